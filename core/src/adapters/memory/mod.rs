@@ -1,0 +1,3 @@
+//! In-process adapters of the embedded profile.
+
+pub mod cache;

@@ -1,0 +1,8 @@
+//! The ports' adapters. SQL and Redis commands live here and nowhere else.
+//!
+//! Invariant: nothing outside [`crate::context`] names an adapter, and no adapter knows another.
+
+pub mod memory;
+pub mod postgres;
+pub mod redis;
+pub mod sqlite;

@@ -1,0 +1,76 @@
+//! The connection pool, the migrations, and what PostgreSQL's errors mean to a caller.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+use crate::ports::store::StoreError;
+
+/// How long a caller waits for a free connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long one statement may take.
+const STATEMENT_TIMEOUT: &str = "30s";
+/// How long a statement waits for a lock that another transaction holds.
+const LOCK_TIMEOUT: &str = "10s";
+
+/// Opens a pool of at most `connections` and brings the tables up to date.
+///
+/// # Errors
+/// When the server cannot be reached or a migration fails.
+pub async fn open(url: &str, connections: u32) -> Result<PgPool, StoreError> {
+    let options = PgConnectOptions::from_str(url)
+        .map_err(failed)?
+        .application_name("tributary")
+        .options([("statement_timeout", STATEMENT_TIMEOUT), ("lock_timeout", LOCK_TIMEOUT)]);
+    let pool = PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_with(options)
+        .await
+        .map_err(failed)?;
+    sqlx::migrate!("migrations/postgres")
+        .run(&pool)
+        .await
+        .map_err(|error| StoreError::Unavailable(format!("migrations: {error}")))?;
+    warn_of_weak_durability(&pool).await?;
+    Ok(pool)
+}
+
+async fn warn_of_weak_durability(pool: &PgPool) -> Result<(), StoreError> {
+    let (commit, fsync): (String, String) =
+        sqlx::query_as("select current_setting('synchronous_commit'), current_setting('fsync')")
+            .fetch_one(pool)
+            .await
+            .map_err(failed)?;
+    if commit == "off" || fsync == "off" {
+        tracing::warn!(
+            synchronous_commit = commit,
+            fsync,
+            "this PostgreSQL may forget committed events in a power cut; with both on it does not"
+        );
+    }
+    Ok(())
+}
+
+/// What an error means to a caller.
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+pub(super) fn failed(error: sqlx::Error) -> StoreError {
+    let Some(database) = error.as_database_error() else {
+        return match error {
+            sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => {
+                StoreError::Invalid(error.to_string())
+            }
+            _ => StoreError::Unavailable(error.to_string()),
+        };
+    };
+    let text = database.to_string();
+    match database.code().as_deref() {
+        // serialization failure, deadlock, lock not available
+        Some("40001" | "40P01" | "55P03") => StoreError::Conflict(text),
+        // connection, resources, operator intervention, system errors
+        Some(code) if ["08", "53", "57", "58"].contains(&&code[..2]) => StoreError::Unavailable(text),
+        _ => StoreError::Invalid(text),
+    }
+}

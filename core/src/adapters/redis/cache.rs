@@ -1,0 +1,103 @@
+//! The cache on Redis. The empty string is the mark of an invalidated key.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use redis::{Cmd, RedisError, pipe};
+
+use super::client::RedisClient;
+use super::keys;
+use crate::ports::cache::{Cache, CacheError, INVALIDATION_MARK};
+
+/// Keys that one step of SCAN looks at.
+const SCAN_COUNT: usize = 500;
+
+/// The cache on Redis.
+pub struct RedisCache {
+    redis: RedisClient,
+}
+
+impl RedisCache {
+    /// The cache in the client's key space.
+    pub fn new(redis: RedisClient) -> Self {
+        Self { redis }
+    }
+
+    fn key(&self, key: &str) -> String {
+        keys::cache(self.redis.space(), key)
+    }
+}
+
+#[async_trait]
+impl Cache for RedisCache {
+    async fn get(&self, key: &str) -> Result<Option<Bytes>, CacheError> {
+        let mut command = Cmd::new();
+        command.arg("GET").arg(self.key(key));
+        let held: Option<Vec<u8>> = command.query_async(&mut self.redis.shared()).await.map_err(failed)?;
+        Ok(held.filter(|bytes| !bytes.is_empty()).map(Bytes::from))
+    }
+
+    async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {
+        let mut command = Cmd::new();
+        command.arg("SET").arg(self.key(key)).arg(&value[..]).arg("NX").arg("PX").arg(ms(ttl));
+        command.exec_async(&mut self.redis.shared()).await.map_err(failed)
+    }
+
+    async fn replace(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {
+        let mut command = Cmd::new();
+        command.arg("SET").arg(self.key(key)).arg(&value[..]).arg("PX").arg(ms(ttl));
+        command.exec_async(&mut self.redis.shared()).await.map_err(failed)
+    }
+
+    async fn invalidate(&self, keys: &[String]) -> Result<(), CacheError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut commands = pipe();
+        for key in keys {
+            commands.cmd("SET").arg(self.key(key)).arg("").arg("PX").arg(ms(INVALIDATION_MARK)).ignore();
+        }
+        commands.exec_async(&mut self.redis.shared()).await.map_err(failed)
+    }
+
+    async fn invalidate_prefix(&self, prefix: &str) -> Result<u64, CacheError> {
+        let pattern = format!("{}*", escaped(&self.key(prefix)));
+        let (mut cursor, mut dropped) = (0_u64, 0_u64);
+        loop {
+            let mut command = Cmd::new();
+            command.arg("SCAN").arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_COUNT);
+            let (next, found): (u64, Vec<String>) =
+                command.query_async(&mut self.redis.shared()).await.map_err(failed)?;
+            if !found.is_empty() {
+                let mut commands = pipe();
+                for key in &found {
+                    commands.cmd("SET").arg(key).arg("").arg("PX").arg(ms(INVALIDATION_MARK)).ignore();
+                }
+                commands.exec_async(&mut self.redis.shared()).await.map_err(failed)?;
+                dropped += found.len() as u64;
+            }
+            if next == 0 {
+                return Ok(dropped);
+            }
+            cursor = next;
+        }
+    }
+
+    async fn ping(&self) -> Result<(), CacheError> {
+        self.redis.ping().await.map_err(failed)
+    }
+}
+
+fn escaped(pattern: &str) -> String {
+    pattern.chars().flat_map(|c| if "*?[]\\".contains(c) { vec!['\\', c] } else { vec![c] }).collect()
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn failed(error: RedisError) -> CacheError {
+    CacheError(error.to_string())
+}

@@ -1,0 +1,126 @@
+//! The connections to Redis: one shared and multiplexed for commands, and one apart for the command that blocks.
+
+use std::time::Duration;
+
+use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind, Value};
+
+/// How long a connection may take to come up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long an answer may take. The crate's own 500 ms is less than a slow disk may need for `appendfsync always`.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest wait between two tries to reconnect.
+const RECONNECT_CAP: Duration = Duration::from_secs(2);
+
+/// Why Tributary does not start on a Redis.
+#[derive(Debug, thiserror::Error)]
+pub enum RedisStartError {
+    /// It cannot be reached.
+    #[error("Redis cannot be reached: {0}")]
+    Unavailable(#[from] RedisError),
+    /// It may throw the queue away when memory is short.
+    #[error(
+        "Redis has maxmemory-policy {0}, which may evict the queue: events would be lost. Set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in redis.conf)."
+    )]
+    Evicts(String),
+}
+
+/// A shared connection to one Redis. Clones share it. It reconnects by itself, with exponential backoff.
+#[derive(Clone)]
+pub struct RedisClient {
+    client: Client,
+    shared: ConnectionManager,
+    /// What every key begins with.
+    space: String,
+}
+
+impl RedisClient {
+    /// Connects to `url`; every key will begin with `space`.
+    ///
+    /// # Errors
+    /// When Redis does not answer, or is set up to evict.
+    pub async fn connect(url: &str, space: &str) -> Result<Self, RedisStartError> {
+        let client = Client::open(url)?;
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(RESPONSE_TIMEOUT))
+            .set_max_delay(RECONNECT_CAP);
+        let shared = client.get_connection_manager_with_config(config).await?;
+        let this = Self { client, shared, space: space.to_owned() };
+        this.refuse_eviction().await?;
+        this.warn_of_weak_durability().await;
+        Ok(this)
+    }
+
+    /// What every key begins with.
+    pub fn space(&self) -> &str {
+        &self.space
+    }
+
+    /// The shared connection.
+    pub fn shared(&self) -> ConnectionManager {
+        self.shared.clone()
+    }
+
+    /// A new connection for a command that blocks: without a time limit for the answer, so that the client never gives up
+    /// on a command that the server still carries out.
+    ///
+    /// # Errors
+    /// When Redis cannot be reached.
+    pub async fn blocking(&self) -> RedisResult<MultiplexedConnection> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(None);
+        self.client.get_multiplexed_async_connection_with_config(&config).await
+    }
+
+    /// Whether Redis answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> RedisResult<()> {
+        Cmd::new().arg("PING").exec_async(&mut self.shared()).await
+    }
+
+    /// Runs `script`, loading it first where Redis does not have it (after a restart, or SCRIPT FLUSH).
+    ///
+    /// # Errors
+    /// Redis' own.
+    pub async fn run(&self, script: &Script, keys: &[&str], args: impl FnOnce(&mut Cmd)) -> RedisResult<Value> {
+        let mut command = Cmd::new();
+        command.arg("EVALSHA").arg(script.get_hash()).arg(keys.len()).arg(keys);
+        args(&mut command);
+        let mut connection = self.shared();
+        match command.query_async(&mut connection).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                script.load_async(&mut connection).await?;
+                command.query_async(&mut connection).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn refuse_eviction(&self) -> Result<(), RedisStartError> {
+        let info: String = Cmd::new().arg("INFO").arg("memory").query_async(&mut self.shared()).await?;
+        match info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")) {
+            Some(policy) if policy.trim() != "noeviction" => Err(RedisStartError::Evicts(policy.trim().into())),
+            _ => Ok(()),
+        }
+    }
+
+    async fn warn_of_weak_durability(&self) {
+        // Hosted Redis may forbid CONFIG; then its operator knows.
+        let answer: RedisResult<Vec<String>> =
+            redis::cmd("CONFIG").arg("GET").arg("append*").query_async(&mut self.shared()).await;
+        let Ok(pairs) = answer else { return };
+        let value = |name: &str| pairs.chunks(2).find(|p| p[0] == name).map(|p| p[1].clone()).unwrap_or_default();
+        let (on, fsync) = (value("appendonly"), value("appendfsync"));
+        if on != "yes" || fsync != "always" {
+            tracing::warn!(
+                appendonly = on,
+                appendfsync = fsync,
+                "this Redis may forget accepted events in a power cut; with appendonly yes and appendfsync always it does not"
+            );
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Opening a file, the migrations, statements over many rows, and what SQLite's errors mean to a caller.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Sqlite, SqlitePool, Transaction};
+
+use crate::ports::store::StoreError;
+
+/// How long a transaction waits for another process (an `admin` command) that writes to the same file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that read. Readers never wait for the writer.
+const READERS: u32 = 4;
+/// Rows of a statement with many rows: few sizes, so that few statements are prepared.
+const ROWS: [usize; 4] = [100, 25, 5, 1];
+
+/// One SQLite file: one connection that writes, some that read.
+///
+/// Write-ahead log with `synchronous = FULL`: a commit is on the disk when it returns, and a power cut loses nothing.
+#[derive(Clone)]
+pub struct Db {
+    write: SqlitePool,
+    /// Connections for reading.
+    pub(super) read: SqlitePool,
+}
+
+impl Db {
+    async fn open(path: &Path) -> Result<Self, sqlx::Error> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT)
+            .pragma("temp_store", "memory")
+            .pragma("cache_size", "-65536");
+        // The writer comes first: it makes the file, and the readers find it in WAL mode.
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.clone())
+            .await?;
+        let read = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options)
+            .await?;
+        Ok(Self { write, read })
+    }
+
+    /// Opens the store's file and brings its tables up to date.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or a migration fails.
+    pub async fn open_store(path: &Path) -> Result<Self, StoreError> {
+        let db = Self::open(path).await.map_err(failed)?;
+        sqlx::migrate!("migrations/sqlite").run(&db.write).await.map_err(migration)?;
+        Ok(db)
+    }
+
+    /// Opens the queue's file and brings its tables up to date.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or a migration fails.
+    pub async fn open_queue(path: &Path) -> Result<Self, StoreError> {
+        let db = Self::open(path).await.map_err(failed)?;
+        sqlx::migrate!("migrations/sqlite_queue").run(&db.write).await.map_err(migration)?;
+        Ok(db)
+    }
+
+    /// A transaction that writes. There is one at a time; it never has to be undone for another's sake.
+    pub(super) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+        self.write.begin_with("begin immediate").await
+    }
+}
+
+/// Cuts rows into pieces of few different sizes.
+pub(super) fn pieces<T>(mut rows: &[T]) -> Vec<&[T]> {
+    let mut cut = Vec::new();
+    for size in ROWS {
+        while rows.len() >= size {
+            let (piece, rest) = rows.split_at(size);
+            cut.push(piece);
+            rows = rest;
+        }
+    }
+    cut
+}
+
+fn migration(error: sqlx::migrate::MigrateError) -> StoreError {
+    StoreError::Unavailable(format!("migrations: {error}"))
+}
+
+/// What an error means to a caller.
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+pub(super) fn failed(error: sqlx::Error) -> StoreError {
+    let Some(database) = error.as_database_error() else {
+        return match error {
+            sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => {
+                StoreError::Invalid(error.to_string())
+            }
+            _ => StoreError::Unavailable(error.to_string()),
+        };
+    };
+    // The low byte is the primary result code: 18 too big, 19 constraint, 20 mismatch, 25 range speak of the data; what
+    // is left - busy, full, I/O, read-only - of the machine.
+    match database.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
+        Some(1 | 18 | 19 | 20 | 25) => StoreError::Invalid(database.to_string()),
+        _ => StoreError::Unavailable(database.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_hold_every_row_once_and_in_order() {
+        for count in [0, 1, 4, 5, 99, 100, 131, 512] {
+            let rows: Vec<usize> = (0..count).collect();
+            assert_eq!(pieces(&rows).concat(), rows);
+            assert!(pieces(&rows).iter().all(|piece| ROWS.contains(&piece.len())));
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Where the profile is chosen: the one `match` that knows embedded from services. Everything else sees ports.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::adapters::memory::cache::MemoryCache;
+use crate::adapters::postgres::customers::PgStore;
+use crate::adapters::postgres::tenants::PgTenants;
+use crate::adapters::redis::cache::RedisCache;
+use crate::adapters::redis::client::{RedisClient, RedisStartError};
+use crate::adapters::redis::queue::RedisQueue;
+use crate::adapters::sqlite::customers::SqliteStore;
+use crate::adapters::sqlite::queue::SqliteQueue;
+use crate::adapters::sqlite::tenants::SqliteTenants;
+use crate::adapters::{postgres, sqlite};
+use crate::ports::cache::Cache;
+use crate::ports::clock::{Clock, SystemClock};
+use crate::ports::queue::{Queue, QueueSettings};
+use crate::ports::store::{Store, StoreError};
+use crate::ports::tenants::Tenants;
+
+/// The queue that events wait in.
+pub const EVENTS_QUEUE: &str = "events";
+/// What every key in Redis begins with, unless set otherwise.
+pub const KEY_SPACE: &str = "tributary";
+
+/// What Tributary runs on.
+#[derive(Clone)]
+pub enum Backend {
+    /// One process, one data folder, no services.
+    Embedded {
+        /// The folder; made if it is missing.
+        data: PathBuf,
+    },
+    /// PostgreSQL and Redis, any number of processes.
+    Services {
+        /// `postgres://…`
+        database_url: String,
+        /// `redis://…` or `rediss://…`
+        redis_url: String,
+        /// What every key in Redis begins with.
+        key_space: String,
+        /// Most connections to PostgreSQL of this process.
+        connections: u32,
+    },
+}
+
+/// Both URLs may hold passwords: they are not shown.
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Embedded { data } => f.debug_struct("Embedded").field("data", data).finish(),
+            Self::Services { key_space, connections, .. } => f
+                .debug_struct("Services")
+                .field("key_space", key_space)
+                .field("connections", connections)
+                .finish_non_exhaustive(),
+        }
+    }
+}
+
+/// Why Tributary cannot run on a backend.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Redis.
+    #[error(transparent)]
+    Redis(#[from] RedisStartError),
+    /// The store, or the queue's file.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The data folder.
+    #[error("the data folder {path} cannot be used: {error}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+/// The ports, built once in `main` and passed on.
+#[derive(Clone)]
+pub struct Context {
+    /// Customers.
+    pub store: Arc<dyn Store>,
+    /// Brands, keys and shops.
+    pub tenants: Arc<dyn Tenants>,
+    /// The events queue.
+    pub queue: Arc<dyn Queue>,
+    /// Cached answers.
+    pub cache: Arc<dyn Cache>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Context {
+    /// Opens a backend: connects, brings tables up to date, refuses what could lose events.
+    ///
+    /// # Errors
+    /// When any of it fails.
+    pub async fn open(backend: &Backend, settings: QueueSettings) -> Result<Self, OpenError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        match backend {
+            Backend::Embedded { data } => {
+                make_folder(data)?;
+                let store = sqlite::db::Db::open_store(&data.join("store.db")).await?;
+                let queue = sqlite::db::Db::open_queue(&data.join("queue.db")).await?;
+                Ok(Self {
+                    store: Arc::new(SqliteStore::new(store.clone())),
+                    tenants: Arc::new(SqliteTenants::new(store)),
+                    queue: Arc::new(SqliteQueue::new(queue, settings, clock.clone())),
+                    cache: Arc::new(MemoryCache::default()),
+                    clock,
+                })
+            }
+            Backend::Services { database_url, redis_url, key_space, connections } => {
+                let redis = RedisClient::connect(redis_url, key_space).await?;
+                let pool = postgres::db::open(database_url, *connections).await?;
+                Ok(Self {
+                    store: Arc::new(PgStore::new(pool.clone())),
+                    tenants: Arc::new(PgTenants::new(pool)),
+                    queue: Arc::new(RedisQueue::new(redis.clone(), EVENTS_QUEUE, settings, clock.clone())),
+                    cache: Arc::new(RedisCache::new(redis)),
+                    clock,
+                })
+            }
+        }
+    }
+}
+
+fn make_folder(path: &Path) -> Result<(), OpenError> {
+    std::fs::create_dir_all(path).map_err(|error| OpenError::Folder { path: path.to_owned(), error })
+}

@@ -1,0 +1,94 @@
+//! What travels through the queue: a message as it came, and what only its reception knows.
+//!
+//! The message itself stays raw JSON text from the socket to the worker; the server parses no more of it than it must to
+//! answer. Decoding is [`Envelope::decode`], in the worker.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::event::{Event, EventKind, Rejection};
+use super::ids::BrandId;
+use super::{segment, shopify};
+
+/// A message on its way to a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Envelope<'a> {
+    /// Whose message.
+    pub brand: BrandId,
+    /// When the server received it, in milliseconds since 1970.
+    pub received_ms: i64,
+    /// What only its reception knows of it.
+    #[serde(flatten, borrow)]
+    pub origin: Origin<'a>,
+    /// The message, untouched.
+    #[serde(borrow)]
+    pub body: &'a RawValue,
+}
+
+/// Where a message came in.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "origin", rename_all = "snake_case")]
+pub enum Origin<'a> {
+    /// Segment's API, or `/api/events`.
+    Segment {
+        /// The kind that the route says, where the body does not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        kind: Option<EventKind>,
+        /// Used when the message has no id of its own.
+        #[serde(borrow)]
+        message_id: Cow<'a, str>,
+        /// The batch's `sentAt`.
+        #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+        sent_at: Option<Cow<'a, str>>,
+        /// The batch's `context`, as JSON text, to be merged under the message's own.
+        #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+        context: Option<Cow<'a, str>>,
+    },
+    /// A verified Shopify webhook.
+    Shopify {
+        /// The shop's domain.
+        #[serde(borrow)]
+        shop: Cow<'a, str>,
+        /// The topic, for example `orders/create`.
+        #[serde(borrow)]
+        topic: Cow<'a, str>,
+        /// Made from the delivery's ids: equal for repeated deliveries.
+        #[serde(borrow)]
+        message_id: Cow<'a, str>,
+        /// `X-Shopify-Triggered-At`.
+        #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+        triggered_at: Option<Cow<'a, str>>,
+    },
+}
+
+impl<'a> Envelope<'a> {
+    /// The bytes for the queue.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.body.get().len() + 160);
+        // Writing to memory cannot fail, and neither can these types: every key is a string, every number finite.
+        serde_json::to_writer(&mut bytes, self).expect("an envelope is always JSON");
+        bytes
+    }
+
+    /// Reads what [`Envelope::encode`] wrote.
+    ///
+    /// # Errors
+    /// `malformed_envelope` for anything else.
+    pub fn read(bytes: &'a [u8]) -> Result<Self, Rejection> {
+        serde_json::from_slice(bytes)
+            .map_err(|error| Rejection::new("malformed_envelope", format!("not a queue envelope: {error}")))
+    }
+
+    /// The event in it.
+    ///
+    /// # Errors
+    /// What is wrong with the message.
+    pub fn decode(&self) -> Result<Event, Rejection> {
+        match &self.origin {
+            Origin::Segment { .. } => segment::decode(self),
+            Origin::Shopify { .. } => shopify::decode(self),
+        }
+    }
+}

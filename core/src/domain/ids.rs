@@ -1,0 +1,46 @@
+//! The identifiers of Tributary's own rows. Identifiers of customers are in [`super::identity`].
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A tenant. Every query of a store is bounded by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BrandId(pub i64);
+
+impl fmt::Display for BrandId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A customer's profile: a UUID of version 7, so that the smaller of two ids is the older profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ProfileId(pub Uuid);
+
+impl ProfileId {
+    /// A new id, stamped with `now_ms` (milliseconds since 1970, UTC).
+    pub fn new(now_ms: i64) -> Self {
+        let ms = u64::try_from(now_ms).unwrap_or(0);
+        let stamp = uuid::Timestamp::from_unix(
+            uuid::NoContext,
+            ms / 1000,
+            u32::try_from((ms % 1000) * 1_000_000).unwrap_or(0),
+        );
+        Self(Uuid::new_v7(stamp))
+    }
+
+    /// Reads the usual form with hyphens; `None` for anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        Uuid::try_parse(text).ok().map(Self)
+    }
+}
+
+impl fmt::Display for ProfileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,17 @@
+//! What Tributary knows, as plain values: events, identity, profiles, orders, money.
+//!
+//! Invariant: nothing in here does IO, is async, reads a clock or draws random numbers. Values go in, values come out,
+//! so every rule of this folder can be tested as a table and fed permutations.
+
+pub mod backoff;
+pub mod customer360;
+pub mod envelope;
+pub mod event;
+pub mod identity;
+pub mod ids;
+pub mod money;
+pub mod order;
+pub mod profile;
+pub mod segment;
+pub mod shopify;
+pub mod time;

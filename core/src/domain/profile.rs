@@ -1,0 +1,155 @@
+//! A customer's profile: how events change it, and how two become one.
+//!
+//! Invariant: both operations commute. Traits keep their newest value by `(time, message id)`, times keep their extremes,
+//! counters add up; so any order of events and merges ends in the same profile.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::event::Event;
+use super::ids::{BrandId, ProfileId};
+use super::time::Timestamp;
+
+/// A trait's value, and what decides between two: the newer time, then the greater message id.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trait {
+    /// When the value was true, in milliseconds since 1970.
+    #[serde(rename = "t")]
+    pub at_ms: i64,
+    /// The event that said so.
+    #[serde(rename = "m")]
+    pub message_id: String,
+    /// The value; null means unset.
+    #[serde(rename = "v")]
+    pub value: Value,
+}
+
+/// A profile as the store keeps it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// Its id; the smallest of merged profiles survives.
+    pub id: ProfileId,
+    /// Whose customer.
+    pub brand: BrandId,
+    /// When the customer was first seen, by the events' own time.
+    pub first_seen: Option<Timestamp>,
+    /// When the customer was last seen, by the events' own time.
+    pub last_seen: Option<Timestamp>,
+    /// How many events took effect.
+    pub events_count: i64,
+    /// What is known of the customer.
+    pub traits: BTreeMap<String, Trait>,
+    /// Where it went, if it was merged away.
+    pub merged_into: Option<ProfileId>,
+}
+
+impl Profile {
+    /// A profile of nobody yet.
+    pub fn new(id: ProfileId, brand: BrandId) -> Self {
+        Self { id, brand, first_seen: None, last_seen: None, events_count: 0, traits: BTreeMap::new(), merged_into: None }
+    }
+
+    /// Takes in an event. The caller has made sure that it takes effect only once.
+    pub fn apply(&mut self, event: &Event) {
+        self.events_count += 1;
+        if event.active {
+            self.seen(event.timestamp, event.timestamp);
+        }
+        for update in &event.traits {
+            let offered = Trait {
+                at_ms: update.at.timestamp_millis(),
+                message_id: event.message_id.clone(),
+                value: update.value.clone(),
+            };
+            self.offer(&update.name, offered);
+        }
+    }
+
+    /// Takes in all of `other`, and marks it as merged into this one.
+    pub fn absorb(&mut self, other: &mut Self) {
+        self.events_count += std::mem::take(&mut other.events_count);
+        if let (Some(first), Some(last)) = (other.first_seen.take(), other.last_seen.take()) {
+            self.seen(first, last);
+        }
+        for (name, offered) in std::mem::take(&mut other.traits) {
+            self.offer(&name, offered);
+        }
+        other.merged_into = Some(self.id);
+    }
+
+    fn seen(&mut self, first: Timestamp, last: Timestamp) {
+        self.first_seen = Some(self.first_seen.map_or(first, |at| at.min(first)));
+        self.last_seen = Some(self.last_seen.map_or(last, |at| at.max(last)));
+    }
+
+    fn offer(&mut self, name: &str, offered: Trait) {
+        let stands = self.traits.get(name).is_some_and(|held| {
+            (held.at_ms, &held.message_id) >= (offered.at_ms, &offered.message_id)
+        });
+        if !stands {
+            self.traits.insert(name.to_owned(), offered);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::domain::event::{EventKind, TraitUpdate};
+    use crate::domain::time::from_ms;
+
+    fn event(number: usize, at: i64, active: bool, traits: &[(u8, u8)]) -> Event {
+        Event {
+            brand: BrandId(1),
+            message_id: format!("m{number}"),
+            kind: EventKind::Identify,
+            name: None,
+            timestamp: from_ms(at),
+            received_at: from_ms(0),
+            identifiers: vec![],
+            traits: traits
+                .iter()
+                .map(|(name, value)| TraitUpdate { name: format!("t{name}"), value: (*value).into(), at: from_ms(at) })
+                .collect(),
+            order: None,
+            active,
+            body: String::new(),
+        }
+    }
+
+    proptest! {
+        /// However the events are shuffled and dealt to profiles that merge later, the end is the same.
+        #[test]
+        fn any_order_of_events_and_merges_ends_in_the_same_profile(
+            drawn in prop::collection::vec((0_i64..5, any::<bool>(), prop::collection::vec((0_u8..3, 0_u8..9), 0..3), 0_usize..3, any::<u32>()), 1..20),
+        ) {
+            let events: Vec<_> = drawn.iter().enumerate().map(|(n, (at, active, traits, ..))| {
+                let mut unique = traits.clone();
+                unique.sort();
+                unique.dedup_by_key(|t| t.0);
+                event(n, *at, *active, &unique)
+            }).collect();
+            let id = ProfileId::new(1);
+            let mut plain = Profile::new(id, BrandId(1));
+            for event in &events {
+                plain.apply(event);
+            }
+            let mut order: Vec<usize> = (0..events.len()).collect();
+            order.sort_by_key(|n| drawn[*n].4);
+            let mut parts = vec![Profile::new(id, BrandId(1)), Profile::new(ProfileId::new(2), BrandId(1)), Profile::new(ProfileId::new(3), BrandId(1))];
+            for n in order {
+                parts[drawn[n].3].apply(&events[n]);
+            }
+            let mut last = parts.pop().unwrap();
+            let mut middle = parts.pop().unwrap();
+            middle.absorb(&mut last);
+            parts[0].absorb(&mut middle);
+            prop_assert_eq!(&parts[0], &plain);
+            prop_assert_eq!((last.events_count, last.merged_into), (0, Some(middle.id)));
+        }
+    }
+}

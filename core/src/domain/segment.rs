@@ -1,0 +1,479 @@
+//! Segment's message format: what a message must have, and the event it becomes.
+//!
+//! Source: Segment's HTTP tracking API and common-fields pages. The server calls [`check`] before it answers; the worker
+//! calls [`decode`]. Both read the same [`Message`], so what one takes the other understands.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, de::Error as _};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::envelope::{Envelope, Origin};
+use super::event::{Event, EventKind, Rejection, TraitUpdate};
+use super::identity::{Identifier, IdentifierKind};
+use super::time::{self, Timestamp};
+
+/// The largest event, in bytes of JSON (Segment's limit).
+pub const MAX_EVENT_BYTES: usize = 32 * 1024;
+/// The longest `messageId`, in characters (Segment's limit).
+pub const MAX_MESSAGE_ID_CHARS: usize = 100;
+/// The longest event or page name, in characters.
+pub const MAX_NAME_CHARS: usize = 500;
+
+/// The fields that Tributary reads of a message; the rest is kept unread.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Message<'a> {
+    #[serde(rename = "type", borrow, default)]
+    kind: Scalar<'a>,
+    #[serde(borrow, default)]
+    user_id: Scalar<'a>,
+    #[serde(borrow, default)]
+    anonymous_id: Scalar<'a>,
+    #[serde(borrow, default)]
+    previous_id: Scalar<'a>,
+    #[serde(borrow, default)]
+    group_id: Scalar<'a>,
+    #[serde(borrow, default)]
+    event: Scalar<'a>,
+    #[serde(borrow, default)]
+    name: Scalar<'a>,
+    #[serde(borrow, default)]
+    message_id: Scalar<'a>,
+    #[serde(borrow, default)]
+    timestamp: Scalar<'a>,
+    #[serde(borrow, default)]
+    original_timestamp: Scalar<'a>,
+    #[serde(borrow, default)]
+    sent_at: Scalar<'a>,
+    #[serde(borrow, default)]
+    context: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    traits: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    properties: Option<&'a RawValue>,
+    #[serde(default)]
+    write_key: Option<IgnoredAny>,
+}
+
+/// What [`check`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// What sort of message.
+    pub kind: EventKind,
+    /// Whether the message brings an id of its own.
+    pub has_message_id: bool,
+}
+
+/// Whether `body` is a message that a worker will understand. `route` is the kind that the URL says, if it does.
+///
+/// # Errors
+/// What is wrong and what would be right.
+pub fn check(body: &RawValue, route: Option<EventKind>) -> Result<Checked, Rejection> {
+    let (message, kind) = read(body, route)?;
+    timestamps(&message, None, Timestamp::default())?;
+    Ok(Checked { kind, has_message_id: message.message_id.given().is_some() })
+}
+
+/// The event in a Segment envelope.
+///
+/// # Errors
+/// As [`check`]; also when the envelope is not Segment's.
+pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
+    let Origin::Segment { kind, message_id, sent_at, context } = &envelope.origin else {
+        return Err(Rejection::new("malformed_envelope", "not a Segment message"));
+    };
+    let merged = match context {
+        Some(below) => Some(with_context(envelope.body, below)?),
+        None => None,
+    };
+    let body = merged.as_deref().unwrap_or(envelope.body);
+    let (message, kind) = read(body, *kind)?;
+    let received_at = time::from_ms(envelope.received_ms);
+    let timestamp = timestamps(&message, sent_at.as_deref(), received_at)?;
+    let details = Details::of(&message);
+    Ok(Event {
+        brand: envelope.brand,
+        message_id: without_nul(message.message_id.given().unwrap_or(message_id)),
+        kind,
+        name: match kind {
+            EventKind::Track => message.event.given().map(without_nul),
+            EventKind::Group => message.group_id.given().map(without_nul),
+            _ => message.name.given().map(without_nul),
+        },
+        timestamp,
+        received_at,
+        identifiers: identifiers(&message, &details),
+        traits: traits(&message, kind, timestamp),
+        order: None,
+        active: details.context.active != Some(false),
+        body: if message.write_key.is_some() { without_write_key(body)? } else { body.get().to_owned() },
+    })
+}
+
+fn read(body: &RawValue, route: Option<EventKind>) -> Result<(Message<'_>, EventKind), Rejection> {
+    let size = body.get().len();
+    if size > MAX_EVENT_BYTES {
+        return Err(Rejection::new(
+            "event_too_large",
+            format!("the event has {size} bytes; at most {MAX_EVENT_BYTES} are taken"),
+        ));
+    }
+    if !body.get().starts_with('{') {
+        return Err(Rejection::new("invalid_event", "an event must be a JSON object"));
+    }
+    let message: Message<'_> = serde_json::from_str(body.get())
+        .map_err(|error| Rejection::new("invalid_event", format!("the event cannot be read: {error}")))?;
+    let kind = kind_of(&message, route)?;
+    required(&message, kind)?;
+    Ok((message, kind))
+}
+
+fn kind_of(message: &Message<'_>, route: Option<EventKind>) -> Result<EventKind, Rejection> {
+    match (route, message.kind.given()) {
+        (Some(kind), _) => Ok(kind),
+        (None, Some(name)) => EventKind::segment(name).ok_or_else(|| {
+            Rejection::new(
+                "invalid_type",
+                format!("type is {name:?}; it must be track, identify, page, screen, group or alias"),
+            )
+        }),
+        // `/api/events` may leave the type out where the event's name says it.
+        (None, None) if message.event.given().is_some() => Ok(EventKind::Track),
+        (None, None) => {
+            Err(Rejection::new("no_type", "type is missing: track, identify, page, screen, group or alias"))
+        }
+    }
+}
+
+fn required(message: &Message<'_>, kind: EventKind) -> Result<(), Rejection> {
+    let missing = |code, text: &str| Err(Rejection::new(code, text));
+    if message.user_id.given().is_none() && message.anonymous_id.given().is_none() {
+        return missing("no_user_anon_id", "userId or anonymousId is required");
+    }
+    match kind {
+        EventKind::Track if message.event.given().is_none() => {
+            return missing("no_event", "a track call needs event: the name of what happened");
+        }
+        EventKind::Group if message.group_id.given().is_none() => {
+            return missing("no_group_id", "a group call needs groupId");
+        }
+        EventKind::Alias if message.user_id.given().is_none() || message.previous_id.given().is_none() => {
+            return missing("no_previous_id", "an alias call needs userId and previousId");
+        }
+        _ => {}
+    }
+    let too_long = |field: &Scalar<'_>, most| field.given().is_some_and(|text| text.chars().count() > most);
+    if too_long(&message.message_id, MAX_MESSAGE_ID_CHARS) {
+        return Err(Rejection::new(
+            "invalid_message_id",
+            format!("messageId is longer than {MAX_MESSAGE_ID_CHARS} characters"),
+        ));
+    }
+    if too_long(&message.event, MAX_NAME_CHARS) || too_long(&message.name, MAX_NAME_CHARS) {
+        return Err(Rejection::new(
+            "invalid_name",
+            format!("event and name may have at most {MAX_NAME_CHARS} characters"),
+        ));
+    }
+    Ok(())
+}
+
+/// When the event happened. The sender's clock may be wrong; how long it kept the event it knows: so
+/// `received - (sent - original)` (Segment's rule).
+fn timestamps(
+    message: &Message<'_>,
+    batch_sent_at: Option<&str>,
+    received_at: Timestamp,
+) -> Result<Timestamp, Rejection> {
+    let original = instant(&message.original_timestamp, "originalTimestamp")?;
+    let original = original.or(instant(&message.timestamp, "timestamp")?);
+    let sent = instant(&message.sent_at, "sentAt")?.or_else(|| batch_sent_at.and_then(time::parse));
+    Ok(match (original, sent) {
+        (Some(original), Some(sent)) => received_at - (sent - original),
+        (Some(original), None) => original,
+        (None, _) => received_at,
+    })
+}
+
+fn instant(field: &Scalar<'_>, name: &str) -> Result<Option<Timestamp>, Rejection> {
+    let Some(text) = field.given() else { return Ok(None) };
+    match time::parse(text) {
+        Some(at) => Ok(Some(at)),
+        None => Err(Rejection::new(
+            "invalid_timestamp",
+            format!("{name} is {text:?}; it must be ISO 8601, like 2026-01-31T12:00:00.000Z"),
+        )),
+    }
+}
+
+/// The few fields inside `context`, `traits` and `properties` that say who the customer is.
+#[derive(Default)]
+struct Details<'a> {
+    context: Context<'a>,
+    traits: Contact<'a>,
+    properties: Properties<'a>,
+}
+
+#[derive(Default, Deserialize)]
+struct Context<'a> {
+    #[serde(default, deserialize_with = "lenient_bool")]
+    active: Option<bool>,
+    #[serde(borrow, default)]
+    traits: Option<&'a RawValue>,
+}
+
+#[derive(Default, Deserialize)]
+struct Contact<'a> {
+    #[serde(borrow, default)]
+    email: Scalar<'a>,
+    #[serde(borrow, default)]
+    phone: Scalar<'a>,
+}
+
+#[derive(Default, Deserialize)]
+struct Properties<'a> {
+    #[serde(borrow, default, alias = "cartToken")]
+    cart_token: Scalar<'a>,
+}
+
+impl<'a> Details<'a> {
+    /// Reads leniently: a strange inner shape costs an identifier, never the event.
+    fn of(message: &Message<'a>) -> Self {
+        fn inner<'a, T: Default + Deserialize<'a>>(raw: Option<&'a RawValue>) -> T {
+            raw.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
+        }
+        Self {
+            context: inner(message.context),
+            traits: inner(message.traits),
+            properties: inner(message.properties),
+        }
+    }
+}
+
+fn identifiers(message: &Message<'_>, details: &Details<'_>) -> Vec<Identifier> {
+    let in_context: Contact<'_> =
+        details.context.traits.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
+    let group_call = message.group_id.given().is_some() && message.event.given().is_none();
+    let own = if group_call { &Contact::default() } else { &details.traits };
+    let candidates = [
+        (IdentifierKind::UserId, &message.user_id),
+        (IdentifierKind::Email, &own.email),
+        (IdentifierKind::Email, &in_context.email),
+        (IdentifierKind::Phone, &own.phone),
+        (IdentifierKind::Phone, &in_context.phone),
+        (IdentifierKind::AnonymousId, &message.anonymous_id),
+        (IdentifierKind::CartToken, &details.properties.cart_token),
+    ];
+    let mut found: Vec<Identifier> = candidates
+        .into_iter()
+        .filter_map(|(kind, value)| Identifier::new(kind, value.given()?))
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// Only an identify call speaks of the customer's traits; a group call's traits are the group's.
+fn traits(message: &Message<'_>, kind: EventKind, at: Timestamp) -> Vec<TraitUpdate> {
+    if kind != EventKind::Identify {
+        return Vec::new();
+    }
+    let map: Map<String, Value> =
+        message.traits.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
+    map.into_iter().map(|(name, value)| TraitUpdate { name, value, at }).collect()
+}
+
+fn with_context(body: &RawValue, below: &str) -> Result<Box<RawValue>, Rejection> {
+    let unreadable =
+        |error| Rejection::new("invalid_event", format!("the batch's context cannot be merged: {error}"));
+    let mut body: Map<String, Value> = serde_json::from_str(body.get()).map_err(unreadable)?;
+    let mut context: Map<String, Value> = serde_json::from_str(below).map_err(unreadable)?;
+    match body.remove("context") {
+        Some(Value::Object(own)) => context.extend(own),
+        None | Some(Value::Null) => {}
+        Some(other) => {
+            context.insert("value".into(), other);
+        }
+    }
+    body.insert("context".into(), Value::Object(context));
+    serde_json::value::to_raw_value(&body).map_err(unreadable)
+}
+
+/// A key is a credential: it is not kept with the event.
+fn without_write_key(body: &RawValue) -> Result<String, Rejection> {
+    let mut body: Map<String, Value> = serde_json::from_str(body.get())
+        .map_err(|error| Rejection::new("invalid_event", format!("the event cannot be read: {error}")))?;
+    body.remove("writeKey");
+    Ok(Value::Object(body).to_string())
+}
+
+fn without_nul(text: &str) -> String {
+    text.replace('\0', "")
+}
+
+fn lenient_bool<'de, D: Deserializer<'de>>(from: D) -> Result<Option<bool>, D::Error> {
+    Ok(Value::deserialize(from)?.as_bool())
+}
+
+/// A string, or a number where a careless sender writes one for an id. Null and the empty string count as absent.
+#[derive(Debug, Default)]
+struct Scalar<'a>(Option<Cow<'a, str>>);
+
+impl Scalar<'_> {
+    fn given(&self) -> Option<&str> {
+        self.0.as_deref().filter(|text| !text.is_empty())
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Scalar<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(ScalarVisitor).map(Scalar)
+    }
+}
+
+struct ScalarVisitor;
+
+impl<'de> Visitor<'de> for ScalarVisitor {
+    type Value = Option<Cow<'de, str>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a number")
+    }
+
+    fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Some(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Some(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(Some(Cow::Owned(number.to_string())))
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Self::Value, E> {
+        Ok(Some(Cow::Owned(number.to_string())))
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Self::Value, E> {
+        Ok(Some(Cow::Owned(number.to_string())))
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Self::Value, A::Error> {
+        Err(A::Error::invalid_type(de::Unexpected::Map, &self))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Self::Value, A::Error> {
+        Err(A::Error::invalid_type(de::Unexpected::Seq, &self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::BrandId;
+
+    fn raw(text: &str) -> Box<RawValue> {
+        RawValue::from_string(text.to_owned()).unwrap()
+    }
+
+    fn decoded(body: &str, sent_at: Option<&str>, context: Option<&str>) -> Event {
+        let body = raw(body);
+        let envelope = Envelope {
+            brand: BrandId(1),
+            received_ms: time::parse("2026-01-01T12:00:10Z").unwrap().timestamp_millis(),
+            origin: Origin::Segment {
+                kind: None,
+                message_id: "given".into(),
+                sent_at: sent_at.map(Into::into),
+                context: context.map(Into::into),
+            },
+            body: &body,
+        };
+        let bytes = envelope.encode();
+        Envelope::read(&bytes).unwrap().decode().unwrap()
+    }
+
+    #[test]
+    fn what_a_message_lacks_is_named() {
+        let cases = [
+            (r#"{"type":"track","event":"E"}"#, "no_user_anon_id"),
+            (r#"{"type":"track","userId":"","anonymousId":null,"event":"E"}"#, "no_user_anon_id"),
+            (r#"{"type":"track","userId":"u"}"#, "no_event"),
+            (r#"{"type":"group","userId":"u"}"#, "no_group_id"),
+            (r#"{"type":"alias","userId":"u"}"#, "no_previous_id"),
+            (r#"{"userId":"u"}"#, "no_type"),
+            (r#"{"type":"purchase","userId":"u"}"#, "invalid_type"),
+            (r#"{"type":"track","userId":{"id":1},"event":"E"}"#, "invalid_event"),
+            (r#"{"type":"page","userId":"u","timestamp":"yesterday"}"#, "invalid_timestamp"),
+            (r#"[1]"#, "invalid_event"),
+            (r#""text""#, "invalid_event"),
+        ];
+        for (body, code) in cases {
+            assert_eq!(check(&raw(body), None).unwrap_err().code, code, "{body}");
+        }
+        let long = format!(r#"{{"type":"page","userId":"u","messageId":"{}"}}"#, "m".repeat(101));
+        assert_eq!(check(&raw(&long), None).unwrap_err().code, "invalid_message_id");
+        let large = format!(r#"{{"type":"page","userId":"u","x":"{}"}}"#, "m".repeat(MAX_EVENT_BYTES));
+        assert_eq!(check(&raw(&large), None).unwrap_err().code, "event_too_large");
+    }
+
+    #[test]
+    fn the_senders_clock_is_corrected_by_how_long_it_kept_the_event() {
+        let body = r#"{"type":"track","userId":"u","event":"E","timestamp":"2020-01-01T00:00:00Z","sentAt":"2020-01-01T00:00:04Z"}"#;
+        assert_eq!(time::format(decoded(body, None, None).timestamp), "2026-01-01T12:00:06.000Z");
+        let without = r#"{"type":"track","userId":"u","event":"E","timestamp":"2020-01-01T00:00:00Z"}"#;
+        assert_eq!(time::format(decoded(without, None, None).timestamp), "2020-01-01T00:00:00.000Z");
+        assert_eq!(
+            time::format(decoded(without, Some("2020-01-01T00:00:01Z"), None).timestamp),
+            "2026-01-01T12:00:09.000Z"
+        );
+    }
+
+    #[test]
+    fn numbers_serve_as_ids_and_the_contact_of_a_customer_identifies() {
+        let event = decoded(
+            r#"{"type":"identify","userId":42,"traits":{"email":"A@Example.com","plan":"gold","age":null},
+                "context":{"active":false,"traits":{"phone":"+49 170 1234567"}},"writeKey":"secret"}"#,
+            None,
+            None,
+        );
+        let values: Vec<_> = event.identifiers.iter().map(|i| (i.kind.as_str(), i.value.as_str())).collect();
+        assert_eq!(values, [("user_id", "42"), ("email", "a@example.com"), ("phone", "+491701234567")]);
+        assert_eq!(event.message_id, "given");
+        assert_eq!(event.traits.len(), 3);
+        assert!(!event.active);
+        assert!(!event.body.contains("secret"));
+    }
+
+    #[test]
+    fn a_batchs_context_lies_under_the_messages_own() {
+        let event = decoded(
+            r#"{"type":"page","anonymousId":"a1","context":{"ip":"1.2.3.4"},"messageId":"m"}"#,
+            None,
+            Some(r#"{"ip":"0.0.0.0","library":{"name":"x"}}"#),
+        );
+        let body: Value = serde_json::from_str(&event.body).unwrap();
+        assert_eq!(body["context"], serde_json::json!({"ip": "1.2.3.4", "library": {"name": "x"}}));
+        assert_eq!(event.message_id, "m");
+    }
+
+    #[test]
+    fn a_cart_token_is_the_bridge_to_the_order() {
+        let event = decoded(
+            r#"{"type":"track","event":"Product Added","anonymousId":"a1","properties":{"cart_token":"c1"}}"#,
+            None,
+            None,
+        );
+        assert!(event.identifiers.iter().any(|i| i.kind == IdentifierKind::CartToken && i.value == "c1"));
+    }
+}

@@ -1,0 +1,79 @@
+//! Points in time: UTC, whole milliseconds, the same on every store.
+
+use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, TimeZone, Utc};
+
+/// A point in time, cut to milliseconds wherever Tributary makes one.
+pub type Timestamp = DateTime<Utc>;
+
+/// The point `ms` milliseconds after 1970 (UTC); the epoch itself when `ms` is out of chrono's range.
+pub fn from_ms(ms: i64) -> Timestamp {
+    Utc.timestamp_millis_opt(ms).single().unwrap_or_default()
+}
+
+/// Reads ISO 8601 as the SDKs and Shopify write it: with an offset, with `Z`, without either (then UTC), or a bare date.
+/// `None` when the text is none of these.
+pub fn parse(text: &str) -> Option<Timestamp> {
+    let text = text.trim();
+    let parsed = DateTime::parse_from_rfc3339(text)
+        .or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f%z"))
+        .or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S %z"))
+        .map(|t| t.with_timezone(&Utc))
+        .ok()
+        .or_else(|| NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f").ok().map(|t| t.and_utc()))
+        .or_else(|| {
+            NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0).map(|t| t.and_utc())
+        })?;
+    Some(from_ms(parsed.timestamp_millis()))
+}
+
+/// Writes `2026-01-31T12:00:00.000Z`.
+pub fn format(at: Timestamp) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// Serde adapter that writes [`format`] and reads [`parse`].
+pub mod iso {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::Timestamp;
+
+    /// Writes an optional time as ISO 8601 or null.
+    pub fn serialize<S: Serializer>(at: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
+        match at {
+            Some(at) => to.serialize_str(&super::format(*at)),
+            None => to.serialize_none(),
+        }
+    }
+
+    /// Reads an optional time from ISO 8601 or null.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+        match Option::<String>::deserialize(from)? {
+            None => Ok(None),
+            Some(text) => super::parse(&text)
+                .map(Some)
+                .ok_or_else(|| D::Error::custom(format!("not an ISO 8601 time: {text}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_written_form_of_a_time_reads_the_same() {
+        for text in [
+            "2026-01-31T12:00:00.250Z",
+            "2026-01-31T12:00:00.250999Z",
+            "2026-01-31T07:00:00.250-05:00",
+            "2026-01-31T07:00:00.250-0500",
+            "2026-01-31T12:00:00.250",
+        ] {
+            assert_eq!(parse(text).map(format).as_deref(), Some("2026-01-31T12:00:00.250Z"), "{text}");
+        }
+        assert_eq!(parse("2026-01-31").map(format).as_deref(), Some("2026-01-31T00:00:00.000Z"));
+        for text in ["", "yesterday", "2026-13-01T00:00:00Z", "1700000000"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The core of Tributary: what it knows ([`domain`]), what it needs of the world ([`ports`]), what it runs on
+//! ([`adapters`]), and what it does ([`services`]). Start reading at [`context`], where the four meet.
+
+pub mod adapters;
+pub mod context;
+pub mod domain;
+pub mod ports;
+pub mod services;

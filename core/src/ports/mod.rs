@@ -1,0 +1,10 @@
+//! What the services need of the world, as traits. Each has two adapters today, in [`crate::adapters`].
+//!
+//! Ports are held as `Arc<dyn …>` in one [`crate::context::Context`]; their methods take batches; their errors say what the
+//! caller can do about them.
+
+pub mod cache;
+pub mod clock;
+pub mod queue;
+pub mod store;
+pub mod tenants;

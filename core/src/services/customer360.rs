@@ -1,0 +1,175 @@
+//! Answering for a customer: from the cache, from the store, and when the store is away from the last known copy.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::context::Context;
+use crate::domain::customer360::Customer360;
+use crate::domain::identity::Identifier;
+use crate::domain::ids::{BrandId, ProfileId};
+use crate::ports::cache::INVALIDATION_MARK;
+use crate::ports::store::StoreError;
+
+/// How long an answer is kept, unless set otherwise.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(5 * 60);
+/// How long the last known copy is kept for the time that the store is away.
+const LAST_COPY_TTL: Duration = Duration::from_secs(60 * 60);
+/// A read of the store that takes longer is given up: less than [`INVALIDATION_MARK`], or an old answer could be cached
+/// over a newer invalidation.
+const READ_TIMEOUT: Duration = Duration::from_secs(4);
+const _: () = assert!(READ_TIMEOUT.as_millis() < INVALIDATION_MARK.as_millis());
+
+/// Whom the question is about.
+#[derive(Clone, Debug)]
+pub enum Asked {
+    /// A profile, by its id or that of a profile merged into it.
+    Id(ProfileId),
+    /// Whoever has this identifier.
+    Identifier(Identifier),
+}
+
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// The cache.
+    Hit,
+    /// The store.
+    Miss,
+    /// The last known copy: the store is away.
+    Stale,
+}
+
+impl Freshness {
+    /// The value of the header `x-cache`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// The key of a profile's cached answer.
+pub fn answer_key(brand: BrandId, id: ProfileId) -> String {
+    format!("{brand}:c360:{id}")
+}
+
+fn last_copy_key(brand: BrandId, id: ProfileId) -> String {
+    format!("{brand}:c360-last:{id}")
+}
+
+/// The key of what a question leads to. An entry never becomes wrong: a profile that was merged away leads on.
+fn way_key(brand: BrandId, asked: &Asked) -> String {
+    match asked {
+        Asked::Id(id) => format!("{brand}:c360-way:id:{id}"),
+        Asked::Identifier(i) => format!("{brand}:c360-way:{}:{}", i.kind.as_str(), i.value),
+    }
+}
+
+/// The answer, as JSON; `None` when nobody of this brand is meant.
+///
+/// # Errors
+/// When the store is away and there is no copy, or it refuses.
+pub async fn answer(
+    context: &Context,
+    ttl: Duration,
+    brand: BrandId,
+    asked: &Asked,
+) -> Result<Option<(Bytes, Freshness)>, StoreError> {
+    if let Asked::Id(id) = asked
+        && let Some(held) = cached(context, &answer_key(brand, *id)).await
+    {
+        return Ok(Some((held, Freshness::Hit)));
+    }
+    let way = known_way(context, brand, asked).await;
+    if let Some(id) = way
+        && let Some(held) = cached(context, &answer_key(brand, id)).await
+    {
+        return Ok(Some((held, Freshness::Hit)));
+    }
+    match tokio::time::timeout(READ_TIMEOUT, read(context, brand, asked, way)).await {
+        Ok(Ok(Some(found))) => {
+            let json = Bytes::from(serde_json::to_vec(&found).map_err(|e| StoreError::Invalid(e.to_string()))?);
+            remember(context, ttl, brand, asked, found.id, &json).await;
+            Ok(Some((json, Freshness::Miss)))
+        }
+        Ok(Ok(None)) => Ok(None),
+        Ok(Err(error @ StoreError::Invalid(_))) => Err(error),
+        Ok(Err(away)) => last_copy(context, brand, asked, way).await.ok_or(away).map(Some),
+        Err(_) => {
+            let away = StoreError::Unavailable(format!("no answer in {} s", READ_TIMEOUT.as_secs()));
+            last_copy(context, brand, asked, way).await.ok_or(away).map(Some)
+        }
+    }
+}
+
+/// The profile that the question led to before.
+async fn known_way(context: &Context, brand: BrandId, asked: &Asked) -> Option<ProfileId> {
+    let noted = cached(context, &way_key(brand, asked)).await?;
+    ProfileId::parse(std::str::from_utf8(&noted).ok()?)
+}
+
+async fn read(
+    context: &Context,
+    brand: BrandId,
+    asked: &Asked,
+    way: Option<ProfileId>,
+) -> Result<Option<Customer360>, StoreError> {
+    let id = match (way, asked) {
+        (Some(id), _) => id,
+        (None, Asked::Id(id)) => *id,
+        (None, Asked::Identifier(identifier)) => match context.store.owner(brand, identifier).await? {
+            Some(id) => id,
+            None => return Ok(None),
+        },
+    };
+    Ok(context.store.customer(brand, id).await?.map(Customer360::of))
+}
+
+async fn remember(
+    context: &Context,
+    ttl: Duration,
+    brand: BrandId,
+    asked: &Asked,
+    id: ProfileId,
+    json: &Bytes,
+) {
+    let leads_on = !matches!(asked, Asked::Id(own) if *own == id);
+    let (answer, copy) = (answer_key(brand, id), last_copy_key(brand, id));
+    let results = tokio::join!(
+        context.cache.put(&answer, json.clone(), ttl),
+        context.cache.replace(&copy, json.clone(), LAST_COPY_TTL),
+        async {
+            match leads_on {
+                true => context.cache.replace(&way_key(brand, asked), id.to_string().into(), LAST_COPY_TTL).await,
+                false => Ok(()),
+            }
+        },
+    );
+    if let (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) = results {
+        tracing::debug!(%error, "an answer was not cached");
+    }
+}
+
+async fn cached(context: &Context, key: &str) -> Option<Bytes> {
+    context.cache.get(key).await.unwrap_or_else(|error| {
+        tracing::debug!(%error, "going on without the cache");
+        None
+    })
+}
+
+async fn last_copy(
+    context: &Context,
+    brand: BrandId,
+    asked: &Asked,
+    way: Option<ProfileId>,
+) -> Option<(Bytes, Freshness)> {
+    let id = match (way, asked) {
+        (Some(id), _) => id,
+        (None, Asked::Id(id)) => *id,
+        (None, Asked::Identifier(_)) => return None,
+    };
+    Some((cached(context, &last_copy_key(brand, id)).await?, Freshness::Stale))
+}

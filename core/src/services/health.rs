@@ -1,0 +1,90 @@
+//! Whether Tributary is well. A socket that is open says little: what counts is whether events come through in time.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::ports::queue::QueueStats;
+
+/// How long one check may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A verdict, the worst last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Works.
+    Ok,
+    /// Works, but late, or without something it can do without.
+    Degraded,
+    /// Does not work.
+    Down,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    /// The verdict.
+    pub status: Status,
+    /// Why, where it is not ok.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl Check {
+    fn of<T, E: std::fmt::Display>(outcome: &Result<Result<T, E>, tokio::time::error::Elapsed>, worst: Status) -> Self {
+        match outcome {
+            Ok(Ok(_)) => Self { status: Status::Ok, detail: None },
+            Ok(Err(error)) => Self { status: worst, detail: Some(error.to_string()) },
+            Err(_) => Self { status: worst, detail: Some(format!("no answer in {} s", CHECK_TIMEOUT.as_secs())) },
+        }
+    }
+}
+
+/// The whole verdict.
+#[derive(Clone, Debug, Serialize)]
+pub struct Health {
+    /// The worst of the checks.
+    pub status: Status,
+    /// Profiles, events, orders.
+    pub store: Check,
+    /// The events queue.
+    pub queue: Check,
+    /// Cached answers: Tributary works without.
+    pub cache: Check,
+    /// Whether events are worked off in time.
+    pub lag: Check,
+    /// How long the oldest event has waited, in milliseconds.
+    pub lag_ms: Option<u64>,
+}
+
+/// Looks at everything; `max_lag` is the age of the oldest waiting event that turns the verdict.
+pub async fn check(context: &Context, max_lag: Duration) -> Health {
+    let (store, stats, cache) = tokio::join!(
+        tokio::time::timeout(CHECK_TIMEOUT, context.store.ping()),
+        tokio::time::timeout(CHECK_TIMEOUT, context.queue.stats()),
+        tokio::time::timeout(CHECK_TIMEOUT, context.cache.ping()),
+    );
+    let queue = Check::of(&stats, Status::Down);
+    let stats = stats.ok().and_then(Result::ok);
+    let lag = lag(stats.as_ref(), max_lag);
+    let (store, cache) = (Check::of(&store, Status::Down), Check::of(&cache, Status::Degraded));
+    let status = [&store, &queue, &cache, &lag].map(|check| check.status).into_iter().max().unwrap_or(Status::Ok);
+    Health { status, store, queue, cache, lag, lag_ms: stats.map(|s| s.oldest_age_ms) }
+}
+
+fn lag(stats: Option<&QueueStats>, max_lag: Duration) -> Check {
+    match stats {
+        Some(stats) if u128::from(stats.oldest_age_ms) > max_lag.as_millis() => Check {
+            status: Status::Degraded,
+            detail: Some(format!(
+                "the oldest event has waited {} s, more than {} s: are workers running?",
+                stats.oldest_age_ms / 1000,
+                max_lag.as_secs()
+            )),
+        },
+        Some(_) => Check { status: Status::Ok, detail: None },
+        None => Check { status: Status::Down, detail: Some("the queue did not answer".into()) },
+    }
+}

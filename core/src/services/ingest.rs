@@ -1,0 +1,82 @@
+//! Taking items into the queue, many requests at a time.
+//!
+//! A durable write costs a trip to the disk, whether it carries one item or a thousand. So requests that arrive while a
+//! write is under way wait for the next one, and share it. Under little load a request is written at once.
+
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use crate::ports::queue::{Enqueued, NewItem, Queue, QueueError};
+
+/// Writes under way at once: while one waits for the disk, the next is being put together.
+const WRITERS: usize = 2;
+/// Items that end the gathering for one write.
+const ITEMS_A_WRITE: usize = 2000;
+/// Requests that may wait for a write; further ones wait before they are let in.
+const WAITING: usize = 4096;
+
+/// Takes items in. Clones share their writers.
+#[derive(Clone)]
+pub struct Ingest {
+    requests: mpsc::Sender<Request>,
+}
+
+struct Request {
+    items: Vec<NewItem>,
+    answer: oneshot::Sender<Result<Vec<Enqueued>, QueueError>>,
+}
+
+impl Ingest {
+    /// Starts the writers. They end when the last clone is dropped.
+    pub fn start(queue: Arc<dyn Queue>) -> Self {
+        let (requests, waiting) = mpsc::channel(WAITING);
+        let waiting = Arc::new(Mutex::new(waiting));
+        for _ in 0..WRITERS {
+            tokio::spawn(write(queue.clone(), waiting.clone()));
+        }
+        Self { requests }
+    }
+
+    /// Takes items in; durable on return. All of a call's items are taken, or none.
+    ///
+    /// # Errors
+    /// The queue's own.
+    pub async fn enqueue(&self, items: Vec<NewItem>) -> Result<Vec<Enqueued>, QueueError> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || QueueError::Unavailable("the server is stopping".into());
+        self.requests.send(Request { items, answer }).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+async fn write(queue: Arc<dyn Queue>, waiting: Arc<Mutex<mpsc::Receiver<Request>>>) {
+    while let Some(requests) = gather(&mut *waiting.lock().await).await {
+        let counts: Vec<usize> = requests.iter().map(|request| request.items.len()).collect();
+        let (items, answers): (Vec<_>, Vec<_>) = requests.into_iter().map(|r| (r.items, r.answer)).unzip();
+        let items = items.concat();
+        metrics::histogram!("tributary_ingest_write_items").record(items.len() as f64);
+        let mut outcome = queue.enqueue(&items).await.map(Vec::into_iter);
+        for (answer, count) in answers.into_iter().zip(counts) {
+            let share = match &mut outcome {
+                Ok(results) => Ok(results.by_ref().take(count).collect()),
+                Err(error) => Err(error.clone()),
+            };
+            // A requester that has gone away has its items in the queue all the same.
+            let _ = answer.send(share);
+        }
+    }
+}
+
+/// The requests that wait now, at least one; `None` when there will be no more.
+async fn gather(waiting: &mut mpsc::Receiver<Request>) -> Option<Vec<Request>> {
+    let first = waiting.recv().await?;
+    let mut items = first.items.len();
+    let mut requests = vec![first];
+    while items < ITEMS_A_WRITE {
+        let Ok(next) = waiting.try_recv() else { break };
+        items += next.items.len();
+        requests.push(next);
+    }
+    Some(requests)
+}

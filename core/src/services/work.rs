@@ -1,0 +1,104 @@
+//! Working off a batch of the events queue: what becomes of each item.
+//!
+//! A message that cannot be decoded is buried at once, alone. When the store refuses a batch's data, the batch is halved
+//! until the one item is found, so that it fails alone. When the store is away, everything goes back untried.
+
+use crate::context::Context;
+use crate::domain::backoff::{MAX_ATTEMPTS, full_jitter};
+use crate::domain::envelope::Envelope;
+use crate::domain::event::Event;
+use crate::ports::queue::{Item, Then, Unfinished};
+use crate::ports::store::StoreError;
+use crate::services::{customer360, process};
+
+/// What working off a batch came to.
+#[derive(Debug, Default)]
+pub struct Worked {
+    /// The items that are not done, for `ack`.
+    pub unfinished: Vec<Unfinished>,
+    /// Events that took effect.
+    pub effective: usize,
+    /// Events that had taken effect before.
+    pub duplicates: usize,
+    /// The store could not be reached: fetch no more until it can.
+    pub store_away: Option<StoreError>,
+}
+
+/// Works off `items`. Never fails as a whole; what could not be done is in the answer.
+pub async fn work(context: &Context, items: &[Item]) -> Worked {
+    let mut worked = Worked::default();
+    let mut readable: Vec<&Item> = Vec::with_capacity(items.len());
+    let mut events: Vec<Event> = Vec::with_capacity(items.len());
+    for item in items {
+        match Envelope::read(&item.payload).and_then(|envelope| envelope.decode()) {
+            Ok(event) => {
+                readable.push(item);
+                events.push(event);
+            }
+            Err(rejection) => {
+                worked.unfinished.push(Unfinished {
+                    item: item.clone(),
+                    then: Then::Bury { error: rejection.to_string() },
+                });
+            }
+        }
+    }
+    // Halves that are still to be done; the first is the whole.
+    let whole = 0..events.len();
+    let mut parts = Vec::from([whole]);
+    while let Some(part) = parts.pop() {
+        if part.is_empty() {
+            continue;
+        }
+        if worked.store_away.is_some() {
+            release(&mut worked, &readable[part]);
+            continue;
+        }
+        match process::process(&*context.store, &context.clock, &events[part.clone()]).await {
+            Ok(done) => {
+                worked.effective += done.effective;
+                worked.duplicates += done.duplicates;
+                invalidate(context, &done).await;
+            }
+            Err(StoreError::Invalid(error)) if part.len() == 1 => {
+                worked.unfinished.push(try_later(readable[part.start], &error));
+            }
+            Err(StoreError::Invalid(_)) => {
+                let middle = part.start + part.len() / 2;
+                parts.push(middle..part.end);
+                parts.push(part.start..middle);
+            }
+            Err(StoreError::Conflict(_)) => release(&mut worked, &readable[part]),
+            Err(away @ StoreError::Unavailable(_)) => {
+                release(&mut worked, &readable[part]);
+                worked.store_away = Some(away);
+            }
+        }
+    }
+    worked
+}
+
+fn release(worked: &mut Worked, items: &[&Item]) {
+    worked
+        .unfinished
+        .extend(items.iter().map(|item| Unfinished { item: (*item).clone(), then: Then::Release }));
+}
+
+fn try_later(item: &Item, error: &str) -> Unfinished {
+    let attempt = item.attempt + 1;
+    let then = if attempt >= MAX_ATTEMPTS {
+        Then::Bury { error: format!("failed {attempt} times, at last: {error}") }
+    } else {
+        tracing::warn!(item = item.id, attempt, error, "an event failed and will be tried again");
+        Then::Retry { delay: full_jitter(attempt, rand::random()) }
+    };
+    Unfinished { item: item.clone(), then }
+}
+
+/// After the commit, and before the ack: a reader that asks after the ack sees the new state.
+async fn invalidate(context: &Context, done: &process::Processed) {
+    let keys: Vec<String> = done.touched.iter().map(|(brand, id)| customer360::answer_key(*brand, *id)).collect();
+    if let Err(error) = context.cache.invalidate(&keys).await {
+        tracing::warn!(%error, answers = keys.len(), "cached answers could not be dropped; they grow old by themselves");
+    }
+}

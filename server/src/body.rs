@@ -1,0 +1,58 @@
+//! Reading a request's body: whole, within a limit, unpacked where it is gzip. The content type is ignored, because browsers
+//! send `text/plain` to spare themselves a preflight request.
+
+use std::io::Read;
+
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, header};
+use bytes::Bytes;
+use flate2::read::MultiGzDecoder;
+
+use crate::error::ApiError;
+
+/// The largest body of an ingestion call, unpacked: Segment's limit for a batch.
+pub const MAX_BATCH_BYTES: usize = 500 * 1024;
+/// The largest webhook.
+pub const MAX_WEBHOOK_BYTES: usize = 5 * 1024 * 1024;
+
+/// Reads a body of at most `limit` bytes, also after unpacking.
+///
+/// # Errors
+/// `payload_too_large`, `invalid_gzip` or `invalid_body`, all 400.
+pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let packed = read_raw(body, limit).await?;
+    let gzip = headers.get(header::CONTENT_ENCODING).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"gzip"));
+    if gzip { unpack(&packed, limit) } else { Ok(packed) }
+}
+
+/// Reads a body of at most `limit` bytes as it is: what a signature is over.
+///
+/// # Errors
+/// `payload_too_large` or `invalid_body`, both 400.
+pub async fn read_raw(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    to_bytes(body, limit).await.map_err(|error| {
+        let mut source: Option<&dyn std::error::Error> = Some(&error);
+        while let Some(error) = source {
+            if error.to_string() == "length limit exceeded" {
+                return too_large(limit);
+            }
+            source = error.source();
+        }
+        ApiError::bad_request("invalid_body", format!("the body could not be read: {error}"))
+    })
+}
+
+fn unpack(packed: &[u8], limit: usize) -> Result<Bytes, ApiError> {
+    let mut unpacked = Vec::with_capacity((packed.len() * 4).min(limit));
+    // One byte more than allowed shows that there is more, without unpacking a bomb.
+    let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    MultiGzDecoder::new(packed)
+        .take(most)
+        .read_to_end(&mut unpacked)
+        .map_err(|error| ApiError::bad_request("invalid_gzip", format!("the body is not gzip: {error}")))?;
+    if unpacked.len() > limit { Err(too_large(limit)) } else { Ok(unpacked.into()) }
+}
+
+fn too_large(limit: usize) -> ApiError {
+    ApiError::bad_request("payload_too_large", format!("the body has more than {limit} bytes"))
+}

@@ -1,0 +1,156 @@
+//! The command line. Every argument has an environment variable; docs/OPERATIONS.md has the table.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tributary_core::context::Backend;
+use tributary_core::ports::tenants::KeyKind;
+use workers::settings::{QueueArgs, ServicesArgs, WorkerArgs};
+
+use crate::state::Settings;
+
+/// Tributary: many streams of events run into one profile for each customer.
+///
+/// Serves ingestion and Customer360 over HTTP. With --embedded everything runs in this process, in one data folder;
+/// without, it takes DATABASE_URL and REDIS_URL, and `workers event` works off what it takes in.
+#[derive(Debug, Parser)]
+#[command(name = "server", version)]
+pub struct Cli {
+    /// What the server runs on; also says where an admin command works.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// A command instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What the server runs on.
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    /// Run everything in this process, without PostgreSQL and Redis
+    #[arg(long, env = "TRIBUTARY_EMBEDDED", global = true)]
+    pub embedded: bool,
+    /// The data folder of --embedded
+    #[arg(long, env = "TRIBUTARY_DATA", default_value = "data", global = true)]
+    pub data: PathBuf,
+    /// Where to listen
+    #[arg(long, env = "TRIBUTARY_BIND", default_value = "127.0.0.1:3000")]
+    pub bind: SocketAddr,
+    /// How long Customer360 answers are cached, in seconds
+    #[arg(long, env = "TRIBUTARY_CACHE_TTL_S", default_value_t = 300)]
+    pub cache_ttl_s: u64,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the struct says it")]
+    pub services: ServicesArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the struct says it")]
+    pub queue: QueueArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the struct says it")]
+    pub worker: WorkerArgs,
+}
+
+impl ServeArgs {
+    /// The profile that was chosen.
+    ///
+    /// # Errors
+    /// When neither is complete.
+    pub fn backend(&self) -> anyhow::Result<Backend> {
+        if self.embedded { Ok(Backend::Embedded { data: self.data.clone() }) } else { self.services.backend() }
+    }
+
+    /// The settings of the routes.
+    pub fn settings(&self) -> Settings {
+        Settings { cache_ttl: Duration::from_secs(self.cache_ttl_s.max(1)), max_lag: self.queue.max_lag() }
+    }
+}
+
+/// A command instead of serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Brands, keys and shops
+    #[command(subcommand)]
+    Admin(Admin),
+}
+
+/// What can be administered.
+#[derive(Debug, Subcommand)]
+pub enum Admin {
+    /// Brands
+    #[command(subcommand)]
+    Brand(BrandCommand),
+    /// API keys
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Shops
+    #[command(subcommand)]
+    Shop(ShopCommand),
+}
+
+/// Commands on brands.
+#[derive(Debug, Subcommand)]
+pub enum BrandCommand {
+    /// Adds a brand
+    Add {
+        /// Its name
+        name: String,
+    },
+}
+
+/// Commands on keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Makes a key and prints it: it is not shown again
+    Add {
+        /// The brand's name
+        #[arg(long)]
+        brand: String,
+        /// write: may send events; secret: may read customers
+        #[arg(long)]
+        kind: Kind,
+    },
+}
+
+/// The kinds of keys.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Kind {
+    /// May send events
+    Write,
+    /// May read customers
+    Secret,
+}
+
+impl From<Kind> for KeyKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Write => Self::Write,
+            Kind::Secret => Self::Secret,
+        }
+    }
+}
+
+/// Commands on shops.
+#[derive(Subcommand)]
+pub enum ShopCommand {
+    /// Adds a shop, or gives it a new secret; the old one stays good until the next rotation
+    Add {
+        /// The brand's name
+        #[arg(long)]
+        brand: String,
+        /// The shop's domain, example.myshopify.com
+        #[arg(long)]
+        domain: String,
+        /// The app's client secret, with which Shopify signs webhooks
+        #[arg(long, env = "TRIBUTARY_SHOP_SECRET", hide_env_values = true)]
+        secret: String,
+    },
+}
+
+impl std::fmt::Debug for ShopCommand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self::Add { brand, domain, .. } = self;
+        f.debug_struct("Add").field("brand", brand).field("domain", domain).finish_non_exhaustive()
+    }
+}

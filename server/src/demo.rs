@@ -1,0 +1,28 @@
+//! The first start of an empty embedded folder: a brand to try things with.
+
+use tributary_core::ports::tenants::{KeyKind, Tenants};
+use tributary_core::services::tenants::new_key;
+
+/// The brand's name.
+pub const DEMO_BRAND: &str = "demo";
+
+/// Where there is no brand yet, adds one and prints its keys, once, with a first thing to try at `address`.
+///
+/// # Errors
+/// The store's own.
+pub async fn seed_if_empty(tenants: &dyn Tenants, address: &str) -> anyhow::Result<()> {
+    if !tenants.brands().await?.is_empty() {
+        return Ok(());
+    }
+    let brand = tenants.add_brand(DEMO_BRAND).await?;
+    let write = new_key(tenants, brand, KeyKind::Write).await?;
+    let secret = new_key(tenants, brand, KeyKind::Secret).await?;
+    println!(
+        "Made the brand \"{DEMO_BRAND}\". Its keys, shown only now:\n\
+         \n  write key   {write}\n  secret key  {secret}\n\
+         \nTry it:\n\
+         \n  curl -u {write}: {address}/v1/identify -d '{{\"userId\":\"u1\",\"traits\":{{\"email\":\"ada@example.com\"}}}}'\
+         \n  curl -H 'Authorization: Bearer {secret}' {address}/api/customers/by/email/ada@example.com/360\n"
+    );
+    Ok(())
+}

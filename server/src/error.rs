@@ -1,0 +1,87 @@
+//! What an error answer looks like: a status, and JSON `{"code", "message"}`. Programs read the code, people the message.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use tributary_core::domain::event::Rejection;
+use tributary_core::ports::queue::QueueError;
+use tributary_core::ports::store::StoreError;
+
+/// How long a client is asked to wait when something is away or full, in seconds.
+pub const RETRY_AFTER_S: u16 = 5;
+
+/// An error answer.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    retry: bool,
+}
+
+impl ApiError {
+    /// An answer that will be the same next time.
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), retry: false }
+    }
+
+    /// 400.
+    pub fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    /// 404.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
+    /// 503 with `Retry-After`: nothing was taken, and it is worth trying again.
+    pub fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, code, message: message.into(), retry: true }
+    }
+}
+
+impl From<Rejection> for ApiError {
+    fn from(rejection: Rejection) -> Self {
+        Self::bad_request(rejection.code, rejection.message)
+    }
+}
+
+impl From<QueueError> for ApiError {
+    fn from(error: QueueError) -> Self {
+        match error {
+            QueueError::Full { .. } => Self::unavailable("queue_full", error.to_string()),
+            // What the driver says may name hosts: that is for the log.
+            QueueError::Unavailable(_) | QueueError::Unexpected(_) => {
+                tracing::warn!(%error, "an event was not taken");
+                Self::unavailable("queue_unavailable", "the queue cannot be reached; nothing was taken, send it again")
+            }
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        tracing::warn!(%error, "the store did not answer");
+        match error {
+            StoreError::Invalid(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the store refused; see the server's log")
+            }
+            StoreError::Unavailable(_) | StoreError::Conflict(_) => {
+                Self::unavailable("store_unavailable", "the store cannot be reached; try again")
+            }
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = Json(json!({"code": self.code, "message": self.message}));
+        let mut response = (self.status, body).into_response();
+        if self.retry {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        }
+        response
+    }
+}

@@ -1,0 +1,96 @@
+//! Tributary's HTTP server: ingestion, Customer360, monitoring; and with `--embedded` the workers too, in one process.
+//!
+//! [`router`] is the table of all routes. [`main_from`] is the binary; [`serve`] is the seam for tests: bind a listener,
+//! pass it in with a [`tributary_core::context::Context`], cancel the token.
+
+pub mod admin;
+pub mod auth;
+pub mod body;
+pub mod cli;
+pub mod demo;
+pub mod error;
+pub mod router;
+pub mod routes;
+pub mod state;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use axum::serve::ListenerExt;
+use clap::Parser;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tributary_core::context::Context;
+use workers::{event, shutdown, telemetry};
+
+use crate::cli::{Cli, Command, ServeArgs};
+use crate::state::AppState;
+
+/// The file that one embedded server holds locked in its data folder.
+const LOCK_FILE: &str = "server.lock";
+
+/// The binary's main: reads `args` (the program's name first), and serves until SIGTERM or SIGINT, or runs an admin command.
+///
+/// # Errors
+/// When the settings are wrong, a service cannot be reached, or the command fails.
+pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
+    let cli = Cli::parse_from(args);
+    telemetry::log_to_stderr();
+    match cli.command {
+        Some(Command::Admin(command)) => admin::run(&cli.serve, command).await,
+        None => run(&cli.serve).await,
+    }
+}
+
+async fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    let backend = args.backend()?;
+    let metrics = telemetry::record_metrics()?;
+    let context = Context::open(&backend, args.queue.settings()).await?;
+    let _lock = if args.embedded { Some(lock(&args.data)?) } else { None };
+    let listener = TcpListener::bind(args.bind)
+        .await
+        .with_context(|| format!("cannot listen on {} (--bind)", args.bind))?;
+    if args.embedded {
+        demo::seed_if_empty(&*context.tenants, &format!("http://{}", listener.local_addr()?)).await?;
+    }
+    println!("listening on http://{}", listener.local_addr()?);
+    let stop = shutdown::on_signals();
+    let stop_workers = CancellationToken::new();
+    let worker = args
+        .embedded
+        .then(|| tokio::spawn(event::run(context.clone(), args.worker.options(), stop_workers.clone())));
+    serve(listener, AppState::new(context, metrics, args.settings()), stop).await?;
+    // Only now: what the last requests brought in is worked off while there is time.
+    stop_workers.cancel();
+    if let Some(worker) = worker {
+        worker.await?;
+    }
+    Ok(())
+}
+
+/// Serves until `stop`; requests under way are answered first.
+///
+/// # Errors
+/// When the socket fails.
+pub async fn serve(listener: TcpListener, state: AppState, stop: CancellationToken) -> std::io::Result<()> {
+    let listener = listener.tap_io(|socket| {
+        // Answers are small: waiting to fill a packet only delays them.
+        let _ = socket.set_nodelay(true);
+    });
+    axum::serve(listener, router::router(state)).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+/// Two embedded servers on one folder would not see each other's cache: the second is refused.
+fn lock(data: &Path) -> anyhow::Result<File> {
+    let path = data.join(LOCK_FILE);
+    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(_) => bail!(
+            "another server runs on the data folder {}: stop it, or give this one another folder with --data",
+            data.display()
+        ),
+    }
+}

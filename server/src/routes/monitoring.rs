@@ -1,0 +1,48 @@
+//! `/api/monitoring/{health,queues,stats}`: for people and alarms. They say nothing about customers; what `stats` says of a
+//! brand needs its secret key.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use tributary_core::context::EVENTS_QUEUE;
+use tributary_core::ports::tenants::KeyKind;
+use tributary_core::services::health::{self, Status};
+
+use crate::auth;
+use crate::error::ApiError;
+use crate::state::AppState;
+
+/// The verdict on store, queue, cache and lag: 200, or 503 unless all is well.
+pub async fn health(State(state): State<AppState>) -> Response {
+    let health = health::check(&state.context, state.settings.max_lag).await;
+    let status = if health.status == Status::Ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(health)).into_response()
+}
+
+/// Each queue in numbers.
+pub async fn queues(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    Ok(Json(json!({EVENTS_QUEUE: state.context.queue.stats().await?})))
+}
+
+/// The server in numbers; with a secret key its brand, too.
+pub async fn stats(State(state): State<AppState>, headers: HeaderMap) -> Result<Json<Value>, ApiError> {
+    let queue = state.context.queue.stats().await?;
+    let mut answer = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_s": state.started.elapsed().as_secs(),
+        "events": {
+            "enqueued": queue.enqueued,
+            "duplicates": queue.duplicates,
+            "done": queue.acked,
+            "retried": queue.retried,
+            "dead": queue.dead,
+        },
+    });
+    if let Some(key) = auth::from_headers(&headers) {
+        let brand = state.keys.brand(Some(&key), KeyKind::Secret).await?;
+        answer["brand"] = json!(state.context.store.stats(brand).await?);
+    }
+    Ok(Json(answer))
+}

@@ -1,0 +1,58 @@
+//! What the routes work with.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::FromRef;
+use tributary_core::context::Context;
+use tributary_core::services::ingest::Ingest;
+use workers::monitor;
+use workers::telemetry::PrometheusHandle;
+
+use crate::auth::Keys;
+
+/// The routes' settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How long Customer360 answers are cached.
+    pub cache_ttl: Duration,
+    /// The age of the oldest waiting event that turns health.
+    pub max_lag: Duration,
+}
+
+/// Shared by all requests.
+#[derive(Clone)]
+pub struct AppState {
+    /// The ports.
+    pub context: Context,
+    /// Takes items into the queue.
+    pub ingest: Ingest,
+    /// Recognises API keys.
+    pub keys: Arc<Keys>,
+    /// The routes' settings.
+    pub settings: Settings,
+    /// Renders the metrics.
+    pub metrics: PrometheusHandle,
+    /// When the server started.
+    pub started: Instant,
+}
+
+impl AppState {
+    /// Starts what the routes need. Must be called within a tokio runtime.
+    pub fn new(context: Context, metrics: PrometheusHandle, settings: Settings) -> Self {
+        Self {
+            ingest: Ingest::start(context.queue.clone()),
+            keys: Arc::new(Keys::new(context.tenants.clone())),
+            context,
+            settings,
+            metrics,
+            started: Instant::now(),
+        }
+    }
+}
+
+impl FromRef<AppState> for monitor::State {
+    fn from_ref(state: &AppState) -> Self {
+        Self { context: state.context.clone(), metrics: state.metrics.clone(), max_lag: state.settings.max_lag }
+    }
+}

@@ -1,0 +1,262 @@
+//! A whole Tributary, in real processes, on either profile.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use crate::guard::Guarded;
+use crate::postgres::Postgres;
+use crate::redis::{Fsync, Redis};
+use crate::roles;
+use crate::services::Services;
+
+/// How long a process may take to say that it listens. Debug builds on a busy machine are slow.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// The brand that a system is set up with.
+const BRAND: &str = "stack";
+/// The shop that a system is set up with.
+pub const SHOP_DOMAIN: &str = "stack.myshopify.com";
+/// The shop's secret.
+pub const SHOP_SECRET: &str = "stack-shop-secret";
+
+/// Which profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// One process.
+    Embedded,
+    /// Server and workers on a private Redis and PostgreSQL.
+    Services,
+}
+
+/// How a system is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which profile.
+    pub profile: Profile,
+    /// The binary that plays the roles; it must call [`roles::play`].
+    pub binary: PathBuf,
+    /// Worker processes (services).
+    pub workers: usize,
+    /// How long a lease lasts.
+    pub lease: Duration,
+    /// When the private Redis writes to the disk.
+    pub fsync: Fsync,
+    /// Further arguments of the server.
+    pub server_args: Vec<String>,
+}
+
+impl Options {
+    /// A system of that profile, as it would be set up for real.
+    pub fn new(profile: Profile, binary: PathBuf) -> Self {
+        Self {
+            profile,
+            binary,
+            workers: 1,
+            lease: Duration::from_secs(15),
+            fsync: Fsync::Always,
+            server_args: Vec::new(),
+        }
+    }
+}
+
+/// How to reach a system and what may be done there.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// `http://host:port`
+    pub url: String,
+    /// A key that may send events.
+    pub write_key: String,
+    /// A key that may read customers.
+    pub secret_key: String,
+    /// The shop whose webhooks are taken.
+    pub shop_domain: String,
+    /// The secret they are signed with.
+    pub shop_secret: String,
+}
+
+/// A running system. Dropping it ends all of it.
+pub struct System {
+    /// How to reach it.
+    pub access: Access,
+    options: Options,
+    server: Option<Guarded>,
+    workers: Vec<Guarded>,
+    /// The private Redis (services).
+    pub redis: Option<Redis>,
+    /// The private PostgreSQL (services).
+    pub postgres: Option<Postgres>,
+    database_url: String,
+    key_space: String,
+    folder: tempfile::TempDir,
+}
+
+impl System {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// When a part does not come up, with the end of its log.
+    pub async fn start(options: Options) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("tributary-stack-").tempdir()?;
+        let mut system = Self {
+            access: Access {
+                url: String::new(),
+                write_key: String::new(),
+                secret_key: String::new(),
+                shop_domain: SHOP_DOMAIN.into(),
+                shop_secret: SHOP_SECRET.into(),
+            },
+            server: None,
+            workers: Vec::new(),
+            redis: None,
+            postgres: None,
+            database_url: String::new(),
+            key_space: Services::fresh_key_space(),
+            folder,
+            options,
+        };
+        if system.options.profile == Profile::Services {
+            let redis = Redis::start(system.options.fsync).await.context(
+                "--stack services starts its own Redis and PostgreSQL: install redis-server and postgresql (ci/setup does)",
+            )?;
+            let postgres = Postgres::start().await?;
+            system.database_url = postgres.url();
+            system.redis = Some(redis);
+            system.postgres = Some(postgres);
+        }
+        system.start_server("127.0.0.1:0")?;
+        system.set_up()?;
+        system.start_workers()?;
+        Ok(system)
+    }
+
+    /// Starts the server again, where it was.
+    ///
+    /// # Errors
+    /// When it runs, or does not come up.
+    pub fn restart_server(&mut self) -> anyhow::Result<()> {
+        let address = self.access.url.trim_start_matches("http://").to_owned();
+        self.start_server(&address)
+    }
+
+    /// Starts workers until there are as many as the options say (services).
+    ///
+    /// # Errors
+    /// When one does not come up.
+    pub fn start_workers(&mut self) -> anyhow::Result<()> {
+        while self.options.profile == Profile::Services && self.workers.len() < self.options.workers {
+            let mut command = roles::command(&self.options.binary, "workers");
+            command.arg("event").args(self.services_args()).args(["--monitor-bind", "127.0.0.1:0"]);
+            let worker = Guarded::start("workers", &command, &self.folder.path().join("workers.log"))?;
+            worker.line_after("monitor on ", START_TIMEOUT)?;
+            self.workers.push(worker);
+        }
+        Ok(())
+    }
+
+    /// Kills the server as a power cut would.
+    ///
+    /// # Errors
+    /// When it is down already.
+    pub fn kill_server(&mut self) -> anyhow::Result<()> {
+        self.server.take().context("the server is down already")?.kill()
+    }
+
+    /// Kills the oldest worker as a power cut would.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill_worker(&mut self) -> anyhow::Result<()> {
+        if self.workers.is_empty() {
+            bail!("no worker runs");
+        }
+        self.workers.remove(0).kill()
+    }
+
+    /// Ends server and workers as an operator would, and waits until they have.
+    ///
+    /// # Errors
+    /// When one does not end.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        for worker in self.workers.drain(..) {
+            worker.stop()?;
+        }
+        self.server.take().map_or(Ok(()), Guarded::stop)
+    }
+
+    /// The server's process id, while it runs.
+    pub fn server_pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Guarded::pid)
+    }
+
+    /// The folder of the logs (and of the data, embedded).
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn start_server(&mut self, bind: &str) -> anyhow::Result<()> {
+        if self.server.is_some() {
+            bail!("the server runs already");
+        }
+        let mut command = roles::command(&self.options.binary, "server");
+        command.args(self.profile_args()).args(["--bind", bind]).args(&self.options.server_args);
+        let server = Guarded::start("server", &command, &self.folder.path().join("server.log"))?;
+        self.access.url = server.line_after("listening on ", START_TIMEOUT)?;
+        self.server = Some(server);
+        Ok(())
+    }
+
+    fn set_up(&mut self) -> anyhow::Result<()> {
+        self.admin(&["brand", "add", BRAND])?;
+        self.access.write_key = self.admin(&["key", "add", "--brand", BRAND, "--kind", "write"])?;
+        self.access.secret_key = self.admin(&["key", "add", "--brand", BRAND, "--kind", "secret"])?;
+        self.admin(&["shop", "add", "--brand", BRAND, "--domain", SHOP_DOMAIN, "--secret", SHOP_SECRET])?;
+        Ok(())
+    }
+
+    /// Runs an admin command beside the running server, as an operator would; answers its standard output.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn admin(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = roles::command(&self.options.binary, "server")
+            .args(self.profile_args())
+            .arg("admin")
+            .args(args)
+            .output()
+            .context("cannot run the server's admin command")?;
+        if !output.status.success() {
+            bail!("server admin {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    fn profile_args(&self) -> Vec<String> {
+        match self.options.profile {
+            Profile::Embedded => {
+                let data = self.folder.path().join("data").display().to_string();
+                let mut args: Vec<String> = vec!["--embedded".into(), "--data".into(), data];
+                args.extend(self.lease_args());
+                args
+            }
+            Profile::Services => self.services_args(),
+        }
+    }
+
+    fn services_args(&self) -> Vec<String> {
+        let redis_url = self.redis.as_ref().map(Redis::url).unwrap_or_default();
+        let pairs = [
+            ("--database-url", self.database_url.as_str()),
+            ("--redis-url", &redis_url),
+            ("--key-space", &self.key_space),
+        ];
+        let mut args: Vec<String> =
+            pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value.to_owned()]).collect();
+        args.extend(self.lease_args());
+        args
+    }
+
+    fn lease_args(&self) -> [String; 2] {
+        ["--lease-ms".into(), self.options.lease.as_millis().to_string()]
+    }
+}

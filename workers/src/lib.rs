@@ -1,0 +1,69 @@
+//! The worker loops: [`event`] takes batches from the events queue and works them off. The binary `workers` runs one role a
+//! process; the server runs the same loop in its own process when it is embedded.
+//!
+//! [`settings`], [`telemetry`] and [`monitor`] are what every process of Tributary has in common.
+
+pub mod event;
+pub mod monitor;
+pub mod settings;
+pub mod shutdown;
+pub mod telemetry;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tokio::net::TcpListener;
+use tributary_core::context::Context;
+
+use crate::settings::{QueueArgs, ServicesArgs, WorkerArgs};
+
+/// Tributary's workers: they work off what the server has taken in.
+#[derive(Debug, Parser)]
+#[command(name = "workers", version)]
+struct Cli {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Works off the events queue; any number of processes may.
+    Event(EventArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct EventArgs {
+    #[command(flatten)]
+    services: ServicesArgs,
+    #[command(flatten)]
+    queue: QueueArgs,
+    #[command(flatten)]
+    worker: WorkerArgs,
+    /// Where health and metrics answer: `/healthz`, `/readyz`, `/metrics`.
+    #[arg(long, env = "TRIBUTARY_MONITOR_BIND", default_value = "127.0.0.1:3001")]
+    monitor_bind: SocketAddr,
+}
+
+/// The binary's main: reads `args` (the program's name first), runs the role until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the settings are wrong or a service cannot be reached.
+pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
+    let Role::Event(args) = Cli::parse_from(args).role;
+    telemetry::log_to_stderr();
+    let metrics = telemetry::record_metrics()?;
+    let backend = args.services.backend()?;
+    let context = Context::open(&backend, args.queue.settings()).await?;
+    let listener = TcpListener::bind(args.monitor_bind)
+        .await
+        .with_context(|| format!("cannot listen on {} (--monitor-bind)", args.monitor_bind))?;
+    println!("monitor on http://{}", listener.local_addr()?);
+    let stop = shutdown::on_signals();
+    let state = monitor::State { context: context.clone(), metrics, max_lag: args.queue.max_lag() };
+    let monitor = tokio::spawn(monitor::serve(listener, state, stop.clone()));
+    event::run(context, args.worker.options(), stop).await;
+    monitor.await??;
+    Ok(())
+}

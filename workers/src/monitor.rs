@@ -1,0 +1,75 @@
+//! What every process answers about itself: `/healthz`, `/readyz`, `/metrics`.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{FromRef, State as Extract};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tributary_core::context::Context;
+use tributary_core::services::health::{self, Status};
+
+/// What the answers are made from.
+#[derive(Clone)]
+pub struct State {
+    /// The ports.
+    pub context: Context,
+    /// Renders the metrics.
+    pub metrics: PrometheusHandle,
+    /// The age of the oldest waiting event that turns health.
+    pub max_lag: Duration,
+}
+
+/// The three routes.
+pub fn routes<S>() -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+    State: FromRef<S>,
+{
+    Router::new()
+        .route("/healthz", get(alive))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(render_metrics))
+}
+
+/// Serves the routes until `stop`.
+///
+/// # Errors
+/// When the socket fails.
+pub async fn serve(listener: TcpListener, state: State, stop: CancellationToken) -> std::io::Result<()> {
+    axum::serve(listener, routes::<State>().with_state(state)).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+/// 200 as long as the process answers: a reason not to restart it.
+async fn alive() -> &'static str {
+    "ok\n"
+}
+
+/// 200 when it can do its work, 503 when store or queue are away.
+async fn ready(Extract(state): Extract<State>) -> Response {
+    let health = health::check(&state.context, state.max_lag).await;
+    let status = if health.status == Status::Down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    (status, Json(health)).into_response()
+}
+
+async fn render_metrics(Extract(state): Extract<State>) -> String {
+    if let Ok(stats) = state.context.queue.stats().await {
+        let gauges = [
+            ("tributary_queue_pending", stats.pending),
+            ("tributary_queue_in_flight", stats.in_flight),
+            ("tributary_queue_delayed", stats.delayed),
+            ("tributary_queue_dead", stats.dead),
+            ("tributary_queue_oldest_age_ms", stats.oldest_age_ms),
+        ];
+        for (name, value) in gauges {
+            #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+            metrics::gauge!(name).set(value as f64);
+        }
+    }
+    state.metrics.render()
+}
