@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -23,7 +23,7 @@ pub struct Guarded {
     name: String,
     pid: u32,
     guard: Child,
-    lines: mpsc::Receiver<String>,
+    lines: Mutex<mpsc::Receiver<String>>,
     log: PathBuf,
 }
 
@@ -67,7 +67,7 @@ impl Guarded {
             .ok()
             .and_then(|line| line.parse().ok())
             .with_context(|| format!("{name} did not start"))?;
-        Ok(Self { name: name.to_owned(), pid, guard, lines, log: log.to_owned() })
+        Ok(Self { name: name.to_owned(), pid, guard, lines: Mutex::new(lines), log: log.to_owned() })
     }
 
     /// Its process id.
@@ -80,10 +80,11 @@ impl Guarded {
     /// # Errors
     /// With the end of the log, when the process ends or `timeout` passes first.
     pub fn line_after(&self, prefix: &str, timeout: Duration) -> anyhow::Result<String> {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let end = Instant::now() + timeout;
         loop {
             let left = end.saturating_duration_since(Instant::now()).min(Duration::from_millis(200));
-            match self.lines.recv_timeout(left) {
+            match lines.recv_timeout(left) {
                 Ok(line) => {
                     if let Some(rest) = line.strip_prefix(prefix) {
                         return Ok(rest.to_owned());

@@ -12,13 +12,13 @@ use crate::event::Options;
 #[derive(Args)]
 pub struct ServicesArgs {
     /// `postgres://user:password@host/database`
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true)]
     pub database_url: Option<String>,
     /// `redis://host:6379/0`, or `rediss://…` with TLS
-    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    #[arg(long, env = "REDIS_URL", hide_env_values = true, global = true)]
     pub redis_url: Option<String>,
     /// What every key in Redis begins with
-    #[arg(long, env = "TRIBUTARY_KEY_SPACE", default_value = KEY_SPACE)]
+    #[arg(long, env = "TRIBUTARY_KEY_SPACE", default_value = KEY_SPACE, global = true)]
     pub key_space: String,
     /// Most connections to PostgreSQL of this process
     #[arg(long, env = "TRIBUTARY_DATABASE_CONNECTIONS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=500))]
