@@ -1,0 +1,69 @@
+//! The load test: `cargo run --release -p loadtest` brings a system up, replays a day of a shop in about a minute while
+//! dashboard users read Customer360, and ends with a verdict on each KPI.
+//!
+//! `replay` sends real purchases through and compares every customer to the cent; `speed` measures how much the system
+//! takes. It reaches the system over HTTP only, and trusts none of its counters where it can count itself.
+
+mod cdnow;
+mod day;
+mod html;
+mod progress;
+mod replay;
+mod report;
+mod speed;
+mod target;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::target::TargetArgs;
+
+/// Checks a Tributary: KPIs under load, real purchases to the cent, speed.
+#[derive(Parser)]
+#[command(name = "loadtest", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    target: TargetArgs,
+    #[command(flatten)]
+    day: day::DayArgs,
+    /// The folder for report.json and report.html
+    #[arg(long, default_value = "target/loadtest", global = true)]
+    out: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sends a CDNOW purchase history as signed Shopify orders and compares every customer to the cent
+    Replay(replay::ReplayArgs),
+    /// Measures how many events the system takes, and how fast it answers
+    Speed(speed::SpeedArgs),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    if let Some(played) = stack::roles::play().await {
+        return ended(played.map(|()| true));
+    }
+    let cli = Cli::parse();
+    ended(match cli.command {
+        None => day::run(&cli.target, &cli.day, &cli.out).await,
+        Some(Command::Replay(args)) => replay::run(&cli.target, &args).await,
+        Some(Command::Speed(args)) => speed::run(&cli.target, &args, &cli.out).await,
+    })
+}
+
+/// 0 when all is as it should be, 1 when not, 2 when it could not be found out.
+fn ended(outcome: anyhow::Result<bool>) -> ExitCode {
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
