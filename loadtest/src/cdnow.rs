@@ -92,7 +92,8 @@ fn iso_date(date: &str) -> anyhow::Result<String> {
 }
 
 fn amount(text: &str) -> anyhow::Result<Decimal> {
-    let amount: Decimal = text.parse().with_context(|| format!("the amount {text:?} is not a decimal number"))?;
+    let amount: Decimal =
+        text.parse().with_context(|| format!("the amount {text:?} is not a decimal number"))?;
     if amount.is_sign_negative() && !amount.is_zero() {
         bail!("the amount {text:?} is negative");
     }

@@ -123,7 +123,6 @@ pub(crate) async fn run(target: &TargetArgs, args: &DayArgs, out: &Path) -> anyh
     Ok(report.passed())
 }
 
-
 /// What goose measured.
 struct Measured {
     ingestion: Latency,
@@ -189,7 +188,8 @@ async fn send_day(stage: Arc<Stage>, user: &mut GooseUser) -> TransactionResult 
         tokio::time::sleep_until(stage.started + due).await;
         for attempt in 0..TRIES {
             let request = stage.client.delivery(&user.client, delivery);
-            let request = GooseRequest::builder().method(GooseMethod::Post).name(INGEST).set_request_builder(request);
+            let request =
+                GooseRequest::builder().method(GooseMethod::Post).name(INGEST).set_request_builder(request);
             let taken = user.request(request.build()).await?.request.success;
             if taken {
                 stage.taken[at].store(true, Ordering::Relaxed);
@@ -212,7 +212,8 @@ async fn read_customers(stage: Arc<Stage>, user: &mut GooseUser) -> TransactionR
         let customer = &customers[rand::rng().random_range(0..customers.len())];
         let Some((kind, value)) = customer.identifiers.first() else { continue };
         let request = stage.client.customer(&user.client, kind, value);
-        let request = GooseRequest::builder().method(GooseMethod::Get).name(CUSTOMER360).set_request_builder(request);
+        let request =
+            GooseRequest::builder().method(GooseMethod::Get).name(CUSTOMER360).set_request_builder(request);
         let mut answered = user.request(request.build()).await?;
         if answered.request.status_code == 404 {
             user.set_success(&mut answered.request)?;

@@ -28,7 +28,8 @@ svg text { fill: var(--soft); font-size: 11px } .charts { display: grid; gap: 14
 
 /// The page.
 pub(crate) fn page(report: &Report) -> String {
-    let verdict = if report.passed() { ("pass", "Every KPI that exists passes") } else { ("fail", "A KPI fails") };
+    let verdict =
+        if report.passed() { ("pass", "Every KPI that exists passes") } else { ("fail", "A KPI fails") };
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>Tributary load test</title><style>{STYLE}</style><main><h1>Tributary load test</h1>\
@@ -47,13 +48,20 @@ pub(crate) fn page(report: &Report) -> String {
     html.push_str(&response_times(report));
     html.push_str("<h2>Over time</h2><div class=\"charts\">");
     html.push_str(&chart("Deliveries sent a second", "var(--a)", &rate(&report.samples)));
-    html.push_str(&chart("Events waiting in the queue", "var(--b)", &points(&report.samples, |s| s.waiting as f64)));
+    html.push_str(&chart(
+        "Events waiting in the queue",
+        "var(--b)",
+        &points(&report.samples, |s| s.waiting as f64),
+    ));
     html.push_str(&chart(
         "Age of the oldest waiting event, ms",
         "var(--b)",
         &points(&report.samples, |s| s.oldest_age_ms as f64),
     ));
-    html.push_str(&bars("Response times, ms", &[("ingestion", &report.ingestion), ("Customer360", &report.customer360)]));
+    html.push_str(&bars(
+        "Response times, ms",
+        &[("ingestion", &report.ingestion), ("Customer360", &report.customer360)],
+    ));
     html.push_str("</div></main></html>\n");
     html
 }
@@ -165,10 +173,20 @@ fn chart(title: &str, colour: &str, points: &[(f64, f64)]) -> String {
     }
     for step in 0..=4 {
         let at = end * f64::from(step) / 4.0;
-        let _ = write!(svg, "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{at:.0} s</text>", x(at).min(WIDTH - 14.0), HEIGHT - 5.0);
+        let _ = write!(
+            svg,
+            "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{at:.0} s</text>",
+            x(at).min(WIDTH - 14.0),
+            HEIGHT - 5.0
+        );
     }
-    let path: Vec<String> = points.iter().map(|(at, value)| format!("{:.1},{:.1}", x(*at), y(*value))).collect();
-    let _ = write!(svg, "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.8\" points=\"{}\"/>", path.join(" "));
+    let path: Vec<String> =
+        points.iter().map(|(at, value)| format!("{:.1},{:.1}", x(*at), y(*value))).collect();
+    let _ = write!(
+        svg,
+        "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.8\" points=\"{}\"/>",
+        path.join(" ")
+    );
     svg.push_str("</svg></figure>");
     svg
 }
@@ -202,7 +220,10 @@ fn bars(title: &str, rows: &[(&str, &Latency)]) -> String {
 }
 
 fn figure(title: &str) -> String {
-    format!("<figure><figcaption>{}</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">", escaped(title))
+    format!(
+        "<figure><figcaption>{}</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">",
+        escaped(title)
+    )
 }
 
 /// The next round number: 1, 2 or 5 times a power of ten.

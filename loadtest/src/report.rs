@@ -162,7 +162,8 @@ impl Report {
 
     /// Writes `report.json` and `report.html` into `folder`.
     pub(crate) fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let json = serde_json::to_string_pretty(self)?;
         for (name, text) in [("report.json", json), ("report.html", html::page(self))] {
             let path = folder.join(name);
@@ -177,7 +178,13 @@ impl Report {
         let _ = writeln!(text, "  {:<34} {:>16} {:>18}   verdict", "KPI", "target", "measured");
         for kpi in &self.kpis {
             let measured = measured(kpi);
-            let _ = writeln!(text, "  {:<34} {:>16} {measured:>18}   {}", kpi.name, kpi.target, kpi.verdict.text());
+            let _ = writeln!(
+                text,
+                "  {:<34} {:>16} {measured:>18}   {}",
+                kpi.name,
+                kpi.target,
+                kpi.verdict.text()
+            );
         }
         let l = &self.ledger;
         let _ = writeln!(
@@ -201,7 +208,11 @@ impl Report {
         for difference in &self.differences {
             let _ = writeln!(text, "  - {difference}");
         }
-        let _ = writeln!(text, "\nResponse times, in ms\n\n  {:<14} {:>9} {:>7} {:>8} {:>8} {:>8} {:>8}", "", "requests", "failed", "p50", "p95", "p99", "max");
+        let _ = writeln!(
+            text,
+            "\nResponse times, in ms\n\n  {:<14} {:>9} {:>7} {:>8} {:>8} {:>8} {:>8}",
+            "", "requests", "failed", "p50", "p95", "p99", "max"
+        );
         for (name, times) in [("ingestion", &self.ingestion), ("Customer360", &self.customer360)] {
             let _ = writeln!(
                 text,
@@ -214,7 +225,8 @@ impl Report {
                 ms(times.max_us)
             );
         }
-        let _ = writeln!(text, "\nSent in {:.1} s, worked off after {:.1} s.", self.sent_in_s, self.drained_in_s);
+        let _ =
+            writeln!(text, "\nSent in {:.1} s, worked off after {:.1} s.", self.sent_in_s, self.drained_in_s);
         text
     }
 }
@@ -223,21 +235,37 @@ fn kpis(verdict: &Verdict, took: Duration, customer360: &Latency) -> Vec<Kpi> {
     let judged = |ok: bool| if ok { KpiVerdict::Pass } else { KpiVerdict::Fail };
     let ledger = &verdict.ledger;
     let unique_attempted = verdict.events.max(1) as f64;
-    let reliable = (verdict.events.saturating_sub(ledger.lost)) as f64 / unique_attempted * 100.0
+    let reliable = (verdict.events.saturating_sub(ledger.lost)) as f64 / unique_attempted
+        * 100.0
         * (ledger.accepted as f64 / ledger.attempted.max(1) as f64);
     let a_day = ledger.effective as f64 / took.as_secs_f64().max(0.001) * 86_400.0;
-    let exact = (verdict.customers - verdict.customers_different) as f64 / verdict.customers.max(1) as f64 * 100.0;
+    let exact =
+        (verdict.customers - verdict.customers_different) as f64 / verdict.customers.max(1) as f64 * 100.0;
     let clean = ledger.duplicated + ledger.unexpected == 0;
     vec![
-        Kpi { name: "Ingestion reliability", target: ">= 99.9 %", measured: Some(reliable), unit: "%", verdict: judged(reliable >= 99.9 && clean) },
+        Kpi {
+            name: "Ingestion reliability",
+            target: ">= 99.9 %",
+            measured: Some(reliable),
+            unit: "%",
+            verdict: judged(reliable >= 99.9 && clean),
+        },
         Kpi {
             name: "Customer360 p99",
             target: "< 1,000 ms",
             measured: Some(customer360.p99_us as f64 / 1000.0),
             unit: "ms",
-            verdict: judged(customer360.count > 0 && customer360.failed == 0 && customer360.p99_us < 1_000_000),
+            verdict: judged(
+                customer360.count > 0 && customer360.failed == 0 && customer360.p99_us < 1_000_000,
+            ),
         },
-        Kpi { name: "Events a day, at this pace", target: ">= 50,000", measured: Some(a_day.round()), unit: "events/day", verdict: judged(a_day >= 50_000.0) },
+        Kpi {
+            name: "Events a day, at this pace",
+            target: ">= 50,000",
+            measured: Some(a_day.round()),
+            unit: "events/day",
+            verdict: judged(a_day >= 50_000.0),
+        },
         Kpi {
             name: "Customers exactly as the ledger",
             target: "100 %",
@@ -245,7 +273,13 @@ fn kpis(verdict: &Verdict, took: Duration, customer360: &Latency) -> Vec<Kpi> {
             unit: "%",
             verdict: judged(verdict.customers > 0 && verdict.customers_different == 0),
         },
-        Kpi { name: "Dashboard load", target: "< 1.2 s", measured: None, unit: "s", verdict: KpiVerdict::NotBuilt },
+        Kpi {
+            name: "Dashboard load",
+            target: "< 1.2 s",
+            measured: None,
+            unit: "s",
+            verdict: KpiVerdict::NotBuilt,
+        },
     ]
 }
 
@@ -283,7 +317,8 @@ mod tests {
     use super::*;
 
     fn facts(lost: u64, different: usize, p99_us: u64) -> Facts {
-        let ledger = Counts { attempted: 1030, accepted: 1030, effective: 1000 - lost, lost, ..Counts::default() };
+        let ledger =
+            Counts { attempted: 1030, accepted: 1030, effective: 1000 - lost, lost, ..Counts::default() };
         Facts {
             target: "test".into(),
             seed: 1,
@@ -292,7 +327,13 @@ mod tests {
             dead: 0,
             ingestion: Latency::default(),
             customer360: Latency { count: 10, p99_us, ..Latency::default() },
-            verdict: Verdict { ledger, events: 1000, customers: 10, customers_different: different, ..Verdict::default() },
+            verdict: Verdict {
+                ledger,
+                events: 1000,
+                customers: 10,
+                customers_different: different,
+                ..Verdict::default()
+            },
             samples: vec![],
         }
     }
@@ -309,8 +350,12 @@ mod tests {
     fn what_is_not_built_is_neither_pass_nor_failure() {
         let report = Report::of_day(facts(0, 0, 5000));
         let json = serde_json::to_value(&report).unwrap();
-        let dashboard = json["kpis"].as_array().unwrap().iter().find(|k| k["name"] == "Dashboard load").unwrap();
-        assert_eq!((&dashboard["verdict"], &dashboard["measured"]), (&"not_built".into(), &serde_json::Value::Null));
+        let dashboard =
+            json["kpis"].as_array().unwrap().iter().find(|k| k["name"] == "Dashboard load").unwrap();
+        assert_eq!(
+            (&dashboard["verdict"], &dashboard["measured"]),
+            (&"not_built".into(), &serde_json::Value::Null)
+        );
         assert!(report.text().contains("not built yet"));
     }
 

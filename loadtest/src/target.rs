@@ -73,7 +73,9 @@ impl Target {
         }
         let (profile, name) = match args.stack {
             Stack::Embedded => (Profile::Embedded, "embedded".to_owned()),
-            Stack::Services => (Profile::Services, format!("services, {} worker(s), {:?}", args.workers, args.fsync)),
+            Stack::Services => {
+                (Profile::Services, format!("services, {} worker(s), {:?}", args.workers, args.fsync))
+            }
         };
         eprintln!("bringing up: {name}");
         let mut options = Options::new(profile, std::env::current_exe()?);

@@ -32,7 +32,9 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
             let brand = brand_named(tenants, &brand).await?;
             let domain = shop_domain(&domain)?;
             if secret.is_empty() {
-                bail!("the shop's secret is empty: it is the client secret of the app that sends the webhooks");
+                bail!(
+                    "the shop's secret is empty: it is the client secret of the app that sends the webhooks"
+                );
             }
             tenants.add_shop(&domain, brand, &secret).await?;
             eprintln!("added {domain}; let Shopify post its webhooks to /api/webhooks/shopify, format JSON");
@@ -43,7 +45,9 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
 
 async fn brand_named(tenants: &dyn Tenants, name: &str) -> anyhow::Result<BrandId> {
     let brand = tenants.brand(name.trim()).await?;
-    brand.with_context(|| format!("there is no brand named {name:?}; add it with: server admin brand add {name:?}"))
+    brand.with_context(|| {
+        format!("there is no brand named {name:?}; add it with: server admin brand add {name:?}")
+    })
 }
 
 /// A host name, lower case: people paste addresses.

@@ -44,7 +44,9 @@ impl Keys {
     pub async fn brand(&self, key: Option<&str>, kind: KeyKind) -> Result<BrandId, ApiError> {
         let Some(key) = key.filter(|key| !key.is_empty()) else {
             let how = match kind {
-                KeyKind::Write => "send the write key as Basic user name, Bearer token, or writeKey in the body",
+                KeyKind::Write => {
+                    "send the write key as Basic user name, Bearer token, or writeKey in the body"
+                }
                 KeyKind::Secret => "send the secret key as a header: Authorization: Bearer sk_…",
             };
             return Err(ApiError::new(StatusCode::UNAUTHORIZED, "no_key", how));
@@ -56,7 +58,11 @@ impl Keys {
             return Ok(grant.brand);
         }
         let (have, need) = (grant.kind.as_str(), kind.as_str());
-        Err(ApiError::new(StatusCode::FORBIDDEN, "wrong_key", format!("this is a {have} key; a {need} key is needed")))
+        Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "wrong_key",
+            format!("this is a {have} key; a {need} key is needed"),
+        ))
     }
 
     /// The shop of that domain.

@@ -21,7 +21,9 @@ pub const MAX_WEBHOOK_BYTES: usize = 5 * 1024 * 1024;
 /// `payload_too_large`, `invalid_gzip` or `invalid_body`, all 400.
 pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
     let packed = read_raw(body, limit).await?;
-    let gzip = headers.get(header::CONTENT_ENCODING).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"gzip"));
+    let gzip = headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"gzip"));
     if gzip { unpack(&packed, limit) } else { Ok(packed) }
 }
 

@@ -58,7 +58,11 @@ impl ServeArgs {
     /// # Errors
     /// When neither is complete.
     pub fn backend(&self) -> anyhow::Result<Backend> {
-        if self.embedded { Ok(Backend::Embedded { data: self.data.clone() }) } else { self.services.backend() }
+        if self.embedded {
+            Ok(Backend::Embedded { data: self.data.clone() })
+        } else {
+            self.services.backend()
+        }
     }
 
     /// The settings of the routes.

@@ -55,7 +55,10 @@ impl From<QueueError> for ApiError {
             // What the driver says may name hosts: that is for the log.
             QueueError::Unavailable(_) | QueueError::Unexpected(_) => {
                 tracing::warn!(%error, "an event was not taken");
-                Self::unavailable("queue_unavailable", "the queue cannot be reached; nothing was taken, send it again")
+                Self::unavailable(
+                    "queue_unavailable",
+                    "the queue cannot be reached; nothing was taken, send it again",
+                )
             }
         }
     }
@@ -65,9 +68,11 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         tracing::warn!(%error, "the store did not answer");
         match error {
-            StoreError::Invalid(_) => {
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the store refused; see the server's log")
-            }
+            StoreError::Invalid(_) => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "the store refused; see the server's log",
+            ),
             StoreError::Unavailable(_) | StoreError::Conflict(_) => {
                 Self::unavailable("store_unavailable", "the store cannot be reached; try again")
             }

@@ -30,7 +30,11 @@ pub fn router(state: AppState) -> Router {
         .merge(monitor::routes())
         .fallback(async || ApiError::not_found("there is no such route; docs/API.md lists them"))
         .method_not_allowed_fallback(async || {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has another method")
+            ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "this route has another method",
+            )
         })
         .with_state(state)
 }
@@ -55,9 +59,5 @@ fn segment_routes() -> Router<AppState> {
 
 /// Any site may send events with its write key, and read the answer; nothing else is open to browsers of other sites.
 fn cors() -> CorsLayer {
-    CorsLayer::new()
-        .allow_origin(Any)
-        .allow_methods([Method::POST])
-        .allow_headers(Any)
-        .max_age(PREFLIGHT_TTL)
+    CorsLayer::new().allow_origin(Any).allow_methods([Method::POST]).allow_headers(Any).max_age(PREFLIGHT_TTL)
 }

@@ -53,6 +53,10 @@ impl AppState {
 
 impl FromRef<AppState> for monitor::State {
     fn from_ref(state: &AppState) -> Self {
-        Self { context: state.context.clone(), metrics: state.metrics.clone(), max_lag: state.settings.max_lag }
+        Self {
+            context: state.context.clone(),
+            metrics: state.metrics.clone(),
+            max_lag: state.settings.max_lag,
+        }
     }
 }

@@ -104,10 +104,17 @@ fn browse(rng: &mut impl Rng, customer: &Customer, device: &mut Device, clock: &
             if device.cart.is_none() {
                 device.cart = Some(format!("cart-{}", hex(rng, 20)));
             }
-            messages.push(message(rng, customer, device, *clock, "track", json!({
-                "event": "Product Added",
-                "properties": {"product_id": product.id, "cart_token": device.cart, "quantity": 1},
-            })));
+            messages.push(message(
+                rng,
+                customer,
+                device,
+                *clock,
+                "track",
+                json!({
+                    "event": "Product Added",
+                    "properties": {"product_id": product.id, "cart_token": device.cart, "quantity": 1},
+                }),
+            ));
         }
     }
     messages
@@ -128,9 +135,16 @@ fn sign_in(rng: &mut impl Rng, customer: &Customer, device: &mut Device, clock: 
 fn start_checkout(rng: &mut impl Rng, customer: &Customer, device: &mut Device, clock: &mut u64) -> Message {
     *clock += rng.random_range(5_000..60_000);
     let cart = device.cart.get_or_insert_with(|| format!("cart-{}", hex(rng, 20))).clone();
-    message(rng, customer, device, *clock, "track", json!({
-        "event": "Checkout Started", "properties": {"cart_token": cart},
-    }))
+    message(
+        rng,
+        customer,
+        device,
+        *clock,
+        "track",
+        json!({
+            "event": "Checkout Started", "properties": {"cart_token": cart},
+        }),
+    )
 }
 
 /// Puts into `body` what every message has.
@@ -177,7 +191,12 @@ fn send(rng: &mut impl Rng, messages: Vec<Message>) -> Vec<Delivery> {
         let batch: Vec<Message> = rest.by_ref().take(10).collect();
         let made_ms = batch.last().map_or(0, |m| m.at_ms);
         let (bodies, facts): (Vec<Value>, Vec<Fact>) = batch.into_iter().map(|m| (m.body, m.fact)).unzip();
-        deliveries.push(delivery(made_ms, To::Segment { path: "batch" }, json!({"batch": bodies}).to_string(), facts));
+        deliveries.push(delivery(
+            made_ms,
+            To::Segment { path: "batch" },
+            json!({"batch": bodies}).to_string(),
+            facts,
+        ));
     }
     deliveries
 }
@@ -188,7 +207,8 @@ fn order(rng: &mut impl Rng, customer: &Customer, device: &Device, clock: &mut u
     let id = 5_000_000_000_000 + customer.number;
     *clock += rng.random_range(20_000..300_000);
     let placed_ms = *clock;
-    let lines: Vec<_> = (0..rng.random_range(1..=4)).map(|_| &PRODUCTS[rng.random_range(0..PRODUCTS.len())]).collect();
+    let lines: Vec<_> =
+        (0..rng.random_range(1..=4)).map(|_| &PRODUCTS[rng.random_range(0..PRODUCTS.len())]).collect();
     let total_cents: i64 = lines.iter().map(|product| product.cents).sum();
     let person = json!({
         "id": customer.shopify_id(), "email": customer.email(), "first_name": customer.first_name, "last_name": null,
@@ -225,7 +245,11 @@ fn order(rng: &mut impl Rng, customer: &Customer, device: &Device, clock: &mut u
         webhook(rng, placed_ms, "customers/create", &person, vec![contact, shopify_id], None),
         webhook(rng, placed_ms, "orders/create", &body, all.clone(), Some(state.clone())),
     ];
-    let mut change = |rng: &mut _, body: &mut Value, topic, wait: u64, alter: &mut dyn FnMut(&mut Value, &mut OrderState)| {
+    let mut change = |rng: &mut _,
+                      body: &mut Value,
+                      topic,
+                      wait: u64,
+                      alter: &mut dyn FnMut(&mut Value, &mut OrderState)| {
         *clock += wait;
         state.updated_ms = *clock;
         body["updated_at"] = shop::iso(*clock).into();

@@ -77,7 +77,8 @@ impl Ledger {
         let mut customers: Vec<Option<Customer>> = Vec::new();
         let mut owner: BTreeMap<(&'static str, String), usize> = BTreeMap::new();
         for fact in deliveries.into_iter().flat_map(|delivery| &delivery.facts) {
-            let met: BTreeSet<usize> = fact.identifiers.iter().filter_map(|i| owner.get(i).copied()).collect();
+            let met: BTreeSet<usize> =
+                fact.identifiers.iter().filter_map(|i| owner.get(i).copied()).collect();
             let home = met.first().copied().unwrap_or_else(|| {
                 customers.push(Some(Customer::default()));
                 customers.len() - 1
@@ -124,7 +125,14 @@ mod tests {
     #[test]
     fn a_fact_about_two_customers_makes_them_one_and_the_newest_order_wins() {
         let order = |updated_ms, total_cents| {
-            Some(OrderState { id: 1, updated_ms, currency: "USD", total_cents, refunded_cents: 0, counts: true })
+            Some(OrderState {
+                id: 1,
+                updated_ms,
+                currency: "USD",
+                total_cents,
+                refunded_cents: 0,
+                counts: true,
+            })
         };
         let deliveries = [
             delivery("1", &["a"], order(2, 200)),

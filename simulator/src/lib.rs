@@ -33,7 +33,13 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { seed: 1, events: 50_000, shop: "stack.myshopify.com", duplicates_percent: 3, disorder_ms: 10 * 60_000 }
+        Self {
+            seed: 1,
+            events: 50_000,
+            shop: "stack.myshopify.com",
+            duplicates_percent: 3,
+            disorder_ms: 10 * 60_000,
+        }
     }
 }
 
@@ -106,7 +112,10 @@ mod tests {
         let sent: usize = day.deliveries.iter().map(|d| d.facts.len()).sum();
         let truth = &day.ledger;
         assert!(truth.events() >= 5000 && sent > truth.events(), "{} sent, {} true", sent, truth.events());
-        assert!(truth.customers.iter().any(|c| c.identifiers.len() >= 5), "a customer on two devices who ordered");
+        assert!(
+            truth.customers.iter().any(|c| c.identifiers.len() >= 5),
+            "a customer on two devices who ordered"
+        );
         assert!(truth.customers.iter().any(|c| c.identifiers.len() == 1), "a visitor who stayed anonymous");
         assert!(truth.customers.iter().any(|c| c.orders().any(|o| o.refunded_cents > 0)), "a refund");
         assert!(truth.customers.iter().any(|c| c.orders().any(|o| !o.counts)), "a cancelled order");

@@ -43,9 +43,9 @@ impl Client {
                 .basic_auth(write_key, Some(""))
                 .header("content-type", "text/plain")
                 .body(delivery.body.clone()),
-            To::Shopify { topic, webhook_id, event_id } => {
-                self.webhook(http, topic, webhook_id, delivery.body.clone()).header("X-Shopify-Event-Id", event_id)
-            }
+            To::Shopify { topic, webhook_id, event_id } => self
+                .webhook(http, topic, webhook_id, delivery.body.clone())
+                .header("X-Shopify-Event-Id", event_id),
         }
     }
 
@@ -106,7 +106,9 @@ impl Client {
             match self.customer(&self.http, kind, value).send().await {
                 Ok(response) if response.status() == StatusCode::NOT_FOUND => return Ok(None),
                 Ok(response) if response.status().is_success() => return Ok(Some(response.json().await?)),
-                Ok(response) => last = Some(anyhow::anyhow!("{} {}", response.status(), response.text().await?)),
+                Ok(response) => {
+                    last = Some(anyhow::anyhow!("{} {}", response.status(), response.text().await?))
+                }
                 Err(error) => last = Some(error.into()),
             }
             tokio::time::sleep(wait(attempt)).await;
@@ -121,7 +123,8 @@ impl Client {
     pub async fn queue(&self) -> anyhow::Result<QueueNumbers> {
         let url = format!("{}/api/monitoring/queues", self.access.url);
         let answer: Value = self.http.get(url).send().await?.error_for_status()?.json().await?;
-        let number = |name: &str| answer["events"][name].as_u64().with_context(|| format!("no {name} in {answer}"));
+        let number =
+            |name: &str| answer["events"][name].as_u64().with_context(|| format!("no {name} in {answer}"));
         Ok(QueueNumbers {
             waiting: number("pending")? + number("in_flight")? + number("delayed")?,
             dead: number("dead")?,

@@ -40,7 +40,12 @@ impl Guarded {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start_as(name: &str, command: &Command, log: &Path, user: Option<(u32, u32)>) -> anyhow::Result<Self> {
+    pub fn start_as(
+        name: &str,
+        command: &Command,
+        log: &Path,
+        user: Option<(u32, u32)>,
+    ) -> anyhow::Result<Self> {
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(GUARD).arg("sh").arg(log).arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
@@ -208,7 +213,8 @@ mod tests {
         let pid = process.pid();
         assert!(process.is_running());
         drop(process);
-        let alive = Command::new("kill").arg("-0").arg(pid.to_string()).stderr(Stdio::null()).status().unwrap();
+        let alive =
+            Command::new("kill").arg("-0").arg(pid.to_string()).stderr(Stdio::null()).status().unwrap();
         assert!(!alive.success());
     }
 }

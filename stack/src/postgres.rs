@@ -100,7 +100,14 @@ impl Postgres {
             .arg(self.data())
             .arg("-k")
             .arg(self.folder.path())
-            .args(["-p", &self.port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200"])
+            .args([
+                "-p",
+                &self.port.to_string(),
+                "-c",
+                "listen_addresses=127.0.0.1",
+                "-c",
+                "max_connections=200",
+            ])
             .args(["-c", "shared_buffers=256MB", "-c", "max_wal_size=2GB"])
             .current_dir(self.folder.path());
         let log = self.folder.path().join("postgres.log");
@@ -128,7 +135,8 @@ fn other_user(folder: &tempfile::TempDir) -> anyhow::Result<Option<(u32, u32)>> 
     }
     for name in OTHER_USERS {
         let id = |flag| -> Option<u32> {
-            let output = Command::new("id").args([flag, name]).output().ok().filter(|o| o.status.success())?;
+            let output =
+                Command::new("id").args([flag, name]).output().ok().filter(|o| o.status.success())?;
             String::from_utf8(output.stdout).ok()?.trim().parse().ok()
         };
         if let (Some(uid), Some(gid)) = (id("-u"), id("-g")) {

@@ -81,7 +81,16 @@ impl Redis {
     async fn launch(&mut self) -> anyhow::Result<()> {
         let mut command = Command::new(&self.program);
         command
-            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--daemonize", "no"])
+            .args([
+                "--bind",
+                "127.0.0.1",
+                "--port",
+                &self.port.to_string(),
+                "--save",
+                "",
+                "--daemonize",
+                "no",
+            ])
             .args(["--appendonly", "yes", "--appendfsync", self.fsync.as_str()])
             .args(["--maxmemory-policy", "noeviction", "--logfile", ""])
             .current_dir(self.folder.path());

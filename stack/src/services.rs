@@ -37,7 +37,9 @@ impl Services {
                 held.push(Box::new(redis));
                 url
             }
-            Err(_) => containers::redis(&mut held).await.context(how_to("Redis", TEST_REDIS_URL, "redis-server"))?,
+            Err(_) => {
+                containers::redis(&mut held).await.context(how_to("Redis", TEST_REDIS_URL, "redis-server"))?
+            }
         };
         let database_url = match std::env::var(TEST_DATABASE_URL) {
             Ok(url) => url,
@@ -47,9 +49,11 @@ impl Services {
                 held.push(Box::new(postgres));
                 url
             }
-            Err(_) => {
-                containers::postgres(&mut held).await.context(how_to("PostgreSQL", TEST_DATABASE_URL, "postgresql"))?
-            }
+            Err(_) => containers::postgres(&mut held).await.context(how_to(
+                "PostgreSQL",
+                TEST_DATABASE_URL,
+                "postgresql",
+            ))?,
         };
         Ok(Self { redis_url, database_url, _held: held })
     }
@@ -94,7 +98,11 @@ mod containers {
             .with_cmd(["redis-server", "--appendonly", "yes", "--appendfsync", "always"])
             .start()
             .await?;
-        let url = format!("redis://{}:{}/0", container.get_host().await?, container.get_host_port_ipv4(6379).await?);
+        let url = format!(
+            "redis://{}:{}/0",
+            container.get_host().await?,
+            container.get_host_port_ipv4(6379).await?
+        );
         held.push(Box::new(container));
         Ok(url)
     }

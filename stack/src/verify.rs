@@ -117,7 +117,8 @@ async fn compare(client: &Client, truth: &Customer, accepted: &HashSet<&str>) ->
     let sure = truth.events.iter().filter(|event| accepted.contains(event.as_str())).count() as u64;
     let possible = truth.events.len() as u64;
     let Some(found) = client.read_customer(kind, value).await? else {
-        let differences = if sure > 0 { vec![format!("{kind} {value}: nobody, with {sure} events")] } else { vec![] };
+        let differences =
+            if sure > 0 { vec![format!("{kind} {value}: nobody, with {sure} events")] } else { vec![] };
         return Ok(Comparison { lost: sure, differences, ..Comparison::default() });
     };
     let there = found["events_count"].as_u64().unwrap_or_default();
@@ -155,10 +156,13 @@ fn differences(truth: &Customer, found: &Value, who: &str) -> Vec<String> {
         .as_array()
         .into_iter()
         .flatten()
-        .map(|i| format!("{}={}", i["kind"].as_str().unwrap_or_default(), i["value"].as_str().unwrap_or_default()))
+        .map(|i| {
+            format!("{}={}", i["kind"].as_str().unwrap_or_default(), i["value"].as_str().unwrap_or_default())
+        })
         .collect();
     identifiers.sort();
-    let mut should: Vec<String> = truth.identifiers.iter().map(|(kind, value)| format!("{kind}={value}")).collect();
+    let mut should: Vec<String> =
+        truth.identifiers.iter().map(|(kind, value)| format!("{kind}={value}")).collect();
     should.sort();
     expect("identifiers", identifiers.join(" "), should.join(" "));
     found_differences

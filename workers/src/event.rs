@@ -132,7 +132,10 @@ async fn ack(context: &Context, batch: &Batch, unfinished: &[Unfinished]) {
             }
         }
     }
-    tracing::warn!(items = batch.items.len(), "a batch could not be acked; it will come again, without effect");
+    tracing::warn!(
+        items = batch.items.len(),
+        "a batch could not be acked; it will come again, without effect"
+    );
 }
 
 async fn wait_for_store(context: &Context, stop: &CancellationToken) {

@@ -42,7 +42,9 @@ where
 /// # Errors
 /// When the socket fails.
 pub async fn serve(listener: TcpListener, state: State, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, routes::<State>().with_state(state)).with_graceful_shutdown(stop.cancelled_owned()).await
+    axum::serve(listener, routes::<State>().with_state(state))
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
 }
 
 /// 200 as long as the process answers: a reason not to restart it.

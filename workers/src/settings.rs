@@ -39,10 +39,15 @@ impl ServicesArgs {
     /// When a URL is missing.
     pub fn backend(&self) -> anyhow::Result<Backend> {
         let missing = |what, flag| {
-            anyhow::anyhow!("{what} is not set ({flag} does the same): without services, start the server with --embedded")
+            anyhow::anyhow!(
+                "{what} is not set ({flag} does the same): without services, start the server with --embedded"
+            )
         };
         Ok(Backend::Services {
-            database_url: self.database_url.clone().ok_or_else(|| missing("DATABASE_URL", "--database-url"))?,
+            database_url: self
+                .database_url
+                .clone()
+                .ok_or_else(|| missing("DATABASE_URL", "--database-url"))?,
             redis_url: self.redis_url.clone().ok_or_else(|| missing("REDIS_URL", "--redis-url"))?,
             key_space: self.key_space.clone(),
             connections: self.database_connections,

@@ -32,14 +32,8 @@ pub enum IdentifierKind {
 
 impl IdentifierKind {
     /// Every kind, in order.
-    pub const ALL: [Self; 6] = [
-        Self::UserId,
-        Self::Email,
-        Self::Phone,
-        Self::ShopifyCustomerId,
-        Self::AnonymousId,
-        Self::CartToken,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::UserId, Self::Email, Self::Phone, Self::ShopifyCustomerId, Self::AnonymousId, Self::CartToken];
 
     /// The name on the wire and in the stores.
     pub fn as_str(self) -> &'static str {
@@ -88,10 +82,23 @@ impl Identifier {
 
 fn is_placeholder(value: &str) -> bool {
     const NOBODY: [&str; 14] = [
-        "null", "undefined", "none", "nil", "nan", "void", "n/a", "anonymous", "guest", "unknown", "true", "false", "-1",
+        "null",
+        "undefined",
+        "none",
+        "nil",
+        "nan",
+        "void",
+        "n/a",
+        "anonymous",
+        "guest",
+        "unknown",
+        "true",
+        "false",
+        "-1",
         "[object object]",
     ];
-    value.chars().all(|c| matches!(c, '0' | '-' | '.' | ' ')) || NOBODY.contains(&value.to_lowercase().as_str())
+    value.chars().all(|c| matches!(c, '0' | '-' | '.' | ' '))
+        || NOBODY.contains(&value.to_lowercase().as_str())
 }
 
 fn email(raw: &str) -> Option<String> {
@@ -217,7 +224,19 @@ mod tests {
 
     #[test]
     fn placeholders_identify_nobody() {
-        for raw in ["", "  ", "null", "NULL", "undefined", "-1", "0", "000-000", "00000000-0000-0000-0000-000000000000", "anonymous", "[object Object]"] {
+        for raw in [
+            "",
+            "  ",
+            "null",
+            "NULL",
+            "undefined",
+            "-1",
+            "0",
+            "000-000",
+            "00000000-0000-0000-0000-000000000000",
+            "anonymous",
+            "[object Object]",
+        ] {
             assert_eq!(Identifier::new(IdentifierKind::AnonymousId, raw), None, "{raw:?}");
         }
         assert_eq!(Identifier::new(IdentifierKind::UserId, &"x".repeat(MAX_IDENTIFIER_CHARS + 1)), None);

@@ -10,8 +10,8 @@ pub type Amounts = BTreeMap<String, Decimal>;
 /// How many digits after the point a currency is written with (ISO 4217); two for a code that is not listed here.
 pub fn minor_digits(currency: &str) -> u32 {
     match currency {
-        "BIF" | "CLP" | "DJF" | "GNF" | "ISK" | "JPY" | "KMF" | "KRW" | "PYG" | "RWF" | "UGX" | "VND" | "VUV"
-        | "XAF" | "XOF" | "XPF" => 0,
+        "BIF" | "CLP" | "DJF" | "GNF" | "ISK" | "JPY" | "KMF" | "KRW" | "PYG" | "RWF" | "UGX" | "VND"
+        | "VUV" | "XAF" | "XOF" | "XPF" => 0,
         "BHD" | "IQD" | "JOD" | "KWD" | "LYD" | "OMR" | "TND" => 3,
         _ => 2,
     }
@@ -46,7 +46,14 @@ mod tests {
 
     #[test]
     fn amounts_are_written_with_their_currencys_digits_and_never_rounded() {
-        let cases = [("6552.7", "USD", "6552.70"), ("100", "JPY", "100"), ("100.00", "JPY", "100"), ("1.5", "KWD", "1.500"), ("0.125", "USD", "0.125"), ("0", "EUR", "0.00")];
+        let cases = [
+            ("6552.7", "USD", "6552.70"),
+            ("100", "JPY", "100"),
+            ("100.00", "JPY", "100"),
+            ("1.5", "KWD", "1.500"),
+            ("0.125", "USD", "0.125"),
+            ("0", "EUR", "0.00"),
+        ];
         for (text, currency, written) in cases {
             assert_eq!(format(parse(text).unwrap(), currency), written);
         }

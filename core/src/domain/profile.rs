@@ -48,7 +48,15 @@ pub struct Profile {
 impl Profile {
     /// A profile of nobody yet.
     pub fn new(id: ProfileId, brand: BrandId) -> Self {
-        Self { id, brand, first_seen: None, last_seen: None, events_count: 0, traits: BTreeMap::new(), merged_into: None }
+        Self {
+            id,
+            brand,
+            first_seen: None,
+            last_seen: None,
+            events_count: 0,
+            traits: BTreeMap::new(),
+            merged_into: None,
+        }
     }
 
     /// Takes in an event. The caller has made sure that it takes effect only once.
@@ -85,9 +93,10 @@ impl Profile {
     }
 
     fn offer(&mut self, name: &str, offered: Trait) {
-        let stands = self.traits.get(name).is_some_and(|held| {
-            (held.at_ms, &held.message_id) >= (offered.at_ms, &offered.message_id)
-        });
+        let stands = self
+            .traits
+            .get(name)
+            .is_some_and(|held| (held.at_ms, &held.message_id) >= (offered.at_ms, &offered.message_id));
         if !stands {
             self.traits.insert(name.to_owned(), offered);
         }
@@ -113,7 +122,11 @@ mod tests {
             identifiers: vec![],
             traits: traits
                 .iter()
-                .map(|(name, value)| TraitUpdate { name: format!("t{name}"), value: (*value).into(), at: from_ms(at) })
+                .map(|(name, value)| TraitUpdate {
+                    name: format!("t{name}"),
+                    value: (*value).into(),
+                    at: from_ms(at),
+                })
                 .collect(),
             order: None,
             active,

@@ -268,10 +268,8 @@ fn identifiers(message: &Message<'_>, details: &Details<'_>) -> Vec<Identifier> 
         (IdentifierKind::AnonymousId, &message.anonymous_id),
         (IdentifierKind::CartToken, &details.properties.cart_token),
     ];
-    let mut found: Vec<Identifier> = candidates
-        .into_iter()
-        .filter_map(|(kind, value)| Identifier::new(kind, value.given()?))
-        .collect();
+    let mut found: Vec<Identifier> =
+        candidates.into_iter().filter_map(|(kind, value)| Identifier::new(kind, value.given()?)).collect();
     found.sort();
     found.dedup();
     found

@@ -103,14 +103,17 @@ fn event_name(topic: &str) -> &str {
 }
 
 fn order(body: &Value, shop: &str, topic: &str, updated_at: Timestamp) -> Result<Order, Rejection> {
-    let id = text(body, "id")
-        .ok_or_else(|| Rejection::new("invalid_order", format!("{topic} without an id: which order is it?")))?;
+    let id = text(body, "id").ok_or_else(|| {
+        Rejection::new("invalid_order", format!("{topic} without an id: which order is it?"))
+    })?;
     let cancelled_at = instant(body, "cancelled_at").or((topic == "orders/cancelled").then_some(updated_at));
     Ok(Order {
         shop: shop.to_owned(),
         id,
         name: text(body, "name"),
-        ordered_at: instant(body, "processed_at").or_else(|| instant(body, "created_at")).unwrap_or(updated_at),
+        ordered_at: instant(body, "processed_at")
+            .or_else(|| instant(body, "created_at"))
+            .unwrap_or(updated_at),
         updated_at,
         cancelled_at,
         test: body["test"].as_bool().unwrap_or(false),
@@ -263,7 +266,10 @@ mod tests {
         assert_eq!(event.order.unwrap().total, Decimal::ZERO);
         assert_eq!(decoded("orders/create", &json!({"id": null})).unwrap_err().code, "invalid_order");
         assert_eq!(decoded("orders/create", &json!([1])).unwrap_err().code, "invalid_webhook");
-        assert_eq!(decoded("products/create", &json!({"title": "x"})).unwrap().name.unwrap(), "products/create");
+        assert_eq!(
+            decoded("products/create", &json!({"title": "x"})).unwrap().name.unwrap(),
+            "products/create"
+        );
     }
 
     #[test]
@@ -274,7 +280,13 @@ mod tests {
 
     #[test]
     fn one_action_with_two_topics_is_two_deliveries_and_a_repeated_one_is_one() {
-        let first = Delivery { shop: "s", topic: "orders/create", webhook_id: "w1", event_id: Some("e"), resource_id: Some("1") };
+        let first = Delivery {
+            shop: "s",
+            topic: "orders/create",
+            webhook_id: "w1",
+            event_id: Some("e"),
+            resource_id: Some("1"),
+        };
         let twin = Delivery { webhook_id: "w2", ..first };
         let other = Delivery { webhook_id: "w3", topic: "orders/paid", ..first };
         assert_eq!(first.message_id(), twin.message_id());

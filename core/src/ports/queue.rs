@@ -219,7 +219,11 @@ pub struct QueueSettings {
 
 impl Default for QueueSettings {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(15), claim_ttl: Duration::from_secs(24 * 60 * 60), max_depth: 1_000_000 }
+        Self {
+            lease: Duration::from_secs(15),
+            claim_ttl: Duration::from_secs(24 * 60 * 60),
+            max_depth: 1_000_000,
+        }
     }
 }
 

@@ -56,7 +56,10 @@ pub struct Shop {
 
 impl std::fmt::Debug for Shop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shop").field("domain", &self.domain).field("brand", &self.brand).finish_non_exhaustive()
+        f.debug_struct("Shop")
+            .field("domain", &self.domain)
+            .field("brand", &self.brand)
+            .finish_non_exhaustive()
     }
 }
 

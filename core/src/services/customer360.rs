@@ -91,7 +91,8 @@ pub async fn answer(
     }
     match tokio::time::timeout(READ_TIMEOUT, read(context, brand, asked, way)).await {
         Ok(Ok(Some(found))) => {
-            let json = Bytes::from(serde_json::to_vec(&found).map_err(|e| StoreError::Invalid(e.to_string()))?);
+            let json =
+                Bytes::from(serde_json::to_vec(&found).map_err(|e| StoreError::Invalid(e.to_string()))?);
             remember(context, ttl, brand, asked, found.id, &json).await;
             Ok(Some((json, Freshness::Miss)))
         }
@@ -143,7 +144,9 @@ async fn remember(
         context.cache.replace(&copy, json.clone(), LAST_COPY_TTL),
         async {
             match leads_on {
-                true => context.cache.replace(&way_key(brand, asked), id.to_string().into(), LAST_COPY_TTL).await,
+                true => {
+                    context.cache.replace(&way_key(brand, asked), id.to_string().into(), LAST_COPY_TTL).await
+                }
                 false => Ok(()),
             }
         },

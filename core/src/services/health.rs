@@ -33,11 +33,16 @@ pub struct Check {
 }
 
 impl Check {
-    fn of<T, E: std::fmt::Display>(outcome: &Result<Result<T, E>, tokio::time::error::Elapsed>, worst: Status) -> Self {
+    fn of<T, E: std::fmt::Display>(
+        outcome: &Result<Result<T, E>, tokio::time::error::Elapsed>,
+        worst: Status,
+    ) -> Self {
         match outcome {
             Ok(Ok(_)) => Self { status: Status::Ok, detail: None },
             Ok(Err(error)) => Self { status: worst, detail: Some(error.to_string()) },
-            Err(_) => Self { status: worst, detail: Some(format!("no answer in {} s", CHECK_TIMEOUT.as_secs())) },
+            Err(_) => {
+                Self { status: worst, detail: Some(format!("no answer in {} s", CHECK_TIMEOUT.as_secs())) }
+            }
         }
     }
 }
@@ -70,7 +75,8 @@ pub async fn check(context: &Context, max_lag: Duration) -> Health {
     let stats = stats.ok().and_then(Result::ok);
     let lag = lag(stats.as_ref(), max_lag);
     let (store, cache) = (Check::of(&store, Status::Down), Check::of(&cache, Status::Degraded));
-    let status = [&store, &queue, &cache, &lag].map(|check| check.status).into_iter().max().unwrap_or(Status::Ok);
+    let status =
+        [&store, &queue, &cache, &lag].map(|check| check.status).into_iter().max().unwrap_or(Status::Ok);
     Health { status, store, queue, cache, lag, lag_ms: stats.map(|s| s.oldest_age_ms) }
 }
 

@@ -57,11 +57,7 @@ pub async fn process(
     }
 }
 
-async fn once(
-    store: &dyn Store,
-    clock: &Arc<dyn Clock>,
-    events: &[Event],
-) -> Result<Processed, StoreError> {
+async fn once(store: &dyn Store, clock: &Arc<dyn Clock>, events: &[Event]) -> Result<Processed, StoreError> {
     let mut tx = store.begin().await?;
     let known = tx.known_events(events).await?;
     let fresh = first_of_each(events, &known);
@@ -134,7 +130,11 @@ impl Cast {
         let of_event = events
             .iter()
             .map(|event| {
-                event.identifiers.iter().map(|identifier| places[&(event.brand, identifier.clone())]).collect()
+                event
+                    .identifiers
+                    .iter()
+                    .map(|identifier| places[&(event.brand, identifier.clone())])
+                    .collect()
             })
             .collect();
         let identifiers: Vec<BrandIdentifier> = places.into_keys().collect();
@@ -188,11 +188,7 @@ impl Cast {
     }
 
     /// Identifiers without an owner, with the profile that is to have them: the oldest of their group, or a new one.
-    fn claims(
-        &mut self,
-        groups: &[Group],
-        clock: &Arc<dyn Clock>,
-    ) -> Vec<(BrandIdentifier, ProfileId)> {
+    fn claims(&mut self, groups: &[Group], clock: &Arc<dyn Clock>) -> Vec<(BrandIdentifier, ProfileId)> {
         let mut claims = Vec::new();
         for group in groups {
             let mut home = group.owners.first().copied();

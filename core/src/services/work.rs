@@ -97,7 +97,8 @@ fn try_later(item: &Item, error: &str) -> Unfinished {
 
 /// After the commit, and before the ack: a reader that asks after the ack sees the new state.
 async fn invalidate(context: &Context, done: &process::Processed) {
-    let keys: Vec<String> = done.touched.iter().map(|(brand, id)| customer360::answer_key(*brand, *id)).collect();
+    let keys: Vec<String> =
+        done.touched.iter().map(|(brand, id)| customer360::answer_key(*brand, *id)).collect();
     if let Err(error) = context.cache.invalidate(&keys).await {
         tracing::warn!(%error, answers = keys.len(), "cached answers could not be dropped; they grow old by themselves");
     }

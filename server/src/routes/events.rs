@@ -19,7 +19,11 @@ use crate::error::ApiError;
 use crate::state::AppState;
 
 /// Takes events: 202 `{"accepted", "rejected": [{"index", "code", "error"}]}`; 400 when none could be taken.
-pub async fn take(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+pub async fn take(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let brand = state.keys.brand(auth::from_headers(&headers).as_deref(), KeyKind::Write).await?;
     let whole: &RawValue = json(&bytes)?;
@@ -29,8 +33,13 @@ pub async fn take(State(state): State<AppState>, headers: HeaderMap, body: Body)
         let message = format!("{} events; at most {MAX_BATCH_EVENTS} are taken at once", events.len());
         return Err(ApiError::bad_request("too_many_events", message));
     }
-    let reception =
-        Reception { brand, received_ms: state.context.clock.now_ms(), kind: None, sent_at: None, context: None };
+    let reception = Reception {
+        brand,
+        received_ms: state.context.clock.now_ms(),
+        kind: None,
+        sent_at: None,
+        context: None,
+    };
     let mut items: Vec<NewItem> = Vec::with_capacity(events.len());
     let mut rejected = Vec::new();
     for (index, event) in events.iter().enumerate() {
@@ -48,7 +57,8 @@ pub async fn take(State(state): State<AppState>, headers: HeaderMap, body: Body)
         count(accepted);
     }
     let mut answer = json!({"accepted": accepted, "rejected": rejected});
-    let status = if accepted > 0 || rejected_none(&answer) { StatusCode::ACCEPTED } else { StatusCode::BAD_REQUEST };
+    let status =
+        if accepted > 0 || rejected_none(&answer) { StatusCode::ACCEPTED } else { StatusCode::BAD_REQUEST };
     if status == StatusCode::BAD_REQUEST {
         answer["code"] = answer["rejected"][0]["code"].clone();
         answer["message"] = answer["rejected"][0]["error"].clone();

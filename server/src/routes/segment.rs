@@ -64,14 +64,24 @@ pub async fn one(
     };
     let brand = state.keys.brand(key.as_deref(), KeyKind::Write).await?;
     segment::check(message, Some(kind))?;
-    let reception = Reception { brand, received_ms: state.context.clock.now_ms(), kind: Some(kind), sent_at: None, context: None };
+    let reception = Reception {
+        brand,
+        received_ms: state.context.clock.now_ms(),
+        kind: Some(kind),
+        sent_at: None,
+        context: None,
+    };
     state.ingest.enqueue(vec![reception.item(message)]).await?;
     count(1);
     Ok(success())
 }
 
 /// A batch of messages, each with its type.
-pub async fn batch(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+pub async fn batch(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let batch: Batch<'_> = json(&bytes)?;
     let key = auth::from_headers(&headers).or_else(|| batch.write_key.as_deref().map(str::to_owned));
@@ -93,7 +103,10 @@ pub async fn batch(State(state): State<AppState>, headers: HeaderMap, body: Body
         }
     }
     if let (0, Some(Rejection { code, message })) = (sound, first_fault) {
-        return Err(ApiError::bad_request(code, format!("no event of the batch can be taken; the first: {message}")));
+        return Err(ApiError::bad_request(
+            code,
+            format!("no event of the batch can be taken; the first: {message}"),
+        ));
     }
     let reception = Reception {
         brand,

@@ -35,7 +35,11 @@ struct Resource<'a> {
 }
 
 /// Takes a webhook: 200 `{"success":true,"duplicate":false}`; 401 for a bad signature, 400 for missing headers.
-pub async fn take(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+pub async fn take(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
     let bytes = body::read_raw(body, MAX_WEBHOOK_BYTES).await?;
     let signature = required(&headers, "x-shopify-hmac-sha256")?;
     let domain = required(&headers, "x-shopify-shop-domain")?.to_lowercase();
@@ -45,10 +49,15 @@ pub async fn take(State(state): State<AppState>, headers: HeaderMap, body: Body)
     let shop = state.keys.shop(&domain).await?;
     let shop = shop.filter(|shop| signed(shop, &bytes, signature)).ok_or_else(|| {
         // The same answer for an unknown shop: nobody learns which shops are here.
-        ApiError::new(StatusCode::UNAUTHORIZED, "invalid_hmac", "the signature does not fit this shop's secret")
+        ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "invalid_hmac",
+            "the signature does not fit this shop's secret",
+        )
     })?;
     let body: &RawValue = parse(&bytes)?;
-    let resource_id = parse::<Resource<'_>>(&bytes)?.id.map(|id| id.get().trim_matches('"')).filter(|id| *id != "null");
+    let resource_id =
+        parse::<Resource<'_>>(&bytes)?.id.map(|id| id.get().trim_matches('"')).filter(|id| *id != "null");
     let delivery = Delivery {
         shop: &shop.domain,
         topic: &topic,

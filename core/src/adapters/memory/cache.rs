@@ -26,7 +26,13 @@ impl Expiry<String, Held> for ByOwnTtl {
         Some(held.ttl)
     }
 
-    fn expire_after_update(&self, _: &String, held: &Held, _: Instant, _: Option<Duration>) -> Option<Duration> {
+    fn expire_after_update(
+        &self,
+        _: &String,
+        held: &Held,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
         Some(held.ttl)
     }
 }

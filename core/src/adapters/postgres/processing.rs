@@ -125,10 +125,11 @@ impl StoreTx for PgTx {
     }
 
     async fn save_profiles(&mut self, profiles: &[Profile]) -> Result<(), StoreError> {
-        let traits: Vec<String> =
-            profiles.iter().map(|p| serde_json::to_string(&p.traits)).collect::<Result<_, _>>().map_err(|error| {
-                StoreError::Invalid(format!("traits: {error}"))
-            })?;
+        let traits: Vec<String> = profiles
+            .iter()
+            .map(|p| serde_json::to_string(&p.traits))
+            .collect::<Result<_, _>>()
+            .map_err(|error| StoreError::Invalid(format!("traits: {error}")))?;
         sqlx::query(
             "insert into profiles (id, brand_id, first_seen, last_seen, events_count, traits, merged_into)
             select i, b, f, l, c, t::json, m
@@ -165,10 +166,10 @@ impl StoreTx for PgTx {
 
     async fn save_orders(&mut self, rows: &[OrderRow<'_>]) -> Result<(), StoreError> {
         let orders = || rows.iter().map(|row| row.order);
-        let items: Vec<String> =
-            orders().map(|o| serde_json::to_string(&o.items)).collect::<Result<_, _>>().map_err(|error| {
-                StoreError::Invalid(format!("order items: {error}"))
-            })?;
+        let items: Vec<String> = orders()
+            .map(|o| serde_json::to_string(&o.items))
+            .collect::<Result<_, _>>()
+            .map_err(|error| StoreError::Invalid(format!("order items: {error}")))?;
         sqlx::query(
             "insert into orders (brand_id, shop, id, profile_id, updated_at, message_id, name, ordered_at, cancelled_at,
                 test, currency, total, refunded, financial_status, fulfillment_status, items)
@@ -230,7 +231,8 @@ impl<'a> Columns<'a> {
 }
 
 fn identifier(brand: i64, kind: &str, value: String) -> Result<BrandIdentifier, StoreError> {
-    let kind = IdentifierKind::parse(kind)
-        .ok_or_else(|| StoreError::Invalid(format!("an identifier of the unknown kind {kind:?} in the store")))?;
+    let kind = IdentifierKind::parse(kind).ok_or_else(|| {
+        StoreError::Invalid(format!("an identifier of the unknown kind {kind:?} in the store"))
+    })?;
     Ok((BrandId(brand), Identifier { kind, value }))
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
-use redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind, Value};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind, Value,
+};
 
 /// How long a connection may take to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -86,7 +88,12 @@ impl RedisClient {
     ///
     /// # Errors
     /// Redis' own.
-    pub async fn run(&self, script: &Script, keys: &[&str], args: impl FnOnce(&mut Cmd)) -> RedisResult<Value> {
+    pub async fn run(
+        &self,
+        script: &Script,
+        keys: &[&str],
+        args: impl FnOnce(&mut Cmd),
+    ) -> RedisResult<Value> {
         let mut command = Cmd::new();
         command.arg("EVALSHA").arg(script.get_hash()).arg(keys.len()).arg(keys);
         args(&mut command);
@@ -103,7 +110,9 @@ impl RedisClient {
     async fn refuse_eviction(&self) -> Result<(), RedisStartError> {
         let info: String = Cmd::new().arg("INFO").arg("memory").query_async(&mut self.shared()).await?;
         match info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")) {
-            Some(policy) if policy.trim() != "noeviction" => Err(RedisStartError::Evicts(policy.trim().into())),
+            Some(policy) if policy.trim() != "noeviction" => {
+                Err(RedisStartError::Evicts(policy.trim().into()))
+            }
             _ => Ok(()),
         }
     }
@@ -113,7 +122,8 @@ impl RedisClient {
         let answer: RedisResult<Vec<String>> =
             redis::cmd("CONFIG").arg("GET").arg("append*").query_async(&mut self.shared()).await;
         let Ok(pairs) = answer else { return };
-        let value = |name: &str| pairs.chunks(2).find(|p| p[0] == name).map(|p| p[1].clone()).unwrap_or_default();
+        let value =
+            |name: &str| pairs.chunks(2).find(|p| p[0] == name).map(|p| p[1].clone()).unwrap_or_default();
         let (on, fsync) = (value("appendonly"), value("appendfsync"));
         if on != "yes" || fsync != "always" {
             tracing::warn!(

@@ -15,8 +15,8 @@ use super::element;
 use super::keys::QueueKeys;
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
-    Acked, Batch, BatchId, DeadLetter, Enqueued, Item, MAX_FETCH, MAX_LOSSES, NewItem, Queue, QueueError, QueueSettings,
-    QueueStats, Reclaimed, Then, Unfinished, lost_alone,
+    Acked, Batch, BatchId, DeadLetter, Enqueued, Item, MAX_FETCH, MAX_LOSSES, NewItem, Queue, QueueError,
+    QueueSettings, QueueStats, Reclaimed, Then, Unfinished, lost_alone,
 };
 
 /// Delayed items that one fetch makes pending.
@@ -66,7 +66,8 @@ impl RedisQueue {
         let batch = self.keys.batch(&id);
         let [high, normal, low] = &self.keys.pending;
         let k = &self.keys;
-        let keys = [high, normal, low, &k.suspect, &k.wake, &k.delayed, &k.leases, &batch].map(String::as_str);
+        let keys =
+            [high, normal, low, &k.suspect, &k.wake, &k.delayed, &k.leases, &batch].map(String::as_str);
         let answer = self
             .redis
             .run(&self.scripts.fetch, &keys, |command| {
@@ -101,7 +102,9 @@ impl RedisQueue {
         let batch = Batch { id: BatchId(id), items };
         if !foreign.is_empty() {
             // The good neighbours go back as they were; the next fetch has them without the stranger.
-            foreign.extend(batch.items.iter().map(|item| Unfinished { item: item.clone(), then: Then::Release }));
+            foreign.extend(
+                batch.items.iter().map(|item| Unfinished { item: item.clone(), then: Then::Release }),
+            );
             self.ack(&batch.id, &foreign).await?;
             return Ok(None);
         }
@@ -122,7 +125,8 @@ impl RedisQueue {
             };
             let mut command = Cmd::new();
             command.arg("BRPOP").arg(&self.keys.wake).arg(wait.as_secs_f64());
-            let answer = tokio::time::timeout(wait + BLOCKING_GRACE, command.exec_async(&mut connection)).await;
+            let answer =
+                tokio::time::timeout(wait + BLOCKING_GRACE, command.exec_async(&mut connection)).await;
             if matches!(answer, Ok(Ok(()))) {
                 *slot = Some(connection);
             }
@@ -275,8 +279,14 @@ impl Queue for RedisQueue {
             .await
             .map_err(failed)?;
         type Counters = std::collections::HashMap<String, u64>;
-        let (pending, in_flight, delayed, dead, oldest_age_ms, counters): (u64, u64, u64, u64, i64, Counters) =
-            from_redis_value(answer).map_err(unexpected)?;
+        let (pending, in_flight, delayed, dead, oldest_age_ms, counters): (
+            u64,
+            u64,
+            u64,
+            u64,
+            i64,
+            Counters,
+        ) = from_redis_value(answer).map_err(unexpected)?;
         let ever = |name: &str| counters.get(name).copied().unwrap_or_default();
         Ok(QueueStats {
             pending,
@@ -298,8 +308,12 @@ impl Queue for RedisQueue {
         command.arg("ZREVRANGE").arg(&self.keys.dead).arg(0).arg(limit.saturating_sub(1)).arg("WITHSCORES");
         let pairs: Vec<(Vec<u8>, f64)> =
             command.query_async(&mut self.redis.shared()).await.map_err(failed)?;
-        #[expect(clippy::cast_possible_truncation, reason = "milliseconds since 1970 are whole and far below 2^53")]
-        let letters = pairs.into_iter().filter_map(|(bytes, at)| element::read_dead(&bytes.into(), at as i64));
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "milliseconds since 1970 are whole and far below 2^53"
+        )]
+        let letters =
+            pairs.into_iter().filter_map(|(bytes, at)| element::read_dead(&bytes.into(), at as i64));
         Ok(letters.collect())
     }
 

@@ -1,7 +1,7 @@
 //! SQLite: store and queue of the embedded profile. [`super::postgres`] has the same files, in the same order.
 
-pub mod db;
 pub mod customers;
+pub mod db;
 pub mod processing;
 pub mod queue;
 pub mod tenants;

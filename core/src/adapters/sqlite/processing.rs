@@ -202,7 +202,8 @@ impl StoreTx for SqliteTx {
 }
 
 fn identifier(brand: i64, kind: &str, value: String) -> Result<BrandIdentifier, StoreError> {
-    let kind = IdentifierKind::parse(kind)
-        .ok_or_else(|| StoreError::Invalid(format!("an identifier of the unknown kind {kind:?} in the store")))?;
+    let kind = IdentifierKind::parse(kind).ok_or_else(|| {
+        StoreError::Invalid(format!("an identifier of the unknown kind {kind:?} in the store"))
+    })?;
     Ok((BrandId(brand), Identifier { kind, value }))
 }

@@ -17,8 +17,8 @@ use uuid::Uuid;
 use super::db::{Db, pieces};
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
-    Acked, Batch, BatchId, DeadLetter, Enqueued, Item, MAX_FETCH, MAX_LOSSES, NewItem, POLL, Priority, Queue, QueueError,
-    QueueSettings, QueueStats, Reclaimed, Then, Unfinished, lost_alone,
+    Acked, Batch, BatchId, DeadLetter, Enqueued, Item, MAX_FETCH, MAX_LOSSES, NewItem, POLL, Priority, Queue,
+    QueueError, QueueSettings, QueueStats, Reclaimed, Then, Unfinished, lost_alone,
 };
 
 /// How long a count of the depth is believed before it is made again.
@@ -117,8 +117,11 @@ impl SqliteQueue {
             .await
             .map_err(failed)?;
         tx.commit().await.map_err(failed)?;
-        let mut held: Vec<(i64, Item)> =
-            rows.iter().map(|row| Ok((row.try_get("seq")?, item(row)?))).collect::<Result<_, _>>().map_err(failed)?;
+        let mut held: Vec<(i64, Item)> = rows
+            .iter()
+            .map(|row| Ok((row.try_get("seq")?, item(row)?)))
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
         held.sort_by_key(|(seq, item)| (item.priority, *seq));
         let items: Vec<Item> = held.into_iter().map(|(_, item)| item).collect();
         if items.len() == want || items[0].suspect {
@@ -256,20 +259,22 @@ impl Queue for SqliteQueue {
 
     async fn reclaim(&self) -> Result<Reclaimed, QueueError> {
         let now = self.clock.now_ms();
-        let expired: bool = sqlx::query_scalar("select exists (select 1 from leases where deadline_ms <= ?1)")
-            .bind(now)
-            .fetch_one(&self.db.read)
-            .await
-            .map_err(failed)?;
+        let expired: bool =
+            sqlx::query_scalar("select exists (select 1 from leases where deadline_ms <= ?1)")
+                .bind(now)
+                .fetch_one(&self.db.read)
+                .await
+                .map_err(failed)?;
         if !expired {
             return Ok(Reclaimed::default());
         }
         let mut tx = self.begin().await?;
-        let batches: Vec<String> = sqlx::query_scalar("delete from leases where deadline_ms <= ?1 returning batch")
-            .bind(now)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed)?;
+        let batches: Vec<String> =
+            sqlx::query_scalar("delete from leases where deadline_ms <= ?1 returning batch")
+                .bind(now)
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed)?;
         let mut done = Reclaimed::default();
         for batch in batches {
             let items: Vec<(String, i64)> = sqlx::query_as("select id, losses from items where batch = ?1")
@@ -289,12 +294,14 @@ impl Queue for SqliteQueue {
                 bury(&mut tx, &batch, id, &lost_alone(), now).await?;
                 done.buried += 1;
             } else {
-                sqlx::query("update items set batch = null, suspect = 1, losses = losses + ?2 where batch = ?1")
-                    .bind(&batch)
-                    .bind(alone)
-                    .execute(&mut *tx)
-                    .await
-                    .map_err(failed)?;
+                sqlx::query(
+                    "update items set batch = null, suspect = 1, losses = losses + ?2 where batch = ?1",
+                )
+                .bind(&batch)
+                .bind(alone)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
                 done.returned += items.len() as u64;
             }
         }
@@ -321,8 +328,9 @@ impl Queue for SqliteQueue {
             .await
             .map_err(failed)?;
         let positive = |n: i64| u64::try_from(n).unwrap_or_default();
-        let ever =
-            |name: &str| counters.iter().find(|(held, _)| held == name).map_or(0, |(_, value)| positive(*value));
+        let ever = |name: &str| {
+            counters.iter().find(|(held, _)| held == name).map_or(0, |(_, value)| positive(*value))
+        };
         Ok(QueueStats {
             pending: positive(pending),
             in_flight: positive(in_flight),
@@ -374,12 +382,13 @@ impl SqliteQueue {
             .await
             .map_err(failed)?;
         for key in &item.idempotency_keys {
-            let seen: bool = sqlx::query_scalar("select exists (select 1 from claims where key = ?1 and until_ms > ?2)")
-                .bind(key)
-                .bind(now)
-                .fetch_one(&mut **tx)
-                .await
-                .map_err(failed)?;
+            let seen: bool =
+                sqlx::query_scalar("select exists (select 1 from claims where key = ?1 and until_ms > ?2)")
+                    .bind(key)
+                    .bind(now)
+                    .fetch_one(&mut **tx)
+                    .await
+                    .map_err(failed)?;
             if seen {
                 return Ok(Enqueued::Duplicate);
             }
@@ -467,7 +476,9 @@ fn ms(duration: Duration) -> i64 {
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn failed(error: sqlx::Error) -> QueueError {
     match &error {
-        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => QueueError::Unexpected(error.to_string()),
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
+            QueueError::Unexpected(error.to_string())
+        }
         _ => QueueError::Unavailable(error.to_string()),
     }
 }

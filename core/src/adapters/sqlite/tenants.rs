@@ -63,12 +63,14 @@ impl Tenants for SqliteTenants {
     }
 
     async fn key(&self, hash: &[u8; 32]) -> Result<Option<KeyGrant>, StoreError> {
-        let row: Option<(i64, String)> = sqlx::query_as("select brand_id, kind from api_keys where hash = ?1")
-            .bind(&hash[..])
-            .fetch_optional(&self.db.read)
-            .await
-            .map_err(failed)?;
-        Ok(row.and_then(|(brand, kind)| Some(KeyGrant { brand: BrandId(brand), kind: KeyKind::parse(&kind)? })))
+        let row: Option<(i64, String)> =
+            sqlx::query_as("select brand_id, kind from api_keys where hash = ?1")
+                .bind(&hash[..])
+                .fetch_optional(&self.db.read)
+                .await
+                .map_err(failed)?;
+        Ok(row
+            .and_then(|(brand, kind)| Some(KeyGrant { brand: BrandId(brand), kind: KeyKind::parse(&kind)? })))
     }
 
     async fn add_shop(&self, domain: &str, brand: BrandId, secret: &str) -> Result<(), StoreError> {

@@ -1,0 +1,355 @@
+//! What every queue must do, whatever it is made of.
+
+mod support;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use support::{LEASE, QueueUnderTest, redis_queue, sqlite_queue};
+use tributary_core::ports::queue::{
+    Acked, Batch, BatchId, Enqueued, MAX_LOSSES, NewItem, Priority, QueueError, Then, Unfinished,
+};
+
+on_every_adapter!({ sqlite: crate::sqlite_queue, redis: crate::redis_queue } [
+    items_come_out_in_the_order_they_went_in,
+    what_is_acked_is_gone_and_leaves_nothing_behind,
+    an_unacked_batch_comes_back_after_its_lease_and_not_before,
+    a_beat_keeps_a_batch_and_its_absence_loses_it,
+    whoever_lost_the_lease_changes_nothing,
+    a_poison_item_takes_no_neighbour_along,
+    losses_in_company_bury_nobody,
+    a_retry_waits_for_its_time_and_uses_an_attempt,
+    a_release_returns_at_once_unharmed_and_in_order,
+    a_buried_item_keeps_its_payload_and_its_reason,
+    a_repeated_idempotency_key_is_a_duplicate_also_within_one_call,
+    one_known_key_of_two_makes_a_duplicate,
+    higher_priorities_come_first,
+    a_delayed_item_waits,
+    a_full_queue_takes_nothing_of_the_batch,
+    a_sleeping_worker_is_woken_by_an_enqueue,
+    payloads_of_any_bytes_survive_loss_and_burial,
+    many_workers_get_every_item_once,
+    large_batches_pass_whole,
+]);
+
+fn item(payload: &str) -> NewItem {
+    NewItem { payload: Bytes::copy_from_slice(payload.as_bytes()), ..NewItem::default() }
+}
+
+async fn put(under_test: &QueueUnderTest, payloads: &[&str]) {
+    let items: Vec<NewItem> = payloads.iter().map(|payload| item(payload)).collect();
+    let results = under_test.queue.enqueue(&items).await.unwrap();
+    assert_eq!(results, vec![Enqueued::Accepted; payloads.len()]);
+}
+
+async fn fetch(under_test: &QueueUnderTest, want: usize) -> Option<Batch> {
+    under_test.queue.fetch(want, Duration::ZERO).await.unwrap()
+}
+
+fn payloads(batch: &Batch) -> Vec<&str> {
+    batch.items.iter().map(|item| std::str::from_utf8(&item.payload).unwrap()).collect()
+}
+
+async fn done(under_test: &QueueUnderTest, batch: &Batch) {
+    assert_eq!(under_test.queue.ack(&batch.id, &[]).await.unwrap(), Acked::Done);
+}
+
+async fn lose(under_test: &QueueUnderTest) {
+    under_test.pass(LEASE + Duration::from_millis(50)).await;
+    under_test.queue.reclaim().await.unwrap();
+}
+
+async fn items_come_out_in_the_order_they_went_in(u: &QueueUnderTest) {
+    put(u, &["1", "2"]).await;
+    put(u, &["3"]).await;
+    let first = fetch(u, 2).await.unwrap();
+    assert_eq!(payloads(&first), ["1", "2"]);
+    assert_eq!(payloads(&fetch(u, 2).await.unwrap()), ["3"]);
+    assert!(fetch(u, 2).await.is_none());
+    assert!(first.items.iter().all(|item| item.attempt == 0 && !item.suspect && item.losses == 0));
+}
+
+async fn what_is_acked_is_gone_and_leaves_nothing_behind(u: &QueueUnderTest) {
+    put(u, &["1", "2"]).await;
+    let batch = fetch(u, 10).await.unwrap();
+    let stats = u.queue.stats().await.unwrap();
+    assert_eq!((stats.pending, stats.in_flight), (0, 2));
+    done(u, &batch).await;
+    lose(u).await;
+    assert!(fetch(u, 10).await.is_none());
+    let stats = u.queue.stats().await.unwrap();
+    assert_eq!((stats.pending, stats.in_flight, stats.delayed, stats.dead), (0, 0, 0, 0));
+    assert_eq!((stats.enqueued, stats.acked, stats.oldest_age_ms), (2, 2, 0));
+    assert_eq!(u.queue.ack(&batch.id, &[]).await.unwrap(), Acked::Lost, "a batch ends once");
+}
+
+async fn an_unacked_batch_comes_back_after_its_lease_and_not_before(u: &QueueUnderTest) {
+    put(u, &["1", "2"]).await;
+    let batch = fetch(u, 10).await.unwrap();
+    u.queue.reclaim().await.unwrap();
+    assert!(fetch(u, 10).await.is_none(), "the lease holds");
+    u.pass(LEASE + Duration::from_millis(50)).await;
+    let reclaimed = u.queue.reclaim().await.unwrap();
+    assert_eq!((reclaimed.returned, reclaimed.buried), (2, 0));
+    let again = fetch(u, 10).await.unwrap();
+    assert_ne!(again.id, batch.id);
+    assert_eq!(payloads(&again), ["1"], "what was lost is fetched alone");
+    assert!(again.items[0].suspect);
+    assert_eq!(payloads(&fetch(u, 10).await.unwrap()), ["2"]);
+    assert_eq!(u.queue.stats().await.unwrap().reclaimed, 2);
+}
+
+async fn a_beat_keeps_a_batch_and_its_absence_loses_it(u: &QueueUnderTest) {
+    put(u, &["1"]).await;
+    let batch = fetch(u, 10).await.unwrap();
+    for _ in 0..3 {
+        u.pass(LEASE * 2 / 3).await;
+        assert_eq!(u.queue.beat(std::slice::from_ref(&batch.id)).await.unwrap(), []);
+        assert_eq!(u.queue.reclaim().await.unwrap().returned, 0);
+    }
+    lose(u).await;
+    let unknown = BatchId("never-fetched".into());
+    let lost = u.queue.beat(&[batch.id.clone(), unknown.clone()]).await.unwrap();
+    assert_eq!(lost, [batch.id, unknown]);
+}
+
+async fn whoever_lost_the_lease_changes_nothing(u: &QueueUnderTest) {
+    put(u, &["1"]).await;
+    let old = fetch(u, 10).await.unwrap();
+    lose(u).await;
+    let new = fetch(u, 10).await.unwrap();
+    let stale = [
+        Unfinished { item: old.items[0].clone(), then: Then::Release },
+        Unfinished { item: old.items[0].clone(), then: Then::Bury { error: "stale".into() } },
+        Unfinished { item: old.items[0].clone(), then: Then::Retry { delay: Duration::ZERO } },
+    ];
+    for unfinished in stale.iter().map(std::slice::from_ref).chain([&[][..]]) {
+        assert_eq!(u.queue.ack(&old.id, unfinished).await.unwrap(), Acked::Lost);
+    }
+    let stats = u.queue.stats().await.unwrap();
+    assert_eq!((stats.pending, stats.in_flight, stats.delayed, stats.dead), (0, 1, 0, 0));
+    done(u, &new).await;
+}
+
+async fn a_poison_item_takes_no_neighbour_along(u: &QueueUnderTest) {
+    put(u, &["good", "poison", "fine"]).await;
+    let mut worked = HashSet::new();
+    // A worker dies whenever it holds the poison; what it holds besides is not acked either.
+    for _ in 0..40 {
+        let Some(batch) = fetch(u, 10).await else {
+            if u.queue.stats().await.unwrap().in_flight == 0 {
+                break;
+            }
+            lose(u).await;
+            continue;
+        };
+        if payloads(&batch).contains(&"poison") {
+            continue;
+        }
+        worked.extend(payloads(&batch).into_iter().map(str::to_owned));
+        done(u, &batch).await;
+    }
+    assert_eq!(worked, HashSet::from(["good".to_owned(), "fine".to_owned()]));
+    let dead = u.queue.dead(10).await.unwrap();
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0].item.payload, "poison");
+    assert_eq!(dead[0].item.losses, MAX_LOSSES);
+    assert_eq!(dead[0].item.attempt, 0, "a loss is no failed attempt");
+    assert!(dead[0].error.contains("lost"), "{}", dead[0].error);
+}
+
+async fn losses_in_company_bury_nobody(u: &QueueUnderTest) {
+    put(u, &["1", "2"]).await;
+    fetch(u, 10).await.unwrap();
+    lose(u).await;
+    for expected in ["1", "2"] {
+        let batch = fetch(u, 10).await.unwrap();
+        assert_eq!((payloads(&batch), batch.items[0].losses), (vec![expected], 0));
+        done(u, &batch).await;
+    }
+}
+
+async fn a_retry_waits_for_its_time_and_uses_an_attempt(u: &QueueUnderTest) {
+    put(u, &["1", "2"]).await;
+    let batch = fetch(u, 10).await.unwrap();
+    let delay = Duration::from_millis(600);
+    let unfinished = [Unfinished { item: batch.items[0].clone(), then: Then::Retry { delay } }];
+    assert_eq!(u.queue.ack(&batch.id, &unfinished).await.unwrap(), Acked::Done);
+    let stats = u.queue.stats().await.unwrap();
+    assert_eq!((stats.delayed, stats.acked, stats.retried), (1, 1, 1));
+    assert!(fetch(u, 10).await.is_none(), "too early");
+    u.pass(delay + Duration::from_millis(50)).await;
+    let again = fetch(u, 10).await.unwrap();
+    assert_eq!((payloads(&again), again.items[0].attempt), (vec!["1"], 1));
+    assert_eq!(again.items[0].id, batch.items[0].id);
+    assert!(!again.items[0].suspect);
+}
+
+async fn a_release_returns_at_once_unharmed_and_in_order(u: &QueueUnderTest) {
+    put(u, &["1", "2", "3"]).await;
+    let batch = fetch(u, 2).await.unwrap();
+    let unfinished: Vec<Unfinished> =
+        batch.items.iter().map(|item| Unfinished { item: item.clone(), then: Then::Release }).collect();
+    assert_eq!(u.queue.ack(&batch.id, &unfinished).await.unwrap(), Acked::Done);
+    let again = fetch(u, 10).await.unwrap();
+    assert_eq!(payloads(&again), ["1", "2", "3"]);
+    assert_eq!(again.items[..2], batch.items);
+}
+
+async fn a_buried_item_keeps_its_payload_and_its_reason(u: &QueueUnderTest) {
+    put(u, &["good", "bad"]).await;
+    let batch = fetch(u, 10).await.unwrap();
+    let error = "invalid_event: \"quoted\"\nand a second line";
+    let unfinished = [Unfinished { item: batch.items[1].clone(), then: Then::Bury { error: error.into() } }];
+    assert_eq!(u.queue.ack(&batch.id, &unfinished).await.unwrap(), Acked::Done);
+    let dead = u.queue.dead(10).await.unwrap();
+    assert_eq!((dead.len(), dead[0].error.as_str()), (1, error));
+    assert_eq!(dead[0].item, batch.items[1]);
+    assert!(dead[0].buried_ms >= dead[0].item.enqueued_ms);
+    let stats = u.queue.stats().await.unwrap();
+    assert_eq!((stats.acked, stats.buried, stats.dead, stats.in_flight), (1, 1, 1, 0));
+}
+
+async fn a_repeated_idempotency_key_is_a_duplicate_also_within_one_call(u: &QueueUnderTest) {
+    let keyed = |payload: &str, key: &str| NewItem { idempotency_keys: vec![key.into()], ..item(payload) };
+    let results =
+        u.queue.enqueue(&[keyed("1", "a"), keyed("1", "a"), keyed("2", "b"), item("3")]).await.unwrap();
+    assert_eq!(results, [Enqueued::Accepted, Enqueued::Duplicate, Enqueued::Accepted, Enqueued::Accepted]);
+    assert_eq!(u.queue.enqueue(&[keyed("2", "b")]).await.unwrap(), [Enqueued::Duplicate]);
+    let batch = fetch(u, 10).await.unwrap();
+    assert_eq!(payloads(&batch), ["1", "2", "3"]);
+    done(u, &batch).await;
+    assert_eq!(
+        u.queue.enqueue(&[keyed("1", "a")]).await.unwrap(),
+        [Enqueued::Duplicate],
+        "also after the work is done"
+    );
+    assert_eq!(u.queue.stats().await.unwrap().duplicates, 3);
+}
+
+async fn one_known_key_of_two_makes_a_duplicate(u: &QueueUnderTest) {
+    let keyed = |keys: &[&str]| NewItem {
+        idempotency_keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+        ..item("x")
+    };
+    assert_eq!(u.queue.enqueue(&[keyed(&["webhook-1", "event-1"])]).await.unwrap(), [Enqueued::Accepted]);
+    assert_eq!(u.queue.enqueue(&[keyed(&["webhook-2", "event-1"])]).await.unwrap(), [Enqueued::Duplicate]);
+    assert_eq!(u.queue.enqueue(&[keyed(&["webhook-2", "event-2"])]).await.unwrap(), [Enqueued::Accepted]);
+}
+
+async fn higher_priorities_come_first(u: &QueueUnderTest) {
+    let of = |priority, payload| NewItem { priority, ..item(payload) };
+    let items = [
+        of(Priority::Low, "low"),
+        of(Priority::Normal, "normal"),
+        of(Priority::High, "high"),
+        of(Priority::High, "higher"),
+    ];
+    u.queue.enqueue(&items).await.unwrap();
+    let batch = fetch(u, 10).await.unwrap();
+    assert_eq!(payloads(&batch), ["high", "higher", "normal", "low"]);
+    assert_eq!(batch.items[3].priority, Priority::Low);
+}
+
+async fn a_delayed_item_waits(u: &QueueUnderTest) {
+    let later = NewItem { delay: Duration::from_millis(600), priority: Priority::High, ..item("later") };
+    u.queue.enqueue(&[later, item("now")]).await.unwrap();
+    assert_eq!(payloads(&fetch(u, 10).await.unwrap()), ["now"]);
+    assert!(fetch(u, 10).await.is_none());
+    u.pass(Duration::from_millis(650)).await;
+    let batch = fetch(u, 10).await.unwrap();
+    assert_eq!((payloads(&batch), batch.items[0].priority), (vec!["later"], Priority::High));
+}
+
+async fn a_full_queue_takes_nothing_of_the_batch(u: &QueueUnderTest) {
+    let keyed = NewItem { idempotency_keys: vec!["k".into()], ..item("x") };
+    let mut items = vec![item("x"); 3000];
+    items.push(keyed.clone());
+    match u.queue.enqueue(&items).await {
+        Err(QueueError::Full { limit: 3000, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(fetch(u, 10).await.is_none());
+    assert_eq!(
+        u.queue.enqueue(&[keyed]).await.unwrap(),
+        [Enqueued::Accepted],
+        "a refused key is not remembered"
+    );
+}
+
+async fn a_sleeping_worker_is_woken_by_an_enqueue(u: &QueueUnderTest) {
+    let queue = u.queue.clone();
+    let sleeper = tokio::spawn(async move { queue.fetch(10, Duration::from_secs(20)).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let before = tokio::time::Instant::now();
+    put(u, &["1"]).await;
+    let batch = sleeper.await.unwrap().unwrap();
+    let woken_after = before.elapsed();
+    // SQLite's worker looks every second anyhow; Redis' would sleep for twenty.
+    let batch = match batch {
+        Some(batch) => batch,
+        None => fetch(u, 10).await.unwrap(),
+    };
+    assert_eq!(payloads(&batch), ["1"]);
+    assert!(woken_after < Duration::from_secs(10), "{woken_after:?}");
+}
+
+async fn payloads_of_any_bytes_survive_loss_and_burial(u: &QueueUnderTest) {
+    let bytes = Bytes::from((0..=255).chain([b'\n', 0, b'%']).collect::<Vec<u8>>());
+    let strange = NewItem { payload: bytes.clone(), ..NewItem::default() };
+    let big_number = item("{\"id\":12345678901234567890123,\"x\":1.10}");
+    u.queue.enqueue(&[strange, big_number.clone()]).await.unwrap();
+    fetch(u, 10).await.unwrap();
+    lose(u).await;
+    let first = fetch(u, 10).await.unwrap();
+    assert_eq!(first.items[0].payload, bytes);
+    let unfinished = [Unfinished { item: first.items[0].clone(), then: Then::Bury { error: "x".into() } }];
+    u.queue.ack(&first.id, &unfinished).await.unwrap();
+    assert_eq!(u.queue.dead(1).await.unwrap()[0].item.payload, bytes);
+    assert_eq!(fetch(u, 10).await.unwrap().items[0].payload, big_number.payload);
+}
+
+async fn many_workers_get_every_item_once(u: &QueueUnderTest) {
+    const ITEMS: usize = 400;
+    let mut workers = Vec::new();
+    for _ in 0..4 {
+        let queue = u.queue.clone();
+        workers.push(tokio::spawn(async move {
+            let mut mine = Vec::new();
+            let mut idle = 0;
+            while idle < 3 {
+                match queue.fetch(7, Duration::from_millis(300)).await.unwrap() {
+                    Some(batch) => {
+                        idle = 0;
+                        mine.extend(batch.items.iter().map(|item| item.payload.clone()));
+                        assert_eq!(queue.ack(&batch.id, &[]).await.unwrap(), Acked::Done);
+                    }
+                    None => idle += 1,
+                }
+            }
+            mine
+        }));
+    }
+    for from in (0..ITEMS).step_by(20) {
+        let items: Vec<NewItem> = (from..from + 20).map(|n| item(&n.to_string())).collect();
+        u.queue.enqueue(&items).await.unwrap();
+    }
+    let mut all = Vec::new();
+    for worker in workers {
+        all.extend(worker.await.unwrap());
+    }
+    assert_eq!(all.len(), ITEMS);
+    assert_eq!(all.iter().collect::<HashSet<_>>().len(), ITEMS);
+}
+
+async fn large_batches_pass_whole(u: &QueueUnderTest) {
+    let names: Vec<String> = (0..1700).map(|n| n.to_string()).collect();
+    put(u, &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let mut seen = Vec::new();
+    while let Some(batch) = fetch(u, 1000).await {
+        seen.extend(payloads(&batch).into_iter().map(str::to_owned));
+        done(u, &batch).await;
+    }
+    assert_eq!(seen, names);
+}

@@ -1,0 +1,352 @@
+//! What every store must do, seen through the service that processes events.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rust_decimal::Decimal;
+use serde_json::json;
+use support::{StoreUnderTest, postgres_store, sqlite_store};
+use tributary_core::domain::customer360::Customer360;
+use tributary_core::domain::event::{Event, EventKind, TraitUpdate};
+use tributary_core::domain::identity::{Identifier, IdentifierKind};
+use tributary_core::domain::ids::{BrandId, ProfileId};
+use tributary_core::domain::order::{Item, Order};
+use tributary_core::domain::time::from_ms;
+use tributary_core::ports::clock::{Clock, SystemClock};
+use tributary_core::ports::store::{Store, StoreError};
+use tributary_core::ports::tenants::{KeyGrant, KeyKind};
+use tributary_core::services::process::{Processed, process};
+use tributary_core::services::tenants::{hash, new_key};
+
+on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store } [
+    an_event_takes_effect_once,
+    events_that_share_an_identifier_are_one_customer,
+    a_link_merges_profiles_and_old_ids_keep_resolving,
+    a_chain_of_links_in_one_batch_merges_all,
+    brands_see_only_their_own,
+    the_newest_state_of_an_order_wins_in_any_order,
+    money_is_exact,
+    nobodys_events_are_kept,
+    text_is_kept_byte_for_byte,
+    a_transaction_that_is_dropped_leaves_nothing,
+    concurrent_workers_agree_on_one_profile,
+    opposite_merges_from_many_workers_lose_nothing,
+    tenants_keys_and_shops_are_found_again,
+]);
+
+const BRAND: BrandId = BrandId(1);
+const T0: i64 = 1_768_000_000_000;
+
+fn user(value: &str) -> Identifier {
+    Identifier::new(IdentifierKind::UserId, value).unwrap()
+}
+
+fn event(message_id: &str, users: &[&str]) -> Event {
+    Event {
+        brand: BRAND,
+        message_id: message_id.into(),
+        kind: EventKind::Track,
+        name: Some("Thing Done".into()),
+        timestamp: from_ms(T0),
+        received_at: from_ms(T0 + 5),
+        identifiers: users.iter().map(|value| user(value)).collect(),
+        traits: vec![],
+        order: None,
+        active: true,
+        body: json!({"properties": {"from": message_id}}).to_string(),
+    }
+}
+
+fn order(id: &str, version: i64, total: &str) -> Order {
+    Order {
+        shop: "a.myshopify.com".into(),
+        id: id.into(),
+        name: Some(format!("#{id}")),
+        ordered_at: from_ms(T0),
+        updated_at: from_ms(T0 + version),
+        cancelled_at: None,
+        test: false,
+        currency: "USD".into(),
+        total: total.parse().unwrap(),
+        refunded: Decimal::ZERO,
+        financial_status: Some("paid".into()),
+        fulfillment_status: None,
+        items: vec![Item {
+            product_id: Some("1".into()),
+            sku: None,
+            title: Some("Mug".into()),
+            quantity: 2,
+            price: "1.5".parse().unwrap(),
+        }],
+    }
+}
+
+async fn run(u: &StoreUnderTest, events: &[Event]) -> Processed {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    process(&*u.store, &clock, events).await.unwrap()
+}
+
+async fn owner(u: &StoreUnderTest, value: &str) -> Option<ProfileId> {
+    u.store.owner(BRAND, &user(value)).await.unwrap()
+}
+
+async fn customer(u: &StoreUnderTest, value: &str) -> Customer360 {
+    let id = owner(u, value).await.unwrap_or_else(|| panic!("nobody owns {value}"));
+    Customer360::of(u.store.customer(BRAND, id).await.unwrap().unwrap())
+}
+
+async fn an_event_takes_effect_once(u: &StoreUnderTest) {
+    let events = [event("m1", &["a"]), event("m1", &["a"]), event("m2", &["a"])];
+    let done = run(u, &events).await;
+    assert_eq!((done.effective, done.duplicates, done.touched.len()), (2, 1, 1));
+    let again = run(u, &events).await;
+    assert_eq!((again.effective, again.duplicates, again.touched.len()), (0, 3, 0));
+    assert_eq!(customer(u, "a").await.events_count, 2);
+    let stats = u.store.stats(BRAND).await.unwrap();
+    assert_eq!((stats.profiles, stats.events, stats.orders), (1, 2, 0));
+}
+
+async fn events_that_share_an_identifier_are_one_customer(u: &StoreUnderTest) {
+    run(u, &[event("m1", &["a", "b"]), event("m2", &["c"])]).await;
+    run(u, &[event("m3", &["b", "d"])]).await;
+    let found = customer(u, "d").await;
+    assert_eq!(found.identifiers, [user("a"), user("b"), user("d")]);
+    assert_eq!((found.events_count, found.recent_events.len()), (2, 2));
+    assert_ne!(owner(u, "a").await, owner(u, "c").await);
+}
+
+async fn a_link_merges_profiles_and_old_ids_keep_resolving(u: &StoreUnderTest) {
+    let mut old = event("m1", &["a"]);
+    old.traits = vec![
+        TraitUpdate { name: "plan".into(), value: json!("gold"), at: from_ms(T0 + 9) },
+        TraitUpdate { name: "city".into(), value: json!("Rome"), at: from_ms(T0) },
+    ];
+    run(u, &[old]).await;
+    tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+    let mut young = event("m2", &["b"]);
+    young.order = Some(order("1", 0, "10.00"));
+    young.traits = vec![
+        TraitUpdate { name: "plan".into(), value: json!("silver"), at: from_ms(T0 + 1) },
+        TraitUpdate { name: "city".into(), value: json!(null), at: from_ms(T0 + 1) },
+    ];
+    run(u, &[young]).await;
+    let (oldest, youngest) = (owner(u, "a").await.unwrap(), owner(u, "b").await.unwrap());
+    let done = run(u, &[event("m3", &["a", "b"])]).await;
+    assert_eq!(done.touched.len(), 2, "both are to be dropped from the cache");
+    assert_eq!(owner(u, "b").await, Some(oldest), "the oldest survives");
+    let by_old_id = Customer360::of(u.store.customer(BRAND, youngest).await.unwrap().unwrap());
+    assert_eq!(by_old_id, customer(u, "a").await);
+    assert_eq!((by_old_id.id, by_old_id.events_count, by_old_id.orders_count), (oldest, 3, 1));
+    assert_eq!(by_old_id.traits, BTreeMap::from([("plan".to_owned(), json!("gold"))]));
+    assert_eq!(by_old_id.recent_events.len(), 3);
+    assert_eq!(u.store.stats(BRAND).await.unwrap().profiles, 1);
+}
+
+async fn a_chain_of_links_in_one_batch_merges_all(u: &StoreUnderTest) {
+    for (n, value) in ["a", "b", "c", "d"].iter().enumerate() {
+        run(u, &[event(&format!("m{n}"), &[value])]).await;
+    }
+    let old: Vec<_> = [owner(u, "b").await, owner(u, "c").await, owner(u, "d").await].into();
+    run(
+        u,
+        &[
+            event("x1", &["a", "b"]),
+            event("x2", &["c", "d"]),
+            event("x3", &["e", "b"]),
+            event("x4", &["d", "e"]),
+        ],
+    )
+    .await;
+    let found = customer(u, "e").await;
+    assert_eq!((found.identifiers.len(), found.events_count), (5, 8));
+    run(u, &[event("y1", &["f"])]).await;
+    run(u, &[event("y2", &["a", "f"])]).await;
+    for id in old {
+        let by_old_id = u.store.customer(BRAND, id.unwrap()).await.unwrap().unwrap();
+        assert_eq!((by_old_id.profile.id, by_old_id.profile.events_count), (found.id, 10));
+    }
+}
+
+async fn brands_see_only_their_own(u: &StoreUnderTest) {
+    let mut theirs = event("m1", &["a"]);
+    theirs.brand = BrandId(2);
+    let done = run(u, &[event("m1", &["a"]), theirs]).await;
+    assert_eq!((done.effective, done.touched.len()), (2, 2), "the same message id and user id, two brands");
+    let ours = owner(u, "a").await.unwrap();
+    let other = u.store.owner(BrandId(2), &user("a")).await.unwrap().unwrap();
+    assert_ne!(ours, other);
+    assert!(u.store.customer(BrandId(2), ours).await.unwrap().is_none(), "also not by id");
+    assert_eq!(u.store.stats(BrandId(2)).await.unwrap().events, 1);
+}
+
+async fn the_newest_state_of_an_order_wins_in_any_order(u: &StoreUnderTest) {
+    let versions = [(0, "10.00", None), (5, "12.00", None), (9, "12.00", Some(from_ms(T0 + 9)))];
+    let deliveries: Vec<Event> = versions
+        .iter()
+        .map(|(version, total, cancelled_at)| {
+            let order = Order { cancelled_at: *cancelled_at, ..order("1", *version, total) };
+            Event { order: Some(order), ..event(&format!("v{version}"), &["a"]) }
+        })
+        .collect();
+    run(u, &[deliveries[1].clone()]).await;
+    run(u, &[deliveries[0].clone()]).await;
+    let found = customer(u, "a").await;
+    assert_eq!((found.orders_count, found.revenue["USD"].as_str()), (1, "12.00"));
+    run(u, &[deliveries[2].clone(), Event { order: Some(order("2", 0, "1.00")), ..event("w", &["a"]) }])
+        .await;
+    let found = customer(u, "a").await;
+    assert_eq!(
+        (found.orders_count, found.revenue["USD"].as_str()),
+        (1, "1.00"),
+        "a cancelled order does not count"
+    );
+    assert_eq!(found.recent_orders.len(), 2, "but it is shown");
+    // The same version twice, by two deliveries: the greater message id, whichever comes first.
+    let twin =
+        |message: &str, total: &str| Event { order: Some(order("3", 0, total)), ..event(message, &["a"]) };
+    run(u, &[twin("t2", "7.00")]).await;
+    run(u, &[twin("t1", "5.00")]).await;
+    assert_eq!(customer(u, "a").await.revenue["USD"], "8.00");
+}
+
+async fn money_is_exact(u: &StoreUnderTest) {
+    let amounts = ["0.10", "0.20", "99999999999.99", "0.005"];
+    let events: Vec<Event> = amounts
+        .iter()
+        .enumerate()
+        .map(|(n, total)| Event {
+            order: Some(order(&n.to_string(), 0, total)),
+            ..event(&format!("m{n}"), &["a"])
+        })
+        .collect();
+    run(u, &events).await;
+    let mut yen = order("yen", 0, "300");
+    yen.currency = "JPY".into();
+    yen.refunded = "100".parse().unwrap();
+    run(u, &[Event { order: Some(yen), ..event("yen", &["a"]) }]).await;
+    let found = customer(u, "a").await;
+    assert_eq!(found.revenue["USD"], "100000000000.295");
+    assert_eq!(found.average_order["USD"], "25000000000.07");
+    assert_eq!((found.revenue["JPY"].as_str(), found.refunded["JPY"].as_str()), ("300", "100"));
+    assert_eq!(found.recent_orders[1]["items"][0]["price"], "1.50");
+}
+
+async fn nobodys_events_are_kept(u: &StoreUnderTest) {
+    let done = run(u, &[event("m1", &[]), event("m2", &[])]).await;
+    assert_eq!((done.effective, done.touched.len()), (2, 0));
+    assert_eq!(run(u, &[event("m1", &[])]).await.duplicates, 1);
+    let stats = u.store.stats(BRAND).await.unwrap();
+    assert_eq!((stats.profiles, stats.events), (0, 2));
+}
+
+async fn text_is_kept_byte_for_byte(u: &StoreUnderTest) {
+    let body =
+        "{ \"properties\" : {\"n\":12345678901234567890, \"f\":1.10, \"s\":\"\\u0000 ü ' \\\" \\\\\"} }";
+    let mut strange = event("m'1\"ü", &["üser'; drop table events; --"]);
+    strange.body = body.into();
+    run(u, &[strange]).await;
+    let id = owner(u, "üser'; drop table events; --").await.unwrap();
+    let record = u.store.customer(BRAND, id).await.unwrap().unwrap();
+    assert_eq!(
+        (record.recent_events[0].body.as_str(), record.recent_events[0].message_id.as_str()),
+        (body, "m'1\"ü")
+    );
+}
+
+async fn a_transaction_that_is_dropped_leaves_nothing(u: &StoreUnderTest) {
+    let one = event("m1", &["a"]);
+    let mut tx = u.store.begin().await.unwrap();
+    let id = ProfileId::new(T0);
+    tx.claim(&[((BRAND, user("a")), id)]).await.unwrap();
+    let rows = [tributary_core::ports::store::EventRow { event: &one, profile: Some(id) }];
+    assert_eq!(tx.add_events(&rows).await.unwrap().len(), 1);
+    drop(tx);
+    assert_eq!(run(u, &[one]).await.effective, 1);
+}
+
+async fn concurrent_workers_agree_on_one_profile(u: &StoreUnderTest) {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let mut workers = Vec::new();
+    for worker in 0..6 {
+        let (store, clock) = (u.store.clone(), clock.clone());
+        workers.push(tokio::spawn(async move {
+            for n in 0..8 {
+                let events = [
+                    event(&format!("{worker}-{n}"), &["shared", &format!("own-{worker}")]),
+                    event(&format!("everybodys-{n}"), &["shared"]),
+                ];
+                retrying(&*store, &clock, &events).await;
+            }
+        }));
+    }
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    let found = customer(u, "shared").await;
+    assert_eq!((found.events_count, found.identifiers.len()), (6 * 8 + 8, 7));
+    assert_eq!(u.store.stats(BRAND).await.unwrap().profiles, 1);
+}
+
+async fn opposite_merges_from_many_workers_lose_nothing(u: &StoreUnderTest) {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let seeds: Vec<Event> = (0..24).map(|n| event(&format!("s{n}"), &[&format!("u{n}")])).collect();
+    for seed in &seeds {
+        run(u, std::slice::from_ref(seed)).await;
+    }
+    let mut workers = Vec::new();
+    for worker in 0..6_usize {
+        let (store, clock) = (u.store.clone(), clock.clone());
+        workers.push(tokio::spawn(async move {
+            for n in 0..23_usize {
+                // Every worker links neighbours, each in another order, so that merges meet from both ends.
+                let at = (n * (worker * 2 + 1) + worker * 4) % 23;
+                let (one, other) = (format!("u{at}"), format!("u{}", at + 1));
+                let events = [event(&format!("l{worker}-{at}"), &[&one, &other])];
+                retrying(&*store, &clock, &events).await;
+            }
+        }));
+    }
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    let found = customer(u, "u0").await;
+    assert_eq!(found.identifiers.len(), 24);
+    assert_eq!(u.store.stats(BRAND).await.unwrap().profiles, 1);
+    let events = u.store.stats(BRAND).await.unwrap().events;
+    assert_eq!(found.events_count, events, "no event counted twice or lost in a merge");
+    assert_eq!(customer(u, "u23").await, found);
+}
+
+/// As the queue would: a batch that lost too many races comes again.
+async fn retrying(store: &dyn Store, clock: &Arc<dyn Clock>, events: &[Event]) {
+    for _ in 0..50 {
+        match process(store, clock, events).await {
+            Err(StoreError::Conflict(_)) => {}
+            outcome => return drop(outcome.unwrap()),
+        }
+    }
+    panic!("fifty conflicts in a row");
+}
+
+async fn tenants_keys_and_shops_are_found_again(u: &StoreUnderTest) {
+    let tenants = &*u.tenants;
+    let brand = tenants.add_brand("Acme").await.unwrap();
+    assert_eq!(tenants.brand("Acme").await.unwrap(), Some(brand));
+    assert!(matches!(tenants.add_brand("Acme").await, Err(StoreError::Invalid(_))));
+    let other = tenants.add_brand("Other").await.unwrap();
+    assert_eq!(tenants.brands().await.unwrap(), [(brand, "Acme".to_owned()), (other, "Other".to_owned())]);
+
+    let key = new_key(tenants, brand, KeyKind::Secret).await.unwrap();
+    assert_eq!(tenants.key(&hash(&key)).await.unwrap(), Some(KeyGrant { brand, kind: KeyKind::Secret }));
+    assert_eq!(tenants.key(&hash("sk_unknown")).await.unwrap(), None);
+
+    tenants.add_shop("a.myshopify.com", brand, "first").await.unwrap();
+    tenants.add_shop("a.myshopify.com", brand, "second").await.unwrap();
+    tenants.add_shop("a.myshopify.com", brand, "second").await.unwrap();
+    let shop = tenants.shop("a.myshopify.com").await.unwrap().unwrap();
+    assert_eq!((shop.secret.as_str(), shop.previous_secret.as_deref()), ("second", Some("first")));
+    assert!(matches!(tenants.add_shop("a.myshopify.com", other, "x").await, Err(StoreError::Invalid(_))));
+    assert_eq!(tenants.shop("b.myshopify.com").await.unwrap(), None);
+}
