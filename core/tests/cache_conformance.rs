@@ -1,5 +1,7 @@
 //! What every cache must do.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::sync::Arc;

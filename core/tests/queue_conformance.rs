@@ -1,5 +1,7 @@
 //! What every queue must do, whatever it is made of.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::collections::HashSet;

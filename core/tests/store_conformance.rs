@@ -1,5 +1,7 @@
 //! What every store must do, seen through the service that processes events.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::{Method, StatusCode};
 use axum::routing::{get, post};
-use tower_http::cors::{Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 use tributary_core::domain::event::EventKind;
 use workers::monitor;
 
@@ -18,7 +18,11 @@ const PREFLIGHT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// All routes, on `state`.
 pub fn router(state: AppState) -> Router {
-    let browser = segment_routes().route("/api/events", post(events::take)).layer(cors());
+    // The fallback comes before the layer, so that a browser's preflight request reaches the layer.
+    let browser = segment_routes()
+        .route("/api/events", post(events::take))
+        .method_not_allowed_fallback(other_method)
+        .layer(cors());
     Router::new()
         .merge(browser)
         .route("/api/webhooks/shopify", post(shopify::take))
@@ -37,6 +41,10 @@ pub fn router(state: AppState) -> Router {
             )
         })
         .with_state(state)
+}
+
+async fn other_method() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has another method")
 }
 
 /// Segment's routes, long and short, with and without a slash at the end: the SDKs use all of them.

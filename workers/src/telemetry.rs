@@ -42,3 +42,8 @@ pub fn record_metrics() -> anyhow::Result<PrometheusHandle> {
     });
     Ok(handle)
 }
+
+/// Renders nothing: for a further server in a process whose metrics go to another handle.
+pub fn no_metrics() -> PrometheusHandle {
+    PrometheusBuilder::new().build_recorder().handle()
+}

@@ -1,0 +1,200 @@
+//! Customer360 and monitoring.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::{On, TestApp, answer};
+use tributary_core::ports::queue::QueueSettings;
+use tributary_core::ports::tenants::KeyKind;
+use tributary_core::services::tenants::new_key;
+
+on_both_profiles!(
+    an_answer_has_every_field_and_is_found_by_id_and_identifier,
+    an_answer_is_cached_until_the_customer_changes,
+    an_old_id_answers_with_the_survivor_also_from_the_cache,
+    nobody_is_404_and_a_write_key_reads_nobody,
+    a_brand_sees_only_its_own_customers,
+    monitoring_counts_and_judges,
+    stopping_finishes_what_was_taken,
+);
+
+async fn send(app: &TestApp, body: Value) {
+    let (status, found) = answer(app.post("/api/events", body.to_string())).await;
+    assert_eq!(status, 202, "{found}");
+    app.work_off().await;
+}
+
+async fn cached(app: &TestApp, path: &str) -> (String, Value) {
+    let response = app.get(path).send().await.unwrap();
+    assert_eq!(response.status(), 200, "{path}");
+    (response.headers()["x-cache"].to_str().unwrap().to_owned(), response.json().await.unwrap())
+}
+
+async fn an_answer_has_every_field_and_is_found_by_id_and_identifier(on: On) {
+    let app = TestApp::start(on).await;
+    let identify = json!({"type": "identify", "userId": "u1", "anonymousId": "a1", "messageId": "m1",
+        "timestamp": "2026-01-01T10:00:00.123Z", "traits": {"email": "Ada@Example.com", "age": 36, "gone": null}});
+    let view = json!({"type": "track", "event": "Product Viewed", "anonymousId": "a1", "messageId": "m2",
+        "timestamp": "2026-01-01T09:00:00Z", "properties": {"sku": "x"}});
+    send(&app, json!([identify, view])).await;
+    let order = json!({"id": 5, "name": "#5", "currency": "USD", "total_price": "10.01", "email": "ada@example.com",
+        "created_at": "2026-01-02T00:00:00Z", "updated_at": "2026-01-03T00:00:00Z", "financial_status": "partially_refunded",
+        "refunds": [{"transactions": [{"kind": "refund", "status": "success", "amount": "4.00"}]}],
+        "line_items": [{"title": "Mug", "quantity": 1, "price": "10.01", "sku": "mug-1"}]});
+    let client = app.client();
+    let delivery = client.webhook(client.http(), "orders/create", "w1", order.to_string());
+    assert_eq!(answer(delivery).await.0, 200);
+    app.work_off().await;
+
+    let (_, found) = cached(&app, "/api/customers/by/email/ADA@example.com/360").await;
+    let id = found["id"].as_str().unwrap();
+    assert_eq!(cached(&app, &format!("/api/customers/{id}/360")).await.1, found);
+    let expected = json!({
+        "id": id,
+        "identifiers": [{"kind": "user_id", "value": "u1"}, {"kind": "email", "value": "ada@example.com"},
+                        {"kind": "anonymous_id", "value": "a1"}],
+        "traits": {"email": "Ada@Example.com", "age": 36},
+        "first_seen": "2026-01-01T09:00:00.000Z",
+        "last_seen": "2026-01-02T00:00:00.000Z",
+        "events_count": 3,
+        "orders_count": 1,
+        "revenue": {"USD": "10.01"},
+        "refunded": {"USD": "4.00"},
+        "average_order": {"USD": "10.01"},
+        "last_order_at": "2026-01-02T00:00:00.000Z",
+    });
+    for (field, value) in expected.as_object().unwrap() {
+        assert_eq!(&found[field], value, "{field}");
+    }
+    let names: Vec<_> =
+        found["recent_events"].as_array().unwrap().iter().map(|e| e["name"].as_str()).collect();
+    assert_eq!(names, [Some("Order Created"), None, Some("Product Viewed")]);
+    assert_eq!(found["recent_events"][2]["properties"], json!({"sku": "x"}));
+    assert_eq!(found["recent_orders"][0]["total"], "10.01");
+    assert_eq!(found["recent_orders"][0]["items"][0]["title"], "Mug");
+    app.stop().await;
+}
+
+async fn an_answer_is_cached_until_the_customer_changes(on: On) {
+    let app = TestApp::start(on).await;
+    let path = "/api/customers/by/user_id/u1/360";
+    send(&app, json!({"event": "E", "userId": "u1"})).await;
+    // A profile that just changed is not cached for a moment; wait until it is.
+    tokio::time::sleep(Duration::from_millis(5200)).await;
+    assert_eq!(cached(&app, path).await.0, "miss");
+    assert_eq!(cached(&app, path).await.0, "hit");
+    send(&app, json!({"event": "E", "userId": "u1"})).await;
+    let (from, found) = cached(&app, path).await;
+    assert_eq!((from.as_str(), &found["events_count"]), ("miss", &json!(2)), "a change is seen at once");
+    app.stop().await;
+}
+
+async fn an_old_id_answers_with_the_survivor_also_from_the_cache(on: On) {
+    let app = TestApp::start(on).await;
+    send(&app, json!({"event": "E", "userId": "u1"})).await;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    send(&app, json!({"event": "E", "anonymousId": "a1"})).await;
+    let (_, survivor) = cached(&app, "/api/customers/by/user_id/u1/360").await;
+    let (_, young) = cached(&app, "/api/customers/by/anonymous_id/a1/360").await;
+    let by_old_id = format!("/api/customers/{}/360", young["id"].as_str().unwrap());
+    for events in 3..6 {
+        send(&app, json!({"event": "E", "userId": "u1", "anonymousId": "a1"})).await;
+        for path in
+            [by_old_id.as_str(), "/api/customers/by/anonymous_id/a1/360", "/api/customers/by/user_id/u1/360"]
+        {
+            let (_, found) = cached(&app, path).await;
+            assert_eq!((&found["id"], &found["events_count"]), (&survivor["id"], &json!(events)), "{path}");
+        }
+    }
+    app.stop().await;
+}
+
+async fn nobody_is_404_and_a_write_key_reads_nobody(on: On) {
+    let app = TestApp::start(on).await;
+    for path in [
+        "/api/customers/0190f0f0-0000-7000-8000-000000000000/360",
+        "/api/customers/not-a-uuid/360",
+        "/api/customers/by/user_id/nobody/360",
+        "/api/customers/by/email/not-an-address/360",
+    ] {
+        let (status, found) = answer(app.get(path)).await;
+        assert_eq!((status, found["code"].as_str()), (404, Some("not_found")), "{path}");
+        assert!(found["message"].is_string());
+    }
+    let (status, found) = answer(app.get("/api/customers/by/shoe_size/44/360")).await;
+    assert_eq!((status, found["code"].as_str()), (400, Some("unknown_kind")));
+    let url = format!("{}/api/customers/by/user_id/u/360", app.url);
+    assert_eq!(answer(app.http.get(&url)).await.0, 401);
+    assert_eq!(answer(app.http.get(&url).bearer_auth("sk_wrong")).await.0, 401);
+    assert_eq!(answer(app.http.get(&url).bearer_auth(&app.write_key)).await.0, 403);
+    app.stop().await;
+}
+
+async fn a_brand_sees_only_its_own_customers(on: On) {
+    let app = TestApp::start(on).await;
+    send(&app, json!({"event": "E", "userId": "u1"})).await;
+    let (_, ours) = cached(&app, "/api/customers/by/user_id/u1/360").await;
+    let other = app.context.tenants.add_brand("other").await.unwrap();
+    let secret = new_key(&*app.context.tenants, other, KeyKind::Secret).await.unwrap();
+    for path in [
+        "/api/customers/by/user_id/u1/360".to_owned(),
+        format!("/api/customers/{}/360", ours["id"].as_str().unwrap()),
+    ] {
+        let request = app.http.get(format!("{}{path}", app.url)).bearer_auth(&secret);
+        assert_eq!(answer(request).await.0, 404, "{path}");
+    }
+    let request = app.http.get(format!("{}/api/monitoring/stats", app.url)).bearer_auth(&secret);
+    assert_eq!(answer(request).await.1["brand"]["events"], 0);
+    app.stop().await;
+}
+
+async fn monitoring_counts_and_judges(on: On) {
+    let app = TestApp::start(on).await;
+    assert_eq!(answer(app.http.get(format!("{}/healthz", app.url))).await.0, 200);
+    let (status, ready) = answer(app.http.get(format!("{}/readyz", app.url))).await;
+    assert_eq!((status, ready["status"].as_str()), (200, Some("ok")));
+    let (status, health) = answer(app.http.get(format!("{}/api/monitoring/health", app.url))).await;
+    assert_eq!((status, health["lag"]["status"].as_str()), (200, Some("ok")), "{health}");
+    answer(app.post(
+        "/api/events",
+        json!([{"event": "E", "userId": "u"}, {"event": "F", "userId": "u"}]).to_string(),
+    ))
+    .await;
+    let (_, queues) = answer(app.http.get(format!("{}/api/monitoring/queues", app.url))).await;
+    assert_eq!(
+        (&queues["events"]["pending"], &queues["events"]["enqueued"]),
+        (&json!(2), &json!(2)),
+        "{queues}"
+    );
+    app.work_off().await;
+    let (_, stats) = answer(app.get("/api/monitoring/stats")).await;
+    assert_eq!(stats["brand"], json!({"profiles": 1, "events": 2, "orders": 0}));
+    let (_, open) = answer(app.http.get(format!("{}/api/monitoring/stats", app.url))).await;
+    assert_eq!(
+        (open.get("brand"), &open["events"]["done"]),
+        (None, &json!(2)),
+        "what is a brand's needs its key"
+    );
+    assert_eq!(answer(app.http.get(format!("{}/metrics", app.url))).await.0, 200);
+    app.stop().await;
+}
+
+async fn stopping_finishes_what_was_taken(on: On) {
+    let app = TestApp::start_with(on, 2, QueueSettings::default()).await;
+    let context = app.context.clone();
+    for n in 0..30 {
+        let events: Vec<Value> =
+            (0..20).map(|m| json!({"event": "E", "userId": format!("u{}", (n * 7 + m) % 31)})).collect();
+        let (status, _) = answer(app.post("/api/events", Value::from(events).to_string())).await;
+        assert_eq!(status, 202);
+    }
+    app.stop().await;
+    let stats = context.queue.stats().await.unwrap();
+    assert_eq!(stats.in_flight, 0, "nothing is left under a lease: {stats:?}");
+    assert_eq!(stats.acked + stats.pending, 600, "{stats:?}");
+    assert_eq!((stats.retried, stats.reclaimed, stats.dead), (0, 0, 0), "stopping costs no attempt");
+}

@@ -1,0 +1,151 @@
+//! A server with its workers in the test's own process, on either profile.
+
+#![allow(dead_code, reason = "each suite uses its part")]
+
+use std::time::Duration;
+
+use server::state::{AppState, Settings};
+use stack::client::Client;
+use stack::services::Services;
+use stack::system::Access;
+use tokio::net::TcpListener;
+use tokio::sync::OnceCell;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tributary_core::context::{Backend, Context};
+use tributary_core::domain::ids::BrandId;
+use tributary_core::ports::queue::{POLL, QueueSettings};
+use tributary_core::ports::tenants::KeyKind;
+use tributary_core::services::tenants::new_key;
+use tributary_core::services::work::work;
+use workers::{event, telemetry};
+
+static SERVICES: OnceCell<Services> = OnceCell::const_new();
+
+/// Which profile a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    Embedded,
+    Services,
+}
+
+/// A running server.
+pub struct TestApp {
+    pub url: String,
+    pub write_key: String,
+    pub secret_key: String,
+    pub brand: BrandId,
+    pub context: Context,
+    pub http: reqwest::Client,
+    stop: CancellationToken,
+    running: Vec<JoinHandle<()>>,
+    _folder: tempfile::TempDir,
+}
+
+pub const SHOP: &str = "stack.myshopify.com";
+pub const SHOP_SECRET: &str = "test-secret";
+
+impl TestApp {
+    /// A server without workers: call [`TestApp::work_off`].
+    pub async fn start(on: On) -> Self {
+        Self::start_with(on, 0, QueueSettings::default()).await
+    }
+
+    /// A server with `lanes` of workers.
+    pub async fn start_with(on: On, lanes: usize, settings: QueueSettings) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = match on {
+            On::Embedded => Backend::Embedded { data: folder.path().join("data") },
+            On::Services => {
+                let services = SERVICES
+                    .get_or_init(async || Services::start().await.unwrap_or_else(|error| panic!("{error:#}")))
+                    .await;
+                Backend::Services {
+                    database_url: services.fresh_database().await.unwrap(),
+                    redis_url: services.redis_url.clone(),
+                    key_space: Services::fresh_key_space(),
+                    connections: 8,
+                }
+            }
+        };
+        let context = Context::open(&backend, settings).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let stop = CancellationToken::new();
+        let brand = context.tenants.add_brand("test").await.unwrap();
+        let write_key = new_key(&*context.tenants, brand, KeyKind::Write).await.unwrap();
+        let secret_key = new_key(&*context.tenants, brand, KeyKind::Secret).await.unwrap();
+        context.tenants.add_shop(SHOP, brand, SHOP_SECRET).await.unwrap();
+        let routes = Settings { cache_ttl: Duration::from_secs(300), max_lag: Duration::from_secs(60) };
+        let state = AppState::new(context.clone(), telemetry::no_metrics(), routes);
+        let serving = server::serve(listener, state, stop.clone());
+        let mut running = vec![tokio::spawn(async move { serving.await.unwrap() })];
+        if lanes > 0 {
+            let options = event::Options { concurrency: lanes, batch: 50, grace: Duration::from_secs(5) };
+            running.push(tokio::spawn(event::run(context.clone(), options, stop.clone())));
+        }
+        let http = reqwest::Client::new();
+        Self { url, write_key, secret_key, brand, context, http, stop, running, _folder: folder }
+    }
+
+    /// A client that speaks to it as browsers and Shopify do.
+    pub fn client(&self) -> Client {
+        let access = Access {
+            url: self.url.clone(),
+            write_key: self.write_key.clone(),
+            secret_key: self.secret_key.clone(),
+            shop_domain: SHOP.into(),
+            shop_secret: SHOP_SECRET.into(),
+        };
+        Client::new(access).unwrap()
+    }
+
+    /// Works off the queue in the test itself, until it is empty.
+    pub async fn work_off(&self) {
+        while let Some(batch) = self.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
+            let worked = work(&self.context, &batch.items).await;
+            self.context.queue.ack(&batch.id, &worked.unfinished).await.unwrap();
+        }
+    }
+
+    /// `POST path` with the write key.
+    pub fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
+        self.http.post(format!("{}{path}", self.url)).basic_auth(&self.write_key, Some("")).body(body)
+    }
+
+    /// `GET path` with the secret key.
+    pub fn get(&self, path: &str) -> reqwest::RequestBuilder {
+        self.http.get(format!("{}{path}", self.url)).bearer_auth(&self.secret_key)
+    }
+
+    /// Stops server and workers as a signal would.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        for task in self.running {
+            tokio::time::timeout(POLL * 10, task).await.expect("it stops in time").unwrap();
+        }
+    }
+}
+
+/// Status and JSON of an answer.
+pub async fn answer(request: reqwest::RequestBuilder) -> (u16, serde_json::Value) {
+    let response = request.send().await.unwrap();
+    let status = response.status().as_u16();
+    let text = response.text().await.unwrap();
+    (status, serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
+}
+
+/// Each test once a profile.
+#[macro_export]
+macro_rules! on_both_profiles {
+    ($($test:ident),* $(,)?) => {
+        mod embedded {
+            $( #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+               async fn $test() { super::$test($crate::support::On::Embedded).await } )*
+        }
+        mod services {
+            $( #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+               async fn $test() { super::$test($crate::support::On::Services).await } )*
+        }
+    };
+}
