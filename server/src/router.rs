@@ -67,5 +67,9 @@ fn segment_routes() -> Router<AppState> {
 
 /// Any site may send events with its write key, and read the answer; nothing else is open to browsers of other sites.
 fn cors() -> CorsLayer {
-    CorsLayer::new().allow_origin(Any).allow_methods([Method::POST]).allow_headers(Any).max_age(PREFLIGHT_TTL)
+    CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods([Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .max_age(PREFLIGHT_TTL)
 }

@@ -1,6 +1,6 @@
 //! What the conformance suites share: one Redis and one PostgreSQL a test process, fresh databases and key spaces a test.
 
-#![allow(dead_code, reason = "each suite uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each suite uses its part")]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! A server with its workers in the test's own process, on either profile.
 
-#![allow(dead_code, reason = "each suite uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each suite uses its part")]
 
 use std::time::Duration;
 

@@ -1,0 +1,162 @@
+//! The drill: a simulated day under repeated kills.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, stream};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use simulator::{Plan, simulate};
+use stack::client::Client;
+use stack::system::{Options, Profile, System};
+use stack::verify::{Verdict, verify};
+use tokio::sync::Mutex;
+
+/// A short lease, so that a drill need not wait long for a dead worker's items.
+const LEASE: Duration = Duration::from_secs(2);
+/// Deliveries under way at once.
+const AT_ONCE: usize = 8;
+/// How long the system may take to come right after the last fault.
+const LIVENESS: Duration = Duration::from_secs(120);
+/// How long a killed process stays away.
+const AWAY_MS: std::ops::Range<u64> = 50..600;
+
+/// Who is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Victim {
+    /// The embedded server, and with it its workers and its queue.
+    EmbeddedServer,
+    /// One of two workers on Redis and PostgreSQL.
+    Worker,
+    /// The server on Redis and PostgreSQL.
+    Server,
+    /// Redis, which must have forgotten nothing when it is back.
+    Redis,
+    /// PostgreSQL.
+    Postgres,
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Drill {
+    /// The binary that plays the roles.
+    pub binary: PathBuf,
+    /// Who is killed.
+    pub victim: Victim,
+    /// How often.
+    pub kills: usize,
+    /// Events of the day.
+    pub events: usize,
+    /// The day's seed and the faults'.
+    pub seed: u64,
+    /// Over how long the day is sent.
+    pub over: Duration,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The comparison with the ledger.
+    pub verdict: Verdict,
+    /// Kills done.
+    pub kills: usize,
+    /// Deliveries that their senders gave up: not taken, so nothing is owed.
+    pub given_up: usize,
+    /// How long the queue took to be empty after the last fault.
+    pub recovered_in: Duration,
+    /// Dead letters at the end.
+    pub dead: u64,
+}
+
+impl Outcome {
+    /// Nothing lost, doubled, unexpected, buried, and every customer as the ledger says.
+    pub fn is_clean(&self) -> bool {
+        let ledger = &self.verdict.ledger;
+        self.verdict.customers_different == 0
+            && (ledger.lost, ledger.duplicated, ledger.unexpected, self.dead) == (0, 0, 0, 0)
+            && self.verdict.customers > 0
+    }
+}
+
+/// Runs a drill.
+///
+/// # Errors
+/// When the system cannot be brought up again, or does not come right in time.
+pub async fn run(drill: &Drill) -> anyhow::Result<Outcome> {
+    let profile = if drill.victim == Victim::EmbeddedServer { Profile::Embedded } else { Profile::Services };
+    let mut options = Options::new(profile, drill.binary.clone());
+    options.lease = LEASE;
+    options.workers = 2;
+    let system = System::start(options).await?;
+    let client = Client::new(system.access.clone())?;
+    let day = simulate(&Plan { seed: drill.seed, events: drill.events, ..Plan::default() });
+    let system = Arc::new(Mutex::new(system));
+    let sending = Arc::new(AtomicBool::new(true));
+    let faults = tokio::spawn(faults(drill.clone(), system.clone(), sending.clone()));
+
+    let began = tokio::time::Instant::now();
+    let span = day.deliveries.last().map_or(1, |last| last.send_ms.max(1));
+    let mut taken = vec![false; day.deliveries.len()];
+    let mut answers = stream::iter(day.deliveries.iter().enumerate())
+        .map(|(at, delivery)| {
+            let client = client.clone();
+            let due = began + drill.over.mul_f64(delivery.send_ms as f64 / span as f64);
+            async move {
+                tokio::time::sleep_until(due).await;
+                client.send(delivery).await.map(|taken| (at, taken))
+            }
+        })
+        .buffer_unordered(AT_ONCE);
+    while let Some(answer) = answers.next().await {
+        let (at, was_taken) = answer?;
+        taken[at] = was_taken;
+    }
+    drop(answers);
+    sending.store(false, Ordering::Relaxed);
+    let kills = faults.await??;
+
+    let last_fault = Instant::now();
+    let mut dead = 0;
+    client.drain(LIVENESS, |numbers| dead = numbers.dead).await?;
+    let recovered_in = last_fault.elapsed();
+    let verdict = verify(&client, &day, &taken, Some(0), || {}).await?;
+    system.lock().await.stop()?;
+    let given_up = taken.iter().filter(|taken| !**taken).count();
+    Ok(Outcome { verdict, kills, given_up, recovered_in, dead })
+}
+
+/// Kills and brings back, spread over the day's sending; always at least once, always brought back.
+async fn faults(drill: Drill, system: Arc<Mutex<System>>, sending: Arc<AtomicBool>) -> anyhow::Result<usize> {
+    let mut rng = ChaCha8Rng::seed_from_u64(drill.seed);
+    let pause = drill.over.div_f64(drill.kills as f64 + 1.0);
+    let mut kills = 0;
+    while kills < drill.kills && (kills == 0 || sending.load(Ordering::Relaxed)) {
+        tokio::time::sleep(pause.mul_f64(rng.random_range(0.5..1.0))).await;
+        let away = Duration::from_millis(rng.random_range(AWAY_MS));
+        kill(drill.victim, &mut *system.lock().await)?;
+        kills += 1;
+        tokio::time::sleep(away).await;
+        bring_back(drill.victim, &mut *system.lock().await).await?;
+    }
+    Ok(kills)
+}
+
+fn kill(victim: Victim, system: &mut System) -> anyhow::Result<()> {
+    match (victim, &mut system.redis, &mut system.postgres) {
+        (Victim::EmbeddedServer | Victim::Server, ..) => system.kill_server(),
+        (Victim::Redis, Some(redis), _) => redis.kill(),
+        (Victim::Postgres, _, Some(postgres)) => postgres.kill(),
+        _ => system.kill_worker(),
+    }
+}
+
+async fn bring_back(victim: Victim, system: &mut System) -> anyhow::Result<()> {
+    match (victim, &mut system.redis, &mut system.postgres) {
+        (Victim::EmbeddedServer | Victim::Server, ..) => system.restart_server(),
+        (Victim::Redis, Some(redis), _) => redis.restart().await,
+        (Victim::Postgres, _, Some(postgres)) => postgres.restart().await,
+        _ => system.start_workers(),
+    }
+}

@@ -1,0 +1,49 @@
+//! `kill -9` under load: nothing is lost, nothing takes effect twice.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::time::Duration;
+
+use chaos::drill::{Drill, Victim, run};
+
+async fn survives(victim: Victim, kills: usize) {
+    let seed = std::env::var("CHAOS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(3);
+    println!("CHAOS_SEED={seed}");
+    let drill = Drill {
+        binary: env!("CARGO_BIN_EXE_chaos").into(),
+        victim,
+        kills,
+        events: 6000,
+        seed,
+        over: Duration::from_secs(5),
+    };
+    let outcome = run(&drill).await.unwrap();
+    assert!(outcome.kills >= 1);
+    assert_eq!(outcome.given_up, 0, "senders retry until it is back");
+    assert!(outcome.is_clean(), "{outcome:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_worker_loses_nothing() {
+    survives(Victim::Worker, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_embedded_server_loses_nothing() {
+    survives(Victim::EmbeddedServer, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_server_loses_nothing_that_it_accepted() {
+    survives(Victim::Server, 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_redis_loses_nothing_that_was_accepted() {
+    survives(Victim::Redis, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_postgresql_buries_nothing() {
+    survives(Victim::Postgres, 2).await;
+}
