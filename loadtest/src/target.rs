@@ -63,14 +63,20 @@ pub(crate) struct Target {
     /// It was brought up for this test, so all that is in it is this test's.
     pub(crate) own: bool,
     system: Option<System>,
+    workers: usize,
 }
 
 impl Target {
     /// Brings the system up, or takes the running one.
     pub(crate) async fn open(args: &TargetArgs) -> anyhow::Result<Self> {
         if let Some(url) = &args.target {
-            return Ok(Self { access: running(args, url)?, name: url.clone(), own: false, system: None });
+            let access = running(args, url)?;
+            return Ok(Self { access, name: url.clone(), own: false, system: None, workers: 0 });
         }
+        Self::bring_up(args, |_| {}).await
+    }
+
+    async fn bring_up(args: &TargetArgs, change: impl FnOnce(&mut Options)) -> anyhow::Result<Self> {
         let (profile, name) = match args.stack {
             Stack::Embedded => (Profile::Embedded, "embedded".to_owned()),
             Stack::Services => {
@@ -84,8 +90,31 @@ impl Target {
             FsyncArg::Always => Fsync::Always,
             FsyncArg::Everysec => Fsync::EverySecond,
         };
+        change(&mut options);
         let system = System::start(options).await?;
-        Ok(Self { access: system.access.clone(), name, own: true, system: Some(system) })
+        Ok(Self { access: system.access.clone(), name, own: true, system: Some(system), workers: args.workers })
+    }
+
+    /// The same without workers, where they are processes of their own, and without a limit on the queue.
+    pub(crate) async fn open_for_speed(args: &TargetArgs) -> anyhow::Result<Self> {
+        let mut target = Self::bring_up(args, |options| {
+            options.workers = 0;
+            options.server_args = vec!["--max-depth".into(), "0".into()];
+        })
+        .await?;
+        target.workers = args.workers;
+        Ok(target)
+    }
+
+    /// Starts the workers (services).
+    pub(crate) fn start_workers(&mut self) -> anyhow::Result<()> {
+        let workers = self.workers;
+        self.system.as_mut().map_or(Ok(()), |system| system.start_workers_up_to(workers))
+    }
+
+    /// Ends the workers as an operator would (services).
+    pub(crate) fn stop_workers(&mut self) -> anyhow::Result<()> {
+        self.system.as_mut().map_or(Ok(()), System::stop_workers)
     }
 
     /// Takes a system down that was brought up for this test, as an operator would.

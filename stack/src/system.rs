@@ -144,7 +144,15 @@ impl System {
     /// # Errors
     /// When one does not come up.
     pub fn start_workers(&mut self) -> anyhow::Result<()> {
-        while self.options.profile == Profile::Services && self.workers.len() < self.options.workers {
+        self.start_workers_up_to(self.options.workers)
+    }
+
+    /// Starts workers until there are `count` (services).
+    ///
+    /// # Errors
+    /// When one does not come up.
+    pub fn start_workers_up_to(&mut self, count: usize) -> anyhow::Result<()> {
+        while self.options.profile == Profile::Services && self.workers.len() < count {
             let mut command = roles::command(&self.options.binary, "workers");
             command.arg("event").args(self.services_args()).args(["--monitor-bind", "127.0.0.1:0"]);
             let worker = Guarded::start("workers", &command, &self.folder.path().join("workers.log"))?;
@@ -173,14 +181,20 @@ impl System {
         self.workers.remove(0).kill()
     }
 
+    /// Ends the workers as an operator would, and waits until they have.
+    ///
+    /// # Errors
+    /// When one does not end.
+    pub fn stop_workers(&mut self) -> anyhow::Result<()> {
+        self.workers.drain(..).try_for_each(Guarded::stop)
+    }
+
     /// Ends server and workers as an operator would, and waits until they have.
     ///
     /// # Errors
     /// When one does not end.
     pub fn stop(&mut self) -> anyhow::Result<()> {
-        for worker in self.workers.drain(..) {
-            worker.stop()?;
-        }
+        self.stop_workers()?;
         self.server.take().map_or(Ok(()), Guarded::stop)
     }
 
