@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use chrono::NaiveDate;
 use rust_decimal::Decimal;
 
 /// One purchase.
@@ -75,20 +76,10 @@ fn purchase(line: usize, fields: &[&str]) -> anyhow::Result<Purchase> {
 
 fn iso_date(date: &str) -> anyhow::Result<String> {
     let sound = date.len() == 8 && date.bytes().all(|b| b.is_ascii_digit());
-    if sound {
-        let (year, rest) = date.split_at(4);
-        let (month, day) = rest.split_at(2);
-        let days = match month {
-            "01" | "03" | "05" | "07" | "08" | "10" | "12" => 31,
-            "04" | "06" | "09" | "11" => 30,
-            "02" => 29,
-            _ => 0,
-        };
-        if (1..=days).contains(&day.parse::<u32>()?) {
-            return Ok(format!("{year}-{month}-{day}"));
-        }
+    match NaiveDate::parse_from_str(date, "%Y%m%d") {
+        Ok(day) if sound => Ok(day.format("%Y-%m-%d").to_string()),
+        _ => bail!("the date {date:?} is not a day written yyyymmdd"),
     }
-    bail!("the date {date:?} is not a day written yyyymmdd")
 }
 
 fn amount(text: &str) -> anyhow::Result<Decimal> {
@@ -124,6 +115,7 @@ mod tests {
             ("00004 abc 19970101 2 29.33", "is not a number"),
             ("00004 0001 19971301 2 29.33", "yyyymmdd"),
             ("00004 0001 1997011 2 29.33", "yyyymmdd"),
+            ("00004 0001 19970229 2 29.33", "yyyymmdd"),
             ("00004 0001 19970101 two 29.33", "number of CDs"),
             ("00004 0001 19970101 2 29,33", "decimal"),
             ("00004 0001 19970101 2 -1.00", "negative"),

@@ -70,7 +70,11 @@ pub(crate) async fn run(target: &TargetArgs, args: &SpeedArgs, out: &Path) -> an
     let client = Client::new(target.access.clone())?;
     let sender = Sender { access: Arc::new(target.access.clone()) };
     let rounds = args.runs * 3;
-    let day = simulate(&Plan { events: args.events * rounds + BACKGROUND * 60, duplicates_percent: 0, ..Plan::default() });
+    let day = simulate(&Plan {
+        events: args.events * rounds + BACKGROUND * 60,
+        duplicates_percent: 0,
+        ..Plan::default()
+    });
     let events = messages(&day);
     let mut rest = events.as_slice();
     let mut next = |count: usize| {
@@ -127,7 +131,11 @@ pub(crate) async fn run(target: &TargetArgs, args: &SpeedArgs, out: &Path) -> an
     print(&target.name, &figures);
     std::fs::create_dir_all(out)?;
     std::fs::write(out.join("speed.json"), serde_json::to_string_pretty(&figures)?)?;
-    println!("\n  {} events were sent before the background load, {} are there", thousands(sent as u64), thousands(there as u64));
+    println!(
+        "\n  {} events were sent before the background load, {} are there",
+        thousands(sent as u64),
+        thousands(there as u64)
+    );
     target.close()?;
     Ok(there >= sent)
 }
@@ -143,7 +151,8 @@ fn messages(day: &simulator::Day) -> Vec<String> {
     for delivery in &day.deliveries {
         match &delivery.to {
             To::Segment { path: "batch" } => {
-                let batch: Batch<'_> = serde_json::from_str(&delivery.body).expect("the simulator writes JSON");
+                let batch: Batch<'_> =
+                    serde_json::from_str(&delivery.body).expect("the simulator writes JSON");
                 messages.extend(batch.batch.iter().map(|message| message.get().to_owned()));
             }
             To::Segment { .. } => messages.push(delivery.body.clone()),
@@ -197,7 +206,9 @@ impl Sender {
             running.spawn(async move {
                 let mut connection = sender.connect().await?;
                 while let Some((path, body)) = posts.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    sender.call(&mut connection, Method::POST, path, &sender.access.write_key, body.clone()).await?;
+                    sender
+                        .call(&mut connection, Method::POST, path, &sender.access.write_key, body.clone())
+                        .await?;
                 }
                 anyhow::Ok(())
             });
@@ -225,7 +236,8 @@ impl Sender {
             .body(Full::new(body))?;
         connection.ready().await?;
         let response = connection.send_request(request).await?;
-        let (status, hit) = (response.status(), response.headers().get("x-cache").is_some_and(|v| v == "hit"));
+        let (status, hit) =
+            (response.status(), response.headers().get("x-cache").is_some_and(|v| v == "hit"));
         let answer = response.into_body().collect().await?.to_bytes();
         if !status.is_success() {
             bail!("{path}: {status} {}", String::from_utf8_lossy(&answer));
@@ -259,7 +271,9 @@ async fn read(sender: &Sender, day: &simulator::Day) -> anyhow::Result<(Histogra
         for _ in 0..2 {
             let began = Instant::now();
             let key = &sender.access.secret_key;
-            let Ok(hit) = sender.call(&mut connection, Method::GET, &path, key, Bytes::new()).await else { break };
+            let Ok(hit) = sender.call(&mut connection, Method::GET, &path, key, Bytes::new()).await else {
+                break;
+            };
             let times = if hit { &mut warm } else { &mut cold };
             times.record(u64::try_from(began.elapsed().as_micros())?)?;
         }
@@ -289,7 +303,8 @@ fn print(name: &str, figures: &[Figure]) {
     println!("\nSpeed on {name}, medians\n");
     for Figure { what, unit, value, all } in figures {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate for people")]
-        let written = |value: f64| if *unit == "ms" { format!("{value:.2}") } else { thousands(value as u64) };
+        let written =
+            |value: f64| if *unit == "ms" { format!("{value:.2}") } else { thousands(value as u64) };
         let spread: Vec<String> = all.iter().map(|value| written(*value)).collect();
         println!("  {what:<44} {:>10} {unit:<9} ({})", written(*value), spread.join(", "));
     }

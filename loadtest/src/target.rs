@@ -92,7 +92,13 @@ impl Target {
         };
         change(&mut options);
         let system = System::start(options).await?;
-        Ok(Self { access: system.access.clone(), name, own: true, system: Some(system), workers: args.workers })
+        Ok(Self {
+            access: system.access.clone(),
+            name,
+            own: true,
+            system: Some(system),
+            workers: args.workers,
+        })
     }
 
     /// The same without workers, where they are processes of their own, and without a limit on the queue.

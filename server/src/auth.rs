@@ -1,13 +1,14 @@
 //! Who asks: the API key of a request, from Basic, Bearer or the body, and what it may do.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, StatusCode, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use moka::sync::Cache;
 use tributary_core::domain::ids::BrandId;
+use tributary_core::ports::store::StoreError;
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, Shop, Tenants};
 use tributary_core::services::tenants::hash;
 
@@ -17,14 +18,23 @@ use crate::error::ApiError;
 const KEY_TTL: Duration = Duration::from_secs(30);
 /// How long a shop that was found is believed: its secret may rotate.
 const SHOP_TTL: Duration = Duration::from_secs(5);
+/// How long either is believed while the store is away.
+const OUTAGE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// Most keys, and shops, remembered.
 const REMEMBERED: u64 = 10_000;
 
 /// Recognises keys and shops, and remembers those it found.
 pub struct Keys {
     tenants: Arc<dyn Tenants>,
-    grants: Cache<[u8; 32], KeyGrant>,
-    shops: Cache<String, Shop>,
+    grants: Cache<[u8; 32], Found<KeyGrant>>,
+    shops: Cache<String, Found<Shop>>,
+}
+
+/// What the store said, and when.
+#[derive(Clone)]
+struct Found<T> {
+    value: T,
+    at: Instant,
 }
 
 impl Keys {
@@ -32,8 +42,8 @@ impl Keys {
     pub fn new(tenants: Arc<dyn Tenants>) -> Self {
         Self {
             tenants,
-            grants: Cache::builder().max_capacity(REMEMBERED).time_to_live(KEY_TTL).build(),
-            shops: Cache::builder().max_capacity(REMEMBERED).time_to_live(SHOP_TTL).build(),
+            grants: Cache::builder().max_capacity(REMEMBERED).time_to_live(OUTAGE_TTL).build(),
+            shops: Cache::builder().max_capacity(REMEMBERED).time_to_live(OUTAGE_TTL).build(),
         }
     }
 
@@ -68,29 +78,45 @@ impl Keys {
     /// The shop of that domain.
     ///
     /// # Errors
-    /// 503 when the store is away.
+    /// 503 when the store is away and the shop is not known from before.
     pub async fn shop(&self, domain: &str) -> Result<Option<Shop>, ApiError> {
-        if let Some(shop) = self.shops.get(domain) {
-            return Ok(Some(shop));
-        }
-        let shop = self.tenants.shop(domain).await?;
-        if let Some(shop) = &shop {
-            self.shops.insert(domain.to_owned(), shop.clone());
-        }
-        Ok(shop)
+        let key = domain.to_owned();
+        remembered(&self.shops, key, SHOP_TTL, self.tenants.shop(domain)).await
     }
 
     async fn grant(&self, key: &str) -> Result<Option<KeyGrant>, ApiError> {
         let hash = hash(key);
-        if let Some(grant) = self.grants.get(&hash) {
-            return Ok(Some(grant));
+        remembered(&self.grants, hash, KEY_TTL, self.tenants.key(&hash)).await
+    }
+}
+
+/// What was found under `key`, if that is younger than `ttl`; else what `ask` finds now. While the store is away, what was
+/// found before stays good. What is not found is asked for every time, so that a new key works at once.
+async fn remembered<K, T>(
+    cache: &Cache<K, Found<T>>,
+    key: K,
+    ttl: Duration,
+    ask: impl Future<Output = Result<Option<T>, StoreError>>,
+) -> Result<Option<T>, ApiError>
+where
+    K: std::hash::Hash + Eq + Send + Sync + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    let held = cache.get(&key);
+    if let Some(held) = held.as_ref().filter(|held| held.at.elapsed() < ttl) {
+        return Ok(Some(held.value.clone()));
+    }
+    match (ask.await, held) {
+        (Ok(Some(value)), _) => {
+            cache.insert(key, Found { value: value.clone(), at: Instant::now() });
+            Ok(Some(value))
         }
-        // An unknown key is asked for every time, so that a new one works at once.
-        let grant = self.tenants.key(&hash).await?;
-        if let Some(grant) = grant {
-            self.grants.insert(hash, grant);
+        (Ok(None), _) => {
+            cache.invalidate(&key);
+            Ok(None)
         }
-        Ok(grant)
+        (Err(StoreError::Unavailable(_)), Some(held)) => Ok(Some(held.value)),
+        (Err(error), _) => Err(error.into()),
     }
 }
 
@@ -107,7 +133,7 @@ pub fn from_headers(headers: &HeaderMap) -> Option<String> {
     }
     let decoded = String::from_utf8(STANDARD.decode(rest).ok()?).ok()?;
     let user = decoded.split(':').next().unwrap_or_default();
-    Some(user.to_owned())
+    (!user.is_empty()).then(|| user.to_owned())
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 //! send `text/plain` to spare themselves a preflight request.
 
 use std::io::Read;
+use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
 
@@ -14,6 +15,8 @@ use crate::error::ApiError;
 pub const MAX_BATCH_BYTES: usize = 500 * 1024;
 /// The largest webhook.
 pub const MAX_WEBHOOK_BYTES: usize = 5 * 1024 * 1024;
+/// How long a client may take to send a body.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Reads a body of at most `limit` bytes, also after unpacking.
 ///
@@ -30,9 +33,13 @@ pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes
 /// Reads a body of at most `limit` bytes as it is: what a signature is over.
 ///
 /// # Errors
-/// `payload_too_large` or `invalid_body`, both 400.
+/// `payload_too_large` or `invalid_body`, both 400; `body_timeout`, 408.
 pub async fn read_raw(body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    to_bytes(body, limit).await.map_err(|error| {
+    let Ok(read) = tokio::time::timeout(READ_TIMEOUT, to_bytes(body, limit)).await else {
+        let message = format!("the body did not arrive within {} s", READ_TIMEOUT.as_secs());
+        return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message));
+    };
+    read.map_err(|error| {
         let mut source: Option<&dyn std::error::Error> = Some(&error);
         while let Some(error) = source {
             if error.to_string() == "length limit exceeded" {

@@ -26,6 +26,11 @@ impl ApiError {
         Self { status, code, message: message.into(), retry: false }
     }
 
+    /// Whether it is a 401: the key is missing or unknown.
+    pub fn is_unauthorized(&self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED
+    }
+
     /// 400.
     pub fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, message)

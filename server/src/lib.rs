@@ -16,6 +16,7 @@ pub mod state;
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use axum::serve::ListenerExt;
@@ -30,6 +31,9 @@ use crate::state::AppState;
 
 /// The file that one embedded server holds locked in its data folder.
 const LOCK_FILE: &str = "server.lock";
+
+/// How long requests under way may go on after the server was asked to stop.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// The binary's main: reads `args` (the program's name first), and serves until SIGTERM or SIGINT, or runs an admin command.
 ///
@@ -70,7 +74,7 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Serves until `stop`; requests under way are answered first.
+/// Serves until `stop`; requests under way are answered first, within [`STOP_GRACE`].
 ///
 /// # Errors
 /// When the socket fails.
@@ -79,7 +83,12 @@ pub async fn serve(listener: TcpListener, state: AppState, stop: CancellationTok
         // Answers are small: waiting to fill a packet only delays them.
         let _ = socket.set_nodelay(true);
     });
-    axum::serve(listener, router::router(state)).with_graceful_shutdown(stop.cancelled_owned()).await
+    let serving =
+        axum::serve(listener, router::router(state)).with_graceful_shutdown(stop.clone().cancelled_owned());
+    tokio::select! {
+        ended = serving.into_future() => ended,
+        () = async { stop.cancelled().await; tokio::time::sleep(STOP_GRACE).await } => Ok(()),
+    }
 }
 
 /// Two embedded servers on one folder would not see each other's cache: the second is refused.

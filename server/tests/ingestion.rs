@@ -5,6 +5,7 @@
 mod support;
 
 use std::io::Write;
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -12,6 +13,7 @@ use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use stack::client::Client;
 use support::{On, SHOP, TestApp, answer};
+use tributary_core::ports::queue::QueueSettings;
 
 on_both_profiles!(
     every_segment_route_answers_exactly_success,
@@ -20,6 +22,7 @@ on_both_profiles!(
     a_bad_message_in_a_batch_takes_nobody_along_and_is_found_among_the_dead,
     gzip_is_unpacked_and_its_bombs_are_not,
     batches_over_the_limits_are_refused_whole,
+    a_small_request_cannot_become_a_large_one_or_stop_a_worker,
     a_batchs_context_is_merged_into_its_messages,
     api_events_says_of_each_event_whether_it_was_taken,
     browsers_of_any_site_may_post,
@@ -81,6 +84,9 @@ async fn keys_are_taken_from_basic_bearer_and_body_and_others_refused(on: On) {
         (plain(None).basic_auth(write, None::<&str>), 200, Value::Null),
         (plain(None).bearer_auth(write), 200, Value::Null),
         (plain(Some(write)), 200, Value::Null),
+        // OAuth: a token that is none of ours, and the key in the body
+        (plain(Some(write)).bearer_auth("some-oauth-token"), 200, Value::Null),
+        (plain(Some(write)).basic_auth("", Some("")), 200, Value::Null),
         (plain(None), 401, json!("no_key")),
         (plain(Some("wk_unknown")), 401, json!("invalid_key")),
         (plain(None).bearer_auth(secret), 403, json!("wrong_key")),
@@ -172,6 +178,32 @@ async fn batches_over_the_limits_are_refused_whole(on: On) {
     app.stop().await;
 }
 
+async fn a_small_request_cannot_become_a_large_one_or_stop_a_worker(on: On) {
+    let app = TestApp::start_with(on, 1, QueueSettings::default()).await;
+    let context = "x".repeat(20_000);
+    let messages = vec![track("u", "m"); 2400];
+    let (status, found) =
+        answer(app.post("/v1/batch", json!({"context": {"pad": context}, "batch": messages}).to_string()))
+            .await;
+    assert_eq!((status, found["code"].as_str()), (400, Some("context_too_large")), "{found}");
+    // Over the limit of one event with what the batch adds: dropped, its neighbour taken.
+    let large = json!({"type": "page", "userId": "u", "messageId": "large", "pad": "x".repeat(15_000)});
+    let batch = json!({"context": {"pad": context}, "batch": [large, track("u", "m1")]}).to_string();
+    assert_eq!(answer(app.post("/v1/batch", batch)).await.0, 200);
+    for strange in [
+        json!({"sentAt": "+262142-12-31T23:59:59", "batch": [{"type": "page", "userId": "u", "timestamp": "-262000-01-01T00:00:00"}]}),
+        json!({"sentAt": 1_700_000_000, "batch": [{"type": "page", "userId": "u", "messageId": "p1"}]}),
+        json!({"sentAt": "9999-12-31T23:59:59", "batch": [{"type": "page", "userId": "u", "messageId": "p2", "timestamp": "0001-01-01T00:00:00"}]}),
+    ] {
+        answer(app.post("/v1/batch", strange.to_string())).await;
+    }
+    assert_eq!(answer(app.post("/v1/batch", json!({"batch": [track("u", "m2")]}).to_string())).await.0, 200);
+    app.client().drain(Duration::from_secs(30), |_| {}).await.unwrap();
+    let (_, found) = answer(app.get("/api/customers/by/user_id/u/360")).await;
+    assert_eq!(found["events_count"], 4, "m1, p1, p2, m2: {found}");
+    app.stop().await;
+}
+
 async fn a_batchs_context_is_merged_into_its_messages(on: On) {
     let app = TestApp::start(on).await;
     let batch = json!({
@@ -198,11 +230,13 @@ async fn api_events_says_of_each_event_whether_it_was_taken(on: On) {
     assert!(found["rejected"][0]["error"].as_str().unwrap().contains("userId"));
     let (status, found) = answer(app.post("/api/events", r#"{"event":"E"}"#)).await;
     assert_eq!(
-        (status, found["code"].as_str(), &found["accepted"]),
-        (400, Some("no_user_anon_id"), &json!(0))
+        (status, &found["rejected"][0]["code"], &found["accepted"]),
+        (202, &json!("no_user_anon_id"), &json!(0))
     );
+    let keyed = json!({"event": "E", "anonymousId": "a", "writeKey": app.write_key}).to_string();
+    assert_eq!(answer(app.http.post(format!("{}/api/events", app.url)).body(keyed)).await.0, 202);
     assert_eq!(answer(app.post("/api/events", "[]")).await.0, 202);
-    assert_eq!(waiting(&app).await, 3);
+    assert_eq!(waiting(&app).await, 4);
     app.stop().await;
 }
 

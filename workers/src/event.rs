@@ -4,7 +4,10 @@
 //! meanwhile, stops a lane that has lost it, and gives back what it cannot finish. A batch that is worked off but cannot
 //! be acked comes again, and has no effect the second time.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
+
+use futures::FutureExt;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -79,7 +82,15 @@ async fn lane(context: Context, options: Options, stop: CancellationToken, give_
 async fn run_batch(context: &Context, batch: Batch, stop: &CancellationToken, give_back: &CancellationToken) {
     let started = Instant::now();
     let worked = tokio::select! {
-        worked = work(context, &batch.items) => worked,
+        worked = AssertUnwindSafe(work(context, &batch.items)).catch_unwind() => match worked {
+            Ok(worked) => worked,
+            Err(_) => {
+                // As if the process had died: the lease ends, each item comes alone, and the one that does this is buried.
+                metrics::counter!("tributary_worker_panics_total").increment(1);
+                tracing::error!(items = batch.items.len(), "working off a batch panicked; its items will come again, alone");
+                return;
+            }
+        },
         () = lease_lost(context, &batch) => {
             metrics::counter!("tributary_worker_leases_lost_total").increment(1);
             tracing::warn!(items = batch.items.len(), "the lease was lost; somebody else works on this batch now");

@@ -36,15 +36,16 @@ pub enum Origin<'a> {
         /// The kind that the route says, where the body does not.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         kind: Option<EventKind>,
-        /// Used when the message has no id of its own.
-        #[serde(borrow)]
-        message_id: Cow<'a, str>,
+        /// For a message that has no id of its own.
+        #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+        message_id: Option<Cow<'a, str>>,
         /// The batch's `sentAt`.
         #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
         sent_at: Option<Cow<'a, str>>,
-        /// The batch's `context`, as JSON text, to be merged under the message's own.
+        /// What the batch says for all its messages (`context`, `integrations`), as the text of a JSON object, to be
+        /// merged under the message's own.
         #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
-        context: Option<Cow<'a, str>>,
+        shared: Option<Cow<'a, str>>,
     },
     /// A verified Shopify webhook.
     Shopify {

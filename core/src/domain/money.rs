@@ -17,10 +17,16 @@ pub fn minor_digits(currency: &str) -> u32 {
     }
 }
 
-/// Reads a decimal string as Shopify writes amounts; `None` when it is none.
+/// The largest amount of one order: beyond any real one, and small enough that no sum of them overflows.
+pub const MAX_AMOUNT: Decimal = Decimal::from_parts(0xA4C6_8000, 0x0003_8D7E, 0, false, 0);
+/// The most digits after the point.
+pub const MAX_SCALE: u32 = 8;
+
+/// Reads a decimal string as Shopify writes amounts; `None` when it is none, or beyond [`MAX_AMOUNT`] or [`MAX_SCALE`].
 pub fn parse(text: &str) -> Option<Decimal> {
     let text = text.trim();
-    text.parse().or_else(|_| Decimal::from_scientific(text)).ok()
+    let amount = text.parse().or_else(|_| Decimal::from_scientific(text)).ok()?;
+    (amount.abs() <= MAX_AMOUNT && amount.normalize().scale() <= MAX_SCALE).then_some(amount)
 }
 
 /// An amount with at least its currency's digits: `6552.7` USD is `"6552.70"`. Never rounds.
@@ -56,6 +62,14 @@ mod tests {
         ];
         for (text, currency, written) in cases {
             assert_eq!(format(parse(text).unwrap(), currency), written);
+        }
+    }
+
+    #[test]
+    fn an_amount_beyond_reason_is_none() {
+        assert_eq!(MAX_AMOUNT.to_string(), "1000000000000000");
+        for text in ["70000000000000000000000000000", "1e16", "-1e16", "0.000000001", "ten", ""] {
+            assert_eq!(parse(text), None, "{text}");
         }
     }
 

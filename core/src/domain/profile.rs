@@ -12,6 +12,11 @@ use super::event::Event;
 use super::ids::{BrandId, ProfileId};
 use super::time::Timestamp;
 
+/// The most traits of a profile. Beyond it the newest are kept, by the same order that decides between two values.
+pub const MAX_TRAITS: usize = 300;
+/// The largest trait, in bytes of JSON. A larger one stays in its event and is not taken over.
+pub const MAX_TRAIT_BYTES: usize = 4096;
+
 /// A trait's value, and what decides between two: the newer time, then the greater message id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trait {
@@ -99,6 +104,17 @@ impl Profile {
             .is_some_and(|held| (held.at_ms, &held.message_id) >= (offered.at_ms, &offered.message_id));
         if !stands {
             self.traits.insert(name.to_owned(), offered);
+            self.forget_oldest();
+        }
+    }
+
+    /// Keeps [`MAX_TRAITS`]. What is older than all of these stays out whenever it comes, so this commutes, too.
+    fn forget_oldest(&mut self) {
+        if self.traits.len() > MAX_TRAITS {
+            let oldest = self.traits.iter().min_by_key(|(name, held)| (held.at_ms, &held.message_id, *name));
+            if let Some(name) = oldest.map(|(name, _)| name.clone()) {
+                self.traits.remove(&name);
+            }
         }
     }
 }
@@ -132,6 +148,25 @@ mod tests {
             active,
             body: String::new(),
         }
+    }
+
+    #[test]
+    fn a_profile_keeps_its_newest_traits_whatever_their_order() {
+        let events: Vec<Event> = (0..MAX_TRAITS + 50)
+            .map(|n| {
+                let mut one = event(n, n as i64, true, &[(0, 0)]);
+                one.traits[0].name = format!("trait {}", n * 7 % 1000);
+                one
+            })
+            .collect();
+        let (mut there, mut back) =
+            (Profile::new(ProfileId::new(1), BrandId(1)), Profile::new(ProfileId::new(1), BrandId(1)));
+        events.iter().for_each(|event| there.apply(event));
+        events.iter().rev().for_each(|event| back.apply(event));
+        assert_eq!(there.traits.len(), MAX_TRAITS);
+        assert_eq!(there.traits.values().map(|held| held.at_ms).min(), Some(50));
+        assert_eq!(there.traits, back.traits);
+        assert_eq!(there.events_count, back.events_count);
     }
 
     proptest! {

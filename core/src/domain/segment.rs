@@ -6,18 +6,22 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{self, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use chrono::Datelike;
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, de::Error as _};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
 use super::envelope::{Envelope, Origin};
 use super::event::{Event, EventKind, Rejection, TraitUpdate};
 use super::identity::{Identifier, IdentifierKind};
+use super::profile::MAX_TRAIT_BYTES;
 use super::time::{self, Timestamp};
 
 /// The largest event, in bytes of JSON (Segment's limit).
 pub const MAX_EVENT_BYTES: usize = 32 * 1024;
+/// The code of a message over [`MAX_EVENT_BYTES`].
+pub const TOO_LARGE: &str = "event_too_large";
 /// The longest `messageId`, in characters (Segment's limit).
 pub const MAX_MESSAGE_ID_CHARS: usize = 100;
 /// The longest event or page name, in characters.
@@ -55,27 +59,24 @@ struct Message<'a> {
     traits: Option<&'a RawValue>,
     #[serde(borrow, default)]
     properties: Option<&'a RawValue>,
-    #[serde(default)]
-    write_key: Option<IgnoredAny>,
 }
 
-/// What [`check`] found.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Checked {
-    /// What sort of message.
-    pub kind: EventKind,
-    /// Whether the message brings an id of its own.
-    pub has_message_id: bool,
-}
-
-/// Whether `body` is a message that a worker will understand. `route` is the kind that the URL says, if it does.
+/// Whether `body` is a message that a worker will understand. `route` is the kind that the URL says, if it does;
+/// `shared_bytes` is the size of what the message's batch adds to it. Answers whether it has an id of its own.
 ///
 /// # Errors
-/// What is wrong and what would be right.
-pub fn check(body: &RawValue, route: Option<EventKind>) -> Result<Checked, Rejection> {
-    let (message, kind) = read(body, route)?;
+/// What is wrong and what would be right. [`TOO_LARGE`] is the code of a message that must not be kept either.
+pub fn check(body: &RawValue, route: Option<EventKind>, shared_bytes: usize) -> Result<bool, Rejection> {
+    let size = body.get().len() + shared_bytes;
+    if size > MAX_EVENT_BYTES {
+        return Err(Rejection::new(
+            TOO_LARGE,
+            format!("the event has {size} bytes; at most {MAX_EVENT_BYTES} are taken"),
+        ));
+    }
+    let (message, _) = read(body, route)?;
     timestamps(&message, None, Timestamp::default())?;
-    Ok(Checked { kind, has_message_id: message.message_id.given().is_some() })
+    Ok(message.message_id.given().is_some())
 }
 
 /// The event in a Segment envelope.
@@ -83,21 +84,20 @@ pub fn check(body: &RawValue, route: Option<EventKind>) -> Result<Checked, Rejec
 /// # Errors
 /// As [`check`]; also when the envelope is not Segment's.
 pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
-    let Origin::Segment { kind, message_id, sent_at, context } = &envelope.origin else {
+    let Origin::Segment { kind, message_id, sent_at, shared } = &envelope.origin else {
         return Err(Rejection::new("malformed_envelope", "not a Segment message"));
     };
-    let merged = match context {
-        Some(below) => Some(with_context(envelope.body, below)?),
-        None => None,
-    };
-    let body = merged.as_deref().unwrap_or(envelope.body);
+    let tidied = tidy(envelope.body, shared.as_deref());
+    let body = tidied.as_deref().unwrap_or(envelope.body);
     let (message, kind) = read(body, *kind)?;
     let received_at = time::from_ms(envelope.received_ms);
     let timestamp = timestamps(&message, sent_at.as_deref(), received_at)?;
     let details = Details::of(&message);
     Ok(Event {
         brand: envelope.brand,
-        message_id: without_nul(message.message_id.given().unwrap_or(message_id)),
+        message_id: without_nul(message.message_id.given().or(message_id.as_deref()).ok_or_else(|| {
+            Rejection::new("malformed_envelope", "neither the message nor its envelope has an id")
+        })?),
         kind,
         name: match kind {
             EventKind::Track => message.event.given().map(without_nul),
@@ -110,18 +110,11 @@ pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
         traits: traits(&message, kind, timestamp),
         order: None,
         active: details.context.active != Some(false),
-        body: if message.write_key.is_some() { without_write_key(body)? } else { body.get().to_owned() },
+        body: body.get().to_owned(),
     })
 }
 
 fn read(body: &RawValue, route: Option<EventKind>) -> Result<(Message<'_>, EventKind), Rejection> {
-    let size = body.get().len();
-    if size > MAX_EVENT_BYTES {
-        return Err(Rejection::new(
-            "event_too_large",
-            format!("the event has {size} bytes; at most {MAX_EVENT_BYTES} are taken"),
-        ));
-    }
     if !body.get().starts_with('{') {
         return Err(Rejection::new("invalid_event", "an event must be a JSON object"));
     }
@@ -192,11 +185,13 @@ fn timestamps(
     let original = instant(&message.original_timestamp, "originalTimestamp")?;
     let original = original.or(instant(&message.timestamp, "timestamp")?);
     let sent = instant(&message.sent_at, "sentAt")?.or_else(|| batch_sent_at.and_then(time::parse));
-    Ok(match (original, sent) {
+    let corrected = match (original, sent) {
         (Some(original), Some(sent)) => received_at - (sent - original),
         (Some(original), None) => original,
         (None, _) => received_at,
-    })
+    };
+    // Clocks that are thousands of years apart say nothing.
+    Ok(if time::YEARS.contains(&corrected.year()) { corrected } else { received_at })
 }
 
 fn instant(field: &Scalar<'_>, name: &str) -> Result<Option<Timestamp>, Rejection> {
@@ -280,33 +275,86 @@ fn traits(message: &Message<'_>, kind: EventKind, at: Timestamp) -> Vec<TraitUpd
     if kind != EventKind::Identify {
         return Vec::new();
     }
-    let map: Map<String, Value> =
-        message.traits.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
-    map.into_iter().map(|(name, value)| TraitUpdate { name, value, at }).collect()
-}
-
-fn with_context(body: &RawValue, below: &str) -> Result<Box<RawValue>, Rejection> {
-    let unreadable =
-        |error| Rejection::new("invalid_event", format!("the batch's context cannot be merged: {error}"));
-    let mut body: Map<String, Value> = serde_json::from_str(body.get()).map_err(unreadable)?;
-    let mut context: Map<String, Value> = serde_json::from_str(below).map_err(unreadable)?;
-    match body.remove("context") {
-        Some(Value::Object(own)) => context.extend(own),
-        None | Some(Value::Null) => {}
-        Some(other) => {
-            context.insert("value".into(), other);
+    let fields = message.traits.and_then(|raw| serde_json::from_str::<Fields<'_>>(raw.get()).ok());
+    let mut updates: Vec<TraitUpdate> = Vec::new();
+    for (name, raw) in fields.into_iter().flat_map(|fields| fields.0) {
+        if name.len() + raw.get().len() > MAX_TRAIT_BYTES {
+            continue;
         }
+        // What JSON allows and this program cannot hold - half a surrogate pair, 1e400 - is kept as its own text.
+        let value = serde_json::from_str(raw.get()).unwrap_or_else(|_| Value::from(raw.get()));
+        updates.retain(|earlier| earlier.name != *name);
+        updates.push(TraitUpdate { name: name.into_owned(), value, at });
     }
-    body.insert("context".into(), Value::Object(context));
-    serde_json::value::to_raw_value(&body).map_err(unreadable)
+    updates
 }
 
-/// A key is a credential: it is not kept with the event.
-fn without_write_key(body: &RawValue) -> Result<String, Rejection> {
-    let mut body: Map<String, Value> = serde_json::from_str(body.get())
-        .map_err(|error| Rejection::new("invalid_event", format!("the event cannot be read: {error}")))?;
-    body.remove("writeKey");
-    Ok(Value::Object(body).to_string())
+/// The message as it is kept: what its batch says for all is put under its own, and a write key - a credential - is left
+/// out. `None` when there is nothing to change, which is the usual case. Values are moved as they are, never rewritten.
+fn tidy(body: &RawValue, shared: Option<&str>) -> Option<Box<RawValue>> {
+    if shared.is_none() && !body.get().contains("\"writeKey\"") {
+        return None;
+    }
+    let mut fields: Fields<'_> = serde_json::from_str(body.get()).ok()?;
+    fields.0.retain(|(name, _)| name != "writeKey");
+    let shared: Fields<'_> = shared.and_then(|shared| serde_json::from_str(shared).ok()).unwrap_or_default();
+    let mut merged: Vec<(Cow<'_, str>, Box<RawValue>)> = Vec::new();
+    for (name, below) in shared.0 {
+        let own = fields.0.iter().position(|(own, _)| *own == name).map(|at| fields.0.remove(at).1);
+        merged.push((name, own.map_or_else(|| Some(below.to_owned()), |own| over(own, below))?));
+    }
+    let all = fields
+        .0
+        .iter()
+        .map(|(name, raw)| (name, *raw))
+        .chain(merged.iter().map(|(name, raw)| (name, &**raw)));
+    write_object(all)
+}
+
+/// One JSON object laid over another: its own fields win. What is no object is not merged.
+fn over(own: &RawValue, below: &RawValue) -> Option<Box<RawValue>> {
+    if own.get() == "null" {
+        return Some(below.to_owned());
+    }
+    let (Ok(own_fields), Ok(mut fields)) =
+        (serde_json::from_str::<Fields<'_>>(own.get()), serde_json::from_str::<Fields<'_>>(below.get()))
+    else {
+        return Some(own.to_owned());
+    };
+    fields.0.retain(|(name, _)| own_fields.0.iter().all(|(own, _)| own != name));
+    write_object(fields.0.iter().chain(&own_fields.0).map(|(name, raw)| (name, *raw)))
+}
+
+fn write_object<'a>(fields: impl Iterator<Item = (&'a Cow<'a, str>, &'a RawValue)>) -> Option<Box<RawValue>> {
+    let written: Vec<String> =
+        fields.map(|(name, raw)| format!("{}:{}", Value::from(name.as_ref()), raw.get())).collect();
+    RawValue::from_string(format!("{{{}}}", written.join(","))).ok()
+}
+
+/// A JSON object's fields in their order, unread.
+#[derive(Default)]
+struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(Scalar(name)) = map.next_key()? {
+                    fields.push((name.unwrap_or_default(), map.next_value()?));
+                }
+                Ok(fields)
+            }
+        }
+        from.deserialize_map(FieldsVisitor).map(Fields)
+    }
 }
 
 fn without_nul(text: &str) -> String {
@@ -384,16 +432,16 @@ mod tests {
         RawValue::from_string(text.to_owned()).unwrap()
     }
 
-    fn decoded(body: &str, sent_at: Option<&str>, context: Option<&str>) -> Event {
+    fn decoded(body: &str, sent_at: Option<&str>, shared: Option<&str>) -> Event {
         let body = raw(body);
         let envelope = Envelope {
             brand: BrandId(1),
             received_ms: time::parse("2026-01-01T12:00:10Z").unwrap().timestamp_millis(),
             origin: Origin::Segment {
                 kind: None,
-                message_id: "given".into(),
+                message_id: Some("given".into()),
                 sent_at: sent_at.map(Into::into),
-                context: context.map(Into::into),
+                shared: shared.map(Into::into),
             },
             body: &body,
         };
@@ -417,12 +465,12 @@ mod tests {
             (r#""text""#, "invalid_event"),
         ];
         for (body, code) in cases {
-            assert_eq!(check(&raw(body), None).unwrap_err().code, code, "{body}");
+            assert_eq!(check(&raw(body), None, 0).unwrap_err().code, code, "{body}");
         }
         let long = format!(r#"{{"type":"page","userId":"u","messageId":"{}"}}"#, "m".repeat(101));
-        assert_eq!(check(&raw(&long), None).unwrap_err().code, "invalid_message_id");
+        assert_eq!(check(&raw(&long), None, 0).unwrap_err().code, "invalid_message_id");
         let large = format!(r#"{{"type":"page","userId":"u","x":"{}"}}"#, "m".repeat(MAX_EVENT_BYTES));
-        assert_eq!(check(&raw(&large), None).unwrap_err().code, "event_too_large");
+        assert_eq!(check(&raw(&large), None, 0).unwrap_err().code, "event_too_large");
     }
 
     #[test]
@@ -458,11 +506,35 @@ mod tests {
         let event = decoded(
             r#"{"type":"page","anonymousId":"a1","context":{"ip":"1.2.3.4"},"messageId":"m"}"#,
             None,
-            Some(r#"{"ip":"0.0.0.0","library":{"name":"x"}}"#),
+            Some(r#"{"context":{"ip":"0.0.0.0","library":{"name":"x"}},"integrations":{"All":true}}"#),
         );
         let body: Value = serde_json::from_str(&event.body).unwrap();
         assert_eq!(body["context"], serde_json::json!({"ip": "1.2.3.4", "library": {"name": "x"}}));
+        assert_eq!(body["integrations"], serde_json::json!({"All": true}));
         assert_eq!(event.message_id, "m");
+    }
+
+    #[test]
+    fn what_json_allows_is_kept_as_it_came_also_when_a_key_is_taken_out() {
+        let event = decoded(
+            r#"{"type":"identify","userId":"u","writeKey":"k","traits":{"half":"\ud83d","huge":1e400,"fine":1},"n":12345678901234567890123}"#,
+            None,
+            Some(r#"{"context":{"cut":"\udc00"}}"#),
+        );
+        assert!(event.body.contains(r#""half":"\ud83d","huge":1e400"#), "{}", event.body);
+        assert!(event.body.contains(r#""cut":"\udc00""#) && event.body.contains("12345678901234567890123"));
+        assert!(!event.body.contains("writeKey"));
+        let traits: Vec<_> = event.traits.iter().map(|t| (t.name.as_str(), t.value.to_string())).collect();
+        assert_eq!(traits[2], ("fine", "1".to_owned()));
+        assert_eq!(traits.len(), 3);
+    }
+
+    #[test]
+    fn clocks_thousands_of_years_apart_say_nothing() {
+        let body = r#"{"type":"page","userId":"u","timestamp":"0001-01-01T00:00:00","sentAt":"9999-12-31T23:59:59"}"#;
+        assert_eq!(time::format(decoded(body, None, None).timestamp), "2026-01-01T12:00:10.000Z");
+        let body = r#"{"type":"page","userId":"u","timestamp":"-262000-01-01T00:00:00"}"#;
+        assert_eq!(check(&raw(body), None, 0).unwrap_err().code, "invalid_timestamp");
     }
 
     #[test]

@@ -13,6 +13,28 @@ use super::money;
 use super::order::{Item, Order};
 use super::time::{self, Timestamp};
 
+/// Topics whose body is an order. Others under `orders/` (edited, risk assessments, …) have bodies of their own.
+const ORDER_TOPICS: [&str; 7] = [
+    "orders/create",
+    "orders/updated",
+    "orders/cancelled",
+    "orders/paid",
+    "orders/partially_paid",
+    "orders/fulfilled",
+    "orders/partially_fulfilled",
+];
+/// Resources whose body names a customer's own e-mail and phone. A shop's or a location's body names the merchant's.
+const PERSONAL: [&str; 5] = ["orders", "checkouts", "carts", "customers", "draft_orders"];
+/// Topics that say that the customer was there; others tell what the merchant or Shopify did.
+const ACTIVE_TOPICS: [&str; 6] = [
+    "orders/create",
+    "checkouts/create",
+    "checkouts/update",
+    "carts/create",
+    "carts/update",
+    "customers/create",
+];
+
 /// The ids by which Shopify marks a delivery.
 #[derive(Clone, Copy, Debug)]
 pub struct Delivery<'a> {
@@ -67,10 +89,9 @@ pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
         .or_else(|| triggered_at.as_deref().and_then(time::parse))
         .unwrap_or(received_at);
     let resource = topic.split('/').next().unwrap_or_default();
-    let order = if resource == "orders" && topic != "orders/delete" {
-        Some(order(&body, shop, topic, timestamp)?)
-    } else {
-        None
+    let order = match ORDER_TOPICS.contains(&&**topic) {
+        true => Some(order(&body, shop, topic, timestamp)?),
+        false => None,
     };
     Ok(Event {
         brand: envelope.brand,
@@ -83,7 +104,7 @@ pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
         identifiers: identifiers(&body, resource),
         traits: traits(&body, resource, timestamp),
         order,
-        active: true,
+        active: ACTIVE_TOPICS.contains(&&**topic),
         body: envelope.body.get().to_owned(),
     })
 }
@@ -118,41 +139,42 @@ fn order(body: &Value, shop: &str, topic: &str, updated_at: Timestamp) -> Result
         cancelled_at,
         test: body["test"].as_bool().unwrap_or(false),
         currency: text(body, "currency").unwrap_or_else(|| "XXX".into()).to_uppercase(),
-        total: amount(body, "total_price"),
-        refunded: list(body, "refunds").iter().map(refund).sum(),
+        total: amount(body, "total_price")?,
+        refunded: refunded(body)?,
         financial_status: text(body, "financial_status"),
         fulfillment_status: text(body, "fulfillment_status"),
-        items: list(body, "line_items").iter().map(item).collect(),
+        items: list(body, "line_items").iter().map(item).collect::<Result<_, _>>()?,
     })
 }
 
-/// What a refund paid back. A transaction that failed or only voided an authorisation moved no money.
-fn refund(refund: &Value) -> Decimal {
-    list(refund, "transactions")
+/// What was paid back. A transaction that failed or only voided an authorisation moved no money.
+fn refunded(body: &Value) -> Result<Decimal, Rejection> {
+    list(body, "refunds")
         .iter()
+        .flat_map(|refund| list(refund, "transactions"))
         .filter(|t| t["kind"] == "refund" && matches!(t["status"].as_str(), None | Some("success")))
-        .map(|t| amount(t, "amount"))
-        .sum()
+        .try_fold(Decimal::ZERO, |sum, t| Ok(sum + amount(t, "amount")?))
 }
 
-fn item(line: &Value) -> Item {
-    Item {
+fn item(line: &Value) -> Result<Item, Rejection> {
+    Ok(Item {
         product_id: text(line, "product_id"),
         sku: text(line, "sku"),
         title: text(line, "title"),
         quantity: line["quantity"].as_i64().unwrap_or(1),
-        price: amount(line, "price"),
-    }
+        price: amount(line, "price")?,
+    })
 }
 
 fn identifiers(body: &Value, resource: &str) -> Vec<Identifier> {
     let customer = if resource == "customers" { body } else { &body["customer"] };
+    let own = if PERSONAL.contains(&resource) { body } else { &Value::Null };
     let mut found: Vec<Identifier> = [
         (IdentifierKind::ShopifyCustomerId, text(customer, "id")),
         (IdentifierKind::Email, text(customer, "email")),
-        (IdentifierKind::Email, text(body, "email").or_else(|| text(body, "contact_email"))),
+        (IdentifierKind::Email, text(own, "email").or_else(|| text(own, "contact_email"))),
         (IdentifierKind::Phone, text(customer, "phone")),
-        (IdentifierKind::Phone, text(body, "phone")),
+        (IdentifierKind::Phone, text(own, "phone")),
         (IdentifierKind::CartToken, text(body, "cart_token")),
     ]
     .into_iter()
@@ -203,8 +225,12 @@ fn instant(of: &Value, field: &str) -> Option<Timestamp> {
     of[field].as_str().and_then(time::parse)
 }
 
-fn amount(of: &Value, field: &str) -> Decimal {
-    text(of, field).and_then(|text| money::parse(&text)).unwrap_or_default()
+/// An amount; zero where there is none.
+fn amount(of: &Value, field: &str) -> Result<Decimal, Rejection> {
+    let Some(text) = text(of, field) else { return Ok(Decimal::ZERO) };
+    money::parse(&text).ok_or_else(|| {
+        Rejection::new("invalid_amount", format!("{field} is {text:?}, which is no amount of money"))
+    })
 }
 
 #[cfg(test)]
@@ -269,6 +295,30 @@ mod tests {
         assert_eq!(
             decoded("products/create", &json!({"title": "x"})).unwrap().name.unwrap(),
             "products/create"
+        );
+    }
+
+    #[test]
+    fn only_a_customers_own_contact_identifies_and_only_an_order_is_one() {
+        let contact = json!({"id": 1, "email": "owner@example.com", "phone": "+4917012345678"});
+        for topic in ["shop/update", "app/uninstalled", "locations/create"] {
+            assert_eq!(decoded(topic, &contact).unwrap().identifiers, [], "{topic}");
+        }
+        assert_eq!(decoded("checkouts/create", &contact).unwrap().identifiers.len(), 2);
+        for topic in ["orders/edited", "orders/risk_assessment_changed", "orders/delete"] {
+            assert!(decoded(topic, &json!({"order_edit": {"id": 1}})).unwrap().order.is_none(), "{topic}");
+        }
+        assert!(!decoded("orders/paid", &json!({"id": 1})).unwrap().active, "the merchant's doing");
+    }
+
+    #[test]
+    fn amounts_that_are_none_are_named_and_none_overflows() {
+        let refund = json!({"kind": "refund", "amount": "70000000000000000000000000000"});
+        let body = json!({"id": 1, "refunds": [{"transactions": [refund, refund]}]});
+        assert_eq!(decoded("orders/updated", &body).unwrap_err().code, "invalid_amount");
+        assert_eq!(
+            decoded("orders/updated", &json!({"id": 1, "total_price": "ten"})).unwrap_err().code,
+            "invalid_amount"
         );
     }
 

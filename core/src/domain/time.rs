@@ -1,9 +1,12 @@
 //! Points in time: UTC, whole milliseconds, the same on every store.
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, SecondsFormat, TimeZone, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, SecondsFormat, TimeZone, Utc};
 
 /// A point in time, cut to milliseconds wherever Tributary makes one.
 pub type Timestamp = DateTime<Utc>;
+
+/// The years that are taken. Every store can hold them, and no sum of two such times overflows.
+pub const YEARS: std::ops::RangeInclusive<i32> = 1..=9999;
 
 /// The point `ms` milliseconds after 1970 (UTC); the epoch itself when `ms` is out of chrono's range.
 pub fn from_ms(ms: i64) -> Timestamp {
@@ -11,7 +14,7 @@ pub fn from_ms(ms: i64) -> Timestamp {
 }
 
 /// Reads ISO 8601 as the SDKs and Shopify write it: with an offset, with `Z`, without either (then UTC), or a bare date.
-/// `None` when the text is none of these.
+/// `None` when the text is none of these, or outside of [`YEARS`].
 pub fn parse(text: &str) -> Option<Timestamp> {
     let text = text.trim();
     let parsed = DateTime::parse_from_rfc3339(text)
@@ -23,7 +26,7 @@ pub fn parse(text: &str) -> Option<Timestamp> {
         .or_else(|| {
             NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0).map(|t| t.and_utc())
         })?;
-    Some(from_ms(parsed.timestamp_millis()))
+    Some(from_ms(parsed.timestamp_millis())).filter(|at| YEARS.contains(&at.year()))
 }
 
 /// Writes `2026-01-31T12:00:00.000Z`.
@@ -72,7 +75,9 @@ mod tests {
             assert_eq!(parse(text).map(format).as_deref(), Some("2026-01-31T12:00:00.250Z"), "{text}");
         }
         assert_eq!(parse("2026-01-31").map(format).as_deref(), Some("2026-01-31T00:00:00.000Z"));
-        for text in ["", "yesterday", "2026-13-01T00:00:00Z", "1700000000"] {
+        for text in
+            ["", "yesterday", "2026-13-01T00:00:00Z", "1700000000", "+262142-12-31T23:59:59", "-0044-03-15"]
+        {
             assert_eq!(parse(text), None, "{text}");
         }
     }

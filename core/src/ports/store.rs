@@ -4,7 +4,7 @@
 //! is the lock order: identifiers are claimed before profiles are locked, both sorted, so two workers never wait for each
 //! other in a circle. Where a worker still loses a race, the store answers [`StoreError::Conflict`] and the batch is run again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 
@@ -63,6 +63,9 @@ pub struct Move {
     pub into: ProfileId,
 }
 
+/// Events that have taken effect, by `(brand, message_id)`, with the profile they belong to now, if to any.
+pub type KnownEvents = HashMap<(BrandId, String), Option<ProfileId>>;
+
 /// The store in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct StoreStats {
@@ -96,8 +99,8 @@ pub trait Store: Send + Sync {
 /// The steps of one transaction. Each is one statement, whatever the batch's size.
 #[async_trait]
 pub trait StoreTx: Send {
-    /// Which of these `(brand, message_id)` have taken effect before.
-    async fn known_events(&mut self, events: &[Event]) -> Result<HashSet<(BrandId, String)>, StoreError>;
+    /// Which of these `(brand, message_id)` have taken effect before, and on whom.
+    async fn known_events(&mut self, events: &[Event]) -> Result<KnownEvents, StoreError>;
 
     /// The owners of those identifiers that have one.
     async fn owners(

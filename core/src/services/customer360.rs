@@ -89,11 +89,14 @@ pub async fn answer(
     {
         return Ok(Some((held, Freshness::Hit)));
     }
-    match tokio::time::timeout(READ_TIMEOUT, read(context, brand, asked, way)).await {
+    let deadline = tokio::time::Instant::now() + READ_TIMEOUT;
+    match tokio::time::timeout_at(deadline, read(context, brand, asked, way)).await {
         Ok(Ok(Some(found))) => {
             let json =
                 Bytes::from(serde_json::to_vec(&found).map_err(|e| StoreError::Invalid(e.to_string()))?);
-            remember(context, ttl, brand, asked, found.id, &json).await;
+            // Under the same deadline: an answer that is put late could lie over a newer invalidation.
+            let _ = tokio::time::timeout_at(deadline, remember(context, ttl, brand, asked, found.id, &json))
+                .await;
             Ok(Some((json, Freshness::Miss)))
         }
         Ok(Ok(None)) => Ok(None),

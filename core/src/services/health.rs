@@ -39,7 +39,11 @@ impl Check {
     ) -> Self {
         match outcome {
             Ok(Ok(_)) => Self { status: Status::Ok, detail: None },
-            Ok(Err(error)) => Self { status: worst, detail: Some(error.to_string()) },
+            Ok(Err(error)) => {
+                // The driver's words may name hosts and users: they are for the log.
+                tracing::warn!(%error, "a health check failed");
+                Self { status: worst, detail: Some("it cannot be reached; see the log".into()) }
+            }
             Err(_) => {
                 Self { status: worst, detail: Some(format!("no answer in {} s", CHECK_TIMEOUT.as_secs())) }
             }

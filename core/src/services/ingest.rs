@@ -51,7 +51,10 @@ impl Ingest {
 }
 
 async fn write(queue: Arc<dyn Queue>, waiting: Arc<Mutex<mpsc::Receiver<Request>>>) {
-    while let Some(requests) = gather(&mut *waiting.lock().await).await {
+    loop {
+        // Bound in a statement of its own, so that the other writer may gather while this one writes.
+        let gathered = gather(&mut *waiting.lock().await).await;
+        let Some(requests) = gathered else { return };
         let counts: Vec<usize> = requests.iter().map(|request| request.items.len()).collect();
         let (items, answers): (Vec<_>, Vec<_>) = requests.into_iter().map(|r| (r.items, r.answer)).unzip();
         let items = items.concat();

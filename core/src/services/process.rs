@@ -17,7 +17,9 @@ use crate::domain::identity::{self, Group};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
 use crate::ports::clock::Clock;
-use crate::ports::store::{BrandIdentifier, EventRow, Move, OrderRow, Store, StoreError, StoreTx};
+use crate::ports::store::{
+    BrandIdentifier, EventRow, KnownEvents, Move, OrderRow, Store, StoreError, StoreTx,
+};
 
 /// How often a batch is run that loses races, before it goes back to the queue.
 const MAX_RUNS: u32 = 8;
@@ -31,7 +33,7 @@ pub struct Processed {
     pub effective: usize,
     /// Events that had taken effect before.
     pub duplicates: usize,
-    /// Profiles that changed, for the cache.
+    /// Profiles that changed, now or when duplicates took effect: their cached answers must go.
     pub touched: Vec<(BrandId, ProfileId)>,
 }
 
@@ -61,8 +63,15 @@ async fn once(store: &dyn Store, clock: &Arc<dyn Clock>, events: &[Event]) -> Re
     let mut tx = store.begin().await?;
     let known = tx.known_events(events).await?;
     let fresh = first_of_each(events, &known);
+    // A worker may have died between its commit and dropping the cached answers: whoever gets its items does it.
+    let mut touched: BTreeSet<(BrandId, ProfileId)> =
+        known.iter().filter_map(|((brand, _), profile)| Some((*brand, (*profile)?))).collect();
     if fresh.is_empty() {
-        return Ok(Processed { duplicates: events.len(), ..Processed::default() });
+        return Ok(Processed {
+            effective: 0,
+            duplicates: events.len(),
+            touched: touched.into_iter().collect(),
+        });
     }
     let mut cast = Cast::of(&fresh);
     let groups = cast.settle(&mut *tx, clock).await?;
@@ -80,7 +89,7 @@ async fn once(store: &dyn Store, clock: &Arc<dyn Clock>, events: &[Event]) -> Re
             profile.apply(event);
         }
     }
-    let touched: Vec<(BrandId, ProfileId)> = profiles.values().map(|p| (p.brand, p.id)).collect();
+    touched.extend(profiles.values().map(|p| (p.brand, p.id)));
     if !profiles.is_empty() {
         tx.save_profiles(&profiles.into_values().collect::<Vec<_>>()).await?;
     }
@@ -92,13 +101,17 @@ async fn once(store: &dyn Store, clock: &Arc<dyn Clock>, events: &[Event]) -> Re
         tx.save_orders(&orders).await?;
     }
     tx.commit().await?;
-    Ok(Processed { effective: added.len(), duplicates: events.len() - added.len(), touched })
+    Ok(Processed {
+        effective: added.len(),
+        duplicates: events.len() - added.len(),
+        touched: touched.into_iter().collect(),
+    })
 }
 
 /// The events that are not known, the first of each message id, sorted by it.
-fn first_of_each<'e>(events: &'e [Event], known: &HashSet<(BrandId, String)>) -> Vec<&'e Event> {
+fn first_of_each<'e>(events: &'e [Event], known: &KnownEvents) -> Vec<&'e Event> {
     let mut fresh: Vec<&Event> =
-        events.iter().filter(|e| !known.contains(&(e.brand, e.message_id.clone()))).collect();
+        events.iter().filter(|e| !known.contains_key(&(e.brand, e.message_id.clone()))).collect();
     fresh.sort_by(|a, b| (a.brand, &a.message_id).cmp(&(b.brand, &b.message_id)));
     fresh.dedup_by(|later, first| (later.brand, &later.message_id) == (first.brand, &first.message_id));
     fresh

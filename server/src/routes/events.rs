@@ -10,23 +10,21 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use tributary_core::domain::segment;
 use tributary_core::ports::queue::NewItem;
-use tributary_core::ports::tenants::KeyKind;
 
-use super::segment::{MAX_BATCH_EVENTS, Reception, count, json};
-use crate::auth;
+use super::segment::{MAX_BATCH_EVENTS, Reception, count, json, key_in, writer};
 use crate::body::{self, MAX_BATCH_BYTES};
 use crate::error::ApiError;
 use crate::state::AppState;
 
-/// Takes events: 202 `{"accepted", "rejected": [{"index", "code", "error"}]}`; 400 when none could be taken.
+/// Takes events: 202 `{"accepted", "rejected": [{"index", "code", "error"}]}`, also when all are rejected.
 pub async fn take(
     State(state): State<AppState>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
-    let brand = state.keys.brand(auth::from_headers(&headers).as_deref(), KeyKind::Write).await?;
     let whole: &RawValue = json(&bytes)?;
+    let brand = writer(&state, &headers, || key_in(whole)).await?;
     let events: Vec<&RawValue> =
         if whole.get().starts_with('[') { json(whole.get().as_bytes())? } else { vec![whole] };
     if events.len() > MAX_BATCH_EVENTS {
@@ -38,13 +36,13 @@ pub async fn take(
         received_ms: state.context.clock.now_ms(),
         kind: None,
         sent_at: None,
-        context: None,
+        shared: None,
     };
     let mut items: Vec<NewItem> = Vec::with_capacity(events.len());
     let mut rejected = Vec::new();
     for (index, event) in events.iter().enumerate() {
-        match segment::check(event, None) {
-            Ok(_) => items.push(reception.item(event)),
+        match segment::check(event, None, 0) {
+            Ok(has_id) => items.push(reception.item(event, has_id)),
             Err(fault) => {
                 metrics::counter!("tributary_events_faulty_total", "code" => fault.code).increment(1);
                 rejected.push(json!({"index": index, "code": fault.code, "error": fault.message}));
@@ -56,16 +54,5 @@ pub async fn take(
         state.ingest.enqueue(items).await?;
         count(accepted);
     }
-    let mut answer = json!({"accepted": accepted, "rejected": rejected});
-    let status =
-        if accepted > 0 || rejected_none(&answer) { StatusCode::ACCEPTED } else { StatusCode::BAD_REQUEST };
-    if status == StatusCode::BAD_REQUEST {
-        answer["code"] = answer["rejected"][0]["code"].clone();
-        answer["message"] = answer["rejected"][0]["error"].clone();
-    }
-    Ok((status, Json(answer)).into_response())
-}
-
-fn rejected_none(answer: &serde_json::Value) -> bool {
-    answer["rejected"].as_array().is_none_or(Vec::is_empty)
+    Ok((StatusCode::ACCEPTED, Json(json!({"accepted": accepted, "rejected": rejected}))).into_response())
 }

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use tributary_core::domain::envelope::{Envelope, Origin};
 use tributary_core::domain::event::{EventKind, Rejection};
 use tributary_core::domain::ids::BrandId;
-use tributary_core::domain::segment;
+use tributary_core::domain::segment::{self, TOO_LARGE};
 use tributary_core::ports::queue::NewItem;
 use tributary_core::ports::tenants::KeyKind;
 use uuid::Uuid;
@@ -27,6 +27,8 @@ use crate::state::AppState;
 
 /// The most events a batch (Segment's limit).
 pub const MAX_BATCH_EVENTS: usize = 2500;
+/// The most bytes that a batch's `context` and `integrations` may make, copied into every event of it.
+pub const MAX_SHARED_BYTES: usize = 8 * 1024 * 1024;
 
 /// `{"writeKey"}` of a body.
 #[derive(Deserialize)]
@@ -44,9 +46,59 @@ struct Batch<'a> {
     #[serde(borrow, default)]
     context: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    sent_at: Option<Cow<'a, str>>,
+    integrations: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    sent_at: Option<&'a RawValue>,
     #[serde(borrow, default)]
     write_key: Option<Cow<'a, str>>,
+}
+
+impl Batch<'_> {
+    /// `context` and `integrations` as the text of one JSON object, if there are any.
+    fn shared(&self) -> Result<Option<String>, ApiError> {
+        let fields: Vec<String> = [("context", self.context), ("integrations", self.integrations)]
+            .into_iter()
+            .filter_map(|(name, raw)| {
+                Some((name, raw.map(RawValue::get).filter(|raw| raw.starts_with('{'))?))
+            })
+            .map(|(name, raw)| format!("\"{name}\":{raw}"))
+            .collect();
+        if fields.is_empty() {
+            return Ok(None);
+        }
+        let shared = format!("{{{}}}", fields.join(","));
+        // Every event gets a copy: a small request must not become a large one.
+        let copies = shared.len() * self.batch.len();
+        if copies > MAX_SHARED_BYTES {
+            let message = format!(
+                "the batch's context and integrations, copied into {} events, make {copies} bytes; at most {MAX_SHARED_BYTES}",
+                self.batch.len()
+            );
+            return Err(ApiError::bad_request("context_too_large", message));
+        }
+        Ok(Some(shared))
+    }
+}
+
+/// The brand that may write: by the key in the headers, or, where that is none of ours (an OAuth token), in the body.
+pub(super) async fn writer(
+    state: &AppState,
+    headers: &HeaderMap,
+    in_body: impl FnOnce() -> Option<String>,
+) -> Result<BrandId, ApiError> {
+    let in_headers = auth::from_headers(headers);
+    match state.keys.brand(in_headers.as_deref(), KeyKind::Write).await {
+        Err(error) if error.is_unauthorized() => match in_body() {
+            Some(key) => state.keys.brand(Some(&key), KeyKind::Write).await,
+            None => Err(error),
+        },
+        known => known,
+    }
+}
+
+/// The `writeKey` of a message.
+pub(super) fn key_in(message: &RawValue) -> Option<String> {
+    serde_json::from_str::<Keyed<'_>>(message.get()).ok()?.write_key.map(Cow::into_owned)
 }
 
 /// One message, whose kind the route says.
@@ -58,20 +110,11 @@ pub async fn one(
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let message: &RawValue = json(&bytes)?;
-    let key = match auth::from_headers(&headers) {
-        Some(key) => Some(key),
-        None => json::<Keyed<'_>>(&bytes)?.write_key.map(Cow::into_owned),
-    };
-    let brand = state.keys.brand(key.as_deref(), KeyKind::Write).await?;
-    segment::check(message, Some(kind))?;
-    let reception = Reception {
-        brand,
-        received_ms: state.context.clock.now_ms(),
-        kind: Some(kind),
-        sent_at: None,
-        context: None,
-    };
-    state.ingest.enqueue(vec![reception.item(message)]).await?;
+    let brand = writer(&state, &headers, || key_in(message)).await?;
+    let has_id = segment::check(message, Some(kind), 0)?;
+    let received_ms = state.context.clock.now_ms();
+    let reception = Reception { brand, received_ms, kind: Some(kind), sent_at: None, shared: None };
+    state.ingest.enqueue(vec![reception.item(message, has_id)]).await?;
     count(1);
     Ok(success())
 }
@@ -84,20 +127,32 @@ pub async fn batch(
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let batch: Batch<'_> = json(&bytes)?;
-    let key = auth::from_headers(&headers).or_else(|| batch.write_key.as_deref().map(str::to_owned));
-    let brand = state.keys.brand(key.as_deref(), KeyKind::Write).await?;
+    let brand = writer(&state, &headers, || batch.write_key.as_deref().map(str::to_owned)).await?;
     let count_of = batch.batch.len();
     if count_of > MAX_BATCH_EVENTS {
         let message = format!("the batch has {count_of} events; at most {MAX_BATCH_EVENTS} are taken");
         return Err(ApiError::bad_request("too_many_events", message));
     }
+    let shared = batch.shared()?;
+    let shared_bytes = shared.as_deref().map_or(0, str::len);
     let mut first_fault = None;
     let mut sound = 0;
+    let mut kept: Vec<(&RawValue, bool)> = Vec::with_capacity(count_of);
     for message in &batch.batch {
-        match segment::check(message, None) {
-            Ok(_) => sound += 1,
+        match segment::check(message, None, shared_bytes) {
+            Ok(has_id) => {
+                sound += 1;
+                kept.push((message, has_id));
+            }
             Err(fault) => {
                 metrics::counter!("tributary_events_faulty_total", "code" => fault.code).increment(1);
+                // One over the limit is not kept among the dead letters either: anybody with a public key could fill
+                // the queue's memory. Segment's limit is documented, and its SDKs hold it.
+                if fault.code == TOO_LARGE {
+                    tracing::warn!(%brand, fault.message, "an event of a batch was dropped");
+                } else {
+                    kept.push((message, true));
+                }
                 first_fault.get_or_insert(fault);
             }
         }
@@ -112,14 +167,15 @@ pub async fn batch(
         brand,
         received_ms: state.context.clock.now_ms(),
         kind: None,
-        sent_at: batch.sent_at.as_deref(),
-        context: batch.context.map(RawValue::get).filter(|context| context.starts_with('{')),
+        // A sentAt that is no text is no reason to lose a batch: its events have times of their own.
+        sent_at: batch.sent_at.and_then(|raw| serde_json::from_str(raw.get()).ok()),
+        shared: shared.as_deref(),
     };
-    let items: Vec<NewItem> = batch.batch.iter().map(|message| reception.item(message)).collect();
+    let items: Vec<NewItem> = kept.iter().map(|(message, has_id)| reception.item(message, *has_id)).collect();
     if !items.is_empty() {
         state.ingest.enqueue(items).await?;
     }
-    count(count_of);
+    count(kept.len());
     Ok(success())
 }
 
@@ -133,21 +189,21 @@ pub(super) struct Reception<'a> {
     pub(super) kind: Option<EventKind>,
     /// The batch's `sentAt`.
     pub(super) sent_at: Option<&'a str>,
-    /// The batch's `context`.
-    pub(super) context: Option<&'a str>,
+    /// What the batch says for all its messages.
+    pub(super) shared: Option<&'a str>,
 }
 
 impl Reception<'_> {
-    /// A message as a queue item.
-    pub(super) fn item(&self, message: &RawValue) -> NewItem {
+    /// A message as a queue item; one without an id gets one here, so that the queue may deliver it twice.
+    pub(super) fn item(&self, message: &RawValue, has_id: bool) -> NewItem {
         let envelope = Envelope {
             brand: self.brand,
             received_ms: self.received_ms,
             origin: Origin::Segment {
                 kind: self.kind,
-                message_id: Uuid::now_v7().to_string().into(),
+                message_id: (!has_id).then(|| Uuid::now_v7().to_string().into()),
                 sent_at: self.sent_at.map(Cow::Borrowed),
-                context: self.context.map(Cow::Borrowed),
+                shared: self.shared.map(Cow::Borrowed),
             },
             body: message,
         };

@@ -10,8 +10,10 @@ use moka::sync::Cache as Moka;
 
 use crate::ports::cache::{Cache, CacheError, INVALIDATION_MARK};
 
-/// Most answers held; beyond it the least used go.
-pub const MAX_ENTRIES: u64 = 50_000;
+/// Most bytes of answers held; beyond it the least used go.
+pub const MAX_BYTES: u64 = 128 * 1024 * 1024;
+/// What an entry costs beside its key and value, about.
+const ENTRY_BYTES: usize = 100;
 
 #[derive(Clone)]
 struct Held {
@@ -42,7 +44,12 @@ pub struct MemoryCache(Arc<Moka<String, Held>>);
 
 impl Default for MemoryCache {
     fn default() -> Self {
-        let held = Moka::builder().max_capacity(MAX_ENTRIES).expire_after(ByOwnTtl);
+        let held = Moka::builder()
+            .max_capacity(MAX_BYTES)
+            .weigher(|key: &String, held: &Held| {
+                u32::try_from(key.len() + held.value.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
+            })
+            .expire_after(ByOwnTtl);
         Self(Arc::new(held.build()))
     }
 }

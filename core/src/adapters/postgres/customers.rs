@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use rust_decimal::Decimal;
 use sqlx::postgres::PgRow;
-use sqlx::{PgPool, Row};
+use sqlx::{PgConnection, PgPool, Row};
 use uuid::Uuid;
 
 use super::db::failed;
@@ -24,109 +24,6 @@ impl PgStore {
     /// The store in an open pool.
     pub fn new(pool: PgPool) -> Self {
         Self { pool }
-    }
-
-    /// The profile itself, or the one that it was merged into.
-    async fn survivor(&self, brand: BrandId, id: ProfileId) -> Result<Option<Profile>, StoreError> {
-        // a signpost may lead to another: each merge adds one
-        let row = sqlx::query(
-            "with recursive trail as (
-                select * from profiles where id = $1 and brand_id = $2
-                union all
-                select p.* from profiles p join trail t on p.id = t.merged_into and p.brand_id = $2
-            )
-            select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into
-            from trail where merged_into is null",
-        )
-        .bind(id.0)
-        .bind(brand.0)
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(failed)?;
-        row.map(|row| profile(&row)).transpose()
-    }
-
-    async fn identifiers(&self, brand: BrandId, id: ProfileId) -> Result<Vec<Identifier>, StoreError> {
-        let rows: Vec<(String, String)> =
-            sqlx::query_as("select kind, value from identifiers where profile_id = $1 and brand_id = $2")
-                .bind(id.0)
-                .bind(brand.0)
-                .fetch_all(&self.pool)
-                .await
-                .map_err(failed)?;
-        Ok(rows
-            .into_iter()
-            .filter_map(|(kind, value)| Some(Identifier { kind: IdentifierKind::parse(&kind)?, value }))
-            .collect())
-    }
-
-    async fn totals(&self, brand: BrandId, id: ProfileId) -> Result<Vec<OrderTotals>, StoreError> {
-        let rows = sqlx::query(
-            "select currency, count(*) as count, sum(total) as total, sum(refunded) as refunded,
-                max(ordered_at) as last_ordered_at
-            from orders
-            where profile_id = $1 and brand_id = $2 and not test and cancelled_at is null
-            group by currency order by currency",
-        )
-        .bind(id.0)
-        .bind(brand.0)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(failed)?;
-        rows.iter()
-            .map(|row| {
-                Ok(OrderTotals {
-                    currency: row.try_get("currency")?,
-                    count: u64::try_from(row.try_get::<i64, _>("count")?).unwrap_or_default(),
-                    total: row.try_get::<Decimal, _>("total")?,
-                    refunded: row.try_get::<Decimal, _>("refunded")?,
-                    last_ordered_at: row.try_get("last_ordered_at")?,
-                })
-            })
-            .collect::<Result<_, sqlx::Error>>()
-            .map_err(failed)
-    }
-
-    async fn recent_events(&self, brand: BrandId, id: ProfileId) -> Result<Vec<StoredEvent>, StoreError> {
-        let rows = sqlx::query(
-            "select message_id, kind, name, \"timestamp\", body::text as body from events
-            where profile_id = $1 and brand_id = $2
-            order by \"timestamp\" desc, message_id desc limit $3",
-        )
-        .bind(id.0)
-        .bind(brand.0)
-        .bind(RECENT_EVENTS as i64)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(failed)?;
-        rows.iter()
-            .map(|row| {
-                Ok(StoredEvent {
-                    message_id: row.try_get("message_id")?,
-                    kind: row.try_get("kind")?,
-                    name: row.try_get("name")?,
-                    timestamp: row.try_get("timestamp")?,
-                    body: row.try_get("body")?,
-                })
-            })
-            .collect::<Result<_, sqlx::Error>>()
-            .map_err(failed)
-    }
-
-    async fn recent_orders(&self, brand: BrandId, id: ProfileId) -> Result<Vec<Order>, StoreError> {
-        let rows = sqlx::query(
-            "select shop, id, name, ordered_at, updated_at, cancelled_at, test, currency, total, refunded,
-                financial_status, fulfillment_status, items::text as items
-            from orders where profile_id = $1 and brand_id = $2
-            order by ordered_at desc, id desc limit $3",
-        )
-        .bind(id.0)
-        .bind(brand.0)
-        .bind(RECENT_ORDERS as i64)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(failed)?;
-        rows.iter().map(order).collect::<Result<_, sqlx::Error>>().map_err(failed)
     }
 }
 
@@ -150,15 +47,18 @@ impl Store for PgStore {
     }
 
     async fn customer(&self, brand: BrandId, id: ProfileId) -> Result<Option<CustomerRecord>, StoreError> {
-        let Some(profile) = self.survivor(brand, id).await? else { return Ok(None) };
+        // one snapshot: a merge between two of the reads must not tear the answer
+        let mut tx =
+            self.pool.begin_with("begin isolation level repeatable read read only").await.map_err(failed)?;
+        let Some(profile) = survivor(&mut tx, brand, id).await? else { return Ok(None) };
         let id = profile.id;
-        let (identifiers, totals, recent_events, recent_orders) = tokio::try_join!(
-            self.identifiers(brand, id),
-            self.totals(brand, id),
-            self.recent_events(brand, id),
-            self.recent_orders(brand, id),
-        )?;
-        Ok(Some(CustomerRecord { profile, identifiers, totals, recent_events, recent_orders }))
+        Ok(Some(CustomerRecord {
+            profile,
+            identifiers: identifiers(&mut tx, brand, id).await?,
+            totals: totals(&mut tx, brand, id).await?,
+            recent_events: recent_events(&mut tx, brand, id).await?,
+            recent_orders: recent_orders(&mut tx, brand, id).await?,
+        }))
     }
 
     async fn stats(&self, brand: BrandId) -> Result<StoreStats, StoreError> {
@@ -178,6 +78,129 @@ impl Store for PgStore {
         sqlx::query("select 1").execute(&self.pool).await.map_err(failed)?;
         Ok(())
     }
+}
+
+/// The profile itself, or the one that it was merged into.
+async fn survivor(
+    tx: &mut PgConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Option<Profile>, StoreError> {
+    // a signpost may lead to another: each merge adds one
+    let row = sqlx::query(
+        "with recursive trail as (
+            select * from profiles where id = $1 and brand_id = $2
+            union all
+            select p.* from profiles p join trail t on p.id = t.merged_into and p.brand_id = $2
+        )
+        select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into
+        from trail where merged_into is null",
+    )
+    .bind(id.0)
+    .bind(brand.0)
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(failed)?;
+    row.map(|row| profile(&row)).transpose()
+}
+
+async fn identifiers(
+    tx: &mut PgConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Vec<Identifier>, StoreError> {
+    let rows: Vec<(String, String)> =
+        sqlx::query_as("select kind, value from identifiers where profile_id = $1 and brand_id = $2")
+            .bind(id.0)
+            .bind(brand.0)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|(kind, value)| Some(Identifier { kind: IdentifierKind::parse(&kind)?, value }))
+        .collect())
+}
+
+async fn totals(
+    tx: &mut PgConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Vec<OrderTotals>, StoreError> {
+    let rows = sqlx::query(
+        "select currency, count(*) as count, sum(total) as total, sum(refunded) as refunded,
+            max(ordered_at) as last_ordered_at
+        from orders
+        where profile_id = $1 and brand_id = $2 and not test and cancelled_at is null
+        group by currency order by currency",
+    )
+    .bind(id.0)
+    .bind(brand.0)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    rows.iter()
+        .map(|row| {
+            Ok(OrderTotals {
+                currency: row.try_get("currency")?,
+                count: u64::try_from(row.try_get::<i64, _>("count")?).unwrap_or_default(),
+                total: row.try_get::<Decimal, _>("total")?,
+                refunded: row.try_get::<Decimal, _>("refunded")?,
+                last_ordered_at: row.try_get("last_ordered_at")?,
+            })
+        })
+        .collect::<Result<_, sqlx::Error>>()
+        .map_err(failed)
+}
+
+async fn recent_events(
+    tx: &mut PgConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Vec<StoredEvent>, StoreError> {
+    let rows = sqlx::query(
+        "select message_id, kind, name, \"timestamp\", body::text as body from events
+        where profile_id = $1 and brand_id = $2
+        order by \"timestamp\" desc, message_id desc limit $3",
+    )
+    .bind(id.0)
+    .bind(brand.0)
+    .bind(RECENT_EVENTS as i64)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    rows.iter()
+        .map(|row| {
+            Ok(StoredEvent {
+                message_id: row.try_get("message_id")?,
+                kind: row.try_get("kind")?,
+                name: row.try_get("name")?,
+                timestamp: row.try_get("timestamp")?,
+                body: row.try_get("body")?,
+            })
+        })
+        .collect::<Result<_, sqlx::Error>>()
+        .map_err(failed)
+}
+
+async fn recent_orders(
+    tx: &mut PgConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Vec<Order>, StoreError> {
+    let rows = sqlx::query(
+        "select shop, id, name, ordered_at, updated_at, cancelled_at, test, currency, total, refunded,
+            financial_status, fulfillment_status, items::text as items
+        from orders where profile_id = $1 and brand_id = $2
+        order by ordered_at desc, id desc limit $3",
+    )
+    .bind(id.0)
+    .bind(brand.0)
+    .bind(RECENT_ORDERS as i64)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    rows.iter().map(order).collect::<Result<_, sqlx::Error>>().map_err(failed)
 }
 
 /// A profile from `id, brand_id, first_seen, last_seen, events_count, traits::text, merged_into`.

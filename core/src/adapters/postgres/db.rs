@@ -69,6 +69,8 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
     match database.code().as_deref() {
         // serialization failure, deadlock, lock not available
         Some("40001" | "40P01" | "55P03") => StoreError::Conflict(text),
+        // a statement over its time limit: the batch is too much, and must be halved rather than come again as it is
+        Some("57014") => StoreError::Invalid(text),
         // connection, resources, operator intervention, system errors
         Some(code) if ["08", "53", "57", "58"].contains(&&code[..2]) => StoreError::Unavailable(text),
         _ => StoreError::Invalid(text),

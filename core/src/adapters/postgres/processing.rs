@@ -12,7 +12,7 @@ use crate::domain::event::Event;
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
-use crate::ports::store::{BrandIdentifier, EventRow, Move, OrderRow, StoreError, StoreTx};
+use crate::ports::store::{BrandIdentifier, EventRow, KnownEvents, Move, OrderRow, StoreError, StoreTx};
 
 /// A transaction on PostgreSQL, READ COMMITTED: each statement sees what others have committed before it.
 pub struct PgTx {
@@ -27,11 +27,11 @@ impl PgTx {
 
 #[async_trait]
 impl StoreTx for PgTx {
-    async fn known_events(&mut self, events: &[Event]) -> Result<HashSet<(BrandId, String)>, StoreError> {
+    async fn known_events(&mut self, events: &[Event]) -> Result<KnownEvents, StoreError> {
         let brands: Vec<i64> = events.iter().map(|e| e.brand.0).collect();
         let messages: Vec<&str> = events.iter().map(|e| e.message_id.as_str()).collect();
-        let rows: Vec<(i64, String)> = sqlx::query_as(
-            "select brand_id, message_id from events
+        let rows: Vec<(i64, String, Option<Uuid>)> = sqlx::query_as(
+            "select brand_id, message_id, profile_id from events
             join unnest($1::bigint[], $2::text[]) as asked (b, m) on brand_id = b and message_id = m",
         )
         .bind(brands)
@@ -39,7 +39,10 @@ impl StoreTx for PgTx {
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
-        Ok(rows.into_iter().map(|(brand, message)| (BrandId(brand), message)).collect())
+        Ok(rows
+            .into_iter()
+            .map(|(brand, message, profile)| ((BrandId(brand), message), profile.map(ProfileId)))
+            .collect())
     }
 
     async fn owners(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::{Cmd, RedisError, pipe};
+use redis::{Cmd, RedisResult, pipe};
 
 use super::client::RedisClient;
 use super::keys;
@@ -12,6 +12,8 @@ use crate::ports::cache::{Cache, CacheError, INVALIDATION_MARK};
 
 /// Keys that one step of SCAN looks at.
 const SCAN_COUNT: usize = 500;
+/// How long a call may take: the cache saves work, and a caller that waits for it longer is better off without.
+const TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The cache on Redis.
 pub struct RedisCache {
@@ -24,6 +26,13 @@ impl RedisCache {
         Self { redis }
     }
 
+    async fn within<T>(&self, call: impl Future<Output = RedisResult<T>>) -> Result<T, CacheError> {
+        match tokio::time::timeout(TIMEOUT, call).await {
+            Ok(answer) => answer.map_err(|error| CacheError(error.to_string())),
+            Err(_) => Err(CacheError(format!("no answer in {} ms", TIMEOUT.as_millis()))),
+        }
+    }
+
     fn key(&self, key: &str) -> String {
         keys::cache(self.redis.space(), key)
     }
@@ -34,20 +43,20 @@ impl Cache for RedisCache {
     async fn get(&self, key: &str) -> Result<Option<Bytes>, CacheError> {
         let mut command = Cmd::new();
         command.arg("GET").arg(self.key(key));
-        let held: Option<Vec<u8>> = command.query_async(&mut self.redis.shared()).await.map_err(failed)?;
+        let held: Option<Vec<u8>> = self.within(command.query_async(&mut self.redis.shared())).await?;
         Ok(held.filter(|bytes| !bytes.is_empty()).map(Bytes::from))
     }
 
     async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {
         let mut command = Cmd::new();
         command.arg("SET").arg(self.key(key)).arg(&value[..]).arg("NX").arg("PX").arg(ms(ttl));
-        command.exec_async(&mut self.redis.shared()).await.map_err(failed)
+        self.within(command.exec_async(&mut self.redis.shared())).await
     }
 
     async fn replace(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {
         let mut command = Cmd::new();
         command.arg("SET").arg(self.key(key)).arg(&value[..]).arg("PX").arg(ms(ttl));
-        command.exec_async(&mut self.redis.shared()).await.map_err(failed)
+        self.within(command.exec_async(&mut self.redis.shared())).await
     }
 
     async fn invalidate(&self, keys: &[String]) -> Result<(), CacheError> {
@@ -58,7 +67,7 @@ impl Cache for RedisCache {
         for key in keys {
             commands.cmd("SET").arg(self.key(key)).arg("").arg("PX").arg(ms(INVALIDATION_MARK)).ignore();
         }
-        commands.exec_async(&mut self.redis.shared()).await.map_err(failed)
+        self.within(commands.exec_async(&mut self.redis.shared())).await
     }
 
     async fn invalidate_prefix(&self, prefix: &str) -> Result<u64, CacheError> {
@@ -68,13 +77,13 @@ impl Cache for RedisCache {
             let mut command = Cmd::new();
             command.arg("SCAN").arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_COUNT);
             let (next, found): (u64, Vec<String>) =
-                command.query_async(&mut self.redis.shared()).await.map_err(failed)?;
+                self.within(command.query_async(&mut self.redis.shared())).await?;
             if !found.is_empty() {
                 let mut commands = pipe();
                 for key in &found {
                     commands.cmd("SET").arg(key).arg("").arg("PX").arg(ms(INVALIDATION_MARK)).ignore();
                 }
-                commands.exec_async(&mut self.redis.shared()).await.map_err(failed)?;
+                self.within(commands.exec_async(&mut self.redis.shared())).await?;
                 dropped += found.len() as u64;
             }
             if next == 0 {
@@ -85,7 +94,7 @@ impl Cache for RedisCache {
     }
 
     async fn ping(&self) -> Result<(), CacheError> {
-        self.redis.ping().await.map_err(failed)
+        self.within(self.redis.ping()).await
     }
 }
 
@@ -95,9 +104,4 @@ fn escaped(pattern: &str) -> String {
 
 fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
-fn failed(error: RedisError) -> CacheError {
-    CacheError(error.to_string())
 }

@@ -8,11 +8,14 @@ use redis::{
 };
 
 /// How long a connection may take to come up.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an answer may take. The crate's own 500 ms is less than a slow disk may need for `appendfsync always`.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest wait between two tries to reconnect.
 const RECONNECT_CAP: Duration = Duration::from_secs(2);
+
+/// Tries to reconnect that one command waits for. Every further command tries again: an outage is answered soon.
+const RECONNECT_TRIES: usize = 1;
 
 /// Why Tributary does not start on a Redis.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +49,8 @@ impl RedisClient {
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(RESPONSE_TIMEOUT))
-            .set_max_delay(RECONNECT_CAP);
+            .set_max_delay(RECONNECT_CAP)
+            .set_number_of_retries(RECONNECT_TRIES);
         let shared = client.get_connection_manager_with_config(config).await?;
         let this = Self { client, shared, space: space.to_owned() };
         this.refuse_eviction().await?;

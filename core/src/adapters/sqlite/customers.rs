@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use rust_decimal::Decimal;
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
 
 use super::db::{Db, failed};
 use super::processing::SqliteTx;
@@ -26,109 +26,6 @@ impl SqliteStore {
     /// The store in an open file.
     pub fn new(db: Db) -> Self {
         Self { db }
-    }
-
-    /// The profile itself, or the one that it was merged into.
-    async fn survivor(&self, brand: BrandId, id: ProfileId) -> Result<Option<Profile>, StoreError> {
-        // a signpost may lead to another: each merge adds one
-        let row = sqlx::query(
-            "with recursive trail as (
-                select * from profiles where id = ?1 and brand_id = ?2
-                union all
-                select p.* from profiles p join trail t on p.id = t.merged_into and p.brand_id = ?2
-            )
-            select id, brand_id, first_seen, last_seen, events_count, traits, merged_into
-            from trail where merged_into is null",
-        )
-        .bind(id.to_string())
-        .bind(brand.0)
-        .fetch_optional(&self.db.read)
-        .await
-        .map_err(failed)?;
-        row.map(|row| profile(&row)).transpose().map_err(failed)
-    }
-
-    async fn identifiers(&self, brand: BrandId, id: ProfileId) -> Result<Vec<Identifier>, StoreError> {
-        let rows: Vec<(String, String)> =
-            sqlx::query_as("select kind, value from identifiers where profile_id = ?1 and brand_id = ?2")
-                .bind(id.to_string())
-                .bind(brand.0)
-                .fetch_all(&self.db.read)
-                .await
-                .map_err(failed)?;
-        Ok(rows
-            .into_iter()
-            .filter_map(|(kind, value)| Some(Identifier { kind: IdentifierKind::parse(&kind)?, value }))
-            .collect())
-    }
-
-    async fn totals(&self, brand: BrandId, id: ProfileId) -> Result<Vec<OrderTotals>, StoreError> {
-        // SQLite would add decimals up as floats: the sums are made here
-        let rows: Vec<(String, String, String, i64)> = sqlx::query_as(
-            "select currency, total, refunded, ordered_at from orders
-            where profile_id = ?1 and brand_id = ?2 and not test and cancelled_at is null",
-        )
-        .bind(id.to_string())
-        .bind(brand.0)
-        .fetch_all(&self.db.read)
-        .await
-        .map_err(failed)?;
-        let mut sums: BTreeMap<String, OrderTotals> = BTreeMap::new();
-        for (currency, total, refunded, ordered_at) in rows {
-            let ordered_at = from_ms(ordered_at);
-            let sum = sums.entry(currency.clone()).or_insert_with(|| OrderTotals {
-                currency,
-                count: 0,
-                total: Decimal::ZERO,
-                refunded: Decimal::ZERO,
-                last_ordered_at: ordered_at,
-            });
-            sum.count += 1;
-            sum.total += amount(&total).map_err(failed)?;
-            sum.refunded += amount(&refunded).map_err(failed)?;
-            sum.last_ordered_at = sum.last_ordered_at.max(ordered_at);
-        }
-        Ok(sums.into_values().collect())
-    }
-
-    async fn recent_events(&self, brand: BrandId, id: ProfileId) -> Result<Vec<StoredEvent>, StoreError> {
-        let rows: Vec<(String, String, Option<String>, i64, String)> = sqlx::query_as(
-            "select message_id, kind, name, \"timestamp\", body from events
-            where profile_id = ?1 and brand_id = ?2
-            order by \"timestamp\" desc, message_id desc limit ?3",
-        )
-        .bind(id.to_string())
-        .bind(brand.0)
-        .bind(RECENT_EVENTS as i64)
-        .fetch_all(&self.db.read)
-        .await
-        .map_err(failed)?;
-        Ok(rows
-            .into_iter()
-            .map(|(message_id, kind, name, at, body)| StoredEvent {
-                message_id,
-                kind,
-                name,
-                timestamp: from_ms(at),
-                body,
-            })
-            .collect())
-    }
-
-    async fn recent_orders(&self, brand: BrandId, id: ProfileId) -> Result<Vec<Order>, StoreError> {
-        let rows = sqlx::query(
-            "select shop, id, name, ordered_at, updated_at, cancelled_at, test, currency, total, refunded,
-                financial_status, fulfillment_status, items
-            from orders where profile_id = ?1 and brand_id = ?2
-            order by ordered_at desc, id desc limit ?3",
-        )
-        .bind(id.to_string())
-        .bind(brand.0)
-        .bind(RECENT_ORDERS as i64)
-        .fetch_all(&self.db.read)
-        .await
-        .map_err(failed)?;
-        rows.iter().map(order).collect::<Result<_, sqlx::Error>>().map_err(failed)
     }
 }
 
@@ -152,15 +49,17 @@ impl Store for SqliteStore {
     }
 
     async fn customer(&self, brand: BrandId, id: ProfileId) -> Result<Option<CustomerRecord>, StoreError> {
-        let Some(profile) = self.survivor(brand, id).await? else { return Ok(None) };
+        // one snapshot: a merge between two of the reads must not tear the answer
+        let mut tx = self.db.read.begin_with("begin").await.map_err(failed)?;
+        let Some(profile) = survivor(&mut tx, brand, id).await? else { return Ok(None) };
         let id = profile.id;
-        let (identifiers, totals, recent_events, recent_orders) = tokio::try_join!(
-            self.identifiers(brand, id),
-            self.totals(brand, id),
-            self.recent_events(brand, id),
-            self.recent_orders(brand, id),
-        )?;
-        Ok(Some(CustomerRecord { profile, identifiers, totals, recent_events, recent_orders }))
+        Ok(Some(CustomerRecord {
+            profile,
+            identifiers: identifiers(&mut tx, brand, id).await?,
+            totals: totals(&mut tx, brand, id).await?,
+            recent_events: recent_events(&mut tx, brand, id).await?,
+            recent_orders: recent_orders(&mut tx, brand, id).await?,
+        }))
     }
 
     async fn stats(&self, brand: BrandId) -> Result<StoreStats, StoreError> {
@@ -180,6 +79,129 @@ impl Store for SqliteStore {
         sqlx::query("select 1").execute(&self.db.read).await.map_err(failed)?;
         Ok(())
     }
+}
+
+/// The profile itself, or the one that it was merged into.
+async fn survivor(
+    tx: &mut SqliteConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Option<Profile>, StoreError> {
+    // a signpost may lead to another: each merge adds one
+    let row = sqlx::query(
+        "with recursive trail as (
+            select * from profiles where id = ?1 and brand_id = ?2
+            union all
+            select p.* from profiles p join trail t on p.id = t.merged_into and p.brand_id = ?2
+        )
+        select id, brand_id, first_seen, last_seen, events_count, traits, merged_into
+        from trail where merged_into is null",
+    )
+    .bind(id.to_string())
+    .bind(brand.0)
+    .fetch_optional(&mut *tx)
+    .await
+    .map_err(failed)?;
+    row.map(|row| profile(&row)).transpose().map_err(failed)
+}
+
+async fn identifiers(
+    tx: &mut SqliteConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Vec<Identifier>, StoreError> {
+    let rows: Vec<(String, String)> =
+        sqlx::query_as("select kind, value from identifiers where profile_id = ?1 and brand_id = ?2")
+            .bind(id.to_string())
+            .bind(brand.0)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|(kind, value)| Some(Identifier { kind: IdentifierKind::parse(&kind)?, value }))
+        .collect())
+}
+
+async fn totals(
+    tx: &mut SqliteConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Vec<OrderTotals>, StoreError> {
+    // SQLite would add decimals up as floats: the sums are made here
+    let rows: Vec<(String, String, String, i64)> = sqlx::query_as(
+        "select currency, total, refunded, ordered_at from orders
+        where profile_id = ?1 and brand_id = ?2 and not test and cancelled_at is null",
+    )
+    .bind(id.to_string())
+    .bind(brand.0)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    let mut sums: BTreeMap<String, OrderTotals> = BTreeMap::new();
+    for (currency, total, refunded, ordered_at) in rows {
+        let ordered_at = from_ms(ordered_at);
+        let sum = sums.entry(currency.clone()).or_insert_with(|| OrderTotals {
+            currency,
+            count: 0,
+            total: Decimal::ZERO,
+            refunded: Decimal::ZERO,
+            last_ordered_at: ordered_at,
+        });
+        sum.count += 1;
+        sum.total += amount(&total).map_err(failed)?;
+        sum.refunded += amount(&refunded).map_err(failed)?;
+        sum.last_ordered_at = sum.last_ordered_at.max(ordered_at);
+    }
+    Ok(sums.into_values().collect())
+}
+
+async fn recent_events(
+    tx: &mut SqliteConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Vec<StoredEvent>, StoreError> {
+    let rows: Vec<(String, String, Option<String>, i64, String)> = sqlx::query_as(
+        "select message_id, kind, name, \"timestamp\", body from events
+        where profile_id = ?1 and brand_id = ?2
+        order by \"timestamp\" desc, message_id desc limit ?3",
+    )
+    .bind(id.to_string())
+    .bind(brand.0)
+    .bind(RECENT_EVENTS as i64)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    Ok(rows
+        .into_iter()
+        .map(|(message_id, kind, name, at, body)| StoredEvent {
+            message_id,
+            kind,
+            name,
+            timestamp: from_ms(at),
+            body,
+        })
+        .collect())
+}
+
+async fn recent_orders(
+    tx: &mut SqliteConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Vec<Order>, StoreError> {
+    let rows = sqlx::query(
+        "select shop, id, name, ordered_at, updated_at, cancelled_at, test, currency, total, refunded,
+            financial_status, fulfillment_status, items
+        from orders where profile_id = ?1 and brand_id = ?2
+        order by ordered_at desc, id desc limit ?3",
+    )
+    .bind(id.to_string())
+    .bind(brand.0)
+    .bind(RECENT_ORDERS as i64)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    rows.iter().map(order).collect::<Result<_, sqlx::Error>>().map_err(failed)
 }
 
 /// A profile from `id, brand_id, first_seen, last_seen, events_count, traits, merged_into`.

@@ -13,7 +13,7 @@ use crate::domain::event::Event;
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
-use crate::ports::store::{BrandIdentifier, EventRow, Move, OrderRow, StoreError, StoreTx};
+use crate::ports::store::{BrandIdentifier, EventRow, KnownEvents, Move, OrderRow, StoreError, StoreTx};
 
 /// A transaction on SQLite. It is the only one that writes, so it never meets a conflict and locks nothing more.
 pub struct SqliteTx {
@@ -28,17 +28,22 @@ impl SqliteTx {
 
 #[async_trait]
 impl StoreTx for SqliteTx {
-    async fn known_events(&mut self, events: &[Event]) -> Result<HashSet<(BrandId, String)>, StoreError> {
+    async fn known_events(&mut self, events: &[Event]) -> Result<KnownEvents, StoreError> {
         let asked: Vec<_> = events.iter().map(|e| json!([e.brand.0, e.message_id])).collect();
-        let rows: Vec<(i64, String)> = sqlx::query_as(
-            "select brand_id, message_id from json_each(?1) asked
+        let rows: Vec<(i64, String, Option<String>)> = sqlx::query_as(
+            "select brand_id, message_id, profile_id from json_each(?1) asked
             join events on brand_id = asked.value ->> 0 and message_id = asked.value ->> 1",
         )
         .bind(json!(asked).to_string())
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
-        Ok(rows.into_iter().map(|(brand, message)| (BrandId(brand), message)).collect())
+        rows.into_iter()
+            .map(|(brand, message, profile)| {
+                let profile = profile.as_deref().map(profile_id).transpose().map_err(failed)?;
+                Ok(((BrandId(brand), message), profile))
+            })
+            .collect()
     }
 
     async fn owners(

@@ -64,10 +64,14 @@ impl SqliteQueue {
             return Ok(());
         }
         if (now - self.depth.counted_ms.load(Ordering::Relaxed)).abs() >= DEPTH_AGE_MS {
-            let waiting: i64 = sqlx::query_scalar("select count(*) from items where batch is null")
-                .fetch_one(&self.db.read)
-                .await
-                .map_err(failed)?;
+            // two counts, each within its index
+            let waiting: i64 = sqlx::query_scalar(
+                "select (select count(*) from items where batch is null and not_before_ms = 0)
+                    + (select count(*) from items where batch is null and not_before_ms > 0)",
+            )
+            .fetch_one(&self.db.read)
+            .await
+            .map_err(failed)?;
             self.depth.items.store(u64::try_from(waiting).unwrap_or_default(), Ordering::Relaxed);
             self.depth.counted_ms.store(now, Ordering::Relaxed);
         }

@@ -8,8 +8,8 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local due = redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', now, 'LIMIT', 0, tonumber(ARGV[4]))
 for _, element in ipairs(due) do
-  local priority = tonumber(string.match(element, '^%S+ %d+ %d+ [01] %d+ ([012])\n') or 1)
-  redis.call('LPUSH', KEYS[priority + 1], element)
+  local suspect, priority = string.match(element, '^%S+ %d+ %d+ ([01]) %d+ ([012])\n')
+  redis.call('LPUSH', suspect == '1' and KEYS[4] or KEYS[tonumber(priority or 1) + 1], element)
   redis.call('ZREM', KEYS[6], element)
 end
 local taken = redis.call('RPOP', KEYS[4], 1)
