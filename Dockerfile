@@ -2,7 +2,7 @@
 # One image for every role: `server`, `workers event`. See docker-compose.yml.
 
 FROM rust:1.95-bookworm AS chef
-RUN cargo install cargo-chef --version 0.1.73 --locked
+RUN cargo install cargo-chef --version 0.1.78 --locked
 WORKDIR /build
 
 # What the dependencies are, and nothing of our own code: the layer after next changes only when they do.

@@ -32,6 +32,8 @@ use crate::{progress, report};
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
 /// How long a dashboard user looks at one customer.
 const LOOK: std::ops::Range<u64> = 20..80;
+/// The newest deliveries, whose customers no worker may have seen yet.
+const JUST_SENT: usize = 100;
 const INGEST: &str = "ingestion";
 const CUSTOMER360: &str = "Customer360";
 
@@ -205,12 +207,19 @@ async fn send_day(stage: Arc<Stage>, user: &mut GooseUser) -> TransactionResult 
     Ok(())
 }
 
-/// Reads customers of the day, one after the other, until the day is over. Nobody yet is an answer, too.
+/// Reads customers of the day, one after the other, until the day is over: those of whom something was sent, a little
+/// while ago. One whom no worker has seen yet is nobody: an answer, too, but a rare one.
 async fn read_customers(stage: Arc<Stage>, user: &mut GooseUser) -> TransactionResult {
-    let customers = &stage.day.ledger.customers;
     while !stage.over.load(Ordering::Relaxed) {
-        let customer = &customers[rand::rng().random_range(0..customers.len())];
-        let Some((kind, value)) = customer.identifiers.first() else { continue };
+        let known = stage.sent.load(Ordering::Relaxed).saturating_sub(JUST_SENT);
+        if known == 0 {
+            tokio::time::sleep(Duration::from_millis(LOOK.end)).await;
+            continue;
+        }
+        let delivery = &stage.day.deliveries[rand::rng().random_range(0..known)];
+        let Some((kind, value)) = delivery.facts.first().and_then(|fact| fact.identifiers.first()) else {
+            continue;
+        };
         let request = stage.client.customer(&user.client, kind, value);
         let request =
             GooseRequest::builder().method(GooseMethod::Get).name(CUSTOMER360).set_request_builder(request);

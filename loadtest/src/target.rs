@@ -54,6 +54,15 @@ pub(crate) enum FsyncArg {
     Everysec,
 }
 
+impl FsyncArg {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Always => Fsync::Always.as_str(),
+            Self::Everysec => Fsync::EverySecond.as_str(),
+        }
+    }
+}
+
 /// A system under test.
 pub(crate) struct Target {
     /// How to reach it.
@@ -79,9 +88,10 @@ impl Target {
     async fn bring_up(args: &TargetArgs, change: impl FnOnce(&mut Options)) -> anyhow::Result<Self> {
         let (profile, name) = match args.stack {
             Stack::Embedded => (Profile::Embedded, "embedded".to_owned()),
-            Stack::Services => {
-                (Profile::Services, format!("services, {} worker(s), {:?}", args.workers, args.fsync))
-            }
+            Stack::Services => (
+                Profile::Services,
+                format!("services: {} worker process(es), appendfsync {}", args.workers, args.fsync.name()),
+            ),
         };
         eprintln!("bringing up: {name}");
         let mut options = Options::new(profile, std::env::current_exe()?);
