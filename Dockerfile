@@ -24,8 +24,7 @@ RUN apt-get update \
 COPY --from=build /build/target/release/server /build/target/release/workers /usr/local/bin/
 USER tributary
 WORKDIR /data
-# The data folder of `server --embedded`; the services profile keeps nothing here.
-VOLUME /data
+# For `server --embedded`: docker run -v tributary:/data ... server --embedded. The services profile keeps nothing here.
 ENV TRIBUTARY_BIND=0.0.0.0:3000 \
     TRIBUTARY_DATA=/data \
     TRIBUTARY_MONITOR_BIND=0.0.0.0:3001 \

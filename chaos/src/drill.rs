@@ -30,6 +30,8 @@ pub enum Victim {
     EmbeddedServer,
     /// One of two workers on Redis and PostgreSQL.
     Worker,
+    /// One of two workers, by SIGTERM: it must finish or give back what it holds.
+    StoppedWorker,
     /// The server on Redis and PostgreSQL.
     Server,
     /// Redis, which must have forgotten nothing when it is back.
@@ -146,6 +148,7 @@ async fn faults(drill: Drill, system: Arc<Mutex<System>>, sending: Arc<AtomicBoo
 fn kill(victim: Victim, system: &mut System) -> anyhow::Result<()> {
     match (victim, &mut system.redis, &mut system.postgres) {
         (Victim::EmbeddedServer | Victim::Server, ..) => system.kill_server(),
+        (Victim::StoppedWorker, ..) => system.stop_worker(),
         (Victim::Redis, Some(redis), _) => redis.kill(),
         (Victim::Postgres, _, Some(postgres)) => postgres.kill(),
         _ => system.kill_worker(),

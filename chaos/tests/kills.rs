@@ -29,6 +29,11 @@ async fn a_killed_worker_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_worker_loses_nothing() {
+    survives(Victim::StoppedWorker, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_embedded_server_loses_nothing() {
     survives(Victim::EmbeddedServer, 4).await;
 }

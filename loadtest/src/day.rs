@@ -211,9 +211,10 @@ async fn send_day(stage: Arc<Stage>, user: &mut GooseUser) -> TransactionResult 
 /// while ago. One whom no worker has seen yet is nobody: an answer, too, but a rare one.
 async fn read_customers(stage: Arc<Stage>, user: &mut GooseUser) -> TransactionResult {
     while !stage.over.load(Ordering::Relaxed) {
+        let look = rand::rng().random_range(LOOK);
+        tokio::time::sleep(Duration::from_millis(look)).await;
         let known = stage.sent.load(Ordering::Relaxed).saturating_sub(JUST_SENT);
         if known == 0 {
-            tokio::time::sleep(Duration::from_millis(LOOK.end)).await;
             continue;
         }
         let delivery = &stage.day.deliveries[rand::rng().random_range(0..known)];
@@ -227,8 +228,6 @@ async fn read_customers(stage: Arc<Stage>, user: &mut GooseUser) -> TransactionR
         if answered.request.status_code == 404 {
             user.set_success(&mut answered.request)?;
         }
-        let look = rand::rng().random_range(LOOK);
-        tokio::time::sleep(Duration::from_millis(look)).await;
     }
     Ok(())
 }

@@ -49,12 +49,12 @@ fn comes_out_to_the_cent(stack: &str) {
 }
 
 #[test]
-fn real_purchases_come_out_to_the_cent_embedded() {
+fn purchases_come_out_to_the_cent_embedded() {
     comes_out_to_the_cent("embedded");
 }
 
 #[test]
-fn real_purchases_come_out_to_the_cent_on_services() {
+fn purchases_come_out_to_the_cent_on_services() {
     comes_out_to_the_cent("services");
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tributary_core::context::Backend;
 use tributary_core::ports::tenants::KeyKind;
@@ -30,7 +31,7 @@ pub struct Cli {
 #[derive(Args, Debug)]
 pub struct ServeArgs {
     /// Run everything in this process, without PostgreSQL and Redis
-    #[arg(long, env = "TRIBUTARY_EMBEDDED", global = true)]
+    #[arg(long, env = "TRIBUTARY_EMBEDDED", value_parser = FalseyValueParser::new(), global = true)]
     pub embedded: bool,
     /// The data folder of --embedded
     #[arg(long, env = "TRIBUTARY_DATA", default_value = "data", global = true)]

@@ -41,7 +41,7 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
-    /// 503 with `Retry-After`: nothing was taken, and it is worth trying again.
+    /// 503 with `Retry-After`: it is worth trying again.
     pub fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, code, message: message.into(), retry: true }
     }
@@ -62,7 +62,7 @@ impl From<QueueError> for ApiError {
                 tracing::warn!(%error, "an event was not taken");
                 Self::unavailable(
                     "queue_unavailable",
-                    "the queue cannot be reached; nothing was taken, send it again",
+                    "the queue did not answer; send it again, with the same messageId",
                 )
             }
         }

@@ -78,8 +78,9 @@ impl Services {
 }
 
 fn how_to(what: &str, variable: &str, package: &str) -> String {
+    let docker = if cfg!(feature = "containers") { ", or start Docker" } else { "" };
     format!(
-        "the tests need a real {what}: install the package {package} (ci/setup does), or name one in {variable}, or start Docker"
+        "the tests need a real {what}: install the package {package} (ci/setup does), or name one in {variable}{docker}"
     )
 }
 

@@ -181,6 +181,17 @@ impl System {
         self.workers.remove(0).kill()
     }
 
+    /// Ends the oldest worker as an operator would, and waits until it has.
+    ///
+    /// # Errors
+    /// When there is none, or it does not end.
+    pub fn stop_worker(&mut self) -> anyhow::Result<()> {
+        if self.workers.is_empty() {
+            bail!("no worker runs");
+        }
+        self.workers.remove(0).stop()
+    }
+
     /// Ends the workers as an operator would, and waits until they have.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Segment's message format: what a message must have, and the event it becomes.
 //!
 //! Source: Segment's HTTP tracking API and common-fields pages. The server calls [`check`] before it answers; the worker
-//! calls [`decode`]. Both read the same [`Message`], so what one takes the other understands.
+//! calls [`decode`]. Both read the same struct, so what one takes the other understands.
 
 use std::borrow::Cow;
 use std::fmt;

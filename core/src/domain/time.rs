@@ -34,7 +34,7 @@ pub fn format(at: Timestamp) -> String {
     at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// Serde adapter that writes [`format`] and reads [`parse`].
+/// Serde adapter that writes [`format()`] and reads [`parse()`].
 pub mod iso {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 

@@ -36,6 +36,7 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
                 events.push(event);
             }
             Err(rejection) => {
+                tracing::warn!(item = item.id, %rejection, "an item cannot be read and goes to the dead letters");
                 worked.unfinished.push(Unfinished {
                     item: item.clone(),
                     then: Then::Bury { error: rejection.to_string() },

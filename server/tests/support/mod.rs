@@ -60,15 +60,20 @@ impl TestApp {
                 let services = SERVICES
                     .get_or_init(async || Services::start().await.unwrap_or_else(|error| panic!("{error:#}")))
                     .await;
-                Backend::Services {
-                    database_url: services.fresh_database().await.unwrap(),
-                    redis_url: services.redis_url.clone(),
-                    key_space: Services::fresh_key_space(),
-                    connections: 8,
-                }
+                services_backend(&services.fresh_database().await.unwrap(), &services.redis_url)
             }
         };
-        let context = Context::open(&backend, settings).await.unwrap();
+        Self::start_on(&backend, folder, lanes, settings).await
+    }
+
+    /// A server on services of the test's own, which it may kill.
+    pub async fn start_on(
+        backend: &Backend,
+        folder: tempfile::TempDir,
+        lanes: usize,
+        settings: QueueSettings,
+    ) -> Self {
+        let context = Context::open(backend, settings).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
@@ -124,6 +129,16 @@ impl TestApp {
         for task in self.running {
             tokio::time::timeout(POLL * 10, task).await.expect("it stops in time").unwrap();
         }
+    }
+}
+
+/// A backend on these services, in a key space of its own.
+pub fn services_backend(database_url: &str, redis_url: &str) -> Backend {
+    Backend::Services {
+        database_url: database_url.to_owned(),
+        redis_url: redis_url.to_owned(),
+        key_space: Services::fresh_key_space(),
+        connections: 8,
     }
 }
 
