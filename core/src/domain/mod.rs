@@ -9,6 +9,7 @@ pub mod envelope;
 pub mod event;
 pub mod identity;
 pub mod ids;
+mod json;
 pub mod money;
 pub mod order;
 pub mod profile;
