@@ -58,10 +58,7 @@ pub(crate) fn page(report: &Report) -> String {
         "var(--b)",
         &points(&report.samples, |s| s.oldest_age_ms as f64),
     ));
-    html.push_str(&bars(
-        "Response times, ms",
-        &[("ingestion", &report.ingestion), ("Customer360", &report.customer360)],
-    ));
+    html.push_str(&bars("Response times, ms", &report.response_times()));
     html.push_str("</div></main></html>\n");
     html
 }
@@ -118,7 +115,7 @@ fn response_times(report: &Report) -> String {
         "<h2>Response times, ms</h2><table><tr><th></th><th>requests</th><th>failed</th><th>p50</th><th>p95</th>\
          <th>p99</th><th>max</th></tr>",
     );
-    for (name, l) in [("ingestion", &report.ingestion), ("Customer360", &report.customer360)] {
+    for (name, l) in report.response_times() {
         let _ = write!(
             html,
             "<tr><td>{name}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",

@@ -8,7 +8,7 @@ use clap::Args;
 use futures::{StreamExt, TryStreamExt, stream};
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
-use stack::client::{Client, TRIES, wait};
+use stack::client::{Client, TRIES};
 
 use crate::cdnow::{self, Purchase};
 use crate::progress;
@@ -76,14 +76,9 @@ async fn send(client: &Client, purchases: &[Purchase]) -> anyhow::Result<()> {
 async fn deliver(client: &Client, purchase: &Purchase) -> anyhow::Result<()> {
     let body = order(purchase).to_string();
     let webhook_id = format!("cdnow-{}", purchase.line);
-    for attempt in 0..TRIES {
-        match client.webhook(client.http(), "orders/create", &webhook_id, body.clone()).send().await {
-            Ok(answer) if answer.status().is_success() => return Ok(()),
-            Ok(answer) if answer.status().is_client_error() => {
-                bail!("line {}: the order was refused: {}", purchase.line, answer.text().await?);
-            }
-            _ => tokio::time::sleep(wait(attempt)).await,
-        }
+    let request = || client.webhook(client.http(), "orders/create", &webhook_id, body.clone());
+    if client.persist(request).await.with_context(|| format!("the order of line {}", purchase.line))? {
+        return Ok(());
     }
     bail!("line {}: the order was not taken in {TRIES} tries", purchase.line)
 }

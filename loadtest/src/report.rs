@@ -172,6 +172,11 @@ impl Report {
         Ok(())
     }
 
+    /// What was asked, with its response times.
+    pub(crate) fn response_times(&self) -> [(&'static str, &Latency); 2] {
+        [("ingestion", &self.ingestion), ("Customer360", &self.customer360)]
+    }
+
     /// The report for a terminal.
     pub(crate) fn text(&self) -> String {
         let mut text = format!("\nKPIs on {} (seed {})\n\n", self.target, self.seed);
@@ -213,7 +218,7 @@ impl Report {
             "\nResponse times, in ms\n\n  {:<14} {:>9} {:>7} {:>8} {:>8} {:>8} {:>8}",
             "", "requests", "failed", "p50", "p95", "p99", "max"
         );
-        for (name, times) in [("ingestion", &self.ingestion), ("Customer360", &self.customer360)] {
+        for (name, times) in self.response_times() {
             let _ = writeln!(
                 text,
                 "  {name:<14} {:>9} {:>7} {:>8} {:>8} {:>8} {:>8}",

@@ -84,11 +84,20 @@ impl Client {
     /// # Errors
     /// When it was refused for good.
     pub async fn send(&self, delivery: &Delivery) -> anyhow::Result<bool> {
+        let sent = self.persist(|| self.delivery(&self.http, delivery)).await;
+        sent.with_context(|| format!("{:?}", delivery.to))
+    }
+
+    /// Makes a request until it is taken, as the SDKs and Shopify do; `false` when it was given up.
+    ///
+    /// # Errors
+    /// When it was refused for good.
+    pub async fn persist(&self, request: impl Fn() -> RequestBuilder) -> anyhow::Result<bool> {
         for attempt in 0..TRIES {
-            match self.delivery(&self.http, delivery).send().await {
+            match request().send().await {
                 Ok(response) if response.status().is_success() => return Ok(true),
                 Ok(response) if response.status().is_client_error() => {
-                    bail!("{:?} was refused: {}", delivery.to, response.text().await?);
+                    bail!("refused: {}", response.text().await?);
                 }
                 _ => tokio::time::sleep(wait(attempt)).await,
             }
