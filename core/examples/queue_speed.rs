@@ -8,6 +8,7 @@ use bytes::Bytes;
 use stack::redis::{Fsync, Redis};
 use stack::services::Services;
 use tributary_core::adapters::redis::client::RedisClient;
+use tributary_core::adapters::redis::keys::Layout;
 use tributary_core::adapters::redis::queue::RedisQueue;
 use tributary_core::adapters::sqlite::db::Db;
 use tributary_core::adapters::sqlite::queue::SqliteQueue;
@@ -30,8 +31,13 @@ async fn main() -> anyhow::Result<()> {
     for fsync in [Fsync::EverySecond, Fsync::Always] {
         let redis = Redis::start(fsync).await?;
         let client = RedisClient::connect(&redis.url(), &Services::fresh_key_space()).await?;
-        let queue =
-            Arc::new(RedisQueue::new(client, "events", QueueSettings::default(), Arc::new(SystemClock)));
+        let queue = Arc::new(RedisQueue::new(
+            client,
+            "events",
+            Layout::Lists,
+            QueueSettings::default(),
+            Arc::new(SystemClock),
+        ));
         measure(&format!("Redis, {}", fsync.as_str()), queue).await?;
     }
     let folder = tempfile::tempdir()?;
@@ -77,7 +83,7 @@ async fn consume(queue: Arc<dyn Queue>) -> anyhow::Result<usize> {
     let mut count = 0;
     while let Some(batch) = queue.fetch(BATCH, Duration::ZERO).await? {
         count += batch.items.len();
-        queue.ack(&batch.id, &[]).await?;
+        queue.ack(&batch, &[]).await?;
     }
     Ok(count)
 }

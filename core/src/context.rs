@@ -8,6 +8,7 @@ use crate::adapters::postgres::customers::PgStore;
 use crate::adapters::postgres::tenants::PgTenants;
 use crate::adapters::redis::cache::RedisCache;
 use crate::adapters::redis::client::{RedisClient, RedisStartError};
+pub use crate::adapters::redis::keys::Layout;
 use crate::adapters::redis::queue::RedisQueue;
 use crate::adapters::sqlite::customers::SqliteStore;
 use crate::adapters::sqlite::queue::SqliteQueue;
@@ -42,6 +43,8 @@ pub enum Backend {
         key_space: String,
         /// Most connections to PostgreSQL of this process.
         connections: u32,
+        /// How the queue lies in Redis.
+        layout: Layout,
     },
 }
 
@@ -50,8 +53,9 @@ impl std::fmt::Debug for Backend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Embedded { data } => f.debug_struct("Embedded").field("data", data).finish(),
-            Self::Services { key_space, connections, .. } => f
+            Self::Services { key_space, connections, layout, .. } => f
                 .debug_struct("Services")
+                .field("layout", layout)
                 .field("key_space", key_space)
                 .field("connections", connections)
                 .finish_non_exhaustive(),
@@ -94,6 +98,11 @@ pub struct Context {
 }
 
 impl Context {
+    /// The queue of that name.
+    pub fn queue_named(&self, name: &str) -> Option<&Arc<dyn Queue>> {
+        (name == EVENTS_QUEUE).then_some(&self.queue)
+    }
+
     /// Opens a backend: connects, brings tables up to date, refuses what could lose events.
     ///
     /// # Errors
@@ -113,13 +122,15 @@ impl Context {
                     clock,
                 })
             }
-            Backend::Services { database_url, redis_url, key_space, connections } => {
+            Backend::Services { database_url, redis_url, key_space, connections, layout } => {
                 let redis = RedisClient::connect(redis_url, key_space).await?;
+                let queue = RedisQueue::new(redis.clone(), EVENTS_QUEUE, *layout, settings, clock.clone());
+                queue.refuse_other_layout(EVENTS_QUEUE).await?;
                 let pool = postgres::db::open(database_url, *connections).await?;
                 Ok(Self {
                     store: Arc::new(PgStore::new(pool.clone())),
                     tenants: Arc::new(PgTenants::new(pool)),
-                    queue: Arc::new(RedisQueue::new(redis.clone(), EVENTS_QUEUE, settings, clock.clone())),
+                    queue: Arc::new(queue),
                     cache: Arc::new(RedisCache::new(redis)),
                     clock,
                 })

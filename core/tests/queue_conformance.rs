@@ -8,12 +8,13 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use support::{LEASE, QueueUnderTest, redis_queue, sqlite_queue};
+use support::{LEASE, QueueUnderTest, redis_lists, redis_streams, sqlite_queue};
 use tributary_core::ports::queue::{
-    Acked, Batch, BatchId, Enqueued, MAX_LOSSES, NewItem, Priority, QueueError, Then, Unfinished,
+    Acked, Audited, Batch, BatchId, DeadLetter, Enqueued, FAIR_EVERY, Idempotency, MAX_DEAD_PAGE, MAX_LOSSES,
+    NewItem, Outcome, Priority, QueueError, Reclaimed, Then, Unfinished,
 };
 
-on_every_adapter!({ sqlite: crate::sqlite_queue, redis: crate::redis_queue } [
+on_every_adapter!({ sqlite: crate::sqlite_queue, redis_lists: crate::redis_lists, redis_streams: crate::redis_streams } [
     items_come_out_in_the_order_they_went_in,
     what_is_acked_is_gone_and_leaves_nothing_behind,
     an_unacked_batch_comes_back_after_its_lease_and_not_before,
@@ -33,6 +34,14 @@ on_every_adapter!({ sqlite: crate::sqlite_queue, redis: crate::redis_queue } [
     payloads_of_any_bytes_survive_loss_and_burial,
     many_workers_get_every_item_once,
     large_batches_pass_whole,
+    a_paused_queue_hands_nothing_out_and_takes_everything_in,
+    dead_letters_are_listed_put_back_and_discarded,
+    a_failure_is_remembered_through_every_try,
+    a_claim_says_when_by_whom_and_how_its_item_ended,
+    a_known_key_with_another_body_is_a_conflict,
+    a_claim_ends_with_its_time,
+    the_lowest_priority_is_served_within_so_many_fetches,
+    an_audit_finds_what_lost_its_lease,
 ]);
 
 fn item(payload: &str) -> NewItem {
@@ -54,7 +63,7 @@ fn payloads(batch: &Batch) -> Vec<&str> {
 }
 
 async fn done(under_test: &QueueUnderTest, batch: &Batch) {
-    assert_eq!(under_test.queue.ack(&batch.id, &[]).await.unwrap(), Acked::Done);
+    assert_eq!(under_test.queue.ack(batch, &[]).await.unwrap(), Acked::Done);
 }
 
 async fn lose(under_test: &QueueUnderTest) {
@@ -83,7 +92,7 @@ async fn what_is_acked_is_gone_and_leaves_nothing_behind(u: &QueueUnderTest) {
     let stats = u.queue.stats().await.unwrap();
     assert_eq!((stats.pending, stats.in_flight, stats.delayed, stats.dead), (0, 0, 0, 0));
     assert_eq!((stats.enqueued, stats.acked, stats.oldest_age_ms), (2, 2, 0));
-    assert_eq!(u.queue.ack(&batch.id, &[]).await.unwrap(), Acked::Lost, "a batch ends once");
+    assert_eq!(u.queue.ack(&batch, &[]).await.unwrap(), Acked::Lost, "a batch ends once");
 }
 
 async fn an_unacked_batch_comes_back_after_its_lease_and_not_before(u: &QueueUnderTest) {
@@ -124,10 +133,13 @@ async fn whoever_lost_the_lease_changes_nothing(u: &QueueUnderTest) {
     let stale = [
         Unfinished { item: old.items[0].clone(), then: Then::Release },
         Unfinished { item: old.items[0].clone(), then: Then::Bury { error: "stale".into() } },
-        Unfinished { item: old.items[0].clone(), then: Then::Retry { delay: Duration::ZERO } },
+        Unfinished {
+            item: old.items[0].clone(),
+            then: Then::Retry { delay: Duration::ZERO, error: "stale".into() },
+        },
     ];
     for unfinished in stale.iter().map(std::slice::from_ref).chain([&[][..]]) {
-        assert_eq!(u.queue.ack(&old.id, unfinished).await.unwrap(), Acked::Lost);
+        assert_eq!(u.queue.ack(&old, unfinished).await.unwrap(), Acked::Lost);
     }
     let stats = u.queue.stats().await.unwrap();
     assert_eq!((stats.pending, stats.in_flight, stats.delayed, stats.dead), (0, 1, 0, 0));
@@ -153,12 +165,12 @@ async fn a_poison_item_takes_no_neighbour_along(u: &QueueUnderTest) {
         done(u, &batch).await;
     }
     assert_eq!(worked, HashSet::from(["good".to_owned(), "fine".to_owned()]));
-    let dead = u.queue.dead(10).await.unwrap();
+    let dead = u.queue.dead(None, 10).await.unwrap();
     assert_eq!(dead.len(), 1);
     assert_eq!(dead[0].item.payload, "poison");
     assert_eq!(dead[0].item.losses, MAX_LOSSES);
     assert_eq!(dead[0].item.attempt, 0, "a loss is no failed attempt");
-    assert!(dead[0].error.contains("lost"), "{}", dead[0].error);
+    assert!(dead[0].error().contains("lost"), "{}", dead[0].error());
 }
 
 async fn losses_in_company_bury_nobody(u: &QueueUnderTest) {
@@ -176,8 +188,9 @@ async fn a_retry_waits_for_its_time_and_uses_an_attempt(u: &QueueUnderTest) {
     put(u, &["1", "2"]).await;
     let batch = fetch(u, 10).await.unwrap();
     let delay = Duration::from_millis(600);
-    let unfinished = [Unfinished { item: batch.items[0].clone(), then: Then::Retry { delay } }];
-    assert_eq!(u.queue.ack(&batch.id, &unfinished).await.unwrap(), Acked::Done);
+    let unfinished =
+        [Unfinished { item: batch.items[0].clone(), then: Then::Retry { delay, error: "no luck".into() } }];
+    assert_eq!(u.queue.ack(&batch, &unfinished).await.unwrap(), Acked::Done);
     let stats = u.queue.stats().await.unwrap();
     assert_eq!((stats.delayed, stats.acked, stats.retried), (1, 1, 1));
     assert!(fetch(u, 10).await.is_none(), "too early");
@@ -193,7 +206,7 @@ async fn a_release_returns_at_once_unharmed_and_in_order(u: &QueueUnderTest) {
     let batch = fetch(u, 2).await.unwrap();
     let unfinished: Vec<Unfinished> =
         batch.items.iter().map(|item| Unfinished { item: item.clone(), then: Then::Release }).collect();
-    assert_eq!(u.queue.ack(&batch.id, &unfinished).await.unwrap(), Acked::Done);
+    assert_eq!(u.queue.ack(&batch, &unfinished).await.unwrap(), Acked::Done);
     let again = fetch(u, 10).await.unwrap();
     assert_eq!(payloads(&again), ["1", "2", "3"]);
     assert_eq!(again.items[..2], batch.items);
@@ -204,17 +217,22 @@ async fn a_buried_item_keeps_its_payload_and_its_reason(u: &QueueUnderTest) {
     let batch = fetch(u, 10).await.unwrap();
     let error = "invalid_event: \"quoted\"\nand a second line";
     let unfinished = [Unfinished { item: batch.items[1].clone(), then: Then::Bury { error: error.into() } }];
-    assert_eq!(u.queue.ack(&batch.id, &unfinished).await.unwrap(), Acked::Done);
-    let dead = u.queue.dead(10).await.unwrap();
-    assert_eq!((dead.len(), dead[0].error.as_str()), (1, error));
-    assert_eq!(dead[0].item, batch.items[1]);
+    assert_eq!(u.queue.ack(&batch, &unfinished).await.unwrap(), Acked::Done);
+    let dead = u.queue.dead(None, 10).await.unwrap();
+    assert_eq!((dead.len(), dead[0].error()), (1, error));
+    assert_eq!((&dead[0].item.id, &dead[0].item.payload), (&batch.items[1].id, &batch.items[1].payload));
+    assert_eq!(u.queue.dead_letter(&dead[0].item.id).await.unwrap().as_ref(), Some(&dead[0]));
+    assert_eq!(u.queue.dead_letter("nobody").await.unwrap(), None);
     assert!(dead[0].buried_ms >= dead[0].item.enqueued_ms);
     let stats = u.queue.stats().await.unwrap();
     assert_eq!((stats.acked, stats.buried, stats.dead, stats.in_flight), (1, 1, 1, 0));
 }
 
 async fn a_repeated_idempotency_key_is_a_duplicate_also_within_one_call(u: &QueueUnderTest) {
-    let keyed = |payload: &str, key: &str| NewItem { idempotency_keys: vec![key.into()], ..item(payload) };
+    let keyed = |payload: &str, key: &str| NewItem {
+        idempotency: Some(Idempotency::new(vec![key.into()], payload.as_bytes())),
+        ..item(payload)
+    };
     let results =
         u.queue.enqueue(&[keyed("1", "a"), keyed("1", "a"), keyed("2", "b"), item("3")]).await.unwrap();
     assert_eq!(results, [Enqueued::Accepted, Enqueued::Duplicate, Enqueued::Accepted, Enqueued::Accepted]);
@@ -232,7 +250,7 @@ async fn a_repeated_idempotency_key_is_a_duplicate_also_within_one_call(u: &Queu
 
 async fn one_known_key_of_two_makes_a_duplicate(u: &QueueUnderTest) {
     let keyed = |keys: &[&str]| NewItem {
-        idempotency_keys: keys.iter().map(|key| (*key).to_owned()).collect(),
+        idempotency: Some(Idempotency::new(keys.iter().map(|key| (*key).to_owned()).collect(), b"x")),
         ..item("x")
     };
     assert_eq!(u.queue.enqueue(&[keyed(&["webhook-1", "event-1"])]).await.unwrap(), [Enqueued::Accepted]);
@@ -265,7 +283,7 @@ async fn a_delayed_item_waits(u: &QueueUnderTest) {
 }
 
 async fn a_full_queue_takes_nothing_of_the_batch(u: &QueueUnderTest) {
-    let keyed = NewItem { idempotency_keys: vec!["k".into()], ..item("x") };
+    let keyed = NewItem { idempotency: Some(Idempotency::new(vec!["k".into()], b"x")), ..item("x") };
     let mut items = vec![item("x"); 3000];
     items.push(keyed.clone());
     match u.queue.enqueue(&items).await {
@@ -307,8 +325,8 @@ async fn payloads_of_any_bytes_survive_loss_and_burial(u: &QueueUnderTest) {
     let first = fetch(u, 10).await.unwrap();
     assert_eq!(first.items[0].payload, bytes);
     let unfinished = [Unfinished { item: first.items[0].clone(), then: Then::Bury { error: "x".into() } }];
-    u.queue.ack(&first.id, &unfinished).await.unwrap();
-    assert_eq!(u.queue.dead(1).await.unwrap()[0].item.payload, bytes);
+    u.queue.ack(&first, &unfinished).await.unwrap();
+    assert_eq!(u.queue.dead(None, 1).await.unwrap()[0].item.payload, bytes);
     assert_eq!(fetch(u, 10).await.unwrap().items[0].payload, big_number.payload);
 }
 
@@ -325,7 +343,7 @@ async fn many_workers_get_every_item_once(u: &QueueUnderTest) {
                     Some(batch) => {
                         idle = 0;
                         mine.extend(batch.items.iter().map(|item| item.payload.clone()));
-                        assert_eq!(queue.ack(&batch.id, &[]).await.unwrap(), Acked::Done);
+                        assert_eq!(queue.ack(&batch, &[]).await.unwrap(), Acked::Done);
                     }
                     None => idle += 1,
                 }
@@ -354,4 +372,158 @@ async fn large_batches_pass_whole(u: &QueueUnderTest) {
         done(u, &batch).await;
     }
     assert_eq!(seen, names);
+}
+
+fn keyed(payload: &str, key: &str) -> NewItem {
+    let known = Idempotency::new(vec![key.into()], payload.as_bytes());
+    NewItem { idempotency: Some(known), ..item(payload) }
+}
+
+async fn bury(u: &QueueUnderTest, batch: &Batch, error: &str) {
+    let bury = |item: &_| Unfinished { item: Clone::clone(item), then: Then::Bury { error: error.into() } };
+    let unfinished: Vec<Unfinished> = batch.items.iter().map(bury).collect();
+    assert_eq!(u.queue.ack(batch, &unfinished).await.unwrap(), Acked::Done);
+}
+
+async fn a_paused_queue_hands_nothing_out_and_takes_everything_in(u: &QueueUnderTest) {
+    put(u, &["1"]).await;
+    let held = fetch(u, 1).await.unwrap();
+    u.queue.set_paused(true).await.unwrap();
+    put(u, &["2"]).await;
+    assert!(fetch(u, 10).await.is_none());
+    assert!(u.queue.stats().await.unwrap().paused);
+    done(u, &held).await;
+    u.queue.set_paused(true).await.unwrap();
+    u.queue.set_paused(false).await.unwrap();
+    assert!(!u.queue.stats().await.unwrap().paused);
+    assert_eq!(payloads(&fetch(u, 10).await.unwrap()), ["2"]);
+}
+
+async fn dead_letters_are_listed_put_back_and_discarded(u: &QueueUnderTest) {
+    for name in ["1", "2", "3", "4"] {
+        put(u, &[name]).await;
+        bury(u, &fetch(u, 10).await.unwrap(), &format!("no {name}")).await;
+        u.pass(Duration::from_millis(2)).await;
+    }
+    let all = u.queue.dead(None, MAX_DEAD_PAGE).await.unwrap();
+    let names = |letters: &[DeadLetter]| -> Vec<String> {
+        letters.iter().map(|letter| String::from_utf8_lossy(&letter.item.payload).into_owned()).collect()
+    };
+    assert_eq!(names(&all), ["4", "3", "2", "1"]);
+    let page = u.queue.dead(Some(&all[1].item.id), 1).await.unwrap();
+    assert_eq!((names(&page), page[0].error()), (vec!["2".to_owned()], "no 2"));
+    assert_eq!(u.queue.dead(Some("nobody"), 10).await.unwrap(), []);
+
+    let ids = [all[0].item.id.clone(), all[1].item.id.clone(), "nobody".into()];
+    assert_eq!(u.queue.retry_dead(&ids).await.unwrap(), 2);
+    assert_eq!(u.queue.retry_dead(&ids).await.unwrap(), 0, "they are there no more");
+    assert_eq!(u.queue.discard_dead(&[all[2].item.id.clone(), "nobody".into()]).await.unwrap(), 1);
+    assert_eq!(names(&u.queue.dead(None, 10).await.unwrap()), ["1"]);
+    let back = fetch(u, 10).await.unwrap();
+    assert_eq!(payloads(&back), ["4", "3"]);
+    assert!(back.items.iter().all(|item| item.attempt == 0 && item.losses == 0 && item.history.len() == 2));
+    done(u, &back).await;
+    let stats = u.queue.stats().await.unwrap();
+    assert_eq!((stats.dead, stats.buried, stats.discarded, stats.acked), (1, 4, 1, 2));
+}
+
+async fn a_failure_is_remembered_through_every_try(u: &QueueUnderTest) {
+    put(u, &["1"]).await;
+    let errors = ["first \"quoted\"", "second\nline"];
+    for error in errors {
+        let batch = fetch(u, 10).await.unwrap();
+        let then = Then::Retry { delay: Duration::from_millis(1), error: error.into() };
+        u.queue.ack(&batch, &[Unfinished { item: batch.items[0].clone(), then }]).await.unwrap();
+        u.pass(Duration::from_millis(20)).await;
+    }
+    fetch(u, 10).await.unwrap();
+    lose(u).await;
+    bury(u, &fetch(u, 10).await.unwrap(), "at last").await;
+    let letter = u.queue.dead(None, 10).await.unwrap().pop().unwrap();
+    let history: Vec<&str> = letter.item.history.iter().map(|failure| failure.error.as_str()).collect();
+    assert_eq!(history, [errors[0], errors[1], "its worker was lost", "at last"]);
+    assert!(letter.item.history.is_sorted_by_key(|failure| failure.at_ms));
+    assert_eq!((letter.item.attempt, letter.item.losses), (2, 1));
+}
+
+async fn a_claim_says_when_by_whom_and_how_its_item_ended(u: &QueueUnderTest) {
+    assert_eq!(u.queue.claim("a").await.unwrap(), None);
+    u.queue.enqueue(&[keyed("1", "a"), keyed("2", "b"), keyed("3", "c")]).await.unwrap();
+    let open = u.queue.claim("a").await.unwrap().unwrap();
+    assert_eq!(open.finished, None);
+    let batch = fetch(u, 10).await.unwrap();
+    assert_eq!(open.item, batch.items[0].id);
+    let released = [Unfinished { item: batch.items[2].clone(), then: Then::Release }];
+    let mut unfinished = released.to_vec();
+    unfinished.push(Unfinished { item: batch.items[1].clone(), then: Then::Bury { error: "bad".into() } });
+    u.queue.ack(&batch, &unfinished).await.unwrap();
+    let claim = async |key: &str| u.queue.claim(key).await.unwrap().unwrap();
+    let ended = claim("a").await.finished.unwrap();
+    assert_eq!(
+        (ended.outcome, ended.by.as_str()),
+        (Outcome::Done, tributary_core::ports::queue::this_process())
+    );
+    assert!(ended.at_ms >= open.claimed_ms);
+    assert_eq!(claim("b").await.finished.unwrap().outcome, Outcome::Dead);
+    assert_eq!(claim("c").await.finished, None);
+    let dead = u.queue.dead(None, 1).await.unwrap().pop().unwrap();
+    u.queue.discard_dead(&[dead.item.id]).await.unwrap();
+    assert_eq!(claim("b").await.finished.unwrap().outcome, Outcome::Discarded);
+    assert_eq!(u.queue.enqueue(&[keyed("2", "b")]).await.unwrap(), [Enqueued::Duplicate]);
+}
+
+async fn a_known_key_with_another_body_is_a_conflict(u: &QueueUnderTest) {
+    let results = u.queue.enqueue(&[keyed("1", "a"), keyed("other", "a"), keyed("1", "a")]).await.unwrap();
+    assert_eq!(results, [Enqueued::Accepted, Enqueued::Conflict, Enqueued::Duplicate]);
+    assert_eq!(payloads(&fetch(u, 10).await.unwrap()), ["1"]);
+    let stats = u.queue.stats().await.unwrap();
+    assert_eq!((stats.enqueued, stats.conflicts, stats.duplicates), (1, 1, 1));
+}
+
+async fn a_claim_ends_with_its_time(u: &QueueUnderTest) {
+    let mut short = keyed("1", "a");
+    short.idempotency.as_mut().unwrap().ttl = Some(Duration::from_millis(300));
+    u.queue.enqueue(&[short.clone(), keyed("2", "b")]).await.unwrap();
+    u.pass(Duration::from_millis(350)).await;
+    assert_eq!(u.queue.claim("a").await.unwrap(), None);
+    assert_eq!(
+        u.queue.enqueue(&[short, keyed("2", "b")]).await.unwrap(),
+        [Enqueued::Accepted, Enqueued::Duplicate]
+    );
+    let batch = fetch(u, 10).await.unwrap();
+    done(u, &batch).await;
+    assert_eq!(u.queue.claim("a").await.unwrap().unwrap().item, batch.items[2].id, "the second one's");
+}
+
+async fn the_lowest_priority_is_served_within_so_many_fetches(u: &QueueUnderTest) {
+    let of = |priority| NewItem { priority, ..item("x") };
+    u.queue.enqueue(&[of(Priority::Low), of(Priority::Normal)]).await.unwrap();
+    for fetches in 1..=FAIR_EVERY {
+        u.queue.enqueue(&[of(Priority::High), of(Priority::High)]).await.unwrap();
+        let batch = fetch(u, 2).await.unwrap();
+        done(u, &batch).await;
+        if batch.items[0].priority == Priority::Low {
+            assert_eq!((fetches, batch.items[1].priority), (FAIR_EVERY, Priority::Normal));
+            return;
+        }
+    }
+    panic!("high items kept the low one waiting");
+}
+
+async fn an_audit_finds_what_lost_its_lease(u: &QueueUnderTest) {
+    put(u, &["1", "2", "3"]).await;
+    let batch = fetch(u, 2).await.unwrap();
+    assert_eq!(u.queue.audit().await.unwrap(), Audited::default(), "nothing is astray");
+    u.forget_leases().await;
+    u.pass(LEASE + Duration::from_millis(50)).await;
+    assert_eq!(u.queue.reclaim().await.unwrap(), Reclaimed::default(), "no lease says that it is there");
+    assert_eq!(u.queue.audit().await.unwrap().strays, 2);
+    assert_eq!(u.queue.reclaim().await.unwrap().returned, 2);
+    assert_eq!(u.queue.ack(&batch, &[]).await.unwrap(), Acked::Lost);
+    assert_eq!(u.queue.audit().await.unwrap(), Audited::default());
+    for expected in ["1", "2", "3"] {
+        let batch = fetch(u, 10).await.unwrap();
+        assert_eq!(payloads(&batch), [expected]);
+        done(u, &batch).await;
+    }
 }

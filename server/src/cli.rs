@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tributary_core::context::Backend;
+use tributary_core::context::{Backend, EVENTS_QUEUE};
+use tributary_core::ports::queue::MAX_DEAD_PAGE;
 use tributary_core::ports::tenants::KeyKind;
 use workers::settings::{QueueArgs, ServicesArgs, WorkerArgs};
 
@@ -78,6 +79,74 @@ pub enum Command {
     /// Brands, keys and shops
     #[command(subcommand)]
     Admin(Admin),
+    /// The queues: numbers, dead letters, pause
+    Queues(QueuesArgs),
+}
+
+/// Looking after the queues.
+#[derive(Debug, Args)]
+pub struct QueuesArgs {
+    /// Which queue
+    #[arg(long, default_value = EVENTS_QUEUE, global = true)]
+    pub name: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: QueuesCommand,
+}
+
+/// What can be done to a queue.
+#[derive(Debug, Subcommand)]
+pub enum QueuesCommand {
+    /// Shows the queue in numbers, with its rates over two seconds
+    Stats,
+    /// Dead letters
+    #[command(subcommand)]
+    Dead(DeadCommand),
+    /// Lets nobody fetch until it is resumed; all else goes on
+    Pause,
+    /// Ends a pause
+    Resume,
+    /// Looks for items that no step of the protocol would find again, and repairs them (workers do each minute)
+    Audit,
+    /// Shows what is remembered of an idempotency key, for example shopify:SHOP:WEBHOOK_ID
+    Claim {
+        /// The key
+        key: String,
+    },
+}
+
+/// Commands on dead letters.
+#[derive(Debug, Subcommand)]
+pub enum DeadCommand {
+    /// Lists them, newest first
+    List {
+        /// Those after the letter of this id
+        #[arg(long)]
+        after: Option<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=MAX_DEAD_PAGE as i64))]
+        limit: u8,
+    },
+    /// Shows one whole, with its history
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// Puts them back to pending, with attempts and losses forgiven
+    Retry(Chosen),
+    /// Discards them for good
+    Discard(Chosen),
+}
+
+/// Which dead letters.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Chosen {
+    /// Their ids
+    pub ids: Vec<String>,
+    /// All that are there
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// What can be administered.

@@ -9,6 +9,7 @@ pub mod body;
 pub mod cli;
 pub mod demo;
 pub mod error;
+pub mod queues;
 pub mod router;
 pub mod routes;
 pub mod state;
@@ -35,7 +36,7 @@ const LOCK_FILE: &str = "server.lock";
 /// How long requests under way may go on after the server was asked to stop.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// The binary's main: reads `args` (the program's name first), and serves until SIGTERM or SIGINT, or runs an admin command.
+/// The binary's main: reads `args` (the program's name first), and serves until SIGTERM or SIGINT, or runs a command.
 ///
 /// # Errors
 /// When the settings are wrong, a service cannot be reached, or the command fails.
@@ -44,6 +45,7 @@ pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Resu
     telemetry::log_to_stderr();
     match cli.command {
         Some(Command::Admin(command)) => admin::run(&cli.serve, command).await,
+        Some(Command::Queues(command)) => queues::run(&cli.serve, command).await,
         None => run(&cli.serve).await,
     }
 }

@@ -10,7 +10,7 @@ use tributary_core::domain::event::EventKind;
 use workers::monitor;
 
 use crate::error::ApiError;
-use crate::routes::{customers, events, monitoring, segment, shopify};
+use crate::routes::{customers, events, monitoring, queues, segment, shopify};
 use crate::state::AppState;
 
 /// How long a browser may remember that it may post here.
@@ -31,6 +31,7 @@ pub fn router(state: AppState) -> Router {
         .route("/api/monitoring/health", get(monitoring::health))
         .route("/api/monitoring/queues", get(monitoring::queues))
         .route("/api/monitoring/stats", get(monitoring::stats))
+        .nest("/api/queues", queue_routes())
         .merge(monitor::routes())
         .fallback(async || ApiError::not_found("there is no such route; docs/API.md lists them"))
         .method_not_allowed_fallback(async || {
@@ -41,6 +42,19 @@ pub fn router(state: AppState) -> Router {
             )
         })
         .with_state(state)
+}
+
+fn queue_routes() -> Router<AppState> {
+    Router::new()
+        .route("/", get(queues::all))
+        .route("/{queue}", get(queues::one))
+        .route("/{queue}/dead", get(queues::list).delete(queues::discard_all))
+        .route("/{queue}/dead/retry", post(queues::retry_all))
+        .route("/{queue}/dead/{id}", get(queues::show).delete(queues::discard_one))
+        .route("/{queue}/dead/{id}/retry", post(queues::retry_one))
+        .route("/{queue}/pause", post(queues::pause))
+        .route("/{queue}/resume", post(queues::resume))
+        .route("/{queue}/claims", get(queues::claim))
 }
 
 async fn other_method() -> ApiError {

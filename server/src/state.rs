@@ -1,11 +1,13 @@
 //! What the routes work with.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use axum::extract::FromRef;
 use tributary_core::context::Context;
+use tributary_core::ports::queue::Queue;
 use tributary_core::services::ingest::Ingest;
+use tributary_core::services::queues::{RateMeter, SAMPLE_EVERY};
 use workers::monitor;
 use workers::telemetry::PrometheusHandle;
 
@@ -35,12 +37,17 @@ pub struct AppState {
     pub metrics: PrometheusHandle,
     /// When the server started.
     pub started: Instant,
+    /// What the queue did lately.
+    pub rates: Arc<RateMeter>,
 }
 
 impl AppState {
     /// Starts what the routes need. Must be called within a tokio runtime.
     pub fn new(context: Context, metrics: PrometheusHandle, settings: Settings) -> Self {
+        let rates = Arc::new(RateMeter::default());
+        tokio::spawn(sample(context.queue.clone(), Arc::downgrade(&rates)));
         Self {
+            rates,
             ingest: Ingest::start(context.queue.clone()),
             keys: Arc::new(Keys::new(context.tenants.clone())),
             context,
@@ -48,6 +55,17 @@ impl AppState {
             metrics,
             started: Instant::now(),
         }
+    }
+}
+
+/// Notes the queue's counters now and then, as long as somebody asks for rates.
+async fn sample(queue: Arc<dyn Queue>, rates: Weak<RateMeter>) {
+    while let Some(rates) = rates.upgrade() {
+        if let Ok(stats) = queue.stats().await {
+            rates.sample(&stats);
+        }
+        drop(rates);
+        tokio::time::sleep(SAMPLE_EVERY).await;
     }
 }
 

@@ -74,3 +74,48 @@ fn without_a_profile_it_says_what_is_missing() {
     let words = String::from_utf8_lossy(&output.stderr);
     assert!(words.contains("DATABASE_URL") && words.contains("--embedded"), "{words}");
 }
+
+fn queues(data: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
+    command.arg("queues").args(args).args(["--embedded", "--data"]).arg(data).output().unwrap()
+}
+
+#[tokio::test]
+async fn an_operator_looks_after_the_queue_beside_a_running_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let running = Guarded::start("server", &server(&data), &folder.path().join("log")).unwrap();
+    let key = running.line_after("  write key   ", START).unwrap();
+    let url = running.line_after("listening on ", START).unwrap();
+    let batch = r#"{"batch":[{"type":"track","userId":"u","messageId":"bad"},{"type":"page","userId":"u"}]}"#;
+    let post = reqwest::Client::new().post(format!("{url}/v1/batch")).body(batch);
+    assert_eq!(post.bearer_auth(&key).send().await.unwrap().status(), 200);
+
+    let listed = loop {
+        let listed = stdout(&queues(&data, &["dead", "list"]));
+        if !listed.is_empty() {
+            break listed;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(listed.lines().count(), 1, "{listed}");
+    assert!(listed.contains("no_event"), "{listed}");
+    let id = listed.split_whitespace().next().unwrap();
+    let shown: serde_json::Value =
+        serde_json::from_str(&stdout(&queues(&data, &["dead", "show", id]))).unwrap();
+    assert_eq!(shown["item"]["body"]["messageId"], "bad");
+    let numbers = stdout(&queues(&data, &["stats"]));
+    assert!(numbers.lines().any(|line| line.split_whitespace().eq(["dead", "1"])), "{numbers}");
+    assert_eq!(stdout(&queues(&data, &["audit"])), "strays 0  repaired 0\n");
+    stdout(&queues(&data, &["pause"]));
+    assert_eq!(stdout(&queues(&data, &["dead", "retry", "--all"])), "1 put back\n");
+    assert!(stdout(&queues(&data, &["stats"])).starts_with("events  (paused)"));
+    stdout(&queues(&data, &["resume"]));
+    while stdout(&queues(&data, &["dead", "list"])).is_empty() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(stdout(&queues(&data, &["dead", "discard", id])), "1 discarded\n");
+    assert!(!queues(&data, &["dead", "retry"]).status.success(), "which ones?");
+    assert!(!queues(&data, &["claim", "nobody"]).status.success());
+    running.stop().unwrap();
+}

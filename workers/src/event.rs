@@ -130,7 +130,7 @@ fn given_back(batch: &Batch) -> Worked {
 
 async fn ack(context: &Context, batch: &Batch, unfinished: &[Unfinished]) {
     for attempt in 1..=ACK_TRIES {
-        match context.queue.ack(&batch.id, unfinished).await {
+        match context.queue.ack(batch, unfinished).await {
             Ok(Acked::Done) => return,
             // Also when an earlier try of this loop arrived and only its answer was lost.
             Ok(Acked::Lost) => {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use tributary_core::context::{Backend, KEY_SPACE};
+use tributary_core::context::{Backend, KEY_SPACE, Layout};
 use tributary_core::ports::queue::{MAX_FETCH, QueueSettings};
 
 use crate::event::Options;
@@ -20,9 +20,30 @@ pub struct ServicesArgs {
     /// What every key in Redis begins with
     #[arg(long, env = "TRIBUTARY_KEY_SPACE", default_value = KEY_SPACE, global = true)]
     pub key_space: String,
+    /// How the queue lies in Redis; every process of one system must be given the same
+    #[arg(long, value_enum, env = "TRIBUTARY_QUEUE", default_value_t = QueueKind::Lists, global = true)]
+    pub queue: QueueKind,
     /// Most connections to PostgreSQL of this process
     #[arg(long, env = "TRIBUTARY_DATABASE_CONNECTIONS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=500))]
     pub database_connections: u32,
+}
+
+/// How the queue lies in Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum QueueKind {
+    /// Lists with leases
+    Lists,
+    /// Streams with a consumer group
+    Streams,
+}
+
+impl From<QueueKind> for Layout {
+    fn from(kind: QueueKind) -> Self {
+        match kind {
+            QueueKind::Lists => Self::Lists,
+            QueueKind::Streams => Self::Streams,
+        }
+    }
 }
 
 /// The URLs may hold passwords: they are not shown.
@@ -51,6 +72,7 @@ impl ServicesArgs {
             redis_url: self.redis_url.clone().ok_or_else(|| missing("REDIS_URL", "--redis-url"))?,
             key_space: self.key_space.clone(),
             connections: self.database_connections,
+            layout: self.queue.into(),
         })
     }
 }

@@ -54,20 +54,45 @@ impl Delivery<'_> {
     /// What makes two deliveries the same. Shopify's own documents name both: a delivery is a duplicate if any of these
     /// was seen. The event id counts only together with topic and resource: one action may fire several topics.
     pub fn idempotency_keys(&self) -> Vec<String> {
-        let mut keys = vec![format!("shopify:{}:{}", self.shop, self.webhook_id)];
+        let mut keys = vec![self.webhook_key()];
         keys.extend(self.event_key());
         keys
     }
 
-    /// The event's message id, which the store keeps unique when the queue has forgotten the keys.
-    pub fn message_id(&self) -> String {
-        self.event_key().unwrap_or_else(|| format!("shopify:{}:{}", self.shop, self.webhook_id))
+    /// The key of one delivery: (shop, webhook id).
+    pub fn webhook_key(&self) -> String {
+        format!("shopify:{}:{}", self.shop, self.webhook_id)
     }
 
-    fn event_key(&self) -> Option<String> {
+    /// The event's message id, which the store keeps unique when the queue has forgotten the keys.
+    pub fn message_id(&self) -> String {
+        self.event_key().unwrap_or_else(|| self.webhook_key())
+    }
+
+    /// The key of one event on one resource: (shop, topic, event id, resource id).
+    pub fn event_key(&self) -> Option<String> {
         let (event, resource) = (self.event_id?, self.resource_id?);
         Some(format!("shopify:{}:{}:{}:{}", self.shop, self.topic, event, resource))
     }
+}
+
+/// What a body says, however it is written: fields sorted, numbers as text. Two subscriptions to a topic may render one
+/// event in two API versions, with an id as a number or as a string; that is no other body.
+pub fn canonical(body: &Value) -> String {
+    fn plain(value: &Value) -> Value {
+        match value {
+            Value::Number(number) => Value::String(number.to_string()),
+            Value::Array(values) => values.iter().map(plain).collect(),
+            Value::Object(fields) => {
+                let mut sorted: Vec<_> =
+                    fields.iter().map(|(name, value)| (name.clone(), plain(value))).collect();
+                sorted.sort_by(|a, b| a.0.cmp(&b.0));
+                sorted.into_iter().collect()
+            }
+            other => other.clone(),
+        }
+    }
+    plain(body).to_string()
 }
 
 /// The event in a webhook's envelope.
@@ -342,5 +367,17 @@ mod tests {
         assert_eq!(first.message_id(), twin.message_id());
         assert_ne!(first.message_id(), other.message_id());
         assert!(first.idempotency_keys().iter().all(|key| !other.idempotency_keys().contains(key)));
+    }
+
+    #[test]
+    fn one_body_written_in_two_ways_is_one_and_another_is_not() {
+        let of = |text: &str| canonical(&serde_json::from_str(text).unwrap());
+        let body = of(r#"{"id": 7, "lines": [{"sku": "a", "qty": 1}]}"#);
+        assert_eq!(of(r#"{"lines":[{"qty":"1","sku":"a"}],"id":"7"}"#), body);
+        for other in
+            [r#"{"id": 8, "lines": [{"sku": "a", "qty": 1}]}"#, r#"{"id": 7, "lines": []}"#, r#"{"id": 7}"#]
+        {
+            assert_ne!(of(other), body, "{other}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The protocol, on every adapter:
 //! - `enqueue` is durable when it returns. An item with idempotency keys is taken only if none of them was seen; taking it
-//!   and remembering the keys is one step.
+//!   and remembering the keys is one step. A key that was seen with another body is a conflict, not a duplicate.
 //! - `fetch` moves items from pending under a lease, in one step. The batch's id is the token for all that follows.
 //! - `ack` ends a batch: what is not named as a failure is done. It answers [`Acked::Lost`], and changes nothing, when the
 //!   lease went to somebody else.
@@ -11,11 +11,22 @@
 //!
 //! An item that was lost with others is fetched alone from then on; only losses suffered alone count against it, and
 //! [`MAX_LOSSES`] of them bury it: so an item that kills its worker takes no neighbour along.
+//!
+//! The order: within a priority, what was released comes first, then the rest as it went in; delayed items and retries go
+//! in when their time has come. Suspects come before all. Every [`FAIR_EVERY`]th fetch serves the lowest priority first, so
+//! that a stream of high ones does not starve it.
+//!
+//! People look after a queue by [`Queue::dead`], [`Queue::retry_dead`], [`Queue::discard_dead`], [`Queue::set_paused`] and
+//! [`Queue::claim`]; [`Queue::audit`] finds what no step of the protocol would find again.
 
+use std::fmt::Write as _;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// Losses suffered alone after which an item goes to the dead letters.
 pub const MAX_LOSSES: u32 = 3;
@@ -23,9 +34,22 @@ pub const MAX_LOSSES: u32 = 3;
 pub const MAX_FETCH: usize = 1000;
 /// The longest that `fetch` waits without looking again.
 pub const POLL: Duration = Duration::from_secs(1);
+/// Delayed items that one `fetch` makes pending.
+pub const MAX_PROMOTE: usize = 200;
+/// Batches that one `reclaim` returns: no step may hold the queue up for long.
+pub const MAX_RECLAIM: usize = 10;
+/// Every so many fetches, the lowest priority is served first.
+pub const FAIR_EVERY: u64 = 8;
+/// Dead letters that one call lists, retries or discards.
+pub const MAX_DEAD_PAGE: usize = 100;
+/// Failures that an item's history holds; the oldest go first.
+pub const MAX_HISTORY: usize = 16;
+/// Characters of an error that are kept.
+pub const MAX_ERROR_CHARS: usize = 500;
 
 /// Which items are fetched first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Priority {
     /// Before all others.
     High,
@@ -60,8 +84,44 @@ pub struct NewItem {
     pub priority: Priority,
     /// Not before that long from now.
     pub delay: Duration,
-    /// Names under which this may have come before; empty for items that need no such check.
-    pub idempotency_keys: Vec<String>,
+    /// How to know it when it comes again; `None` for items that need no such check.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// How an item is known when it comes again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idempotency {
+    /// Names under which it may come: one that was seen makes it a duplicate, or a conflict.
+    pub keys: Vec<String>,
+    /// What its body is: the same key with another digest is a conflict. No spaces.
+    pub digest: String,
+    /// How long it is remembered; `None` for the queue's setting.
+    pub ttl: Option<Duration>,
+}
+
+impl Idempotency {
+    /// Known by `keys`; `body` is what makes two of them the same.
+    pub fn new(keys: Vec<String>, body: &[u8]) -> Self {
+        Self { keys, digest: short_hash(body), ttl: None }
+    }
+
+    /// The keys as the adapters store them.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.keys.iter().map(|key| claim_name(key)).collect()
+    }
+}
+
+/// A key as the adapters store it: a hash, because keys are made from what senders write, of any length.
+pub(crate) fn claim_name(key: &str) -> String {
+    short_hash(key.as_bytes())
+}
+
+/// The first 128 bits of SHA-256, in hex.
+fn short_hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().take(16).fold(String::with_capacity(32), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 /// What became of an item that was enqueued.
@@ -71,6 +131,69 @@ pub enum Enqueued {
     Accepted,
     /// One of its idempotency keys was taken before; nothing was added.
     Duplicate,
+    /// One of its idempotency keys was taken before, by another body; nothing was added.
+    Conflict,
+}
+
+/// What is remembered of the first item that came under an idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Claim {
+    /// The item.
+    pub item: String,
+    /// Its body's.
+    pub digest: String,
+    /// When it was enqueued, in milliseconds since 1970.
+    pub claimed_ms: i64,
+    /// How it ended; `None` while it waits or is worked on.
+    pub finished: Option<Finished>,
+}
+
+/// How an item ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finished {
+    /// When, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The process that ended it: host and process id.
+    pub by: String,
+}
+
+/// What became of an item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It was worked off.
+    Done,
+    /// It is, or was last, among the dead letters.
+    Dead,
+    /// Somebody discarded its dead letter.
+    Discarded,
+}
+
+impl Outcome {
+    /// Its name in the adapters and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Dead => "dead",
+            Self::Discarded => "discarded",
+        }
+    }
+
+    /// The outcome of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Done, Self::Dead, Self::Discarded].into_iter().find(|outcome| outcome.as_str() == name)
+    }
+}
+
+/// Something that went wrong with an item.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// When, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// What, for people.
+    pub error: String,
 }
 
 /// An item in a worker's hands.
@@ -88,8 +211,22 @@ pub struct Item {
     pub losses: u32,
     /// Where it waits.
     pub priority: Priority,
+    /// The names of its idempotency keys, as the adapter stores them.
+    pub claims: Vec<String>,
+    /// What went wrong with it so far, oldest first; at most [`MAX_HISTORY`].
+    pub history: Vec<Failure>,
     /// What was enqueued.
     pub payload: Bytes,
+}
+
+impl Item {
+    /// The history with one failure more, within its limits.
+    pub(crate) fn history_with(&self, at_ms: i64, error: &str) -> Vec<Failure> {
+        let mut history = self.history.clone();
+        history.push(Failure { at_ms, error: error.chars().take(MAX_ERROR_CHARS).collect() });
+        let over = history.len().saturating_sub(MAX_HISTORY);
+        history.split_off(over)
+    }
 }
 
 /// The token of a fetched batch.
@@ -97,7 +234,7 @@ pub struct Item {
 pub struct BatchId(pub String);
 
 /// What one `fetch` took.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// The token.
     pub id: BatchId,
@@ -121,6 +258,8 @@ pub enum Then {
     Retry {
         /// The wait.
         delay: Duration,
+        /// What went wrong, for the history.
+        error: String,
     },
     /// To the dead letters.
     Bury {
@@ -152,16 +291,30 @@ pub struct Reclaimed {
 /// A dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The item as it was.
+    /// The item; the last of its history says why it was buried.
     pub item: Item,
-    /// Why it was buried.
-    pub error: String,
     /// When, in milliseconds since 1970.
     pub buried_ms: i64,
 }
 
+impl DeadLetter {
+    /// Why it was buried.
+    pub fn error(&self) -> &str {
+        self.item.history.last().map_or("unknown", |failure| &failure.error)
+    }
+}
+
+/// What `audit` found: things that no step of the protocol leaves behind, so a defect, a hand in the data, or lost data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Audited {
+    /// Items under a batch without a lease; they are under one now that ends at once.
+    pub strays: u64,
+    /// Dead letters that stood in one of two indexes only; repaired.
+    pub repaired: u64,
+}
+
 /// The queue in numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct QueueStats {
     /// Items that wait, suspects among them.
     pub pending: u64,
@@ -171,12 +324,16 @@ pub struct QueueStats {
     pub delayed: u64,
     /// Dead letters.
     pub dead: u64,
+    /// Nobody fetches until it is resumed.
+    pub paused: bool,
     /// How long the oldest pending item has waited, in milliseconds; 0 when none waits.
     pub oldest_age_ms: u64,
     /// Items ever taken in.
     pub enqueued: u64,
     /// Items ever refused as duplicates.
     pub duplicates: u64,
+    /// Items ever refused because their key was another body's.
+    pub conflicts: u64,
     /// Items ever done.
     pub acked: u64,
     /// Failed tries ever that were put up for another.
@@ -185,6 +342,25 @@ pub struct QueueStats {
     pub reclaimed: u64,
     /// Items ever buried.
     pub buried: u64,
+    /// Dead letters ever discarded.
+    pub discarded: u64,
+    /// Items and dead letters that an audit had to repair.
+    pub strays: u64,
+}
+
+impl QueueStats {
+    /// Sets the counters from their names in the adapters.
+    pub(crate) fn count(&mut self, ever: impl Fn(&str) -> u64) {
+        self.enqueued = ever("enqueued");
+        self.duplicates = ever("duplicates");
+        self.conflicts = ever("conflicts");
+        self.acked = ever("acked");
+        self.retried = ever("retried");
+        self.reclaimed = ever("reclaimed");
+        self.buried = ever("buried");
+        self.discarded = ever("discarded");
+        self.strays = ever("strays");
+    }
 }
 
 /// Why a queue did not do as asked.
@@ -227,9 +403,28 @@ impl Default for QueueSettings {
     }
 }
 
+/// What an item's history says of a loss.
+pub(crate) const LOST: &str = "its worker was lost";
+
 /// What a dead letter says of an item that took its worker along too often.
 pub(crate) fn lost_alone() -> String {
     format!("its worker was lost {MAX_LOSSES} times while it worked on this item alone")
+}
+
+/// What the history says of an item that somebody put back from the dead letters.
+pub(crate) const PUT_BACK: &str = "put back from the dead letters";
+
+/// Host and process id of this process, for the records of what it ended.
+pub fn this_process() -> &'static str {
+    static NAME: LazyLock<String> = LazyLock::new(|| {
+        let host = std::env::var("HOSTNAME")
+            .ok()
+            .or_else(|| std::fs::read_to_string("/etc/hostname").ok())
+            .map(|name| name.split_whitespace().collect::<String>())
+            .filter(|name| !name.is_empty());
+        format!("{}:{}", host.as_deref().unwrap_or("localhost"), std::process::id())
+    });
+    &NAME
 }
 
 /// The queue port. See the module's text for the protocol.
@@ -241,8 +436,8 @@ pub trait Queue: Send + Sync {
     /// Takes at most `want` items (capped at [`MAX_FETCH`]) under a lease; waits up to `wait` for the first.
     async fn fetch(&self, want: usize, wait: Duration) -> Result<Option<Batch>, QueueError>;
 
-    /// Ends a batch; `unfinished` names the items that are not done.
-    async fn ack(&self, batch: &BatchId, unfinished: &[Unfinished]) -> Result<Acked, QueueError>;
+    /// Ends a batch, as it was fetched; `unfinished` names the items that are not done.
+    async fn ack(&self, batch: &Batch, unfinished: &[Unfinished]) -> Result<Acked, QueueError>;
 
     /// Extends the leases; answers those that are lost.
     async fn beat(&self, batches: &[BatchId]) -> Result<Vec<BatchId>, QueueError>;
@@ -253,8 +448,27 @@ pub trait Queue: Send + Sync {
     /// The queue in numbers.
     async fn stats(&self) -> Result<QueueStats, QueueError>;
 
-    /// The newest dead letters, newest first.
-    async fn dead(&self, limit: usize) -> Result<Vec<DeadLetter>, QueueError>;
+    /// At most [`MAX_DEAD_PAGE`] dead letters, newest first: the newest, or those after the letter of that id.
+    async fn dead(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeadLetter>, QueueError>;
+
+    /// The dead letter of that id.
+    async fn dead_letter(&self, id: &str) -> Result<Option<DeadLetter>, QueueError>;
+
+    /// Puts dead letters back to pending, with all attempts and losses forgiven; answers how many of them were there. An
+    /// item that had been lost is still fetched alone. At most [`MAX_DEAD_PAGE`] ids a call.
+    async fn retry_dead(&self, ids: &[String]) -> Result<u64, QueueError>;
+
+    /// Discards dead letters; answers how many of them were there. At most [`MAX_DEAD_PAGE`] ids a call.
+    async fn discard_dead(&self, ids: &[String]) -> Result<u64, QueueError>;
+
+    /// Pauses: nobody fetches, all else goes on. Or resumes.
+    async fn set_paused(&self, paused: bool) -> Result<(), QueueError>;
+
+    /// What is remembered of an idempotency key.
+    async fn claim(&self, key: &str) -> Result<Option<Claim>, QueueError>;
+
+    /// Looks for strays and repairs them. Any worker may call it at any time.
+    async fn audit(&self) -> Result<Audited, QueueError>;
 
     /// How long a lease lasts without a beat.
     fn lease(&self) -> Duration;

@@ -4,5 +4,6 @@ pub mod customer360;
 pub mod health;
 pub mod ingest;
 pub mod process;
+pub mod queues;
 pub mod tenants;
 pub mod work;

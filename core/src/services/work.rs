@@ -91,7 +91,7 @@ fn try_later(item: &Item, error: &str) -> Unfinished {
         Then::Bury { error: format!("failed {attempt} times, at last: {error}") }
     } else {
         tracing::warn!(item = item.id, attempt, error, "an event failed and will be tried again");
-        Then::Retry { delay: full_jitter(attempt, rand::random()) }
+        Then::Retry { delay: full_jitter(attempt, rand::random()), error: error.to_owned() }
     };
     Unfinished { item: item.clone(), then }
 }

@@ -5,12 +5,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::{Connection, SqliteConnection};
 use stack::services::Services;
 use tokio::sync::OnceCell;
 use tributary_core::adapters::memory::cache::MemoryCache;
 use tributary_core::adapters::postgres::{self, customers::PgStore, tenants::PgTenants};
 use tributary_core::adapters::redis::cache::RedisCache;
 use tributary_core::adapters::redis::client::RedisClient;
+use tributary_core::adapters::redis::keys::{Layout, QueueKeys};
 use tributary_core::adapters::redis::queue::RedisQueue;
 use tributary_core::adapters::sqlite::db::Db;
 use tributary_core::adapters::sqlite::{customers::SqliteStore, queue::SqliteQueue, tenants::SqliteTenants};
@@ -31,10 +33,32 @@ pub async fn services() -> &'static Services {
 pub struct QueueUnderTest {
     pub queue: Arc<dyn Queue>,
     clock: Option<ManualClock>,
+    back_door: BackDoor,
     _folder: Option<tempfile::TempDir>,
 }
 
+/// A way to the queue's data past the queue.
+enum BackDoor {
+    File(std::path::PathBuf),
+    Redis(Box<(RedisClient, QueueKeys)>),
+}
+
 impl QueueUnderTest {
+    /// Loses the leases, as a restore from half a backup would.
+    pub async fn forget_leases(&self) {
+        match &self.back_door {
+            BackDoor::File(path) => {
+                let mut file =
+                    SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
+                sqlx::query("delete from leases").execute(&mut file).await.unwrap();
+            }
+            BackDoor::Redis(held) => {
+                let (redis, keys) = &**held;
+                redis::cmd("DEL").arg(keys.leases()).exec_async(&mut redis.shared()).await.unwrap();
+            }
+        }
+    }
+
     /// Lets time pass: SQLite's clock is moved, Redis has its own.
     pub async fn pass(&self, time: Duration) {
         match &self.clock {
@@ -54,18 +78,29 @@ pub fn settings() -> QueueSettings {
 pub async fn sqlite_queue() -> QueueUnderTest {
     let folder = tempfile::tempdir().unwrap();
     let clock = ManualClock::at(1_800_000_000_000);
-    let db = Db::open_queue(&folder.path().join("queue.db")).await.unwrap();
+    let path = folder.path().join("queue.db");
+    let db = Db::open_queue(&path).await.unwrap();
     let queue = Arc::new(SqliteQueue::new(db, settings(), Arc::new(clock.clone())));
-    QueueUnderTest { queue, clock: Some(clock), _folder: Some(folder) }
+    QueueUnderTest { queue, clock: Some(clock), back_door: BackDoor::File(path), _folder: Some(folder) }
 }
 
 pub async fn redis() -> RedisClient {
     RedisClient::connect(&services().await.redis_url, &Services::fresh_key_space()).await.unwrap()
 }
 
-pub async fn redis_queue() -> QueueUnderTest {
-    let queue = Arc::new(RedisQueue::new(redis().await, "events", settings(), Arc::new(SystemClock)));
-    QueueUnderTest { queue, clock: None, _folder: None }
+pub async fn redis_lists() -> QueueUnderTest {
+    redis_queue(Layout::Lists).await
+}
+
+pub async fn redis_streams() -> QueueUnderTest {
+    redis_queue(Layout::Streams).await
+}
+
+async fn redis_queue(layout: Layout) -> QueueUnderTest {
+    let redis = redis().await;
+    let queue = RedisQueue::new(redis.clone(), "events", layout, settings(), Arc::new(SystemClock));
+    let back_door = BackDoor::Redis(Box::new((redis, queue.keys().clone())));
+    QueueUnderTest { queue: Arc::new(queue), clock: None, back_door, _folder: None }
 }
 
 /// A store under test, with its tenants.

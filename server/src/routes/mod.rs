@@ -3,5 +3,6 @@
 pub mod customers;
 pub mod events;
 pub mod monitoring;
+pub mod queues;
 pub mod segment;
 pub mod shopify;

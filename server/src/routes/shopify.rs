@@ -18,8 +18,8 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use sha2::Sha256;
 use tributary_core::domain::envelope::{Envelope, Origin};
-use tributary_core::domain::shopify::Delivery;
-use tributary_core::ports::queue::{Enqueued, NewItem};
+use tributary_core::domain::shopify::{Delivery, canonical};
+use tributary_core::ports::queue::{Enqueued, Idempotency, NewItem};
 use tributary_core::ports::tenants::Shop;
 
 use super::segment::count;
@@ -78,10 +78,25 @@ pub async fn take(
     };
     let item = NewItem {
         payload: envelope.encode().into(),
-        idempotency_keys: delivery.idempotency_keys(),
+        idempotency: Some(Idempotency::new(
+            delivery.idempotency_keys(),
+            canonical(&parse(&bytes)?).as_bytes(),
+        )),
         ..NewItem::default()
     };
-    let duplicate = state.ingest.enqueue(vec![item]).await? == [Enqueued::Duplicate];
+    let duplicate = match state.ingest.enqueue(vec![item]).await?.first() {
+        Some(Enqueued::Accepted) => false,
+        Some(Enqueued::Conflict) => {
+            metrics::counter!("tributary_webhook_conflicts_total").increment(1);
+            tracing::warn!(shop = shop.domain, topic, webhook_id, "a delivery came again with another body");
+            return Err(ApiError::new(
+                StatusCode::CONFLICT,
+                "idempotency_conflict",
+                "a delivery with this webhook id, or this event id, topic and resource, came before with another body",
+            ));
+        }
+        _ => true,
+    };
     if !duplicate {
         count(1);
     }

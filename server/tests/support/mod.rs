@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tributary_core::context::{Backend, Context};
+use tributary_core::context::{Backend, Context, Layout};
 use tributary_core::domain::ids::BrandId;
 use tributary_core::ports::queue::{POLL, QueueSettings};
 use tributary_core::ports::tenants::KeyKind;
@@ -109,7 +109,7 @@ impl TestApp {
     pub async fn work_off(&self) {
         while let Some(batch) = self.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
             let worked = work(&self.context, &batch.items).await;
-            self.context.queue.ack(&batch.id, &worked.unfinished).await.unwrap();
+            self.context.queue.ack(&batch, &worked.unfinished).await.unwrap();
         }
     }
 
@@ -139,6 +139,7 @@ pub fn services_backend(database_url: &str, redis_url: &str) -> Backend {
         redis_url: redis_url.to_owned(),
         key_space: Services::fresh_key_space(),
         connections: 8,
+        layout: Layout::Lists,
     }
 }
 

@@ -8,6 +8,7 @@ use redis::{Cmd, RedisResult, pipe};
 
 use super::client::RedisClient;
 use super::keys;
+use super::queue::{escaped, ms};
 use crate::ports::cache::{Cache, CacheError, INVALIDATION_MARK};
 
 /// Keys that one step of SCAN looks at.
@@ -96,12 +97,4 @@ impl Cache for RedisCache {
     async fn ping(&self) -> Result<(), CacheError> {
         self.within(self.redis.ping()).await
     }
-}
-
-fn escaped(pattern: &str) -> String {
-    pattern.chars().flat_map(|c| if "*?[]\\".contains(c) { vec!['\\', c] } else { vec![c] }).collect()
-}
-
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }

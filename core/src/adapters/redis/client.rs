@@ -28,6 +28,16 @@ pub enum RedisStartError {
         "Redis has maxmemory-policy {0}, which may evict the queue: events would be lost. Set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in redis.conf)."
     )]
     Evicts(String),
+    /// Its items would never be fetched.
+    #[error(
+        "the queue holds items on {holds}, and this process was asked for {asked}: run workers with --queue {holds} until it is empty, then change over"
+    )]
+    OtherLayout {
+        /// What was asked for.
+        asked: &'static str,
+        /// Where items are.
+        holds: &'static str,
+    },
 }
 
 /// A shared connection to one Redis. Clones share it. It reconnects by itself, with exponential backoff.
@@ -95,7 +105,7 @@ impl RedisClient {
     pub async fn run(
         &self,
         script: &Script,
-        keys: &[&str],
+        keys: &[String],
         args: impl FnOnce(&mut Cmd),
     ) -> RedisResult<Value> {
         let mut command = Cmd::new();

@@ -1,37 +1,50 @@
-//! How an item is written in a Redis list: one line about it, then its payload, untouched.
+//! How an item is written in Redis: one line about it, one with its history, then its payload, untouched.
 //!
-//! `<id> <enqueued ms> <attempt> <suspect 0|1> <losses> <priority 0..2>\n<payload>`. The scripts read this line with a
-//! pattern and never parse a payload. A dead letter has a line more: `<line>\n<error as a JSON string>\n<payload>`.
+//! `<id> <enqueued ms> <attempt> <suspect 0|1> <losses> <priority 0..2> <claims, or ->\n<history>\n<payload>`, where claims are
+//! names with commas between, and the history is JSON objects with commas between. The scripts read the first two lines
+//! with a pattern and never parse a payload. A dead letter is written alike; the last of its history says why it died.
 
 use bytes::Bytes;
 
-use crate::ports::queue::{DeadLetter, Item, Priority};
+use crate::ports::queue::{Failure, Item, MAX_HISTORY, Priority};
+
+/// No claims.
+const NONE: &str = "-";
 
 /// Writes an item.
 pub fn write(item: &Item) -> Vec<u8> {
-    let mut bytes = head(item).into_bytes();
-    bytes.extend_from_slice(&item.payload);
-    bytes
-}
-
-/// Writes a dead letter.
-pub fn write_dead(item: &Item, error: &str) -> Vec<u8> {
-    let mut bytes = head(item).into_bytes();
-    bytes.extend_from_slice(serde_json::Value::from(error).to_string().as_bytes());
-    bytes.push(b'\n');
-    bytes.extend_from_slice(&item.payload);
-    bytes
-}
-
-fn head(item: &Item) -> String {
     let Item { id, enqueued_ms, attempt, suspect, losses, priority, .. } = item;
-    format!("{id} {enqueued_ms} {attempt} {} {losses} {}\n", u8::from(*suspect), priority.index())
+    let (suspect, priority) = (u8::from(*suspect), priority.index());
+    let claims = claims(&item.claims);
+    let history = history(&item.history);
+    let mut bytes = Vec::with_capacity(item.payload.len() + history.len() + claims.len() + 80);
+    bytes.extend_from_slice(
+        format!("{id} {enqueued_ms} {attempt} {suspect} {losses} {priority} {claims}\n{history}\n")
+            .as_bytes(),
+    );
+    bytes.extend_from_slice(&item.payload);
+    bytes
+}
+
+/// Claims as the scripts take them.
+pub fn claims(names: &[String]) -> String {
+    if names.is_empty() { NONE.into() } else { names.join(",") }
+}
+
+fn history(failures: &[Failure]) -> String {
+    if failures.is_empty() {
+        return String::new();
+    }
+    // Writing to memory cannot fail, and neither can a number and a text.
+    let json = serde_json::to_string(failures).expect("a history is always JSON");
+    json[1..json.len() - 1].to_owned()
 }
 
 /// Reads an item; `None` when it is none of ours.
 pub fn read(element: &Bytes) -> Option<Item> {
-    let end = element.iter().position(|b| *b == b'\n')?;
-    let mut fields = std::str::from_utf8(&element[..end]).ok()?.split(' ');
+    let head = element.iter().position(|b| *b == b'\n')?;
+    let body = head + 1 + element[head + 1..].iter().position(|b| *b == b'\n')? + 1;
+    let mut fields = std::str::from_utf8(&element[..head]).ok()?.split(' ');
     let item = Item {
         id: fields.next()?.to_owned(),
         enqueued_ms: fields.next()?.parse().ok()?,
@@ -39,18 +52,24 @@ pub fn read(element: &Bytes) -> Option<Item> {
         suspect: fields.next()? == "1",
         losses: fields.next()?.parse().ok()?,
         priority: Priority::at(fields.next()?.parse().ok()?),
-        payload: element.slice(end + 1..),
+        claims: match fields.next()? {
+            NONE => Vec::new(),
+            names => names.split(',').map(str::to_owned).collect(),
+        },
+        history: read_history(&element[head + 1..body - 1])?,
+        payload: element.slice(body..),
     };
     fields.next().is_none().then_some(item)
 }
 
-/// Reads a dead letter.
-pub fn read_dead(element: &Bytes, buried_ms: i64) -> Option<DeadLetter> {
-    let mut item = read(element)?;
-    let end = item.payload.iter().position(|b| *b == b'\n')?;
-    let error = serde_json::from_slice(&item.payload[..end]).ok()?;
-    item.payload = item.payload.slice(end + 1..);
-    Some(DeadLetter { item, error, buried_ms })
+fn read_history(line: &[u8]) -> Option<Vec<Failure>> {
+    if line.is_empty() {
+        return Some(Vec::new());
+    }
+    let json = [b"[", line, b"]"].concat();
+    let mut failures: Vec<Failure> = serde_json::from_slice(&json).ok()?;
+    let over = failures.len().saturating_sub(MAX_HISTORY);
+    Some(failures.split_off(over))
 }
 
 #[cfg(test)]
@@ -59,19 +78,26 @@ mod tests {
 
     #[test]
     fn an_item_reads_back_as_it_was_written_whatever_its_payload() {
-        let item = Item {
+        let mut item = Item {
             id: "a1".into(),
             enqueued_ms: 12,
             attempt: 3,
             suspect: true,
             losses: 1,
             priority: Priority::Low,
+            claims: vec!["c1".into(), "c2".into()],
+            history: vec![
+                Failure { at_ms: 1, error: "two\nlines, \"quoted\"".into() },
+                Failure { at_ms: 2, error: String::new() },
+            ],
             payload: Bytes::from_static(b"{\n\"a\": \"\xff\"}\n"),
         };
         assert_eq!(read(&write(&item).into()), Some(item.clone()));
-        let dead = read_dead(&write_dead(&item, "two\nlines").into(), 7).unwrap();
-        assert_eq!((dead.item, dead.error.as_str(), dead.buried_ms), (item, "two\nlines", 7));
-        for broken in ["", "x", "a 1 2 3\n", "a b c d e f\npayload", "a 1 0 0 0 1 9\n"] {
+        (item.claims, item.history) = (Vec::new(), Vec::new());
+        assert_eq!(read(&write(&item).into()), Some(item));
+        for broken in
+            ["", "x", "a 1 2 3\n\n", "a b c d e f g\n\npayload", "a 1 0 0 0 1 -\nx\n", "a 1 0 0 0 1 -\n"]
+        {
             assert_eq!(read(&Bytes::from_static(broken.as_bytes())), None, "{broken:?}");
         }
     }

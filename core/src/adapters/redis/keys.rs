@@ -1,47 +1,114 @@
 //! Every key that Tributary uses in Redis, in one place.
 //!
-//! All keys of one queue carry the same hash tag, so that a script's keys lie in one slot of a Redis Cluster.
+//! All keys of one queue carry the same hash tag, and so do all of the locks: a script's keys lie in one slot of a Redis
+//! Cluster.
+
+/// How a queue lies in Redis.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// Lists, and a list a batch.
+    #[default]
+    Lists,
+    /// Streams with a consumer group, and a consumer a batch.
+    Streams,
+}
+
+impl Layout {
+    /// The name in settings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lists => "lists",
+            Self::Streams => "streams",
+        }
+    }
+
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Lists => Self::Streams,
+            Self::Streams => Self::Lists,
+        }
+    }
+}
 
 /// The keys of one queue: `<space>:{<queue>:00}:<what>`. `00` is the shard; there is one by default.
+///
+/// The two layouts share what is alike in both (delayed, dead letters, claims, counters), and no more: the leases of the
+/// one must not be reclaimed by the other.
 #[derive(Clone, Debug)]
 pub struct QueueKeys {
     tag: String,
-    /// Waiting items by priority: pushed left, popped right.
-    pub pending: [String; 3],
-    /// Items that were lost with their worker, to be fetched alone.
-    pub suspect: String,
-    /// Markers that wake a worker; they carry no work.
-    pub wake: String,
-    /// Items that wait for a time: a sorted set by milliseconds since 1970.
-    pub delayed: String,
-    /// Batch ids by the end of their lease: the only record of what is in flight.
-    pub leases: String,
-    /// Dead letters by the time of their burial.
-    pub dead: String,
-    /// Counters.
-    pub stats: String,
+    all: [String; 14],
 }
 
 impl QueueKeys {
     /// The keys of queue `name` in the key space `space`.
-    pub fn new(space: &str, name: &str) -> Self {
+    pub fn new(space: &str, name: &str, layout: Layout) -> Self {
         let tag = format!("{space}:{{{name}:00}}");
-        let key = |what: &str| format!("{tag}:{what}");
-        Self {
-            pending: [key("pending:0"), key("pending:1"), key("pending:2")],
-            suspect: key("suspect"),
-            wake: key("wake"),
-            delayed: key("delayed"),
-            leases: key("leases"),
-            dead: key("dead"),
-            stats: key("stats"),
-            tag,
-        }
+        let shared = |what: &str| format!("{tag}:{what}");
+        let own = |what: &str| match layout {
+            Layout::Lists => shared(what),
+            Layout::Streams => shared(&format!("stream-{what}")),
+        };
+        let all = [
+            // waiting items by priority
+            own("pending:0"),
+            own("pending:1"),
+            own("pending:2"),
+            // what was released, by priority: fetched before the waiting
+            own("released:0"),
+            own("released:1"),
+            own("released:2"),
+            // items that were lost with their worker: fetched alone, before all
+            own("suspect"),
+            // markers that wake a worker; they carry no work
+            shared("wake"),
+            // items that wait for a time: a sorted set by milliseconds since 1970
+            shared("delayed"),
+            // batch ids by the end of their lease: the only record of who holds what
+            own("leases"),
+            // ids of dead letters by the time of their burial, and the letters by id
+            shared("dead"),
+            shared("letters"),
+            shared("stats"),
+            shared("paused"),
+        ];
+        Self { tag, all }
     }
 
-    /// What a batch's key begins with; the id follows.
-    pub fn batch_prefix(&self) -> String {
-        format!("{}:batch:", self.tag)
+    /// All that a script is given, in its order (scripts/common.lua).
+    pub fn all(&self) -> &[String] {
+        &self.all
+    }
+
+    /// Where items wait, and whoever of them was lost.
+    pub fn places(&self) -> &[String] {
+        &self.all[..7]
+    }
+
+    /// The markers.
+    pub fn wake(&self) -> &str {
+        &self.all[7]
+    }
+
+    /// The leases.
+    pub fn leases(&self) -> &str {
+        &self.all[9]
+    }
+
+    /// Dead letters by time.
+    pub fn dead(&self) -> &str {
+        &self.all[10]
+    }
+
+    /// Dead letters by id.
+    pub fn letters(&self) -> &str {
+        &self.all[11]
+    }
+
+    /// What keys begin with that the scripts make: `<tag>:batch:<id>` and `<tag>:claim:<name>`.
+    pub fn tag(&self) -> &str {
+        &self.tag
     }
 
     /// The list of a batch's items.
@@ -49,9 +116,32 @@ impl QueueKeys {
         format!("{}:batch:{id}", self.tag)
     }
 
-    /// The mark that an idempotency key was seen.
-    pub fn claim(&self, key: &str) -> String {
-        format!("{}:claim:{key}", self.tag)
+    /// What is remembered under an idempotency key of that name.
+    pub fn claim(&self, name: &str) -> String {
+        format!("{}:claim:{name}", self.tag)
+    }
+}
+
+/// The keys of the locks: `<space>:{locks:00}:<what>`.
+#[derive(Clone, Debug)]
+pub struct LockKeys {
+    tag: String,
+}
+
+impl LockKeys {
+    /// The keys in the key space `space`.
+    pub fn new(space: &str) -> Self {
+        Self { tag: format!("{space}:{{locks:00}}") }
+    }
+
+    /// The lock of that name.
+    pub fn lock(&self, name: &str) -> String {
+        format!("{}:lock:{name}", self.tag)
+    }
+
+    /// The last fencing token that was given out.
+    pub fn fence(&self) -> String {
+        format!("{}:fence", self.tag)
     }
 }
 
@@ -65,13 +155,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_of_a_queue_shares_its_hash_tag() {
-        let keys = QueueKeys::new("tributary", "events");
-        let mut all = vec![&keys.suspect, &keys.wake, &keys.delayed, &keys.leases, &keys.dead, &keys.stats];
-        all.extend(&keys.pending);
-        let made = [keys.batch("b"), keys.claim("shopify:a.myshopify.com:w"), keys.batch_prefix()];
-        for key in all.into_iter().chain(&made) {
-            assert!(key.starts_with("tributary:{events:00}:"), "{key}");
+    fn every_key_of_a_script_shares_its_hash_tag() {
+        for layout in [Layout::Lists, Layout::Streams] {
+            let keys = QueueKeys::new("tributary", "events", layout);
+            let made = [keys.batch("b"), keys.claim("0af3")];
+            for key in keys.all().iter().chain(&made) {
+                assert!(key.starts_with("tributary:{events:00}:"), "{key}");
+            }
         }
+        let locks = LockKeys::new("tributary");
+        for key in [locks.lock("a"), locks.fence()] {
+            assert!(key.starts_with("tributary:{locks:00}:"), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_layouts_share_only_what_is_alike_in_both() {
+        let [lists, streams] =
+            [Layout::Lists, Layout::Streams].map(|layout| QueueKeys::new("t", "events", layout));
+        let shared: Vec<&str> = lists
+            .all()
+            .iter()
+            .filter(|key| streams.all().contains(key))
+            .filter_map(|key| key.rsplit(':').next())
+            .collect();
+        assert_eq!(shared, ["wake", "delayed", "dead", "letters", "stats", "paused"]);
     }
 }

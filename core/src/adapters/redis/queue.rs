@@ -1,42 +1,47 @@
-//! The queue on Redis lists with batch leases. The protocol's steps are the scripts beside this file; here they are called.
+//! The queue on Redis, on lists or on streams. The protocol's steps are the scripts beside this file, written once; the
+//! two layouts are what the steps are written in.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ErrorKind, RedisError, Script, Value, from_redis_value};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Script, Value, from_redis_value};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::client::RedisClient;
+use super::client::{RedisClient, RedisStartError};
 use super::element;
-use super::keys::QueueKeys;
+use super::keys::{Layout, QueueKeys};
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
-    Acked, Batch, BatchId, DeadLetter, Enqueued, Item, MAX_FETCH, MAX_LOSSES, NewItem, Queue, QueueError,
-    QueueSettings, QueueStats, Reclaimed, Then, Unfinished, lost_alone,
+    Acked, Audited, Batch, BatchId, Claim, DeadLetter, Enqueued, FAIR_EVERY, Finished, Item, LOST,
+    MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome, PUT_BACK, Queue,
+    QueueError, QueueSettings, QueueStats, Reclaimed, Then, Unfinished, claim_name, lost_alone, this_process,
 };
 
-/// Delayed items that one fetch makes pending.
-const PROMOTE: usize = 200;
-/// Batches that one call reclaims: a script must not hold Redis up for long.
-const RECLAIM: usize = 10;
 /// How much longer than asked for the blocking command may take before its connection is given up.
 const BLOCKING_GRACE: Duration = Duration::from_secs(2);
+/// Keys that one step of the audit's SCAN looks at.
+const SCAN_COUNT: usize = 1000;
 
 /// The queue on Redis.
 pub struct RedisQueue {
     redis: RedisClient,
+    layout: Layout,
     keys: QueueKeys,
     settings: QueueSettings,
     clock: Arc<dyn Clock>,
+    /// Redis' own clock is the queue's, except in tests that own the time.
+    clock_is_given: bool,
     scripts: Scripts,
     /// Waiters take turns on it: whoever holds it is the one that blocks.
     waiting: Mutex<Option<MultiplexedConnection>>,
 }
 
+/// The protocol's steps, each with the common part and a layout before it.
 struct Scripts {
     enqueue: Script,
     fetch: Script,
@@ -44,37 +49,124 @@ struct Scripts {
     beat: Script,
     reclaim: Script,
     stats: Script,
+    retry_dead: Script,
+    discard_dead: Script,
+    pause: Script,
+    audit: Script,
+}
+
+impl Scripts {
+    fn of(layout: Layout, edit: impl Fn(&str) -> String) -> Self {
+        let layout = match layout {
+            Layout::Lists => include_str!("scripts/lists.lua"),
+            Layout::Streams => include_str!("scripts/streams.lua"),
+        };
+        let whole =
+            |step: &str| Script::new(&edit(&[include_str!("scripts/common.lua"), layout, step].concat()));
+        Self {
+            enqueue: whole(include_str!("scripts/enqueue.lua")),
+            fetch: whole(include_str!("scripts/fetch.lua")),
+            ack: whole(include_str!("scripts/ack.lua")),
+            beat: whole(include_str!("scripts/beat.lua")),
+            reclaim: whole(include_str!("scripts/reclaim.lua")),
+            stats: whole(include_str!("scripts/stats.lua")),
+            retry_dead: whole(include_str!("scripts/retry_dead.lua")),
+            discard_dead: whole(include_str!("scripts/discard_dead.lua")),
+            pause: whole(include_str!("scripts/pause.lua")),
+            audit: whole(include_str!("scripts/audit.lua")),
+        }
+    }
 }
 
 impl RedisQueue {
     /// The queue `name` on `redis`.
-    pub fn new(redis: RedisClient, name: &str, settings: QueueSettings, clock: Arc<dyn Clock>) -> Self {
-        let keys = QueueKeys::new(redis.space(), name);
-        let scripts = Scripts {
-            enqueue: Script::new(include_str!("scripts/enqueue.lua")),
-            fetch: Script::new(include_str!("scripts/fetch.lua")),
-            ack: Script::new(include_str!("scripts/ack.lua")),
-            beat: Script::new(include_str!("scripts/beat.lua")),
-            reclaim: Script::new(include_str!("scripts/reclaim.lua")),
-            stats: Script::new(include_str!("scripts/stats.lua")),
-        };
-        Self { redis, keys, settings, clock, scripts, waiting: Mutex::new(None) }
+    pub fn new(
+        redis: RedisClient,
+        name: &str,
+        layout: Layout,
+        settings: QueueSettings,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let keys = QueueKeys::new(redis.space(), name, layout);
+        let scripts = Scripts::of(layout, str::to_owned);
+        Self {
+            redis,
+            layout,
+            keys,
+            settings,
+            clock,
+            clock_is_given: false,
+            scripts,
+            waiting: Mutex::new(None),
+        }
+    }
+
+    /// Refuses to start where items lie in the other layout: nobody would ever fetch them.
+    ///
+    /// # Errors
+    /// [`RedisStartError::OtherLayout`], or Redis' own.
+    pub async fn refuse_other_layout(&self, name: &str) -> Result<(), RedisStartError> {
+        let other = self.layout.other();
+        let keys = QueueKeys::new(self.redis.space(), name, other);
+        let mut connection = self.redis.shared();
+        let mut items: u64 = 0;
+        for place in keys.places() {
+            let length = if other == Layout::Lists { "LLEN" } else { "XLEN" };
+            items += Cmd::new().arg(length).arg(place).query_async::<u64>(&mut connection).await?;
+        }
+        items += Cmd::new().arg("ZCARD").arg(keys.leases()).query_async::<u64>(&mut connection).await?;
+        if items == 0 {
+            return Ok(());
+        }
+        Err(RedisStartError::OtherLayout { asked: self.layout.as_str(), holds: other.as_str() })
+    }
+
+    /// For tests: the clock that was given is the queue's, instead of Redis'.
+    #[doc(hidden)]
+    pub fn on_given_clock(self) -> Self {
+        Self { clock_is_given: true, ..self }
+    }
+
+    /// For tests that take a guard out of the scripts, to see that its absence is noticed.
+    #[doc(hidden)]
+    pub fn with_scripts_edited(self, edit: impl Fn(&str) -> String) -> Self {
+        Self { scripts: Scripts::of(self.layout, edit), ..self }
+    }
+
+    /// The queue's keys.
+    pub fn keys(&self) -> &QueueKeys {
+        &self.keys
+    }
+
+    /// Runs a step and reads its answer.
+    async fn run<T: FromRedisValue>(
+        &self,
+        step: &Script,
+        args: impl FnOnce(&mut Cmd),
+    ) -> Result<T, QueueError> {
+        from_redis_value(self.run_raw(step, args).await?).map_err(unexpected)
+    }
+
+    async fn run_raw(&self, step: &Script, args: impl FnOnce(&mut Cmd)) -> Result<Value, QueueError> {
+        let run = self.redis.run(step, self.keys.all(), |command| {
+            command.arg(self.keys.tag()).arg(this_process());
+            match self.clock_is_given {
+                true => command.arg(self.clock.now_ms()),
+                false => command.arg(""),
+            };
+            args(command);
+        });
+        run.await.map_err(failed)
     }
 
     async fn take(&self, want: usize) -> Result<Option<Batch>, QueueError> {
         let id = Uuid::now_v7().simple().to_string();
-        let batch = self.keys.batch(&id);
-        let [high, normal, low] = &self.keys.pending;
-        let k = &self.keys;
-        let keys =
-            [high, normal, low, &k.suspect, &k.wake, &k.delayed, &k.leases, &batch].map(String::as_str);
         let answer = self
-            .redis
-            .run(&self.scripts.fetch, &keys, |command| {
-                command.arg(want).arg(ms(self.settings.lease)).arg(&id).arg(PROMOTE);
+            .run_raw(&self.scripts.fetch, |command| {
+                let lease = ms(self.settings.lease);
+                command.arg(want).arg(lease).arg(&id).arg(MAX_PROMOTE).arg(FAIR_EVERY);
             })
-            .await
-            .map_err(failed)?;
+            .await?;
         let elements = byte_strings(answer)?;
         if elements.is_empty() {
             return Ok(None);
@@ -86,15 +178,7 @@ impl RedisQueue {
                 Some(item) => items.push(item),
                 // Not ours, and not to be lost: it goes to the dead letters whole.
                 None => foreign.push(Unfinished {
-                    item: Item {
-                        id: Uuid::now_v7().simple().to_string(),
-                        enqueued_ms: self.clock.now_ms(),
-                        attempt: 0,
-                        suspect: false,
-                        losses: 0,
-                        priority: crate::ports::queue::Priority::Normal,
-                        payload: bytes,
-                    },
+                    item: self.fresh(&NewItem { payload: bytes, ..NewItem::default() }),
                     then: Then::Bury { error: "not an item of this queue".into() },
                 }),
             }
@@ -105,10 +189,24 @@ impl RedisQueue {
             foreign.extend(
                 batch.items.iter().map(|item| Unfinished { item: item.clone(), then: Then::Release }),
             );
-            self.ack(&batch.id, &foreign).await?;
+            self.ack(&batch, &foreign).await?;
             return Ok(None);
         }
         Ok(Some(batch))
+    }
+
+    fn fresh(&self, item: &NewItem) -> Item {
+        Item {
+            id: Uuid::now_v7().simple().to_string(),
+            enqueued_ms: self.clock.now_ms(),
+            attempt: 0,
+            suspect: false,
+            losses: 0,
+            priority: item.priority,
+            claims: item.idempotency.as_ref().map(|known| known.names()).unwrap_or_default(),
+            history: Vec::new(),
+            payload: item.payload.clone(),
+        }
     }
 
     /// Waits for a marker. Markers carry no work, so one that is popped for a connection that just died costs a poll.
@@ -124,7 +222,7 @@ impl RedisQueue {
                 return std::future::pending().await;
             };
             let mut command = Cmd::new();
-            command.arg("BRPOP").arg(&self.keys.wake).arg(wait.as_secs_f64());
+            command.arg("BRPOP").arg(self.keys.wake()).arg(wait.as_secs_f64());
             let answer =
                 tokio::time::timeout(wait + BLOCKING_GRACE, command.exec_async(&mut connection)).await;
             if matches!(answer, Ok(Ok(()))) {
@@ -132,6 +230,65 @@ impl RedisQueue {
             }
         };
         let _ = tokio::time::timeout(wait + BLOCKING_GRACE, turn).await;
+    }
+
+    async fn letters(&self, ids: &[(String, f64)]) -> Result<Vec<DeadLetter>, QueueError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut command = Cmd::new();
+        command.arg("HMGET").arg(self.keys.letters()).arg(ids.iter().map(|(id, _)| id).collect::<Vec<_>>());
+        let letters: Vec<Option<Vec<u8>>> =
+            command.query_async(&mut self.redis.shared()).await.map_err(failed)?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "milliseconds since 1970 are whole and far below 2^53"
+        )]
+        let read = letters.into_iter().zip(ids).filter_map(|(bytes, (_, at))| {
+            Some(DeadLetter { item: element::read(&bytes?.into())?, buried_ms: *at as i64 })
+        });
+        Ok(read.collect())
+    }
+
+    /// Batches that hold items, leased or not.
+    async fn batches(&self) -> Result<Vec<String>, QueueError> {
+        let mut connection = self.redis.shared();
+        let mut found = BTreeSet::new();
+        match self.layout {
+            Layout::Lists => {
+                let prefix = self.keys.batch("");
+                let mut cursor = 0_u64;
+                loop {
+                    let mut command = Cmd::new();
+                    command.arg("SCAN").arg(cursor).arg("MATCH").arg(format!("{}*", escaped(&prefix)));
+                    command.arg("COUNT").arg(SCAN_COUNT);
+                    let (next, keys): (u64, Vec<String>) =
+                        command.query_async(&mut connection).await.map_err(failed)?;
+                    found.extend(keys.into_iter().map(|key| key[prefix.len()..].to_owned()));
+                    if next == 0 {
+                        break;
+                    }
+                    cursor = next;
+                }
+            }
+            Layout::Streams => {
+                for place in self.keys.places() {
+                    let mut command = Cmd::new();
+                    command.arg("XINFO").arg("CONSUMERS").arg(place).arg("workers");
+                    let consumers: Vec<HashMap<String, Value>> =
+                        match command.query_async(&mut connection).await {
+                            Ok(consumers) => consumers,
+                            // No stream, or no group yet: nothing has been fetched.
+                            Err(error) if !error.is_io_error() && !error.is_timeout() => continue,
+                            Err(error) => return Err(failed(error)),
+                        };
+                    let names =
+                        consumers.into_iter().filter_map(|mut of| from_redis_value(of.remove("name")?).ok());
+                    found.extend(names.collect::<Vec<String>>());
+                }
+            }
+        }
+        Ok(found.into_iter().collect())
     }
 }
 
@@ -141,44 +298,30 @@ impl Queue for RedisQueue {
         if items.is_empty() {
             return Ok(Vec::new());
         }
-        let [high, normal, low] = &self.keys.pending;
-        let k = &self.keys;
-        let claims: Vec<String> =
-            items.iter().flat_map(|item| &item.idempotency_keys).map(|key| k.claim(key)).collect();
-        let mut keys: Vec<&str> =
-            [high, normal, low, &k.wake, &k.delayed, &k.stats].map(String::as_str).to_vec();
-        keys.extend(claims.iter().map(String::as_str));
-        let now = self.clock.now_ms();
-        let answer = self
-            .redis
-            .run(&self.scripts.enqueue, &keys, |command| {
-                command.arg(self.settings.max_depth).arg(ms(self.settings.claim_ttl));
+        let answer: Vec<i64> = self
+            .run(&self.scripts.enqueue, |command| {
+                command.arg(self.settings.max_depth);
                 for item in items {
-                    let fresh = Item {
-                        id: Uuid::now_v7().simple().to_string(),
-                        enqueued_ms: now,
-                        attempt: 0,
-                        suspect: false,
-                        losses: 0,
-                        priority: item.priority,
-                        payload: item.payload.clone(),
-                    };
+                    let fresh = self.fresh(item);
+                    let known = item.idempotency.as_ref();
+                    let ttl = known.and_then(|known| known.ttl).unwrap_or(self.settings.claim_ttl);
                     command
                         .arg(item.priority.index() + 1)
                         .arg(ms(item.delay))
-                        .arg(item.idempotency_keys.len())
+                        .arg(ms(ttl).max(1))
+                        .arg(known.map_or("-", |known| &known.digest))
+                        .arg(element::claims(&fresh.claims))
                         .arg(element::write(&fresh));
                 }
             })
-            .await
-            .map_err(failed)?;
-        let answer: Vec<i64> = from_redis_value(answer).map_err(unexpected)?;
+            .await?;
         match answer.split_first() {
-            Some((-1, duplicates)) => {
+            Some((-1, refused)) => {
                 let mut results = vec![Enqueued::Accepted; items.len()];
-                for index in duplicates {
-                    let at = usize::try_from(index - 1).ok().and_then(|at| results.get_mut(at));
-                    *at.ok_or_else(|| unexpected(index))? = Enqueued::Duplicate;
+                for index in refused {
+                    let place = usize::try_from(index.unsigned_abs()).ok().and_then(|at| at.checked_sub(1));
+                    let place = place.and_then(|at| results.get_mut(at)).ok_or_else(|| unexpected(index))?;
+                    *place = if *index > 0 { Enqueued::Duplicate } else { Enqueued::Conflict };
                 }
                 Ok(results)
             }
@@ -201,35 +344,42 @@ impl Queue for RedisQueue {
         }
     }
 
-    async fn ack(&self, batch: &BatchId, unfinished: &[Unfinished]) -> Result<Acked, QueueError> {
-        let [high, normal, low] = &self.keys.pending;
-        let k = &self.keys;
-        let list = k.batch(&batch.0);
-        let keys = [high, normal, low, &k.suspect, &k.wake, &k.delayed, &k.leases, &list, &k.dead, &k.stats]
-            .map(String::as_str);
+    async fn ack(&self, batch: &Batch, unfinished: &[Unfinished]) -> Result<Acked, QueueError> {
+        let claimed: Vec<&Item> = batch
+            .items
+            .iter()
+            .filter(|item| !item.claims.is_empty())
+            .filter(|item| unfinished.iter().all(|other| other.item.id != item.id))
+            .collect();
+        let now = self.clock.now_ms();
         let answer = self
-            .redis
-            .run(&self.scripts.ack, &keys, |command| {
-                command.arg(&batch.0);
+            .run(&self.scripts.ack, |command| {
+                command.arg(&batch.id.0).arg(claimed.len());
+                for item in claimed {
+                    command.arg(&item.id).arg(element::claims(&item.claims));
+                }
                 for Unfinished { item, then } in unfinished {
                     match then {
-                        Then::Retry { delay } => {
-                            let tried = Item { attempt: item.attempt + 1, ..item.clone() };
-                            command.arg("retry").arg(ms(*delay)).arg(element::write(&tried));
+                        Then::Retry { delay, error } => {
+                            let tried = Item {
+                                attempt: item.attempt + 1,
+                                history: item.history_with(now, error),
+                                ..item.clone()
+                            };
+                            command.arg("retry").arg(ms(*delay).max(1)).arg(element::write(&tried));
                         }
                         Then::Bury { error } => {
-                            command.arg("bury").arg(0).arg(element::write_dead(item, error));
+                            let buried = Item { history: item.history_with(now, error), ..item.clone() };
+                            command.arg("bury").arg(0).arg(element::write(&buried));
                         }
                         Then::Release => {
-                            let place = if item.suspect { 4 } else { item.priority.index() + 1 };
-                            command.arg("release").arg(place).arg(element::write(item));
+                            command.arg("release").arg(0).arg(element::write(item));
                         }
                     }
                 }
             })
-            .await
-            .map_err(failed)?;
-        match from_redis_value(answer).map_err(unexpected)? {
+            .await?;
+        match answer {
             1 => Ok(Acked::Done),
             0 => Ok(Acked::Lost),
             other => Err(unexpected(other)),
@@ -237,84 +387,111 @@ impl Queue for RedisQueue {
     }
 
     async fn beat(&self, batches: &[BatchId]) -> Result<Vec<BatchId>, QueueError> {
-        let answer = self
-            .redis
-            .run(&self.scripts.beat, &[&self.keys.leases], |command| {
+        let lost: Vec<String> = self
+            .run(&self.scripts.beat, |command| {
                 command.arg(ms(self.settings.lease));
                 for batch in batches {
                     command.arg(&batch.0);
                 }
             })
-            .await
-            .map_err(failed)?;
-        let lost: Vec<String> = from_redis_value(answer).map_err(unexpected)?;
+            .await?;
         Ok(lost.into_iter().map(BatchId).collect())
     }
 
     async fn reclaim(&self) -> Result<Reclaimed, QueueError> {
-        let k = &self.keys;
-        let keys = [&k.leases, &k.suspect, &k.wake, &k.dead, &k.stats].map(String::as_str);
-        let why = serde_json::Value::from(lost_alone()).to_string();
-        let answer = self
-            .redis
-            .run(&self.scripts.reclaim, &keys, |command| {
-                command.arg(k.batch_prefix()).arg(RECLAIM).arg(MAX_LOSSES).arg(why);
+        let (returned, buried) = self
+            .run(&self.scripts.reclaim, |command| {
+                command.arg(MAX_RECLAIM).arg(MAX_LOSSES).arg(json(LOST)).arg(json(&lost_alone()));
             })
-            .await
-            .map_err(failed)?;
-        let (returned, buried) = from_redis_value(answer).map_err(unexpected)?;
+            .await?;
         Ok(Reclaimed { returned, buried })
     }
 
     async fn stats(&self) -> Result<QueueStats, QueueError> {
-        let [high, normal, low] = &self.keys.pending;
-        let k = &self.keys;
-        let keys =
-            [high, normal, low, &k.suspect, &k.delayed, &k.leases, &k.dead, &k.stats].map(String::as_str);
-        let answer = self
-            .redis
-            .run(&self.scripts.stats, &keys, |command| {
-                command.arg(k.batch_prefix());
-            })
-            .await
-            .map_err(failed)?;
-        type Counters = std::collections::HashMap<String, u64>;
-        let (pending, in_flight, delayed, dead, oldest_age_ms, counters): (
-            u64,
-            u64,
-            u64,
-            u64,
-            i64,
-            Counters,
-        ) = from_redis_value(answer).map_err(unexpected)?;
-        let ever = |name: &str| counters.get(name).copied().unwrap_or_default();
-        Ok(QueueStats {
+        type Numbers = (u64, u64, u64, u64, i64, bool, HashMap<String, u64>);
+        let (pending, in_flight, delayed, dead, age, paused, counters): Numbers =
+            self.run(&self.scripts.stats, |_| {}).await?;
+        let mut stats = QueueStats {
             pending,
             in_flight,
             delayed,
             dead,
-            oldest_age_ms: u64::try_from(oldest_age_ms).unwrap_or_default(),
-            enqueued: ever("enqueued"),
-            duplicates: ever("duplicates"),
-            acked: ever("acked"),
-            retried: ever("retried"),
-            reclaimed: ever("reclaimed"),
-            buried: ever("buried"),
-        })
+            paused,
+            oldest_age_ms: u64::try_from(age).unwrap_or_default(),
+            ..QueueStats::default()
+        };
+        stats.count(|name| counters.get(name).copied().unwrap_or_default());
+        Ok(stats)
     }
 
-    async fn dead(&self, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
+    async fn dead(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
+        let mut connection = self.redis.shared();
+        let from = match after {
+            None => 0,
+            Some(id) => {
+                let mut command = Cmd::new();
+                command.arg("ZREVRANK").arg(self.keys.dead()).arg(id);
+                match command.query_async::<Option<usize>>(&mut connection).await.map_err(failed)? {
+                    Some(rank) => rank + 1,
+                    None => return Ok(Vec::new()),
+                }
+            }
+        };
+        let last = from + limit.clamp(1, MAX_DEAD_PAGE) - 1;
         let mut command = Cmd::new();
-        command.arg("ZREVRANGE").arg(&self.keys.dead).arg(0).arg(limit.saturating_sub(1)).arg("WITHSCORES");
-        let pairs: Vec<(Vec<u8>, f64)> =
-            command.query_async(&mut self.redis.shared()).await.map_err(failed)?;
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "milliseconds since 1970 are whole and far below 2^53"
-        )]
-        let letters =
-            pairs.into_iter().filter_map(|(bytes, at)| element::read_dead(&bytes.into(), at as i64));
-        Ok(letters.collect())
+        command.arg("ZREVRANGE").arg(self.keys.dead()).arg(from).arg(last).arg("WITHSCORES");
+        let ids: Vec<(String, f64)> = command.query_async(&mut connection).await.map_err(failed)?;
+        self.letters(&ids).await
+    }
+
+    async fn dead_letter(&self, id: &str) -> Result<Option<DeadLetter>, QueueError> {
+        let mut command = Cmd::new();
+        command.arg("ZSCORE").arg(self.keys.dead()).arg(id);
+        let at: Option<f64> = command.query_async(&mut self.redis.shared()).await.map_err(failed)?;
+        match at {
+            Some(at) => Ok(self.letters(&[(id.to_owned(), at)]).await?.pop()),
+            None => Ok(None),
+        }
+    }
+
+    async fn retry_dead(&self, ids: &[String]) -> Result<u64, QueueError> {
+        self.run(&self.scripts.retry_dead, |command| {
+            command.arg(json(PUT_BACK)).arg(page(ids));
+        })
+        .await
+    }
+
+    async fn discard_dead(&self, ids: &[String]) -> Result<u64, QueueError> {
+        self.run(&self.scripts.discard_dead, |command| {
+            command.arg(page(ids));
+        })
+        .await
+    }
+
+    async fn set_paused(&self, paused: bool) -> Result<(), QueueError> {
+        let _: i64 = self
+            .run(&self.scripts.pause, |command| {
+                command.arg(u8::from(paused));
+            })
+            .await?;
+        Ok(())
+    }
+
+    async fn claim(&self, key: &str) -> Result<Option<Claim>, QueueError> {
+        let mut command = Cmd::new();
+        command.arg("GET").arg(self.keys.claim(&claim_name(key)));
+        let held: Option<String> = command.query_async(&mut self.redis.shared()).await.map_err(failed)?;
+        held.map(|text| read_claim(&text).ok_or_else(|| unexpected(text))).transpose()
+    }
+
+    async fn audit(&self) -> Result<Audited, QueueError> {
+        let batches = self.batches().await?;
+        let (strays, repaired) = self
+            .run(&self.scripts.audit, |command| {
+                command.arg(SCAN_COUNT).arg(batches);
+            })
+            .await?;
+        Ok(Audited { strays, repaired })
     }
 
     fn lease(&self) -> Duration {
@@ -322,8 +499,40 @@ impl Queue for RedisQueue {
     }
 }
 
-fn ms(duration: Duration) -> u64 {
+/// Reads `<digest> <item> <claimed ms> <until ms>`, and a second line `<ms> <outcome> <by>` once it is finished.
+fn read_claim(text: &str) -> Option<Claim> {
+    let (first, second) = text.split_once('\n').map_or((text, None), |(first, rest)| (first, Some(rest)));
+    let mut fields = first.split(' ');
+    let (digest, item) = (fields.next()?.to_owned(), fields.next()?.to_owned());
+    let claimed_ms = fields.next()?.parse().ok()?;
+    let finished = match second {
+        None => None,
+        Some(line) => {
+            let mut fields = line.splitn(3, ' ');
+            Some(Finished {
+                at_ms: fields.next()?.parse().ok()?,
+                outcome: Outcome::parse(fields.next()?)?,
+                by: fields.next()?.to_owned(),
+            })
+        }
+    };
+    Some(Claim { item, digest, claimed_ms, finished })
+}
+
+fn page(ids: &[String]) -> &[String] {
+    &ids[..ids.len().min(MAX_DEAD_PAGE)]
+}
+
+fn json(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+pub(super) fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(super) fn escaped(pattern: &str) -> String {
+    pattern.chars().flat_map(|c| if "*?[]\\".contains(c) { vec!['\\', c] } else { vec![c] }).collect()
 }
 
 fn byte_strings(answer: Value) -> Result<Vec<Bytes>, QueueError> {

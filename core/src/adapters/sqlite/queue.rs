@@ -1,4 +1,4 @@
-//! The queue on SQLite: the protocol of the Redis lists, each step one transaction.
+//! The queue on SQLite: the protocol of Redis, each step one transaction.
 //!
 //! A row of `items` is in exactly one state: ready (`batch` null, `not_before_ms` 0), delayed (`batch` null), or held by a
 //! batch. Dead letters are rows of `dead`. `leases` is the only record of which batches live.
@@ -10,21 +10,27 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
+use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, Transaction};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::db::{Db, pieces};
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
-    Acked, Batch, BatchId, DeadLetter, Enqueued, Item, MAX_FETCH, MAX_LOSSES, NewItem, POLL, Priority, Queue,
-    QueueError, QueueSettings, QueueStats, Reclaimed, Then, Unfinished, lost_alone,
+    Acked, Audited, Batch, BatchId, Claim, DeadLetter, Enqueued, FAIR_EVERY, Failure, Finished, Item, LOST,
+    MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome, POLL, PUT_BACK,
+    Priority, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Then, Unfinished, claim_name,
+    lost_alone, this_process,
 };
 
 /// How long a count of the depth is believed before it is made again.
 const DEPTH_AGE_MS: i64 = 1000;
 /// Claims that one enqueue clears away when their time is over.
 const CLAIMS_CLEARED: i64 = 100;
+/// The columns of an item.
+const ITEM: &str = "id, enqueued_ms, attempt, suspect, losses, priority, claims, history, payload";
+/// The counter that every [`FAIR_EVERY`]th fetch is known by.
+const FETCHES: &str = "fetches";
 
 type Tx = Transaction<'static, Sqlite>;
 
@@ -52,10 +58,6 @@ impl SqliteQueue {
 
     async fn begin(&self) -> Result<Tx, QueueError> {
         self.db.begin().await.map_err(failed)
-    }
-
-    fn lease_end(&self) -> i64 {
-        self.clock.now_ms() + ms(self.settings.lease)
     }
 
     async fn refuse_over_limit(&self, more: usize) -> Result<(), QueueError> {
@@ -87,8 +89,9 @@ impl SqliteQueue {
         let now = self.clock.now_ms();
         // A look costs no write: an idle worker leaves the disk alone.
         let something: bool = sqlx::query_scalar(
-            "select exists (select 1 from items where batch is null and not_before_ms = 0)
-                or exists (select 1 from items where batch is null and not_before_ms > 0 and not_before_ms <= ?1)",
+            "select not exists (select 1 from paused) and (
+                exists (select 1 from items where batch is null and not_before_ms = 0)
+                or exists (select 1 from items where batch is null and not_before_ms > 0 and not_before_ms <= ?1))",
         )
         .bind(now)
         .fetch_one(&self.db.read)
@@ -98,41 +101,118 @@ impl SqliteQueue {
             return Ok(None);
         }
         let mut tx = self.begin().await?;
-        sqlx::query(
-            "update items set not_before_ms = 0 where batch is null and not_before_ms > 0 and not_before_ms <= ?1",
-        )
-        .bind(now)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        let id = Uuid::now_v7().simple().to_string();
-        // what was lost before is taken alone, and first
-        let mut rows = hold(&mut tx, &id, true, 1).await?;
-        if rows.is_empty() {
-            rows = hold(&mut tx, &id, false, want).await?;
-        }
-        if rows.is_empty() {
+        let paused: bool = sqlx::query_scalar("select exists (select 1 from paused)")
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed)?;
+        if paused {
             return Ok(None);
         }
-        sqlx::query("insert into leases (batch, deadline_ms) values (?1, ?2)")
+        promote(&mut tx, now).await?;
+        let id = Uuid::now_v7().simple().to_string();
+        // what was lost before is taken alone, and first
+        let mut rows = hold(&mut tx, &id, 1, "suspect = 1 order by place").await?;
+        let mut lowest_first = false;
+        if rows.is_empty() {
+            let fetches: Option<i64> = sqlx::query_scalar("select value from counters where name = ?1")
+                .bind(FETCHES)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed)?;
+            let turn = fetches.unwrap_or_default().unsigned_abs() + 1;
+            lowest_first = turn.is_multiple_of(FAIR_EVERY);
+            if lowest_first {
+                // one by one: the index is in the other order, and sorting would cost what the queue is long
+                for ready in [
+                    "suspect = 0 and priority = 2 order by released desc, place",
+                    "suspect = 0 and priority = 1 order by released desc, place",
+                    "suspect = 0 and priority = 0 order by released desc, place",
+                ] {
+                    if rows.len() < want {
+                        rows.extend(hold(&mut tx, &id, want - rows.len(), ready).await?);
+                    }
+                }
+            } else {
+                let ready = "suspect = 0 order by priority, released desc, place";
+                rows = hold(&mut tx, &id, want, ready).await?;
+            }
+            if !rows.is_empty() {
+                count(&mut tx, FETCHES, 1).await?;
+            }
+        }
+        if rows.is_empty() {
+            // what was promoted stays so
+            tx.commit().await.map_err(failed)?;
+            return Ok(None);
+        }
+        sqlx::query("insert into leases (batch, deadline_ms, lowest_first) values (?1, ?2, ?3)")
             .bind(&id)
-            .bind(self.lease_end())
+            .bind(now + ms(self.settings.lease))
+            .bind(lowest_first)
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
         tx.commit().await.map_err(failed)?;
-        let mut held: Vec<(i64, Item)> = rows
+        let mut held: Vec<(i64, i64, Item)> = rows
             .iter()
-            .map(|row| Ok((row.try_get("seq")?, item(row)?)))
+            .map(|row| Ok((row.try_get("released")?, row.try_get("place")?, item(row)?)))
             .collect::<Result<_, _>>()
             .map_err(failed)?;
-        held.sort_by_key(|(seq, item)| (item.priority, *seq));
-        let items: Vec<Item> = held.into_iter().map(|(_, item)| item).collect();
+        held.sort_by_key(|(released, place, item)| {
+            let priority = i64::try_from(item.priority.index()).unwrap_or_default();
+            (if lowest_first { -priority } else { priority }, -released, *place)
+        });
+        let items: Vec<Item> = held.into_iter().map(|(.., item)| item).collect();
         if items.len() == want || items[0].suspect {
             // there may be more: let the next sleeper look
             self.wake.notify_one();
         }
         Ok(Some(Batch { id: BatchId(id), items }))
+    }
+
+    /// Remembers the item's idempotency keys, unless one of them is remembered already.
+    async fn take_claims(
+        &self,
+        tx: &mut Tx,
+        item: &NewItem,
+        id: &str,
+        now: i64,
+    ) -> Result<Enqueued, QueueError> {
+        let Some(known) = &item.idempotency else { return Ok(Enqueued::Accepted) };
+        sqlx::query("delete from claims where key in (select key from claims where until_ms <= ?1 limit ?2)")
+            .bind(now)
+            .bind(CLAIMS_CLEARED)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed)?;
+        for key in known.names() {
+            let seen: Option<String> =
+                sqlx::query_scalar("select digest from claims where key = ?1 and until_ms > ?2")
+                    .bind(key)
+                    .bind(now)
+                    .fetch_optional(&mut **tx)
+                    .await
+                    .map_err(failed)?;
+            match seen {
+                Some(digest) if digest == known.digest => return Ok(Enqueued::Duplicate),
+                Some(_) => return Ok(Enqueued::Conflict),
+                None => {}
+            }
+        }
+        for key in known.names() {
+            sqlx::query(
+                "insert or replace into claims (key, until_ms, digest, item, claimed_ms) values (?1, ?2, ?3, ?4, ?5)",
+            )
+            .bind(key)
+            .bind(now.saturating_add(ms(known.ttl.unwrap_or(self.settings.claim_ttl)).max(1)))
+            .bind(&known.digest)
+            .bind(id)
+            .bind(now)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed)?;
+        }
+        Ok(Enqueued::Accepted)
     }
 }
 
@@ -145,33 +225,41 @@ impl Queue for SqliteQueue {
         self.refuse_over_limit(items.len()).await?;
         let now = self.clock.now_ms();
         let mut tx = self.begin().await?;
+        let mut place = next_place(&mut tx).await?;
         let mut results = Vec::with_capacity(items.len());
+        let mut accepted: Vec<(String, i64, &NewItem)> = Vec::with_capacity(items.len());
         for item in items {
-            results.push(self.claim(&mut tx, item, now).await?);
+            let id = Uuid::now_v7().simple().to_string();
+            let result = self.take_claims(&mut tx, item, &id, now).await?;
+            if result == Enqueued::Accepted {
+                accepted.push((id, place, item));
+                place += 1;
+            }
+            results.push(result);
         }
-        let accepted: Vec<&NewItem> = items
-            .iter()
-            .zip(&results)
-            .filter(|(_, result)| **result == Enqueued::Accepted)
-            .map(|(item, _)| item)
-            .collect();
         for piece in pieces(&accepted) {
             let mut insert = QueryBuilder::<Sqlite>::new(
-                "insert into items (id, priority, enqueued_ms, attempt, suspect, losses, not_before_ms, payload) ",
+                "insert into items (id, place, priority, enqueued_ms, attempt, suspect, losses, not_before_ms, claims, payload) ",
             );
-            insert.push_values(piece, |mut row, item| {
-                let not_before = if item.delay.is_zero() { 0 } else { now + ms(item.delay) };
-                row.push_bind(Uuid::now_v7().simple().to_string())
+            insert.push_values(piece, |mut row, (id, place, item)| {
+                let not_before = if item.delay.is_zero() { 0 } else { now.saturating_add(ms(item.delay)) };
+                row.push_bind(id)
+                    .push_bind(place)
                     .push_bind(item.priority.index() as i64)
                     .push_bind(now)
                     .push("0, 0, 0")
                     .push_bind(not_before)
+                    .push_bind(
+                        item.idempotency.as_ref().map(|known| known.names().join(",")).unwrap_or_default(),
+                    )
                     .push_bind(&item.payload[..]);
             });
             insert.build().execute(&mut *tx).await.map_err(failed)?;
         }
+        let refused = |what| results.iter().filter(|result| **result == what).count();
         count(&mut tx, "enqueued", accepted.len()).await?;
-        count(&mut tx, "duplicates", items.len() - accepted.len()).await?;
+        count(&mut tx, "duplicates", refused(Enqueued::Duplicate)).await?;
+        count(&mut tx, "conflicts", refused(Enqueued::Conflict)).await?;
         tx.commit().await.map_err(failed)?;
         self.wake.notify_one();
         Ok(results)
@@ -190,52 +278,63 @@ impl Queue for SqliteQueue {
         }
     }
 
-    async fn ack(&self, batch: &BatchId, unfinished: &[Unfinished]) -> Result<Acked, QueueError> {
+    async fn ack(&self, batch: &Batch, unfinished: &[Unfinished]) -> Result<Acked, QueueError> {
         let now = self.clock.now_ms();
         let mut tx = self.begin().await?;
         let ours = sqlx::query("delete from leases where batch = ?1")
-            .bind(&batch.0)
+            .bind(&batch.id.0)
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
         if ours.rows_affected() == 0 {
             return Ok(Acked::Lost);
         }
+        let mut place = next_place(&mut tx).await?;
         for Unfinished { item, then } in unfinished {
             match then {
-                Then::Retry { delay } => {
+                Then::Retry { delay, error } => {
                     sqlx::query(
-                        "update items set batch = null, attempt = attempt + 1, not_before_ms = ?3
+                        "update items set batch = null, attempt = attempt + 1, not_before_ms = ?3, history = ?4,
+                            released = 0
                         where batch = ?1 and id = ?2",
                     )
-                    .bind(&batch.0)
+                    .bind(&batch.id.0)
                     .bind(&item.id)
-                    .bind(now + ms(*delay).max(1))
+                    .bind(now.saturating_add(ms(*delay).max(1)))
+                    .bind(json(&item.history_with(now, error)))
                     .execute(&mut *tx)
                     .await
                     .map_err(failed)?;
                     count(&mut tx, "retried", 1).await?;
                 }
                 Then::Bury { error } => {
-                    bury(&mut tx, &batch.0, &item.id, error, now).await?;
+                    bury(&mut tx, &batch.id.0, item, error, now).await?;
                     count(&mut tx, "buried", 1).await?;
                 }
                 Then::Release => {
-                    sqlx::query("update items set batch = null where batch = ?1 and id = ?2")
-                        .bind(&batch.0)
-                        .bind(&item.id)
-                        .execute(&mut *tx)
-                        .await
-                        .map_err(failed)?;
+                    sqlx::query(
+                        "update items set batch = null, released = 1 - suspect, place = ?3 where batch = ?1 and id = ?2",
+                    )
+                    .bind(&batch.id.0)
+                    .bind(&item.id)
+                    .bind(place)
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(failed)?;
+                    place += 1;
                 }
             }
         }
-        let done = sqlx::query("delete from items where batch = ?1")
-            .bind(&batch.0)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        count(&mut tx, "acked", usize::try_from(done.rows_affected()).unwrap_or_default()).await?;
+        let done: Vec<(String, String)> =
+            sqlx::query_as("delete from items where batch = ?1 returning id, claims")
+                .bind(&batch.id.0)
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed)?;
+        for (id, claims) in done.iter().filter(|(_, claims)| !claims.is_empty()) {
+            finish(&mut tx, id, claims, Outcome::Done, now).await?;
+        }
+        count(&mut tx, "acked", done.len()).await?;
         tx.commit().await.map_err(failed)?;
         if unfinished.iter().any(|u| u.then == Then::Release) {
             self.wake.notify_one();
@@ -249,7 +348,7 @@ impl Queue for SqliteQueue {
         for batch in batches {
             let extended = sqlx::query("update leases set deadline_ms = ?2 where batch = ?1")
                 .bind(&batch.0)
-                .bind(self.lease_end())
+                .bind(self.clock.now_ms() + ms(self.settings.lease))
                 .execute(&mut *tx)
                 .await
                 .map_err(failed)?;
@@ -273,41 +372,61 @@ impl Queue for SqliteQueue {
             return Ok(Reclaimed::default());
         }
         let mut tx = self.begin().await?;
-        let batches: Vec<String> =
-            sqlx::query_scalar("delete from leases where deadline_ms <= ?1 returning batch")
-                .bind(now)
-                .fetch_all(&mut *tx)
-                .await
-                .map_err(failed)?;
+        let batches: Vec<(String, bool)> = sqlx::query_as(
+            "select batch, lowest_first from leases where deadline_ms <= ?1 order by deadline_ms, batch limit ?2",
+        )
+        .bind(now)
+        .bind(MAX_RECLAIM as i64)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
         let mut done = Reclaimed::default();
-        for batch in batches {
-            let items: Vec<(String, i64)> = sqlx::query_as("select id, losses from items where batch = ?1")
-                .bind(&batch)
-                .fetch_all(&mut *tx)
-                .await
-                .map_err(failed)?;
-            let alone = i64::from(items.len() == 1);
-            if let [(id, losses)] = items.as_slice()
-                && losses + 1 >= i64::from(MAX_LOSSES)
-            {
-                sqlx::query("update items set losses = losses + 1 where batch = ?1")
+        let mut place = next_place(&mut tx).await?;
+        for (batch, lowest_first) in batches {
+            let order = if lowest_first { "-priority" } else { "priority" };
+            let rows = sqlx::query(AssertSqlSafe(format!(
+                "select {ITEM} from items where batch = ?1 order by {order}, released desc, place"
+            )))
+            .bind(&batch)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            let items: Vec<Item> = rows.iter().map(item).collect::<Result<_, _>>().map_err(failed)?;
+            let alone = u32::from(items.len() == 1);
+            for mut item in items {
+                item.suspect = true;
+                item.losses += alone;
+                sqlx::query("update items set suspect = 1, losses = ?3 where batch = ?1 and id = ?2")
                     .bind(&batch)
+                    .bind(&item.id)
+                    .bind(item.losses)
                     .execute(&mut *tx)
                     .await
                     .map_err(failed)?;
-                bury(&mut tx, &batch, id, &lost_alone(), now).await?;
-                done.buried += 1;
-            } else {
-                sqlx::query(
-                    "update items set batch = null, suspect = 1, losses = losses + ?2 where batch = ?1",
-                )
+                if item.losses >= MAX_LOSSES {
+                    bury(&mut tx, &batch, &item, &lost_alone(), now).await?;
+                    done.buried += 1;
+                } else {
+                    sqlx::query(
+                        "update items set batch = null, released = 0, place = ?3, history = ?4
+                        where batch = ?1 and id = ?2",
+                    )
+                    .bind(&batch)
+                    .bind(&item.id)
+                    .bind(place)
+                    .bind(json(&item.history_with(now, LOST)))
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(failed)?;
+                    place += 1;
+                    done.returned += 1;
+                }
+            }
+            sqlx::query("delete from leases where batch = ?1")
                 .bind(&batch)
-                .bind(alone)
                 .execute(&mut *tx)
                 .await
                 .map_err(failed)?;
-                done.returned += items.len() as u64;
-            }
         }
         count(&mut tx, "reclaimed", usize::try_from(done.returned).unwrap_or_default()).await?;
         count(&mut tx, "buried", usize::try_from(done.buried).unwrap_or_default()).await?;
@@ -317,55 +436,168 @@ impl Queue for SqliteQueue {
     }
 
     async fn stats(&self) -> Result<QueueStats, QueueError> {
-        let (pending, in_flight, delayed, dead, oldest): (i64, i64, i64, i64, Option<i64>) = sqlx::query_as(
-            "select (select count(*) from items where batch is null and not_before_ms = 0),
+        let (pending, in_flight, delayed, dead, oldest, paused): (i64, i64, i64, i64, Option<i64>, bool) =
+            sqlx::query_as(
+                "select (select count(*) from items where batch is null and not_before_ms = 0),
                 (select count(*) from items where batch is not null),
                 (select count(*) from items where batch is null and not_before_ms > 0),
                 (select count(*) from dead),
-                (select enqueued_ms from items where batch is null and not_before_ms = 0 order by seq limit 1)",
-        )
-        .fetch_one(&self.db.read)
-        .await
-        .map_err(failed)?;
+                (select enqueued_ms from items where batch is null and not_before_ms = 0 order by seq limit 1),
+                exists (select 1 from paused)",
+            )
+            .fetch_one(&self.db.read)
+            .await
+            .map_err(failed)?;
         let counters: Vec<(String, i64)> = sqlx::query_as("select name, value from counters")
             .fetch_all(&self.db.read)
             .await
             .map_err(failed)?;
         let positive = |n: i64| u64::try_from(n).unwrap_or_default();
-        let ever = |name: &str| {
-            counters.iter().find(|(held, _)| held == name).map_or(0, |(_, value)| positive(*value))
-        };
-        Ok(QueueStats {
+        let mut stats = QueueStats {
             pending: positive(pending),
             in_flight: positive(in_flight),
             delayed: positive(delayed),
             dead: positive(dead),
+            paused,
             oldest_age_ms: oldest.map_or(0, |at| positive(self.clock.now_ms() - at)),
-            enqueued: ever("enqueued"),
-            duplicates: ever("duplicates"),
-            acked: ever("acked"),
-            retried: ever("retried"),
-            reclaimed: ever("reclaimed"),
-            buried: ever("buried"),
-        })
+            ..QueueStats::default()
+        };
+        stats.count(|name| {
+            counters.iter().find(|(held, _)| held == name).map_or(0, |(_, value)| positive(*value))
+        });
+        Ok(stats)
     }
 
-    async fn dead(&self, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
-        let rows = sqlx::query("select * from dead order by seq desc limit ?1")
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-            .fetch_all(&self.db.read)
+    async fn dead(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
+        let rows = sqlx::query(
+            "select * from dead
+            where ?1 is null or (buried_ms, id) < (select buried_ms, id from dead where id = ?1)
+            order by buried_ms desc, id desc limit ?2",
+        )
+        .bind(after)
+        .bind(limit.clamp(1, MAX_DEAD_PAGE) as i64)
+        .fetch_all(&self.db.read)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(dead_letter).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn dead_letter(&self, id: &str) -> Result<Option<DeadLetter>, QueueError> {
+        let row = sqlx::query("select * from dead where id = ?1")
+            .bind(id)
+            .fetch_optional(&self.db.read)
             .await
             .map_err(failed)?;
-        rows.iter()
-            .map(|row| {
-                Ok(DeadLetter {
-                    item: item(row)?,
-                    error: row.try_get("error")?,
-                    buried_ms: row.try_get("buried_ms")?,
-                })
-            })
-            .collect::<Result<_, sqlx::Error>>()
-            .map_err(failed)
+        row.as_ref().map(dead_letter).transpose().map_err(failed)
+    }
+
+    async fn retry_dead(&self, ids: &[String]) -> Result<u64, QueueError> {
+        let now = self.clock.now_ms();
+        let mut tx = self.begin().await?;
+        let mut place = next_place(&mut tx).await?;
+        let mut back = 0;
+        for id in ids.iter().take(MAX_DEAD_PAGE) {
+            let row = sqlx::query("delete from dead where id = ?1 returning *")
+                .bind(id)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed)?;
+            let Some(row) = row else { continue };
+            let item = item(&row).map_err(failed)?;
+            sqlx::query(
+                "insert into items (id, place, priority, enqueued_ms, attempt, suspect, losses, not_before_ms, claims,
+                    history, payload)
+                values (?1, ?2, ?3, ?4, 0, ?5, 0, 0, ?6, ?7, ?8)",
+            )
+            .bind(&item.id)
+            .bind(place)
+            .bind(item.priority.index() as i64)
+            .bind(item.enqueued_ms)
+            .bind(item.suspect)
+            .bind(item.claims.join(","))
+            .bind(json(&item.history_with(now, PUT_BACK)))
+            .bind(&item.payload[..])
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+            place += 1;
+            back += 1;
+        }
+        tx.commit().await.map_err(failed)?;
+        self.wake.notify_one();
+        Ok(back)
+    }
+
+    async fn discard_dead(&self, ids: &[String]) -> Result<u64, QueueError> {
+        let now = self.clock.now_ms();
+        let mut tx = self.begin().await?;
+        let mut discarded = 0;
+        for id in ids.iter().take(MAX_DEAD_PAGE) {
+            let claims: Option<String> =
+                sqlx::query_scalar("delete from dead where id = ?1 returning claims")
+                    .bind(id)
+                    .fetch_optional(&mut *tx)
+                    .await
+                    .map_err(failed)?;
+            if let Some(claims) = claims {
+                finish(&mut tx, id, &claims, Outcome::Discarded, now).await?;
+                discarded += 1;
+            }
+        }
+        count(&mut tx, "discarded", discarded).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(discarded as u64)
+    }
+
+    async fn set_paused(&self, paused: bool) -> Result<(), QueueError> {
+        let mut tx = self.begin().await?;
+        sqlx::query("delete from paused").execute(&mut *tx).await.map_err(failed)?;
+        if paused {
+            sqlx::query("insert into paused (since_ms, by) values (?1, ?2)")
+                .bind(self.clock.now_ms())
+                .bind(this_process())
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+        }
+        tx.commit().await.map_err(failed)?;
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    async fn claim(&self, key: &str) -> Result<Option<Claim>, QueueError> {
+        let row = sqlx::query("select * from claims where key = ?1 and until_ms > ?2")
+            .bind(claim_name(key))
+            .bind(self.clock.now_ms())
+            .fetch_optional(&self.db.read)
+            .await
+            .map_err(failed)?;
+        row.as_ref().map(claim).transpose().map_err(failed)
+    }
+
+    async fn audit(&self) -> Result<Audited, QueueError> {
+        let now = self.clock.now_ms();
+        let mut tx = self.begin().await?;
+        let strays = sqlx::query_scalar::<_, i64>(
+            "select count(*) from items where batch is not null and batch not in (select batch from leases)",
+        )
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed)?;
+        if strays > 0 {
+            sqlx::query(
+                "insert into leases (batch, deadline_ms) select distinct batch, ?1 from items
+                where batch is not null and batch not in (select batch from leases)",
+            )
+            .bind(now)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        }
+        let strays = usize::try_from(strays).unwrap_or_default();
+        count(&mut tx, "strays", strays).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Audited { strays: strays as u64, repaired: 0 })
     }
 
     fn lease(&self) -> Duration {
@@ -373,76 +605,96 @@ impl Queue for SqliteQueue {
     }
 }
 
-impl SqliteQueue {
-    /// Remembers the item's idempotency keys, unless one of them is remembered already.
-    async fn claim(&self, tx: &mut Tx, item: &NewItem, now: i64) -> Result<Enqueued, QueueError> {
-        if item.idempotency_keys.is_empty() {
-            return Ok(Enqueued::Accepted);
-        }
-        sqlx::query("delete from claims where key in (select key from claims where until_ms <= ?1 limit ?2)")
-            .bind(now)
-            .bind(CLAIMS_CLEARED)
+/// A place behind all others.
+async fn next_place(tx: &mut Tx) -> Result<i64, QueueError> {
+    sqlx::query_scalar("select coalesce(max(place), 0) + 1 from items")
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(failed)
+}
+
+/// Makes what is due pending, behind what waits.
+async fn promote(tx: &mut Tx, now: i64) -> Result<(), QueueError> {
+    let due: Vec<i64> = sqlx::query_scalar(
+        "select seq from items where batch is null and not_before_ms > 0 and not_before_ms <= ?1
+        order by not_before_ms, id limit ?2",
+    )
+    .bind(now)
+    .bind(MAX_PROMOTE as i64)
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed)?;
+    if due.is_empty() {
+        return Ok(());
+    }
+    let mut place = next_place(tx).await?;
+    for seq in due {
+        sqlx::query("update items set not_before_ms = 0, place = ?2 where seq = ?1")
+            .bind(seq)
+            .bind(place)
             .execute(&mut **tx)
             .await
             .map_err(failed)?;
-        for key in &item.idempotency_keys {
-            let seen: bool =
-                sqlx::query_scalar("select exists (select 1 from claims where key = ?1 and until_ms > ?2)")
-                    .bind(key)
-                    .bind(now)
-                    .fetch_one(&mut **tx)
-                    .await
-                    .map_err(failed)?;
-            if seen {
-                return Ok(Enqueued::Duplicate);
-            }
-        }
-        for key in &item.idempotency_keys {
-            sqlx::query("insert or replace into claims (key, until_ms) values (?1, ?2)")
-                .bind(key)
-                .bind(now + ms(self.settings.claim_ttl))
-                .execute(&mut **tx)
-                .await
-                .map_err(failed)?;
-        }
-        Ok(Enqueued::Accepted)
+        place += 1;
     }
+    Ok(())
 }
 
-async fn hold(tx: &mut Tx, batch: &str, suspect: bool, most: usize) -> Result<Vec<SqliteRow>, QueueError> {
-    sqlx::query(
+/// Puts at most `most` ready items under a batch; `which` is one of this file's own clauses.
+async fn hold(
+    tx: &mut Tx,
+    batch: &str,
+    most: usize,
+    which: &'static str,
+) -> Result<Vec<SqliteRow>, QueueError> {
+    let statement = format!(
         "update items set batch = ?1 where seq in (
-            select seq from items where batch is null and not_before_ms = 0 and suspect = ?2
-            order by priority, seq limit ?3)
-        returning *",
-    )
-    .bind(batch)
-    .bind(suspect)
-    .bind(i64::try_from(most).unwrap_or(i64::MAX))
-    .fetch_all(&mut **tx)
-    .await
-    .map_err(failed)
+            select seq from items where batch is null and not_before_ms = 0 and {which} limit ?2)
+        returning {ITEM}, released, place"
+    );
+    sqlx::query(AssertSqlSafe(statement))
+        .bind(batch)
+        .bind(i64::try_from(most).unwrap_or(i64::MAX))
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(failed)
 }
 
-async fn bury(tx: &mut Tx, batch: &str, id: &str, error: &str, now: i64) -> Result<(), QueueError> {
+async fn bury(tx: &mut Tx, batch: &str, item: &Item, error: &str, now: i64) -> Result<(), QueueError> {
     sqlx::query(
-        "insert into dead (id, priority, enqueued_ms, attempt, suspect, losses, error, buried_ms, payload)
-        select id, priority, enqueued_ms, attempt, suspect, losses, ?3, ?4, payload from items
+        "insert into dead (id, priority, enqueued_ms, attempt, suspect, losses, claims, history, buried_ms, payload)
+        select id, priority, enqueued_ms, attempt, suspect, losses, claims, ?3, ?4, payload from items
         where batch = ?1 and id = ?2",
     )
     .bind(batch)
-    .bind(id)
-    .bind(error)
+    .bind(&item.id)
+    .bind(json(&item.history_with(now, error)))
     .bind(now)
     .execute(&mut **tx)
     .await
     .map_err(failed)?;
     sqlx::query("delete from items where batch = ?1 and id = ?2")
         .bind(batch)
-        .bind(id)
+        .bind(&item.id)
         .execute(&mut **tx)
         .await
         .map_err(failed)?;
+    finish(tx, &item.id, &item.claims.join(","), Outcome::Dead, now).await
+}
+
+/// Writes how an item ended beside its claims, where they are still its own.
+async fn finish(tx: &mut Tx, id: &str, claims: &str, outcome: Outcome, now: i64) -> Result<(), QueueError> {
+    for name in claims.split(',').filter(|name| !name.is_empty()) {
+        sqlx::query("update claims set finished_ms = ?3, outcome = ?4, by = ?5 where key = ?1 and item = ?2")
+            .bind(name)
+            .bind(id)
+            .bind(now)
+            .bind(outcome.as_str())
+            .bind(this_process())
+            .execute(&mut **tx)
+            .await
+            .map_err(failed)?;
+    }
     Ok(())
 }
 
@@ -462,6 +714,7 @@ async fn count(tx: &mut Tx, name: &str, by: usize) -> Result<(), QueueError> {
 }
 
 fn item(row: &SqliteRow) -> Result<Item, sqlx::Error> {
+    let (claims, history): (String, String) = (row.try_get("claims")?, row.try_get("history")?);
     Ok(Item {
         id: row.try_get("id")?,
         enqueued_ms: row.try_get("enqueued_ms")?,
@@ -469,8 +722,38 @@ fn item(row: &SqliteRow) -> Result<Item, sqlx::Error> {
         suspect: row.try_get("suspect")?,
         losses: row.try_get("losses")?,
         priority: Priority::at(usize::try_from(row.try_get::<i64, _>("priority")?).unwrap_or(usize::MAX)),
+        claims: claims.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        history: match history.as_str() {
+            "[]" => Vec::new(),
+            text => serde_json::from_str(text).map_err(|error| sqlx::Error::Decode(error.into()))?,
+        },
         payload: Bytes::from(row.try_get::<Vec<u8>, _>("payload")?),
     })
+}
+
+fn dead_letter(row: &SqliteRow) -> Result<DeadLetter, sqlx::Error> {
+    Ok(DeadLetter { item: item(row)?, buried_ms: row.try_get("buried_ms")? })
+}
+
+fn claim(row: &SqliteRow) -> Result<Claim, sqlx::Error> {
+    let outcome: Option<String> = row.try_get("outcome")?;
+    let finished = match outcome.as_deref().and_then(Outcome::parse) {
+        Some(outcome) => {
+            Some(Finished { at_ms: row.try_get("finished_ms")?, outcome, by: row.try_get("by")? })
+        }
+        None => None,
+    };
+    Ok(Claim {
+        item: row.try_get("item")?,
+        digest: row.try_get("digest")?,
+        claimed_ms: row.try_get("claimed_ms")?,
+        finished,
+    })
+}
+
+fn json(history: &[Failure]) -> String {
+    // Numbers and texts: writing them to memory cannot fail.
+    serde_json::to_string(history).expect("a history is always JSON")
 }
 
 fn ms(duration: Duration) -> i64 {

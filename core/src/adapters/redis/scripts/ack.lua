@@ -1,31 +1,37 @@
 -- Ends a batch. Guards: only the holder of the lease can; whoever lost it changes nothing.
--- KEYS: 1-3 pending lists by priority, 4 suspects, 5 wake, 6 delayed, 7 leases, 8 the batch, 9 dead, 10 stats
--- ARGV: 1 the batch's id, then per unfinished item: what becomes of it, its argument, element
---       'retry' delay in ms | 'bury' 0 | 'release' place in KEYS 1-4
+-- ARGV: 4 the batch's id, 5 how many done items have claims, for each its id and its claims; then per unfinished item:
+--       what becomes of it ('retry' | 'bury' | 'release'), delay in ms, element
 -- Answers 1, or 0 when the lease is lost.
-if not redis.call('ZSCORE', KEYS[7], ARGV[1]) then return 0 end
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local done = redis.call('LLEN', KEYS[8]) - (#ARGV - 1) / 3
-local retried, buried, wake = 0, 0, false
-redis.call('ZREM', KEYS[7], ARGV[1])
-redis.call('UNLINK', KEYS[8])
--- From the last to the first, so that what is released lies at the head of its list in its old order.
-for at = #ARGV - 2, 2, -3 do
-  local what, arg, element = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
+local id = ARGV[4]
+if not redis.call('ZSCORE', LEASES, id) then return 0 end -- guard: token
+local claimed = tonumber(ARGV[5])
+local first = 6 + claimed * 2
+local done = count_held(id) - (#ARGV - first + 1) / 3
+redis.call('ZREM', LEASES, id)
+let_go(id)
+for at = 6, first - 1, 2 do finish(ARGV[at], ARGV[at + 1], 'done') end
+local retried, buried = 0, 0
+local suspects, released = {}, {{}, {}, {}}
+for at = first, #ARGV, 3 do
+  local what, delay, element = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
+  local item = read(element)
   if what == 'retry' then
-    redis.call('ZADD', KEYS[6], now + arg, element)
+    redis.call('ZADD', DELAYED, NOW + delay, element)
     retried = retried + 1
   elseif what == 'bury' then
-    redis.call('ZADD', KEYS[9], now, element)
+    bury(item.id, item.claims, element)
     buried = buried + 1
+  elseif item.suspect == '1' then
+    suspects[#suspects + 1] = element
   else
-    redis.call('RPUSH', KEYS[arg], element)
-    wake = true
+    local list = released[item.priority + 1]
+    list[#list + 1] = element
   end
 end
-if wake and redis.call('LLEN', KEYS[5]) < 16 then redis.call('LPUSH', KEYS[5], '1') end
-if done > 0 then redis.call('HINCRBY', KEYS[10], 'acked', done) end
-if retried > 0 then redis.call('HINCRBY', KEYS[10], 'retried', retried) end
-if buried > 0 then redis.call('HINCRBY', KEYS[10], 'buried', buried) end
+put(SUSPECT, suspects)
+for p = 1, 3 do put(FRONT[p], released[p]) end
+if #suspects + #released[1] + #released[2] + #released[3] > 0 then wake() end
+count('acked', done)
+count('retried', retried)
+count('buried', buried)
 return 1

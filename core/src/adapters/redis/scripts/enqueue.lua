@@ -1,61 +1,50 @@
 -- Takes items in. Guards: an item whose idempotency key was seen is not added, and a key is remembered if and only if its
 -- item is added - there is no moment between the two. Nothing is written unless all of it can be.
--- KEYS: 1-3 pending lists by priority, 4 wake, 5 delayed, 6 stats, then the claim keys in the items' order
--- ARGV: 1 most items pending and delayed (0: any), 2 claim time to live in ms, then per item:
---       place in KEYS 1-3, delay in ms, number of its claim keys, element
--- Answers {depth} when full, else {-1, then the indices (from 1) of duplicates}.
-local limit, claim_ttl = tonumber(ARGV[1]), ARGV[2]
-local count = (#ARGV - 2) / 4
+-- ARGV: 4 most items pending and delayed (0: any), then per item: priority from 1, delay in ms, time to live of its claims
+--       in ms, digest, claims ('-' or names with commas), element
+-- Answers {depth} when full, else {-1, then i for each duplicate and -i for each conflict, counted from 1}.
+local limit, items = tonumber(ARGV[4]), (#ARGV - 4) / 6
 if limit > 0 then
-  local depth = redis.call('LLEN', KEYS[1]) + redis.call('LLEN', KEYS[2]) + redis.call('LLEN', KEYS[3])
-    + redis.call('ZCARD', KEYS[5])
-  if depth + count > limit then return {depth} end
+  local depth = redis.call('ZCARD', DELAYED) + waiting(SUSPECT)
+  for p = 1, 3 do depth = depth + waiting(PENDING[p]) + waiting(FRONT[p]) end
+  if depth + items > limit then return {depth} end
 end
-local now
-local function now_ms()
-  if not now then
-    local t = redis.call('TIME')
-    now = t[1] * 1000 + math.floor(t[2] / 1000)
-  end
-  return now
-end
-local answer = {-1}
-local lists, lengths = {{}, {}, {}}, {0, 0, 0}
-local claim, added = 7, 0
-for i = 1, count do
-  local at = 3 + (i - 1) * 4
-  local claims = tonumber(ARGV[at + 2])
-  local duplicate = false
-  for k = claim, claim + claims - 1 do
-    if redis.call('EXISTS', KEYS[k]) == 1 then duplicate = true end
-  end
-  if duplicate then
-    answer[#answer + 1] = i
-  else
-    for k = claim, claim + claims - 1 do
-      redis.call('SET', KEYS[k], now_ms(), 'PX', claim_ttl)
+local answer, lists = {-1}, {{}, {}, {}}
+local added, duplicates, conflicts = 0, 0, 0
+for i = 1, items do
+  local at = 5 + (i - 1) * 6
+  local priority, delay, ttl = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), ARGV[at + 2]
+  local digest, claims, element = ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
+  local seen
+  if claims ~= '-' then
+    for name in string.gmatch(claims, '[^,]+') do
+      local held = redis.call('GET', TAG .. ':claim:' .. name)
+      local before, till = string.match(held or '', '^(%S+) %S+ %d+ (%d+)')
+      if not seen and before and tonumber(till) > NOW then seen = before end
     end
-    added = added + 1
-    local delay = tonumber(ARGV[at + 1])
-    if delay > 0 then
-      redis.call('ZADD', KEYS[5], now_ms() + delay, ARGV[at + 3])
-    else
-      local p = tonumber(ARGV[at])
-      lengths[p] = lengths[p] + 1
-      lists[p][lengths[p]] = ARGV[at + 3]
-      if lengths[p] == 500 then
-        redis.call('LPUSH', KEYS[p], unpack(lists[p]))
-        lists[p], lengths[p] = {}, 0
+  end
+  if seen then
+    answer[#answer + 1] = seen == digest and i or -i
+    if seen == digest then duplicates = duplicates + 1 else conflicts = conflicts + 1 end
+  else
+    if claims ~= '-' then
+      local claim = digest .. ' ' .. string.match(element, '^%S+') .. ' ' .. NOW .. ' ' .. (NOW + ttl)
+      for name in string.gmatch(claims, '[^,]+') do
+        redis.call('SET', TAG .. ':claim:' .. name, claim, 'PX', ttl) -- guard: claim
       end
     end
+    added = added + 1
+    if delay > 0 then
+      redis.call('ZADD', DELAYED, NOW + delay, element)
+    else
+      local list = lists[priority]
+      list[#list + 1] = element
+    end
   end
-  claim = claim + claims
 end
-for p = 1, 3 do
-  if lengths[p] > 0 then redis.call('LPUSH', KEYS[p], unpack(lists[p])) end
-end
--- A marker carries no work: losing one costs a poll, never an item.
-if added > 0 and redis.call('LLEN', KEYS[4]) < 16 then redis.call('LPUSH', KEYS[4], '1') end
-redis.call('HINCRBY', KEYS[6], 'enqueued', added)
-if #answer > 1 then redis.call('HINCRBY', KEYS[6], 'duplicates', #answer - 1) end
+for p = 1, 3 do put(PENDING[p], lists[p]) end
+if added > 0 then wake() end
+count('enqueued', added)
+count('duplicates', duplicates)
+count('conflicts', conflicts)
 return answer

@@ -1,36 +1,32 @@
 -- Gives batches back whose lease ran out. Guards: each item ends in exactly one place, and an item that kills its worker is
 -- separated from its neighbours before losses count against it.
--- KEYS: 1 leases, 2 suspects, 3 wake, 4 dead, 5 stats
--- ARGV: 1 prefix of batch keys (same hash tag), 2 most batches, 3 losses that bury, 4 why, as a JSON string
+-- ARGV: 4 most batches, 5 losses that bury, 6 what the history says of a loss, 7 and of the last one, as JSON strings
 -- Answers {returned, buried}.
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local returned, buried = 0, 0
-local expired = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
+local expired = redis.call('ZRANGEBYSCORE', LEASES, '-inf', NOW, 'LIMIT', 0, tonumber(ARGV[4]))
 for _, id in ipairs(expired) do
-  local batch = ARGV[1] .. id
-  local elements = redis.call('LRANGE', batch, 0, -1)
+  local elements = held(id)
+  local back = {}
   for _, element in ipairs(elements) do
-    local _, last, head, losses, priority =
-      string.find(element, '^(%S+ %d+ %d+) [01] (%d+) ([012])\n')
-    losses = tonumber(losses or 0)
-    if #elements == 1 then losses = losses + 1 end
-    local payload = string.sub(element, (last or 0) + 1)
-    head = (head or 'unreadable 0 0') .. ' 1 ' .. losses .. ' ' .. (priority or 1) .. '\n'
-    if losses >= tonumber(ARGV[3]) then
-      redis.call('ZADD', KEYS[4], now, head .. ARGV[4] .. '\n' .. payload)
+    local item = read(element) or {id = redis.sha1hex(element), at = NOW, attempt = 0, losses = 0, priority = 1,
+      claims = '-', history = '', payload = element}
+    item.suspect = 1
+    if #elements == 1 then item.losses = item.losses + 1 end
+    if item.losses >= tonumber(ARGV[5]) then
+      note(item, ARGV[7])
+      bury(item.id, item.claims, write(item))
       buried = buried + 1
     else
-      redis.call('LPUSH', KEYS[2], head .. payload)
-      returned = returned + 1
+      note(item, ARGV[6])
+      back[#back + 1] = write(item)
     end
   end
-  redis.call('ZREM', KEYS[1], id)
-  redis.call('UNLINK', batch)
+  redis.call('ZREM', LEASES, id)
+  let_go(id)
+  put(SUSPECT, back)
+  returned = returned + #back
 end
-if returned > 0 then
-  redis.call('HINCRBY', KEYS[5], 'reclaimed', returned)
-  if redis.call('LLEN', KEYS[3]) < 16 then redis.call('LPUSH', KEYS[3], '1') end
-end
-if buried > 0 then redis.call('HINCRBY', KEYS[5], 'buried', buried) end
+if returned > 0 then wake() end
+count('reclaimed', returned)
+count('buried', buried)
 return {returned, buried}

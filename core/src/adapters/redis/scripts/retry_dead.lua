@@ -1,0 +1,16 @@
+-- Puts dead letters back to pending. Guards: a letter is in the dead letters or in the queue, never in both.
+-- ARGV: 4 what the history says of it, as a JSON string, then ids. Answers how many were there.
+local back = 0
+for i = 5, #ARGV do
+  local item = read(redis.call('HGET', LETTERS, ARGV[i]) or '')
+  if item then
+    redis.call('HDEL', LETTERS, ARGV[i])
+    redis.call('ZREM', DEAD, ARGV[i])
+    item.attempt, item.losses = 0, 0
+    note(item, ARGV[4])
+    put(item.suspect == '1' and SUSPECT or PENDING[item.priority + 1], {write(item)})
+    back = back + 1
+  end
+end
+if back > 0 then wake() end
+return back

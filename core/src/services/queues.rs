@@ -1,0 +1,273 @@
+//! Looking after a queue: what people do to it from outside, over HTTP and at a terminal.
+//!
+//! All brands share a queue. Whoever asks for one brand sees and touches only its dead letters; a letter that cannot be
+//! read belongs to nobody, and only an operator ([`Scope::All`]) sees it.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use crate::domain::envelope::Envelope;
+use crate::domain::ids::BrandId;
+use crate::ports::queue::{DeadLetter, Failure, MAX_DEAD_PAGE, Priority, Queue, QueueError, QueueStats};
+
+/// Dead letters that one listing looks through for a brand's, at most.
+const LOOKED_THROUGH: usize = 10_000;
+/// How far back rates look.
+const RATES_OVER: Duration = Duration::from_secs(60);
+/// How often they are sampled.
+pub const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+
+/// Whose dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everybody's: an operator asks.
+    All,
+    /// One brand's.
+    Brand(BrandId),
+}
+
+impl Scope {
+    fn covers(self, letter: &DeadLetter) -> bool {
+        match self {
+            Self::All => true,
+            Self::Brand(brand) => {
+                Envelope::read(&letter.item.payload).is_ok_and(|envelope| envelope.brand == brand)
+            }
+        }
+    }
+}
+
+/// Which dead letters.
+#[derive(Clone, Debug)]
+pub enum Which {
+    /// Those of these ids.
+    Ids(Vec<String>),
+    /// All that are there now.
+    All,
+}
+
+/// A dead letter, for people.
+#[derive(Debug, Serialize)]
+pub struct Letter {
+    /// The item's.
+    pub id: String,
+    /// Why it was buried.
+    pub error: String,
+    /// When, in milliseconds since 1970.
+    pub buried_ms: i64,
+    /// When it was enqueued.
+    pub enqueued_ms: i64,
+    /// Where it waited.
+    pub priority: Priority,
+    /// Failed tries.
+    pub attempts: u32,
+    /// Losses of its worker suffered alone.
+    pub losses: u32,
+    /// What went wrong, oldest first.
+    pub history: Vec<Failure>,
+    /// What was enqueued, where it is JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub item: Option<Box<RawValue>>,
+    /// What was enqueued, where it is not, as far as it is text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<String>,
+}
+
+impl From<DeadLetter> for Letter {
+    fn from(letter: DeadLetter) -> Self {
+        let json = serde_json::from_slice::<Box<RawValue>>(&letter.item.payload).ok();
+        let bytes = json.is_none().then(|| String::from_utf8_lossy(&letter.item.payload).into_owned());
+        Self {
+            error: letter.error().to_owned(),
+            id: letter.item.id,
+            buried_ms: letter.buried_ms,
+            enqueued_ms: letter.item.enqueued_ms,
+            priority: letter.item.priority,
+            attempts: letter.item.attempt,
+            losses: letter.item.losses,
+            history: letter.item.history,
+            item: json,
+            bytes,
+        }
+    }
+}
+
+/// A page of dead letters, newest first.
+#[derive(Debug, Serialize)]
+pub struct Page {
+    /// The letters.
+    pub letters: Vec<Letter>,
+    /// Where the next page begins; `None` after the last.
+    pub next: Option<String>,
+}
+
+/// Lists dead letters, newest first: at most `limit` (capped at [`MAX_DEAD_PAGE`]), after the letter of that id. A page may
+/// be short and still have a next: a listing looks through [`LOOKED_THROUGH`] letters at most.
+///
+/// # Errors
+/// The queue's own.
+pub async fn letters(
+    queue: &dyn Queue,
+    scope: Scope,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<Page, QueueError> {
+    let limit = limit.clamp(1, MAX_DEAD_PAGE);
+    let mut after = after.map(str::to_owned);
+    let (mut letters, mut seen) = (Vec::new(), 0);
+    loop {
+        let found = queue.dead(after.as_deref(), MAX_DEAD_PAGE).await?;
+        let last_page = found.len() < MAX_DEAD_PAGE;
+        let count = found.len();
+        for (at, letter) in found.into_iter().enumerate() {
+            seen += 1;
+            after = Some(letter.item.id.clone());
+            if scope.covers(&letter) {
+                letters.push(Letter::from(letter));
+            }
+            if letters.len() == limit {
+                let more = !last_page || at + 1 < count;
+                return Ok(Page { letters, next: after.filter(|_| more) });
+            }
+        }
+        if last_page {
+            return Ok(Page { letters, next: None });
+        }
+        if seen >= LOOKED_THROUGH {
+            return Ok(Page { letters, next: after });
+        }
+    }
+}
+
+/// The dead letter of that id.
+///
+/// # Errors
+/// The queue's own.
+pub async fn letter(queue: &dyn Queue, scope: Scope, id: &str) -> Result<Option<Letter>, QueueError> {
+    let found = queue.dead_letter(id).await?;
+    Ok(found.filter(|letter| scope.covers(letter)).map(Letter::from))
+}
+
+/// Puts dead letters back to pending; answers how many.
+///
+/// # Errors
+/// The queue's own; what was put back before stays so.
+pub async fn retry(queue: &dyn Queue, scope: Scope, which: Which) -> Result<u64, QueueError> {
+    let mut back = 0;
+    for ids in chosen(queue, scope, which).await?.chunks(MAX_DEAD_PAGE) {
+        back += queue.retry_dead(ids).await?;
+    }
+    Ok(back)
+}
+
+/// Discards dead letters; answers how many.
+///
+/// # Errors
+/// The queue's own; what was discarded before stays so.
+pub async fn discard(queue: &dyn Queue, scope: Scope, which: Which) -> Result<u64, QueueError> {
+    let mut gone = 0;
+    for ids in chosen(queue, scope, which).await?.chunks(MAX_DEAD_PAGE) {
+        gone += queue.discard_dead(ids).await?;
+    }
+    Ok(gone)
+}
+
+/// The ids that are meant and covered, oldest first. Gathered before anything is done: a letter that dies again at once is
+/// not put back for ever.
+async fn chosen(queue: &dyn Queue, scope: Scope, which: Which) -> Result<Vec<String>, QueueError> {
+    let mut ids = Vec::new();
+    match which {
+        Which::Ids(asked) => {
+            for id in asked {
+                if queue.dead_letter(&id).await?.is_some_and(|letter| scope.covers(&letter)) {
+                    ids.push(id);
+                }
+            }
+        }
+        Which::All => {
+            let mut after: Option<String> = None;
+            loop {
+                let found = queue.dead(after.as_deref(), MAX_DEAD_PAGE).await?;
+                let Some(last) = found.last() else { break };
+                after = Some(last.item.id.clone());
+                ids.extend(found.iter().filter(|letter| scope.covers(letter)).map(|l| l.item.id.clone()));
+            }
+            ids.reverse();
+        }
+    }
+    Ok(ids)
+}
+
+/// What a queue did lately, a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Rates {
+    /// Items taken in.
+    pub enqueued_per_s: f64,
+    /// Items done.
+    pub acked_per_s: f64,
+    /// Failed tries.
+    pub retried_per_s: f64,
+    /// Items buried.
+    pub buried_per_s: f64,
+    /// Over how long, in seconds; 0 when there is nothing to compare with yet.
+    pub over_s: f64,
+}
+
+/// Makes rates of counters.
+#[derive(Debug, Default)]
+pub struct RateMeter(Mutex<VecDeque<(Instant, QueueStats)>>);
+
+impl RateMeter {
+    /// Notes the counters as they are.
+    pub fn sample(&self, stats: &QueueStats) {
+        let now = Instant::now();
+        let mut samples = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        samples.push_back((now, stats.clone()));
+        while samples.len() > 2 && samples.get(1).is_some_and(|(at, _)| now - *at >= RATES_OVER) {
+            samples.pop_front();
+        }
+    }
+
+    /// The rates from the oldest sample, at most about [`RATES_OVER`] ago, to `stats`.
+    #[expect(clippy::cast_precision_loss, reason = "a rate is a float")]
+    pub fn rates(&self, stats: &QueueStats) -> Rates {
+        let samples = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some((at, then)) = samples.front() else { return Rates::default() };
+        let over_s = at.elapsed().as_secs_f64();
+        if over_s < 0.5 {
+            return Rates::default();
+        }
+        let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / over_s;
+        Rates {
+            enqueued_per_s: rate(stats.enqueued, then.enqueued),
+            acked_per_s: rate(stats.acked, then.acked),
+            retried_per_s: rate(stats.retried, then.retried),
+            buried_per_s: rate(stats.buried, then.buried),
+            over_s,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn rates_are_of_the_last_minute() {
+        let meter = RateMeter::default();
+        let at = |enqueued| QueueStats { enqueued, ..QueueStats::default() };
+        assert_eq!(meter.rates(&at(5)), Rates::default());
+        for seconds in 0..40 {
+            meter.sample(&at(seconds * 50));
+            tokio::time::advance(SAMPLE_EVERY).await;
+        }
+        let rates = meter.rates(&at(40 * 50));
+        assert!((rates.enqueued_per_s - 10.0).abs() < 1e-9, "{rates:?}");
+        assert!((60.0..=70.0).contains(&rates.over_s), "{rates:?}");
+    }
+}

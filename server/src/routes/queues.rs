@@ -1,0 +1,216 @@
+//! `/api/queues/…`, with a secret key: a queue in numbers, its dead letters, pause, and what is remembered of a webhook.
+//!
+//! All brands share a queue: a key sees and touches its own brand's dead letters, and only where there is but one brand may
+//! a key pause the queue. `server queues` is for who runs the system, and may do all of it.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tributary_core::context::EVENTS_QUEUE;
+use tributary_core::domain::ids::BrandId;
+use tributary_core::domain::shopify::Delivery;
+use tributary_core::ports::queue::{Claim, MAX_DEAD_PAGE, Queue};
+use tributary_core::ports::tenants::KeyKind;
+use tributary_core::services::queues::{self, Letter, Page, Scope, Which};
+
+use crate::auth;
+use crate::error::ApiError;
+use crate::state::AppState;
+
+/// Dead letters of a page, unless asked otherwise.
+const PAGE: usize = 20;
+
+/// Which page.
+#[derive(Debug, Deserialize)]
+pub struct Paging {
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+/// Which delivery: the headers that Shopify sent.
+#[derive(Debug, Deserialize)]
+pub struct DeliveryIds {
+    shop: String,
+    webhook_id: Option<String>,
+    topic: Option<String>,
+    event_id: Option<String>,
+    resource_id: Option<String>,
+}
+
+type Answer<T = Value> = Result<Json<T>, ApiError>;
+
+/// Every queue in numbers, with its rates.
+pub async fn all(State(state): State<AppState>, headers: HeaderMap) -> Answer {
+    brand(&state, &headers).await?;
+    Ok(Json(json!({EVENTS_QUEUE: numbers(&state).await?})))
+}
+
+/// One queue in numbers, with its rates.
+pub async fn one(State(state): State<AppState>, Path(name): Path<String>, headers: HeaderMap) -> Answer {
+    brand(&state, &headers).await?;
+    queue(&state, &name)?;
+    Ok(Json(numbers(&state).await?))
+}
+
+/// The brand's dead letters, newest first.
+pub async fn list(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    Query(paging): Query<Paging>,
+    headers: HeaderMap,
+) -> Answer<Page> {
+    let brand = brand(&state, &headers).await?;
+    let limit = paging.limit.unwrap_or(PAGE);
+    if !(1..=MAX_DEAD_PAGE).contains(&limit) {
+        let message = format!("limit is {limit}; it may be 1 to {MAX_DEAD_PAGE}");
+        return Err(ApiError::bad_request("invalid_limit", message));
+    }
+    let queue = queue(&state, &name)?;
+    Ok(Json(queues::letters(&**queue, Scope::Brand(brand), paging.after.as_deref(), limit).await?))
+}
+
+/// One dead letter.
+pub async fn show(
+    State(state): State<AppState>,
+    Path((name, id)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Answer<Letter> {
+    let brand = brand(&state, &headers).await?;
+    let found = queues::letter(&**queue(&state, &name)?, Scope::Brand(brand), &id).await?;
+    found.map(Json).ok_or_else(|| no_letter(&id))
+}
+
+/// Puts one dead letter back to pending.
+pub async fn retry_one(
+    State(state): State<AppState>,
+    Path((name, id)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Answer {
+    let brand = brand(&state, &headers).await?;
+    let which = Which::Ids(vec![id.clone()]);
+    match queues::retry(&**queue(&state, &name)?, Scope::Brand(brand), which).await? {
+        0 => Err(no_letter(&id)),
+        back => Ok(Json(json!({"retried": back}))),
+    }
+}
+
+/// Puts all the brand's dead letters back to pending.
+pub async fn retry_all(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
+    let brand = brand(&state, &headers).await?;
+    let back = queues::retry(&**queue(&state, &name)?, Scope::Brand(brand), Which::All).await?;
+    Ok(Json(json!({"retried": back})))
+}
+
+/// Discards one dead letter.
+pub async fn discard_one(
+    State(state): State<AppState>,
+    Path((name, id)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Answer {
+    let brand = brand(&state, &headers).await?;
+    let which = Which::Ids(vec![id.clone()]);
+    match queues::discard(&**queue(&state, &name)?, Scope::Brand(brand), which).await? {
+        0 => Err(no_letter(&id)),
+        gone => Ok(Json(json!({"discarded": gone}))),
+    }
+}
+
+/// Discards all the brand's dead letters.
+pub async fn discard_all(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
+    let brand = brand(&state, &headers).await?;
+    let gone = queues::discard(&**queue(&state, &name)?, Scope::Brand(brand), Which::All).await?;
+    Ok(Json(json!({"discarded": gone})))
+}
+
+/// Pauses the queue.
+pub async fn pause(state: State<AppState>, name: Path<String>, headers: HeaderMap) -> Answer {
+    set_paused(state, name, headers, true).await
+}
+
+/// Resumes the queue.
+pub async fn resume(state: State<AppState>, name: Path<String>, headers: HeaderMap) -> Answer {
+    set_paused(state, name, headers, false).await
+}
+
+async fn set_paused(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    paused: bool,
+) -> Answer {
+    let brand = brand(&state, &headers).await?;
+    let queue = queue(&state, &name)?;
+    if state.context.tenants.brands().await?.iter().any(|(other, _)| *other != brand) {
+        let message =
+            "other brands share this queue: who runs the system pauses it, with server queues pause";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "shared_queue", message));
+    }
+    queue.set_paused(paused).await?;
+    tracing::warn!(queue = name, paused, %brand, "a queue was paused or resumed over HTTP");
+    Ok(Json(json!({"paused": paused})))
+}
+
+/// What is remembered of a webhook's first delivery: when it came, and when, by what and how it ended.
+pub async fn claim(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    Query(ids): Query<DeliveryIds>,
+    headers: HeaderMap,
+) -> Answer<Claim> {
+    let brand = brand(&state, &headers).await?;
+    let queue = queue(&state, &name)?;
+    let domain = ids.shop.to_lowercase();
+    let nothing = || ApiError::not_found("nothing is remembered of this delivery");
+    if state.keys.shop(&domain).await?.is_none_or(|shop| shop.brand != brand) {
+        return Err(nothing());
+    }
+    let topic = ids.topic.as_deref().unwrap_or_default().to_lowercase();
+    let delivery = Delivery {
+        shop: &domain,
+        topic: &topic,
+        webhook_id: ids.webhook_id.as_deref().unwrap_or_default(),
+        event_id: ids.event_id.as_deref(),
+        resource_id: ids.resource_id.as_deref(),
+    };
+    let key = match ids.webhook_id {
+        Some(_) => delivery.webhook_key(),
+        None => delivery.event_key().filter(|_| !topic.is_empty()).ok_or_else(|| {
+            ApiError::bad_request("missing_ids", "give webhook_id, or topic, event_id and resource_id")
+        })?,
+    };
+    queue.claim(&key).await?.map(Json).ok_or_else(nothing)
+}
+
+async fn brand(state: &AppState, headers: &HeaderMap) -> Result<BrandId, ApiError> {
+    state.keys.brand(auth::from_headers(headers).as_deref(), KeyKind::Secret).await
+}
+
+fn queue<'s>(state: &'s AppState, name: &str) -> Result<&'s Arc<dyn Queue>, ApiError> {
+    state
+        .context
+        .queue_named(name)
+        .ok_or_else(|| ApiError::not_found(format!("there is no queue {name:?}; there is {EVENTS_QUEUE}")))
+}
+
+async fn numbers(state: &AppState) -> Result<Value, ApiError> {
+    let stats = state.context.queue.stats().await?;
+    let mut numbers = json!(stats);
+    numbers["rates"] = json!(state.rates.rates(&stats));
+    Ok(numbers)
+}
+
+fn no_letter(id: &str) -> ApiError {
+    ApiError::not_found(format!("there is no dead letter {id:?} of this brand"))
+}
