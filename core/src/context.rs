@@ -4,21 +4,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::adapters::memory::cache::MemoryCache;
+use crate::adapters::memory::locks::MemoryLocks;
 use crate::adapters::postgres::customers::PgStore;
+use crate::adapters::postgres::outbox::PgOutbox;
 use crate::adapters::postgres::tenants::PgTenants;
 use crate::adapters::redis::cache::RedisCache;
 use crate::adapters::redis::client::{RedisClient, RedisStartError};
 pub use crate::adapters::redis::keys::Layout;
+use crate::adapters::redis::locks::RedisLocks;
 use crate::adapters::redis::queue::RedisQueue;
 use crate::adapters::sqlite::customers::SqliteStore;
+use crate::adapters::sqlite::outbox::SqliteOutbox;
 use crate::adapters::sqlite::queue::SqliteQueue;
 use crate::adapters::sqlite::tenants::SqliteTenants;
 use crate::adapters::{postgres, sqlite};
 use crate::ports::cache::Cache;
 use crate::ports::clock::{Clock, SystemClock};
+use crate::ports::locks::Locks;
+use crate::ports::outbox::Outbox;
 use crate::ports::queue::{Queue, QueueSettings};
 use crate::ports::store::{Store, StoreError};
 use crate::ports::tenants::Tenants;
+use crate::services::outbox::Outlets;
+use crate::services::spool::SpooledQueue;
 
 /// The queue that events wait in.
 pub const EVENTS_QUEUE: &str = "events";
@@ -91,6 +99,14 @@ pub struct Context {
     pub tenants: Arc<dyn Tenants>,
     /// The events queue.
     pub queue: Arc<dyn Queue>,
+    /// What waits in the store for a queue.
+    pub outbox: Arc<dyn Outbox>,
+    /// Whether items that come while the queue is away wait there, too.
+    pub spools: bool,
+    /// Where it leads.
+    pub outlets: Outlets,
+    /// Merge locks.
+    pub locks: Arc<dyn Locks>,
     /// Cached answers.
     pub cache: Arc<dyn Cache>,
     /// The time.
@@ -114,10 +130,16 @@ impl Context {
                 make_folder(data)?;
                 let store = sqlite::db::Db::open_store(&data.join("store.db")).await?;
                 let queue = sqlite::db::Db::open_queue(&data.join("queue.db")).await?;
+                let queue: Arc<dyn Queue> = Arc::new(SqliteQueue::new(queue, settings, clock.clone()));
                 Ok(Self {
+                    outbox: Arc::new(SqliteOutbox::new(store.clone())),
+                    // the queue is a file beside the store's: neither is away without the other
+                    spools: false,
+                    outlets: Outlets(vec![(EVENTS_QUEUE, queue.clone())]),
+                    locks: Arc::new(MemoryLocks::default()),
                     store: Arc::new(SqliteStore::new(store.clone())),
                     tenants: Arc::new(SqliteTenants::new(store)),
-                    queue: Arc::new(SqliteQueue::new(queue, settings, clock.clone())),
+                    queue,
                     cache: Arc::new(MemoryCache::default()),
                     clock,
                 })
@@ -127,7 +149,20 @@ impl Context {
                 let queue = RedisQueue::new(redis.clone(), EVENTS_QUEUE, *layout, settings, clock.clone());
                 queue.refuse_other_layout(EVENTS_QUEUE).await?;
                 let pool = postgres::db::open(database_url, *connections).await?;
+                let direct: Arc<dyn Queue> = Arc::new(queue);
+                let outbox: Arc<dyn Outbox> = Arc::new(PgOutbox::new(pool.clone()));
+                let queue = SpooledQueue::new(
+                    direct.clone(),
+                    EVENTS_QUEUE,
+                    outbox.clone(),
+                    clock.clone(),
+                    settings.max_depth,
+                );
                 Ok(Self {
+                    outbox,
+                    spools: true,
+                    outlets: Outlets(vec![(EVENTS_QUEUE, direct)]),
+                    locks: Arc::new(RedisLocks::new(redis.clone())),
                     store: Arc::new(PgStore::new(pool.clone())),
                     tenants: Arc::new(PgTenants::new(pool)),
                     queue: Arc::new(queue),

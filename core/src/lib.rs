@@ -4,5 +4,6 @@
 pub mod adapters;
 pub mod context;
 pub mod domain;
+pub mod failpoint;
 pub mod ports;
 pub mod services;

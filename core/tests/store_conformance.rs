@@ -6,6 +6,8 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use rust_decimal::Decimal;
 use serde_json::json;
@@ -17,6 +19,7 @@ use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::order::{Item, Order};
 use tributary_core::domain::time::from_ms;
 use tributary_core::ports::clock::{Clock, SystemClock};
+use tributary_core::ports::locks::{Acquired, Lock, LockError, Locks};
 use tributary_core::ports::store::{Store, StoreError};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind};
 use tributary_core::services::process::{Processed, process};
@@ -35,6 +38,9 @@ on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store
     a_transaction_that_is_dropped_leaves_nothing,
     concurrent_workers_agree_on_one_profile,
     opposite_merges_from_many_workers_lose_nothing,
+    merges_are_right_under_locks_that_lie,
+    a_fencing_token_is_taken_once_and_only_upwards,
+    a_counter_that_ran_backwards_costs_a_run_and_no_merge,
     tenants_keys_and_shops_are_found_again,
 ]);
 
@@ -87,7 +93,7 @@ fn order(id: &str, version: i64, total: &str) -> Order {
 
 async fn run(u: &StoreUnderTest, events: &[Event]) -> Processed {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    process(&*u.store, &clock, events).await.unwrap()
+    process(&*u.store, &*u.locks, &clock, events).await.unwrap()
 }
 
 async fn owner(u: &StoreUnderTest, value: &str) -> Option<ProfileId> {
@@ -273,14 +279,14 @@ async fn concurrent_workers_agree_on_one_profile(u: &StoreUnderTest) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let mut workers = Vec::new();
     for worker in 0..6 {
-        let (store, clock) = (u.store.clone(), clock.clone());
+        let (store, locks, clock) = (u.store.clone(), u.locks.clone(), clock.clone());
         workers.push(tokio::spawn(async move {
             for n in 0..8 {
                 let events = [
                     event(&format!("{worker}-{n}"), &["shared", &format!("own-{worker}")]),
                     event(&format!("everybodys-{n}"), &["shared"]),
                 ];
-                retrying(&*store, &clock, &events).await;
+                retrying(&*store, &*locks, &clock, &events).await;
             }
         }));
     }
@@ -293,6 +299,86 @@ async fn concurrent_workers_agree_on_one_profile(u: &StoreUnderTest) {
 }
 
 async fn opposite_merges_from_many_workers_lose_nothing(u: &StoreUnderTest) {
+    opposite_merges(u, u.locks.clone()).await;
+    let last = u.store.last_fence().await.unwrap();
+    assert!(last >= 23, "each of 23 merges, at least, had a token of its own: {last}");
+}
+
+/// Locks that say yes to everybody, with tokens that repeat and run backwards: what a failover can make of Redis.
+struct Lying(AtomicI64);
+
+#[async_trait::async_trait]
+impl Locks for Lying {
+    async fn acquire(
+        &self,
+        names: &[String],
+        ttl: Duration,
+        seed: Option<i64>,
+    ) -> Result<Acquired, LockError> {
+        let fence = seed.unwrap_or_default() + 1 + self.0.fetch_add(1, Ordering::SeqCst) % 3;
+        let valid_until = tokio::time::Instant::now() + ttl;
+        Ok(Acquired::Held(Lock { names: names.to_vec(), token: "everybody's".into(), fence, valid_until }))
+    }
+
+    async fn extend(&self, lock: &Lock, _: Duration) -> Result<Option<tokio::time::Instant>, LockError> {
+        Ok(Some(lock.valid_until))
+    }
+
+    async fn release(&self, _: &Lock) -> Result<bool, LockError> {
+        Ok(true)
+    }
+}
+
+async fn merges_are_right_under_locks_that_lie(u: &StoreUnderTest) {
+    opposite_merges(u, Arc::new(Lying(AtomicI64::new(0)))).await;
+}
+
+async fn a_fencing_token_is_taken_once_and_only_upwards(u: &StoreUnderTest) {
+    run(u, &[event("m1", &["a"]), event("m2", &["b"])]).await;
+    let mut ids = vec![owner(u, "a").await.unwrap(), owner(u, "b").await.unwrap()];
+    ids.sort();
+    let stamp = async |ids: &[ProfileId], token: Option<i64>, commit: bool| {
+        let mut tx = u.store.begin().await.unwrap();
+        tx.lock(ids).await.unwrap();
+        let stamped = tx.fence(ids, token).await;
+        if stamped.is_ok() && commit {
+            tx.commit().await.unwrap();
+        }
+        stamped
+    };
+    assert_eq!(u.store.last_fence().await.unwrap(), 0);
+    assert_eq!(stamp(&ids, Some(7), false).await, Ok(()), "undone with its transaction");
+    assert_eq!(stamp(&ids[..1], Some(7), true).await, Ok(()));
+    for (token, outcome) in [
+        (6, Err(StoreError::Fenced(6))),
+        (7, Err(StoreError::Fenced(7))),
+        (8, Ok(())),
+        (8, Err(StoreError::Fenced(8))),
+    ] {
+        assert_eq!(stamp(&ids, Some(token), true).await, outcome, "{token}");
+    }
+    assert_eq!(u.store.last_fence().await.unwrap(), 8);
+    assert_eq!(stamp(&ids, None, true).await, Ok(()), "without a lock the store draws the next");
+    assert_eq!(u.store.last_fence().await.unwrap(), 9);
+}
+
+async fn a_counter_that_ran_backwards_costs_a_run_and_no_merge(u: &StoreUnderTest) {
+    run(u, &[event("m1", &["a"]), event("m2", &["b"]), event("m3", &["c"])]).await;
+    run(u, &[event("l1", &["a", "b"])]).await;
+    let before = u.store.last_fence().await.unwrap();
+    assert!(before >= 1);
+    // Redis comes back from an old copy: its tokens begin again, far below.
+    let mut tx = u.store.begin().await.unwrap();
+    let id = owner(u, "a").await.unwrap();
+    tx.lock(&[id]).await.unwrap();
+    tx.fence(&[id], Some(before + 1000)).await.unwrap();
+    tx.commit().await.unwrap();
+    run(u, &[event("l2", &["a", "c"])]).await;
+    assert_eq!(customer(u, "c").await.identifiers.len(), 3);
+    assert!(u.store.last_fence().await.unwrap() > before + 1000);
+}
+
+async fn opposite_merges(u: &StoreUnderTest, locks: Arc<dyn Locks>) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let seeds: Vec<Event> = (0..24).map(|n| event(&format!("s{n}"), &[&format!("u{n}")])).collect();
     for seed in &seeds {
@@ -300,14 +386,14 @@ async fn opposite_merges_from_many_workers_lose_nothing(u: &StoreUnderTest) {
     }
     let mut workers = Vec::new();
     for worker in 0..6_usize {
-        let (store, clock) = (u.store.clone(), clock.clone());
+        let (store, locks, clock) = (u.store.clone(), locks.clone(), clock.clone());
         workers.push(tokio::spawn(async move {
             for n in 0..23_usize {
                 // Every worker links neighbours, each in another order, so that merges meet from both ends.
                 let at = (n * (worker * 2 + 1) + worker * 4) % 23;
                 let (one, other) = (format!("u{at}"), format!("u{}", at + 1));
                 let events = [event(&format!("l{worker}-{at}"), &[&one, &other])];
-                retrying(&*store, &clock, &events).await;
+                retrying(&*store, &*locks, &clock, &events).await;
             }
         }));
     }
@@ -323,10 +409,10 @@ async fn opposite_merges_from_many_workers_lose_nothing(u: &StoreUnderTest) {
 }
 
 /// As the queue would: a batch that lost too many races comes again.
-async fn retrying(store: &dyn Store, clock: &Arc<dyn Clock>, events: &[Event]) {
+async fn retrying(store: &dyn Store, locks: &dyn Locks, clock: &Arc<dyn Clock>, events: &[Event]) {
     for _ in 0..50 {
-        match process(store, clock, events).await {
-            Err(StoreError::Conflict(_)) => {}
+        match process(store, locks, clock, events).await {
+            Err(StoreError::Conflict(_) | StoreError::Fenced(_)) => {}
             outcome => return drop(outcome.unwrap()),
         }
     }

@@ -69,7 +69,7 @@ impl ServeArgs {
 
     /// The settings of the routes.
     pub fn settings(&self) -> Settings {
-        Settings { cache_ttl: Duration::from_secs(self.cache_ttl_s.max(1)), max_lag: self.queue.max_lag() }
+        Settings { cache_ttl: Duration::from_secs(self.cache_ttl_s.max(1)), alarms: self.queue.alarms() }
     }
 }
 

@@ -78,7 +78,7 @@ impl From<StoreError> for ApiError {
                 "internal",
                 "the store refused; see the server's log",
             ),
-            StoreError::Unavailable(_) | StoreError::Conflict(_) => {
+            StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::Fenced(_) => {
                 Self::unavailable("store_unavailable", "the store cannot be reached; try again")
             }
         }

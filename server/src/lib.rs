@@ -25,6 +25,7 @@ use clap::Parser;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
+use tributary_core::failpoint;
 use workers::{event, shutdown, telemetry};
 
 use crate::cli::{Cli, Command, ServeArgs};
@@ -43,6 +44,7 @@ pub const STOP_GRACE: Duration = Duration::from_secs(10);
 pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     let cli = Cli::parse_from(args);
     telemetry::log_to_stderr();
+    failpoint::arm();
     match cli.command {
         Some(Command::Admin(command)) => admin::run(&cli.serve, command).await,
         Some(Command::Queues(command)) => queues::run(&cli.serve, command).await,

@@ -26,7 +26,11 @@ pub async fn run(args: &ServeArgs, command: QueuesArgs) -> anyhow::Result<()> {
     let queue = &**context.queue_named(name).with_context(|| format!("there is no queue {name:?}"))?;
     let mut out = std::io::stdout().lock();
     match command.command {
-        QueuesCommand::Stats => stats(&mut out, name, queue).await?,
+        QueuesCommand::Stats => {
+            stats(&mut out, name, queue).await?;
+            let outbox = context.outbox.stats().await?;
+            writeln!(out, "\noutbox: {} waiting, {} refused", outbox.waiting, outbox.refused)?;
+        }
         QueuesCommand::Dead(command) => dead(&mut out, queue, command).await?,
         QueuesCommand::Pause => {
             queue.set_paused(true).await?;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use axum::extract::FromRef;
 use tributary_core::context::Context;
 use tributary_core::ports::queue::Queue;
+use tributary_core::services::health::Alarms;
 use tributary_core::services::ingest::Ingest;
 use tributary_core::services::queues::{RateMeter, SAMPLE_EVERY};
 use workers::monitor;
@@ -18,8 +19,8 @@ use crate::auth::Keys;
 pub struct Settings {
     /// How long Customer360 answers are cached.
     pub cache_ttl: Duration,
-    /// The age of the oldest waiting event that turns health.
-    pub max_lag: Duration,
+    /// What turns health.
+    pub alarms: Alarms,
 }
 
 /// Shared by all requests.
@@ -71,10 +72,6 @@ async fn sample(queue: Arc<dyn Queue>, rates: Weak<RateMeter>) {
 
 impl FromRef<AppState> for monitor::State {
     fn from_ref(state: &AppState) -> Self {
-        Self {
-            context: state.context.clone(),
-            metrics: state.metrics.clone(),
-            max_lag: state.settings.max_lag,
-        }
+        Self { context: state.context.clone(), metrics: state.metrics.clone(), alarms: state.settings.alarms }
     }
 }

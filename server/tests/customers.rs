@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use support::{On, TestApp, answer};
 use tributary_core::ports::queue::QueueSettings;
 use tributary_core::ports::tenants::KeyKind;
-use tributary_core::services::health::{self, Status};
+use tributary_core::services::health::{self, Alarms, Status};
 use tributary_core::services::tenants::new_key;
 
 on_both_profiles!(
@@ -172,14 +172,17 @@ async fn monitoring_counts_and_judges(on: On) {
         "{queues}"
     );
     tokio::time::sleep(Duration::from_millis(60)).await;
-    let late = health::check(&app.context, Duration::from_millis(50)).await;
+    let late = health::check(&app.context, Alarms { max_lag: Duration::from_millis(50), dead: 0 }).await;
     assert_eq!(
         (late.status, late.lag.status),
         (Status::Degraded, Status::Degraded),
         "everything answers, but nobody works"
     );
     app.work_off().await;
-    assert_eq!(health::check(&app.context, Duration::from_millis(50)).await.status, Status::Ok);
+    assert_eq!(
+        health::check(&app.context, Alarms { max_lag: Duration::from_millis(50), dead: 0 }).await.status,
+        Status::Ok
+    );
     let (_, stats) = answer(app.get("/api/monitoring/stats")).await;
     assert_eq!(stats["brand"], json!({"profiles": 1, "events": 2, "orders": 0}));
     let (_, open) = answer(app.http.get(format!("{}/api/monitoring/stats", app.url))).await;

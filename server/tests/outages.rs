@@ -30,36 +30,59 @@ async fn a_full_queue_is_503_with_retry_after_and_takes_nothing(on: On) {
     app.stop().await;
 }
 
+fn event(app: &TestApp, id: &str) -> reqwest::RequestBuilder {
+    app.post("/v1/track", json!({"event": "E", "userId": "u", "messageId": id}).to_string())
+}
+
+async fn count_of_events(app: &TestApp) -> serde_json::Value {
+    answer(app.get(C360)).await.1["events_count"].clone()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_redis_ingestion_is_503_and_customers_are_read_from_the_store() {
+async fn without_redis_events_wait_in_the_store_and_come_through_once_when_it_is_back() {
     let mut redis = Redis::start(Fsync::Always).await.unwrap();
-    let postgres = Postgres::start().await.unwrap();
+    let mut postgres = Postgres::start().await.unwrap();
     let backend = services_backend(&postgres.url(), &redis.url());
     let app = TestApp::start_on(&backend, tempfile::tempdir().unwrap(), 1, QueueSettings::default()).await;
-    let event =
-        |id: &str| app.post("/v1/track", json!({"event": "E", "userId": "u", "messageId": id}).to_string());
-    assert_eq!(answer(event("m1")).await.0, 200);
+    assert_eq!(answer(event(&app, "m0")).await.0, 200);
     app.client().drain(Duration::from_secs(20), |_| {}).await.unwrap();
 
     redis.kill().unwrap();
+    for n in 1..=20 {
+        let began = Instant::now();
+        assert_eq!(answer(event(&app, &format!("m{n}"))).await.0, 200, "it waits in the store");
+        assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    }
+    let client = app.client();
+    let webhook = |body: &str| client.webhook(&app.http, "customers/create", "w1", body.to_owned());
+    let taken = |duplicate| (200, json!({"success": true, "duplicate": duplicate}));
+    assert_eq!(answer(webhook(r#"{"id": 7}"#)).await, taken(false));
+    assert_eq!(answer(webhook(r#"{"id": 7}"#)).await, taken(true), "known though Redis is away");
+    assert_eq!(answer(webhook(r#"{"id": 8}"#)).await.0, 409);
+    assert_eq!(app.context.outbox.stats().await.unwrap().waiting, 21);
     let began = Instant::now();
-    let response = event("m2").send().await.unwrap();
+    assert_eq!(count_of_events(&app).await, 1, "customers are read from the store");
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    assert_eq!(answer(app.get("/readyz")).await.0, 200, "it takes events in");
+    let (status, health) = answer(app.get("/api/monitoring/health")).await;
+    assert_eq!((status, health["status"].as_str()), (503, Some("degraded")), "and says what is wrong");
+
+    // Both away: nothing could keep an event, so none is accepted.
+    postgres.kill().unwrap();
+    let response = event(&app, "refused").send().await.unwrap();
     assert_eq!(response.status(), 503, "never a 2xx without a durable copy");
     assert!(response.headers().contains_key("retry-after"));
-    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
-    let began = Instant::now();
-    let (status, found) = answer(app.get(C360)).await;
-    assert_eq!((status, &found["events_count"]), (200, &json!(1)));
-    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
     assert_eq!(answer(app.get("/readyz")).await.0, 503);
+    postgres.restart().await.unwrap();
 
     redis.restart().await.unwrap();
     let back = Instant::now();
-    while answer(event("m2")).await.0 != 200 {
-        assert!(back.elapsed() < Duration::from_secs(10), "ingestion did not come back");
-    }
-    app.client().drain(Duration::from_secs(10), |_| {}).await.expect("the worker comes back by itself");
-    assert_eq!(answer(app.get(C360)).await.1["events_count"], 2);
+    app.client().drain(Duration::from_secs(20), |_| {}).await.expect("all goes on by itself");
+    assert!(back.elapsed() < Duration::from_secs(10), "{:?}", back.elapsed());
+    assert_eq!(count_of_events(&app).await, 21);
+    assert_eq!(answer(webhook(r#"{"id": 7}"#)).await, taken(true), "the claim went along");
+    let stats = app.context.queue.stats().await.unwrap();
+    assert_eq!((stats.enqueued, stats.dead, stats.retried), (22, 0, 0), "each once");
     app.stop().await;
 }
 

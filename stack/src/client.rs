@@ -134,8 +134,10 @@ impl Client {
         let answer: Value = self.http.get(url).send().await?.error_for_status()?.json().await?;
         let number =
             |name: &str| answer["events"][name].as_u64().with_context(|| format!("no {name} in {answer}"));
+        // Unknown while the store is away: then nobody may say that nothing waits.
+        let staged = answer["outbox"]["waiting"].as_u64().context("the outbox is not known")?;
         Ok(QueueNumbers {
-            waiting: number("pending")? + number("in_flight")? + number("delayed")?,
+            waiting: staged + number("pending")? + number("in_flight")? + number("delayed")?,
             dead: number("dead")?,
             oldest_age_ms: number("oldest_age_ms")?,
         })
@@ -187,7 +189,7 @@ impl Client {
 /// The events queue in numbers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct QueueNumbers {
-    /// Pending, in flight or delayed.
+    /// Pending, in flight, delayed, or in the outbox.
     pub waiting: u64,
     /// Dead letters.
     pub dead: u64,

@@ -1,7 +1,8 @@
 //! The event worker: fetch, work off, ack, in a few lanes at once.
 //!
 //! Who does what: [`tributary_core::services::work`] decides what becomes of each item; this loop keeps the lease alive
-//! meanwhile, stops a lane that has lost it, and gives back what it cannot finish. A batch that is worked off but cannot
+//! meanwhile, stops a lane that has lost it, and gives back what it cannot finish. Beside the lanes run the
+//! [`crate::housekeeping`] tasks. A batch that is worked off but cannot
 //! be acked comes again, and has no effect the second time.
 
 use std::panic::AssertUnwindSafe;
@@ -14,15 +15,18 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
 use tributary_core::domain::backoff::jittered;
+use tributary_core::failpoint;
 use tributary_core::ports::queue::{Acked, Batch, POLL, Then, Unfinished};
 use tributary_core::services::work::{Worked, work};
 
-/// How often leases that ran out are looked for. Part of the promise: a dead worker's items return within lease + 1 s.
-const RECLAIM_EVERY: Duration = Duration::from_millis(500);
+use crate::housekeeping;
+
 /// The first wait when something is away, and the longest.
 const AWAY_BASE: Duration = Duration::from_millis(100);
 /// See [`AWAY_BASE`].
 const AWAY_CAP: Duration = Duration::from_secs(2);
+/// The part of a batch that a lane fetches first after the store was away; it doubles with each batch that works.
+const RAMP: usize = 16;
 /// How often an ack is tried: later than the lease it would come in vain.
 const ACK_TRIES: u32 = 5;
 
@@ -45,7 +49,7 @@ pub async fn run(context: Context, options: Options, stop: CancellationToken) {
     for _ in 0..options.concurrency {
         lanes.spawn(lane(context.clone(), options, stop.clone(), give_back.clone()));
     }
-    let reclaimer = tokio::spawn(reclaim(context, stop.clone()));
+    let housekeeping = tokio::spawn(housekeeping::run(context, stop.clone()));
     tracing::info!(lanes = options.concurrency, batch = options.batch, "event worker started");
     stop.cancelled().await;
     let finish = async { while lanes.join_next().await.is_some() {} };
@@ -53,19 +57,21 @@ pub async fn run(context: Context, options: Options, stop: CancellationToken) {
         give_back.cancel();
         while lanes.join_next().await.is_some() {}
     }
-    let _ = reclaimer.await;
+    let _ = housekeeping.await;
     tracing::info!("event worker stopped");
 }
 
 async fn lane(context: Context, options: Options, stop: CancellationToken, give_back: CancellationToken) {
     let mut failures = 0;
+    let mut want = options.batch;
     while !stop.is_cancelled() {
         // Not dropped half-way when `stop` comes: a batch fetched for nobody would wait for its lease to end.
-        match context.queue.fetch(options.batch, POLL).await {
+        match context.queue.fetch(want, POLL).await {
             Ok(None) => failures = 0,
             Ok(Some(batch)) => {
                 failures = 0;
-                run_batch(&context, batch, &stop, &give_back).await;
+                let store_was_there = run_batch(&context, batch, &stop, &give_back).await;
+                want = ramp(want, options.batch, store_was_there);
             }
             Err(error) => {
                 failures += 1;
@@ -78,9 +84,21 @@ async fn lane(context: Context, options: Options, stop: CancellationToken, give_
     }
 }
 
-/// Works off one batch: fetched, so it must be acked, given back, or lost.
-async fn run_batch(context: &Context, batch: Batch, stop: &CancellationToken, give_back: &CancellationToken) {
+/// How many items a lane fetches next: few after an outage, so that a store that has just come back is not met by all
+/// that waited for it, then more and more.
+fn ramp(want: usize, most: usize, store_was_there: bool) -> usize {
+    if store_was_there { (want * 2).min(most) } else { most.div_ceil(RAMP) }
+}
+
+/// Works off one batch: fetched, so it must be acked, given back, or lost. Answers whether the store was there.
+async fn run_batch(
+    context: &Context,
+    batch: Batch,
+    stop: &CancellationToken,
+    give_back: &CancellationToken,
+) -> bool {
     let started = Instant::now();
+    failpoint::reached("fetched_before_handler");
     let worked = tokio::select! {
         worked = AssertUnwindSafe(work(context, &batch.items)).catch_unwind() => match worked {
             Ok(worked) => worked,
@@ -88,22 +106,24 @@ async fn run_batch(context: &Context, batch: Batch, stop: &CancellationToken, gi
                 // As if the process had died: the lease ends, each item comes alone, and the one that does this is buried.
                 metrics::counter!("tributary_worker_panics_total").increment(1);
                 tracing::error!(items = batch.items.len(), "working off a batch panicked; its items will come again, alone");
-                return;
+                return true;
             }
         },
         () = lease_lost(context, &batch) => {
             metrics::counter!("tributary_worker_leases_lost_total").increment(1);
             tracing::warn!(items = batch.items.len(), "the lease was lost; somebody else works on this batch now");
-            return;
+            return true;
         }
         () = give_back.cancelled() => given_back(&batch),
     };
     record(&worked, batch.items.len(), started.elapsed());
+    failpoint::reached("committed_before_ack");
     ack(context, &batch, &worked.unfinished).await;
-    if let Some(error) = worked.store_away {
-        tracing::warn!(%error, "waiting for the store");
-        wait_for_store(context, stop).await;
-    }
+    failpoint::reached("acked_before_next");
+    let Some(error) = worked.store_away else { return true };
+    tracing::warn!(%error, "waiting for the store");
+    wait_for_store(context, stop).await;
+    false
 }
 
 /// Returns when the lease is lost; keeps it alive until then.
@@ -167,22 +187,6 @@ async fn pause(failures: u32, stop: &CancellationToken) {
     }
 }
 
-async fn reclaim(context: Context, stop: CancellationToken) {
-    while !stop.is_cancelled() {
-        match context.queue.reclaim().await {
-            Ok(reclaimed) if reclaimed.returned + reclaimed.buried > 0 => {
-                tracing::warn!(reclaimed.returned, reclaimed.buried, "took over from a lost worker");
-            }
-            Ok(_) => {}
-            Err(error) => tracing::debug!(%error, "reclaiming failed"),
-        }
-        tokio::select! {
-            () = sleep(RECLAIM_EVERY) => {}
-            () = stop.cancelled() => {}
-        }
-    }
-}
-
 #[expect(clippy::cast_precision_loss, reason = "metrics are floats")]
 fn record(worked: &Worked, items: usize, took: Duration) {
     metrics::counter!("tributary_events_effective_total").increment(worked.effective as u64);
@@ -191,4 +195,21 @@ fn record(worked: &Worked, items: usize, took: Duration) {
     metrics::counter!("tributary_events_buried_total").increment(buried as u64);
     metrics::histogram!("tributary_batch_seconds").record(took.as_secs_f64());
     metrics::histogram!("tributary_batch_items").record(items as f64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_comes_back_from_an_outage_step_by_step() {
+        let mut want = ramp(500, 500, false);
+        let mut steps = vec![want];
+        while want < 500 {
+            want = ramp(want, 500, true);
+            steps.push(want);
+        }
+        assert_eq!(steps, [32, 64, 128, 256, 500]);
+        assert_eq!((ramp(1, 1, false), ramp(1, 1, true), ramp(500, 500, true)), (1, 1, 500));
+    }
 }

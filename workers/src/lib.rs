@@ -1,9 +1,12 @@
 //! The worker loops: [`event`] takes batches from the events queue and works them off. The binary `workers` runs one role a
 //! process; the server runs the same loop in its own process when it is embedded.
 //!
+//! [`housekeeping`] runs beside every loop: what dead workers held, what waits in the outbox, what is astray.
+//!
 //! [`settings`], [`telemetry`] and [`monitor`] are what every process of Tributary has in common.
 
 pub mod event;
+pub mod housekeeping;
 pub mod monitor;
 pub mod settings;
 pub mod shutdown;
@@ -16,6 +19,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use tokio::net::TcpListener;
 use tributary_core::context::Context;
+use tributary_core::failpoint;
 
 use crate::settings::{QueueArgs, ServicesArgs, WorkerArgs};
 
@@ -53,6 +57,7 @@ struct EventArgs {
 pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     let Role::Event(args) = Cli::parse_from(args).role;
     telemetry::log_to_stderr();
+    failpoint::arm();
     let metrics = telemetry::record_metrics()?;
     let backend = args.services.backend()?;
     let context = Context::open(&backend, args.queue.settings()).await?;
@@ -61,7 +66,7 @@ pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Resu
         .with_context(|| format!("cannot listen on {} (--monitor-bind)", args.monitor_bind))?;
     println!("monitor on http://{}", listener.local_addr()?);
     let stop = shutdown::on_signals();
-    let state = monitor::State { context: context.clone(), metrics, max_lag: args.queue.max_lag() };
+    let state = monitor::State { context: context.clone(), metrics, alarms: args.queue.alarms() };
     let monitor = tokio::spawn(monitor::serve(listener, state, stop.clone()));
     event::run(context, args.worker.options(), stop).await;
     monitor.await??;

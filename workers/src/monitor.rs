@@ -1,7 +1,5 @@
 //! What every process answers about itself: `/healthz`, `/readyz`, `/metrics`.
 
-use std::time::Duration;
-
 use axum::Json;
 use axum::Router;
 use axum::extract::{FromRef, State as Extract};
@@ -12,7 +10,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
-use tributary_core::services::health::{self, Status};
+use tributary_core::services::health::{self, Alarms, Status};
 
 /// What the answers are made from.
 #[derive(Clone)]
@@ -21,8 +19,8 @@ pub struct State {
     pub context: Context,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
-    /// The age of the oldest waiting event that turns health.
-    pub max_lag: Duration,
+    /// What turns health.
+    pub alarms: Alarms,
 }
 
 /// The three routes.
@@ -52,9 +50,9 @@ async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// 200 when it can do its work, 503 when store or queue are away.
+/// 200 when it takes events in, 503 when it cannot: the queue is away, and so is the store in its stead.
 async fn ready(Extract(state): Extract<State>) -> Response {
-    let health = health::check(&state.context, state.max_lag).await;
+    let health = health::check(&state.context, state.alarms).await;
     let status = if health.status == Status::Down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (status, Json(health)).into_response()
 }
@@ -69,6 +67,14 @@ async fn render_metrics(Extract(state): Extract<State>) -> String {
             ("tributary_queue_oldest_age_ms", stats.oldest_age_ms),
         ];
         for (name, value) in gauges {
+            #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+            metrics::gauge!(name).set(value as f64);
+        }
+    }
+    if let Ok(outbox) = state.context.outbox.stats().await {
+        for (name, value) in
+            [("tributary_outbox_waiting", outbox.waiting), ("tributary_outbox_refused", outbox.refused)]
+        {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
             metrics::gauge!(name).set(value as f64);
         }

@@ -6,6 +6,8 @@ use clap::Args;
 use tributary_core::context::{Backend, KEY_SPACE, Layout};
 use tributary_core::ports::queue::{MAX_FETCH, QueueSettings};
 
+use tributary_core::services::health::Alarms;
+
 use crate::event::Options;
 
 /// How to reach PostgreSQL and Redis.
@@ -92,6 +94,9 @@ pub struct QueueArgs {
     /// Age of the oldest waiting event that turns health, in seconds
     #[arg(long, env = "TRIBUTARY_MAX_LAG_S", default_value_t = 60)]
     pub max_lag_s: u64,
+    /// Dead letters that turn health; 0 for never
+    #[arg(long, env = "TRIBUTARY_DEAD_ALARM", default_value_t = 1000)]
+    pub dead_alarm: u64,
 }
 
 impl QueueArgs {
@@ -104,9 +109,9 @@ impl QueueArgs {
         }
     }
 
-    /// The age that turns health.
-    pub fn max_lag(&self) -> Duration {
-        Duration::from_secs(self.max_lag_s)
+    /// What turns health.
+    pub fn alarms(&self) -> Alarms {
+        Alarms { max_lag: Duration::from_secs(self.max_lag_s), dead: self.dead_alarm }
     }
 }
 

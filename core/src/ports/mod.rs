@@ -5,6 +5,8 @@
 
 pub mod cache;
 pub mod clock;
+pub mod locks;
+pub mod outbox;
 pub mod queue;
 pub mod store;
 pub mod tenants;

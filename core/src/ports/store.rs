@@ -14,6 +14,7 @@ use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::Order;
 use crate::domain::profile::Profile;
+use crate::ports::outbox::Stage;
 
 /// Why a store did not do as asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +22,10 @@ pub enum StoreError {
     /// Another transaction was faster. Nothing was changed; run the transaction again.
     #[error("another transaction was faster: {0}")]
     Conflict(String),
+    /// A profile was merged under a fencing token as high as the transaction's, or higher. Nothing was changed; run it
+    /// again under a token above [`Store::last_fence`].
+    #[error("a fencing token is too old: {0}")]
+    Fenced(i64),
     /// It cannot be reached, or did not answer in time. Try again later.
     #[error("the store cannot be reached: {0}")]
     Unavailable(String),
@@ -89,6 +94,9 @@ pub trait Store: Send + Sync {
     /// All of a customer; follows a merged-away profile to where it went. `None` for nobody of this brand.
     async fn customer(&self, brand: BrandId, id: ProfileId) -> Result<Option<CustomerRecord>, StoreError>;
 
+    /// The highest fencing token that a profile was merged under; 0 where none was.
+    async fn last_fence(&self) -> Result<i64, StoreError>;
+
     /// The brand in numbers.
     async fn stats(&self, brand: BrandId) -> Result<StoreStats, StoreError>;
 
@@ -129,6 +137,13 @@ pub trait StoreTx: Send {
 
     /// Writes orders where they are newer than what is there. `rows` holds each order once, sorted.
     async fn save_orders(&mut self, rows: &[OrderRow<'_>]) -> Result<(), StoreError>;
+
+    /// Stamps profiles, which this transaction has locked, with a fencing token. [`StoreError::Fenced`] unless the token is
+    /// strictly higher than each one's last; so one token commits once a profile. Without a token it draws the next one.
+    async fn fence(&mut self, ids: &[ProfileId], token: Option<i64>) -> Result<(), StoreError>;
+
+    /// Adds jobs to the outbox: they are there if and only if the transaction commits.
+    async fn stage(&mut self, stages: &[Stage], now_ms: i64) -> Result<(), StoreError>;
 
     /// Makes all of it durable, or none.
     async fn commit(self: Box<Self>) -> Result<(), StoreError>;

@@ -18,7 +18,7 @@ pub enum Status {
     Ok,
     /// Works, but late, or without something it can do without.
     Degraded,
-    /// Does not work.
+    /// Takes nothing in.
     Down,
 }
 
@@ -58,18 +58,29 @@ pub struct Health {
     pub status: Status,
     /// Profiles, events, orders.
     pub store: Check,
-    /// The events queue.
+    /// The events queue. While it is away and the store is there, events are taken into the outbox.
     pub queue: Check,
     /// Cached answers: Tributary works without.
     pub cache: Check,
     /// Whether events are worked off in time.
     pub lag: Check,
+    /// Whether the dead letters are few. They are never cleared away by themselves.
+    pub dead: Check,
     /// How long the oldest event has waited, in milliseconds.
     pub lag_ms: Option<u64>,
 }
 
-/// Looks at everything; `max_lag` is the age of the oldest waiting event that turns the verdict.
-pub async fn check(context: &Context, max_lag: Duration) -> Health {
+/// What turns the verdict to degraded.
+#[derive(Clone, Copy, Debug)]
+pub struct Alarms {
+    /// The age of the oldest waiting event.
+    pub max_lag: Duration,
+    /// So many dead letters; 0 for never.
+    pub dead: u64,
+}
+
+/// Looks at everything.
+pub async fn check(context: &Context, alarms: Alarms) -> Health {
     let (store, stats, cache) = tokio::join!(
         tokio::time::timeout(CHECK_TIMEOUT, context.store.ping()),
         tokio::time::timeout(CHECK_TIMEOUT, context.queue.stats()),
@@ -77,11 +88,29 @@ pub async fn check(context: &Context, max_lag: Duration) -> Health {
     );
     let queue = Check::of(&stats, Status::Down);
     let stats = stats.ok().and_then(Result::ok);
-    let lag = lag(stats.as_ref(), max_lag);
+    let lag = lag(stats.as_ref(), alarms.max_lag);
     let (store, cache) = (Check::of(&store, Status::Down), Check::of(&cache, Status::Degraded));
-    let status =
-        [&store, &queue, &cache, &lag].map(|check| check.status).into_iter().max().unwrap_or(Status::Ok);
-    Health { status, store, queue, cache, lag, lag_ms: stats.map(|s| s.oldest_age_ms) }
+    let dead = dead(stats.as_ref(), alarms.dead);
+    let worst = [&store, &queue, &cache, &lag, &dead]
+        .map(|check| check.status)
+        .into_iter()
+        .max()
+        .unwrap_or(Status::Ok);
+    // Events can be taken in as long as the queue is there, or the store in its stead.
+    let takes_in = queue.status == Status::Ok || (context.spools && store.status == Status::Ok);
+    let status = if takes_in { worst.min(Status::Degraded) } else { Status::Down };
+    Health { status, dead, store, queue, cache, lag, lag_ms: stats.map(|s| s.oldest_age_ms) }
+}
+
+fn dead(stats: Option<&QueueStats>, most: u64) -> Check {
+    match stats {
+        Some(stats) if most > 0 && stats.dead >= most => Check {
+            status: Status::Degraded,
+            detail: Some(format!("{} dead letters: look at them with server queues dead list", stats.dead)),
+        },
+        Some(_) => Check { status: Status::Ok, detail: None },
+        None => Check { status: Status::Degraded, detail: Some("the queue did not answer".into()) },
+    }
 }
 
 fn lag(stats: Option<&QueueStats>, max_lag: Duration) -> Check {
@@ -95,6 +124,6 @@ fn lag(stats: Option<&QueueStats>, max_lag: Duration) -> Check {
             )),
         },
         Some(_) => Check { status: Status::Ok, detail: None },
-        None => Check { status: Status::Down, detail: Some("the queue did not answer".into()) },
+        None => Check { status: Status::Degraded, detail: Some("the queue did not answer".into()) },
     }
 }

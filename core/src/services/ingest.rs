@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
+use crate::failpoint;
 use crate::ports::queue::{Enqueued, NewItem, Queue, QueueError};
 
 /// Writes under way at once: while one waits for the disk, the next is being put together.
@@ -59,7 +60,9 @@ async fn write(queue: Arc<dyn Queue>, waiting: Arc<Mutex<mpsc::Receiver<Request>
         let (items, answers): (Vec<_>, Vec<_>) = requests.into_iter().map(|r| (r.items, r.answer)).unzip();
         let items = items.concat();
         metrics::histogram!("tributary_ingest_write_items").record(items.len() as f64);
+        failpoint::reached("before_enqueue");
         let mut outcome = queue.enqueue(&items).await.map(Vec::into_iter);
+        failpoint::reached("claimed_before_reply");
         for (answer, count) in answers.into_iter().zip(counts) {
             let share = match &mut outcome {
                 Ok(results) => Ok(results.by_ref().take(count).collect()),

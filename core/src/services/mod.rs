@@ -3,7 +3,10 @@
 pub mod customer360;
 pub mod health;
 pub mod ingest;
+pub mod merge;
+pub mod outbox;
 pub mod process;
 pub mod queues;
+pub mod spool;
 pub mod tenants;
 pub mod work;

@@ -4,25 +4,33 @@
 //! 1. leave out events that took effect before;
 //! 2. look up who owns the identifiers, and group the events into customers;
 //! 3. claim identifiers that nobody owns; where another worker was faster, look again;
-//! 4. lock the profiles, sorted; if one was merged away meanwhile, start again;
-//! 5. add the events, apply them to the profiles, merge the profiles that they link, write orders; commit.
+//! 4. where profiles are to be merged, take their merge lock ([`crate::services::merge`]), and let the store check its
+//!    fencing token;
+//! 5. lock the profiles, sorted; if one was merged away meanwhile, start again;
+//! 6. add the events, apply them to the profiles, merge the profiles that they link, write orders; commit.
 //!
-//! Step 1 and the unique key of step 5 make the effect happen once, whatever the queue delivers.
+//! Step 1 and the unique key of step 6 make the effect happen once, whatever the queue delivers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::domain::event::Event;
 use crate::domain::identity::{self, Group};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
+use crate::failpoint;
 use crate::ports::clock::Clock;
+use crate::ports::locks::Locks;
 use crate::ports::store::{
     BrandIdentifier, EventRow, KnownEvents, Move, OrderRow, Store, StoreError, StoreTx,
 };
+use crate::services::merge::{self, Grant, Taking};
 
 /// How often a batch is run that loses races, before it goes back to the queue.
 const MAX_RUNS: u32 = 8;
+/// The longest wait before a batch that lost a race is run again; drawn anew each time, and longer with each run.
+const RERUN_WAIT: Duration = Duration::from_millis(20);
 /// How often a transaction looks again for identifiers that others were faster to claim.
 const MAX_LOOKS: u32 = 4;
 
@@ -43,28 +51,41 @@ pub struct Processed {
 /// [`StoreError::Conflict`] when it lost too many races; else the store's own. Nothing has taken effect then.
 pub async fn process(
     store: &dyn Store,
+    locks: &dyn Locks,
     clock: &Arc<dyn Clock>,
     events: &[Event],
 ) -> Result<Processed, StoreError> {
     let mut run = 1;
+    let mut seed = None;
     loop {
-        match once(store, clock, events).await {
-            Err(StoreError::Conflict(why)) if run < MAX_RUNS => {
-                metrics::counter!("tributary_process_conflicts_total").increment(1);
-                tracing::debug!(run, why, "run again");
-                run += 1;
-            }
+        let lost = match once(store, locks, clock, events, seed).await {
+            Err(lost @ (StoreError::Conflict(_) | StoreError::Fenced(_))) if run < MAX_RUNS => lost,
             outcome => return outcome,
+        };
+        metrics::counter!("tributary_process_conflicts_total").increment(1);
+        tracing::debug!(run, %lost, "run again");
+        if matches!(lost, StoreError::Fenced(_)) {
+            // The tokens' counter ran backwards: a restart from an old copy, or a failover.
+            seed = Some(store.last_fence().await?);
         }
+        tokio::time::sleep(RERUN_WAIT.mul_f64(rand::random::<f64>() * f64::from(run))).await;
+        run += 1;
     }
 }
 
-async fn once(store: &dyn Store, clock: &Arc<dyn Clock>, events: &[Event]) -> Result<Processed, StoreError> {
+/// One run. `seed` is the highest fencing token that was used, where the locks' counter is known to be behind.
+async fn once(
+    store: &dyn Store,
+    locks: &dyn Locks,
+    clock: &Arc<dyn Clock>,
+    events: &[Event],
+    seed: Option<i64>,
+) -> Result<Processed, StoreError> {
     let mut tx = store.begin().await?;
     let known = tx.known_events(events).await?;
     let fresh = first_of_each(events, &known);
     // A worker may have died between its commit and dropping the cached answers: whoever gets its items does it.
-    let mut touched: BTreeSet<(BrandId, ProfileId)> =
+    let touched: BTreeSet<(BrandId, ProfileId)> =
         known.iter().filter_map(|((brand, _), profile)| Some((*brand, (*profile)?))).collect();
     if fresh.is_empty() {
         return Ok(Processed {
@@ -75,8 +96,44 @@ async fn once(store: &dyn Store, clock: &Arc<dyn Clock>, events: &[Event]) -> Re
     }
     let mut cast = Cast::of(&fresh);
     let groups = cast.settle(&mut *tx, clock).await?;
-    let mut profiles = lock(&mut *tx, &groups, &cast.minted).await?;
+    let merging = merging(&groups, &cast, &fresh);
+    let batch = Settled { events, fresh, cast, groups, touched };
+    if merging.is_empty() {
+        return finish(tx, batch, &[], None).await;
+    }
+    // One try: a transaction must not wait for a lock whose holder may wait for this transaction.
+    let names = merging.iter().map(|(brand, id)| merge::lock_name(*brand, *id)).collect();
+    let taking = Taking { seed, ..Taking::default() };
+    let ids: Vec<ProfileId> = merging.iter().map(|(_, id)| *id).collect();
+    merge::with_merge_lock(locks, store, names, taking, |grant| async move {
+        finish(tx, batch, &ids, Some(grant)).await
+    })
+    .await
+}
 
+/// A batch whose customers are known.
+struct Settled<'e> {
+    events: &'e [Event],
+    /// Those that take effect.
+    fresh: Vec<&'e Event>,
+    cast: Cast,
+    groups: Vec<Group>,
+    /// Profiles whose cached answers must go.
+    touched: BTreeSet<(BrandId, ProfileId)>,
+}
+
+/// The rest of the transaction: the profiles `merging` are merged under `grant`.
+async fn finish(
+    mut tx: Box<dyn StoreTx>,
+    batch: Settled<'_>,
+    merging: &[ProfileId],
+    grant: Option<Grant>,
+) -> Result<Processed, StoreError> {
+    let Settled { events, fresh, cast, groups, mut touched } = batch;
+    let mut profiles = lock(&mut *tx, &groups, &cast.minted).await?;
+    if let Some(grant) = &grant {
+        tx.fence(merging, grant.fence).await?;
+    }
     let homes = homes(&groups, fresh.len());
     let rows: Vec<EventRow<'_>> =
         fresh.iter().zip(&homes).map(|(event, home)| EventRow { event, profile: *home }).collect();
@@ -99,6 +156,13 @@ async fn once(store: &dyn Store, clock: &Arc<dyn Clock>, events: &[Event]) -> Re
     let orders = newest_orders(&rows, &added);
     if !orders.is_empty() {
         tx.save_orders(&orders).await?;
+    }
+    failpoint::reached("events_added_before_commit");
+    if let Some(grant) = &grant {
+        failpoint::reached("merge_checked_before_commit");
+        if !grant.is_valid() {
+            return Err(StoreError::Conflict("the merge's lock ran out before the commit".into()));
+        }
     }
     tx.commit().await?;
     Ok(Processed {
@@ -240,6 +304,20 @@ async fn lock(
         return Err(StoreError::Conflict("a profile was merged meanwhile".into()));
     }
     Ok(locked.into_iter().map(|profile| (profile.id, profile)).collect())
+}
+
+/// The profiles that exist and are to become one with others, sorted.
+fn merging(groups: &[Group], cast: &Cast, events: &[&Event]) -> BTreeSet<(BrandId, ProfileId)> {
+    let mut merging = BTreeSet::new();
+    for group in groups {
+        let existing: Vec<ProfileId> =
+            group.owners.iter().filter(|id| !cast.minted.contains(id)).copied().collect();
+        if existing.len() > 1 {
+            let brand = events[group.events[0]].brand;
+            merging.extend(existing.into_iter().map(|id| (brand, id)));
+        }
+    }
+    merging
 }
 
 /// The profile of each event: the oldest owner of its group.

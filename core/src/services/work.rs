@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::domain::backoff::{MAX_ATTEMPTS, full_jitter};
 use crate::domain::envelope::Envelope;
 use crate::domain::event::Event;
+use crate::failpoint;
 use crate::ports::queue::{Item, Then, Unfinished};
 use crate::ports::store::StoreError;
 use crate::services::{customer360, process};
@@ -55,10 +56,12 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
             release(&mut worked, &readable[part]);
             continue;
         }
-        match process::process(&*context.store, &context.clock, &events[part.clone()]).await {
+        match process::process(&*context.store, &*context.locks, &context.clock, &events[part.clone()]).await
+        {
             Ok(done) => {
                 worked.effective += done.effective;
                 worked.duplicates += done.duplicates;
+                failpoint::reached("committed_before_invalidate");
                 invalidate(context, &done).await;
             }
             Err(StoreError::Invalid(error)) if part.len() == 1 => {
@@ -69,7 +72,7 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
                 parts.push(middle..part.end);
                 parts.push(part.start..middle);
             }
-            Err(StoreError::Conflict(_)) => release(&mut worked, &readable[part]),
+            Err(StoreError::Conflict(_) | StoreError::Fenced(_)) => release(&mut worked, &readable[part]),
             Err(away @ StoreError::Unavailable(_)) => {
                 release(&mut worked, &readable[part]);
                 worked.store_away = Some(away);

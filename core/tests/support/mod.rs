@@ -5,20 +5,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{Connection, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 use stack::services::Services;
 use tokio::sync::OnceCell;
 use tributary_core::adapters::memory::cache::MemoryCache;
+use tributary_core::adapters::memory::locks::MemoryLocks;
 use tributary_core::adapters::postgres::{self, customers::PgStore, tenants::PgTenants};
 use tributary_core::adapters::redis::cache::RedisCache;
 use tributary_core::adapters::redis::client::RedisClient;
-use tributary_core::adapters::redis::keys::{Layout, QueueKeys};
+use tributary_core::adapters::redis::keys::{Layout, LockKeys, QueueKeys};
+use tributary_core::adapters::redis::locks::RedisLocks;
 use tributary_core::adapters::redis::queue::RedisQueue;
 use tributary_core::adapters::sqlite::db::Db;
 use tributary_core::adapters::sqlite::{customers::SqliteStore, queue::SqliteQueue, tenants::SqliteTenants};
+use tributary_core::context::{Backend, Context};
 use tributary_core::ports::cache::Cache;
 use tributary_core::ports::clock::{ManualClock, SystemClock};
-use tributary_core::ports::queue::{Queue, QueueSettings};
+use tributary_core::ports::locks::Locks;
+use tributary_core::ports::outbox::Staged;
+use tributary_core::ports::queue::{
+    Acked, Audited, Batch, BatchId, Claim, DeadLetter, Enqueued, NewItem, Queue, QueueError, QueueSettings,
+    QueueStats, Reclaimed, Unfinished,
+};
 use tributary_core::ports::store::Store;
 use tributary_core::ports::tenants::Tenants;
 
@@ -103,9 +111,181 @@ async fn redis_queue(layout: Layout) -> QueueUnderTest {
     QueueUnderTest { queue: Arc::new(queue), clock: None, back_door, _folder: None }
 }
 
-/// A store under test, with its tenants.
+/// How many cases a property runs: `PROPTEST_CASES`, or the test's own number.
+pub fn cases(usual: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(usual)
+}
+
+/// Locks under test.
+pub struct LocksUnderTest {
+    pub locks: Arc<dyn Locks>,
+    back_door: LocksDoor,
+}
+
+enum LocksDoor {
+    Memory(Arc<MemoryLocks>),
+    Redis(Box<(RedisClient, LockKeys)>),
+}
+
+impl LocksUnderTest {
+    /// Ends a lock's time.
+    pub async fn end(&self, name: &str) {
+        match &self.back_door {
+            LocksDoor::Memory(locks) => locks.end(name),
+            LocksDoor::Redis(held) => {
+                let (redis, keys) = &**held;
+                redis::cmd("DEL").arg(keys.lock(name)).exec_async(&mut redis.shared()).await.unwrap();
+            }
+        }
+    }
+
+    /// Forgets the tokens' counter.
+    pub async fn forget(&self) {
+        match &self.back_door {
+            LocksDoor::Memory(locks) => locks.forget(),
+            LocksDoor::Redis(held) => {
+                let (redis, keys) = &**held;
+                redis::cmd("DEL").arg(keys.fence()).exec_async(&mut redis.shared()).await.unwrap();
+            }
+        }
+    }
+
+    /// Frees every lock that the properties use.
+    pub async fn clear(&self) {
+        for name in ["a", "b", "c", "d"] {
+            self.end(name).await;
+        }
+    }
+}
+
+pub async fn memory_locks() -> LocksUnderTest {
+    let locks = Arc::new(MemoryLocks::default());
+    LocksUnderTest { locks: locks.clone(), back_door: LocksDoor::Memory(locks) }
+}
+
+pub async fn redis_locks() -> LocksUnderTest {
+    redis_locks_edited(str::to_owned).await
+}
+
+pub async fn redis_locks_edited(edit: impl Fn(&str) -> String) -> LocksUnderTest {
+    let redis = redis().await;
+    let locks = RedisLocks::new(redis.clone()).with_scripts_edited(edit);
+    let back_door = LocksDoor::Redis(Box::new((redis, locks.keys().clone())));
+    LocksUnderTest { locks: Arc::new(locks), back_door }
+}
+
+/// Everything, on one profile.
+pub struct ContextUnderTest {
+    pub context: Context,
+    store: String,
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl ContextUnderTest {
+    /// Puts items back into the outbox that were removed, under their own ids.
+    pub async fn put_back(&self, items: &[Staged]) {
+        for Staged { id, queue, item, staged_ms } in items {
+            let id =
+                if self.store.starts_with("sqlite") { format!("'{id}'") } else { format!("'{id}'::uuid") };
+            let payload: String = item.payload.iter().map(|byte| format!("{byte:02x}")).collect();
+            let payload = if self.store.starts_with("sqlite") {
+                format!("x'{payload}'")
+            } else {
+                format!("'\\x{payload}'::bytea")
+            };
+            let insert = format!(
+                "insert into outbox (id, queue, priority, delay_ms, keys, payload, staged_ms)
+                values ({id}, '{queue}', 1, 0, '[]', {payload}, {staged_ms})"
+            );
+            if self.store.starts_with("sqlite") {
+                let mut file = SqliteConnection::connect(&self.store).await.unwrap();
+                sqlx::query(AssertSqlSafe(insert)).execute(&mut file).await.unwrap();
+            } else {
+                let mut database = sqlx::PgConnection::connect(&self.store).await.unwrap();
+                sqlx::query(AssertSqlSafe(insert)).execute(&mut database).await.unwrap();
+            }
+        }
+    }
+}
+
+pub async fn embedded_context() -> ContextUnderTest {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = Backend::Embedded { data: folder.path().to_owned() };
+    let context = Context::open(&backend, QueueSettings::default()).await.unwrap();
+    let store = format!("sqlite://{}", folder.path().join("store.db").display());
+    ContextUnderTest { context, store, _folder: Some(folder) }
+}
+
+pub async fn services_context() -> ContextUnderTest {
+    let store = services().await.fresh_database().await.unwrap();
+    let backend = Backend::Services {
+        database_url: store.clone(),
+        redis_url: services().await.redis_url.clone(),
+        key_space: Services::fresh_key_space(),
+        connections: 8,
+        layout: Layout::Lists,
+    };
+    let context = Context::open(&backend, QueueSettings::default()).await.unwrap();
+    ContextUnderTest { context, store, _folder: None }
+}
+
+/// A queue that is away.
+pub struct AwayQueue;
+
+fn away<T>() -> Result<T, QueueError> {
+    Err(QueueError::Unavailable("away".into()))
+}
+
+#[async_trait::async_trait]
+impl Queue for AwayQueue {
+    async fn enqueue(&self, _: &[NewItem]) -> Result<Vec<Enqueued>, QueueError> {
+        away()
+    }
+    async fn fetch(&self, _: usize, _: Duration) -> Result<Option<Batch>, QueueError> {
+        away()
+    }
+    async fn ack(&self, _: &Batch, _: &[Unfinished]) -> Result<Acked, QueueError> {
+        away()
+    }
+    async fn beat(&self, _: &[BatchId]) -> Result<Vec<BatchId>, QueueError> {
+        away()
+    }
+    async fn reclaim(&self) -> Result<Reclaimed, QueueError> {
+        away()
+    }
+    async fn stats(&self) -> Result<QueueStats, QueueError> {
+        away()
+    }
+    async fn dead(&self, _: Option<&str>, _: usize) -> Result<Vec<DeadLetter>, QueueError> {
+        away()
+    }
+    async fn dead_letter(&self, _: &str) -> Result<Option<DeadLetter>, QueueError> {
+        away()
+    }
+    async fn retry_dead(&self, _: &[String]) -> Result<u64, QueueError> {
+        away()
+    }
+    async fn discard_dead(&self, _: &[String]) -> Result<u64, QueueError> {
+        away()
+    }
+    async fn set_paused(&self, _: bool) -> Result<(), QueueError> {
+        away()
+    }
+    async fn claim(&self, _: &str) -> Result<Option<Claim>, QueueError> {
+        away()
+    }
+    async fn audit(&self) -> Result<Audited, QueueError> {
+        away()
+    }
+    fn lease(&self) -> Duration {
+        LEASE
+    }
+}
+
+/// A store under test, with its tenants and the locks of its profile.
 pub struct StoreUnderTest {
     pub store: Arc<dyn Store>,
+    pub locks: Arc<dyn Locks>,
     pub tenants: Arc<dyn Tenants>,
     _folder: Option<tempfile::TempDir>,
 }
@@ -115,6 +295,7 @@ pub async fn sqlite_store() -> StoreUnderTest {
     let db = Db::open_store(&folder.path().join("store.db")).await.unwrap();
     StoreUnderTest {
         store: Arc::new(SqliteStore::new(db.clone())),
+        locks: Arc::new(MemoryLocks::default()),
         tenants: Arc::new(SqliteTenants::new(db)),
         _folder: Some(folder),
     }
@@ -125,6 +306,7 @@ pub async fn postgres_store() -> StoreUnderTest {
     let pool = postgres::db::open(&url, 12).await.unwrap();
     StoreUnderTest {
         store: Arc::new(PgStore::new(pool.clone())),
+        locks: Arc::new(RedisLocks::new(redis().await)),
         tenants: Arc::new(PgTenants::new(pool)),
         _folder: None,
     }
@@ -147,7 +329,7 @@ macro_rules! on_every_adapter {
     (@one $adapter:ident, $make:path, [ $($test:ident),* $(,)? ]) => {
         mod $adapter {
             $(
-                #[tokio::test]
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $test() {
                     let under_test = $make().await;
                     super::$test(&under_test).await;

@@ -16,14 +16,16 @@ use crate::state::AppState;
 
 /// The verdict on store, queue, cache and lag: 200, or 503 unless all is well.
 pub async fn health(State(state): State<AppState>) -> Response {
-    let health = health::check(&state.context, state.settings.max_lag).await;
+    let health = health::check(&state.context, state.settings.alarms).await;
     let status = if health.status == Status::Ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(health)).into_response()
 }
 
-/// Each queue in numbers.
+/// Each queue in numbers, and the outbox: `null` while the store is away.
 pub async fn queues(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
-    Ok(Json(json!({EVENTS_QUEUE: state.context.queue.stats().await?})))
+    // In this order: what leaves the outbox meanwhile is seen in its queue.
+    let outbox = state.context.outbox.stats().await.ok();
+    Ok(Json(json!({EVENTS_QUEUE: state.context.queue.stats().await?, "outbox": outbox})))
 }
 
 /// The server in numbers; with a secret key its brand, too.

@@ -43,10 +43,12 @@ pub struct DeliveryIds {
 
 type Answer<T = Value> = Result<Json<T>, ApiError>;
 
-/// Every queue in numbers, with its rates.
+/// Every queue in numbers, with its rates; and the outbox, where items wait for a queue that is away.
 pub async fn all(State(state): State<AppState>, headers: HeaderMap) -> Answer {
     brand(&state, &headers).await?;
-    Ok(Json(json!({EVENTS_QUEUE: numbers(&state).await?})))
+    // The store may be away; the queue's numbers are wanted then more than ever.
+    let outbox = state.context.outbox.stats().await.ok();
+    Ok(Json(json!({EVENTS_QUEUE: numbers(&state).await?, "outbox": outbox})))
 }
 
 /// One queue in numbers, with its rates.

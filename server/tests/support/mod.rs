@@ -16,6 +16,7 @@ use tributary_core::context::{Backend, Context, Layout};
 use tributary_core::domain::ids::BrandId;
 use tributary_core::ports::queue::{POLL, QueueSettings};
 use tributary_core::ports::tenants::KeyKind;
+use tributary_core::services::health::Alarms;
 use tributary_core::services::tenants::new_key;
 use tributary_core::services::work::work;
 use workers::{event, telemetry};
@@ -81,7 +82,10 @@ impl TestApp {
         let write_key = new_key(&*context.tenants, brand, KeyKind::Write).await.unwrap();
         let secret_key = new_key(&*context.tenants, brand, KeyKind::Secret).await.unwrap();
         context.tenants.add_shop(SHOP, brand, SHOP_SECRET).await.unwrap();
-        let routes = Settings { cache_ttl: Duration::from_secs(300), max_lag: Duration::from_secs(60) };
+        let routes = Settings {
+            cache_ttl: Duration::from_secs(300),
+            alarms: Alarms { max_lag: Duration::from_secs(60), dead: 1000 },
+        };
         let state = AppState::new(context.clone(), telemetry::no_metrics(), routes);
         let serving = server::serve(listener, state, stop.clone());
         let mut running = vec![tokio::spawn(async move { serving.await.unwrap() })];

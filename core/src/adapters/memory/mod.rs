@@ -1,3 +1,4 @@
 //! In-process adapters of the embedded profile.
 
 pub mod cache;
+pub mod locks;

@@ -61,6 +61,13 @@ impl Store for PgStore {
         }))
     }
 
+    async fn last_fence(&self) -> Result<i64, StoreError> {
+        sqlx::query_scalar("select coalesce(max(fence), 0) from profiles where fence > 0")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(failed)
+    }
+
     async fn stats(&self, brand: BrandId) -> Result<StoreStats, StoreError> {
         let (profiles, events, orders) = sqlx::query_as(
             "select (select count(*) from profiles where brand_id = $1 and merged_into is null),

@@ -2,5 +2,6 @@
 
 pub mod customers;
 pub mod db;
+pub mod outbox;
 pub mod processing;
 pub mod tenants;

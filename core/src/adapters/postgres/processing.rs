@@ -8,10 +8,12 @@ use uuid::Uuid;
 
 use super::customers::profile;
 use super::db::failed;
+use super::outbox;
 use crate::domain::event::Event;
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
+use crate::ports::outbox::Stage;
 use crate::ports::store::{BrandIdentifier, EventRow, KnownEvents, Move, OrderRow, StoreError, StoreTx};
 
 /// A transaction on PostgreSQL, READ COMMITTED: each statement sees what others have committed before it.
@@ -209,6 +211,28 @@ impl StoreTx for PgTx {
         .await
         .map_err(failed)?;
         Ok(())
+    }
+
+    async fn fence(&mut self, ids: &[ProfileId], token: Option<i64>) -> Result<(), StoreError> {
+        let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+        let stamped = sqlx::query(
+            "with next as (select coalesce($2, max(fence) + 1) as token from profiles where id = any($1))
+            update profiles set fence = next.token from next where id = any($1) and fence < next.token",
+        )
+        .bind(&ids)
+        .bind(token)
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        if stamped.rows_affected() == ids.len() as u64 {
+            Ok(())
+        } else {
+            Err(StoreError::Fenced(token.unwrap_or_default()))
+        }
+    }
+
+    async fn stage(&mut self, stages: &[Stage], now_ms: i64) -> Result<(), StoreError> {
+        outbox::insert(&mut self.tx, stages, now_ms).await.map(|_| ())
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {

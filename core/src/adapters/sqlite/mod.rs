@@ -2,6 +2,7 @@
 
 pub mod customers;
 pub mod db;
+pub mod outbox;
 pub mod processing;
 pub mod queue;
 pub mod tenants;

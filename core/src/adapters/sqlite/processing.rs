@@ -9,10 +9,12 @@ use sqlx::{QueryBuilder, Sqlite, Transaction};
 
 use super::customers::{profile, profile_id};
 use super::db::{failed, pieces};
+use super::outbox;
 use crate::domain::event::Event;
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
+use crate::ports::outbox::Stage;
 use crate::ports::store::{BrandIdentifier, EventRow, KnownEvents, Move, OrderRow, StoreError, StoreTx};
 
 /// A transaction on SQLite. It is the only one that writes, so it never meets a conflict and locks nothing more.
@@ -199,6 +201,30 @@ impl StoreTx for SqliteTx {
             insert.build().execute(&mut *self.tx).await.map_err(failed)?;
         }
         Ok(())
+    }
+
+    async fn fence(&mut self, ids: &[ProfileId], token: Option<i64>) -> Result<(), StoreError> {
+        let asked = json!(ids.iter().map(ToString::to_string).collect::<Vec<_>>()).to_string();
+        let stamped = sqlx::query(
+            "with asked as (select value as id from json_each(?1)),
+                next as (select coalesce(?2, max(fence) + 1) as token from profiles where id in (select id from asked))
+            update profiles set fence = (select token from next)
+            where id in (select id from asked) and fence < (select token from next)",
+        )
+        .bind(asked)
+        .bind(token)
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        if stamped.rows_affected() == ids.len() as u64 {
+            Ok(())
+        } else {
+            Err(StoreError::Fenced(token.unwrap_or_default()))
+        }
+    }
+
+    async fn stage(&mut self, stages: &[Stage], now_ms: i64) -> Result<(), StoreError> {
+        outbox::insert(&mut self.tx, stages, now_ms).await.map(|_| ())
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {

@@ -1,0 +1,199 @@
+//! The outbox on PostgreSQL.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::db::failed;
+use crate::ports::outbox::{Outbox, OutboxStats, Stage, Staged};
+use crate::ports::queue::{Enqueued, Idempotency, NewItem, Priority};
+use crate::ports::store::StoreError;
+
+/// The outbox on PostgreSQL.
+pub struct PgOutbox {
+    pool: sqlx::PgPool,
+}
+
+impl PgOutbox {
+    /// The outbox in an open pool.
+    pub fn new(pool: sqlx::PgPool) -> Self {
+        Self { pool }
+    }
+}
+
+#[async_trait]
+impl Outbox for PgOutbox {
+    async fn add(&self, queue: &str, items: &[NewItem], now_ms: i64) -> Result<Vec<Enqueued>, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut results = Vec::with_capacity(items.len());
+        let mut accepted = Vec::with_capacity(items.len());
+        // Items with keys are few; they go one by one, because a key may come twice in one call.
+        for item in items {
+            let stage = Stage { queue: queue.to_owned(), item: item.clone() };
+            let Some(known) = &item.idempotency else {
+                results.push(Enqueued::Accepted);
+                accepted.push(stage);
+                continue;
+            };
+            let seen = seen(&mut tx, queue, known).await?;
+            if seen == Enqueued::Accepted {
+                let id = insert(&mut tx, std::slice::from_ref(&stage), now_ms).await?[0];
+                claim(&mut tx, queue, known, id).await?;
+            }
+            results.push(seen);
+        }
+        insert(&mut tx, &accepted, now_ms).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(results)
+    }
+
+    async fn oldest(&self, limit: usize) -> Result<Vec<Staged>, StoreError> {
+        let rows = sqlx::query("select * from outbox where refused is null order by seq limit $1")
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed)?;
+        rows.iter().map(staged).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn remove(&self, ids: &[Uuid]) -> Result<(), StoreError> {
+        sqlx::query("delete from outbox where id = any($1)")
+            .bind(ids)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn refuse(&self, ids: &[Uuid], why: &str) -> Result<(), StoreError> {
+        sqlx::query("update outbox set refused = $2 where id = any($1)")
+            .bind(ids)
+            .bind(why)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn stats(&self) -> Result<OutboxStats, StoreError> {
+        let (waiting, refused, oldest_ms): (i64, i64, Option<i64>) = sqlx::query_as(
+            "select (select count(*) from outbox where refused is null),
+                (select count(*) from outbox where refused is not null),
+                (select staged_ms from outbox where refused is null order by seq limit 1)",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed)?;
+        let positive = |n: i64| u64::try_from(n).unwrap_or_default();
+        Ok(OutboxStats { waiting: positive(waiting), refused: positive(refused), oldest_ms })
+    }
+}
+
+/// What an item is to those that wait: new, a duplicate, or a conflict.
+async fn seen(tx: &mut PgConnection, queue: &str, known: &Idempotency) -> Result<Enqueued, StoreError> {
+    for key in &known.keys {
+        let digest: Option<String> =
+            sqlx::query_scalar("select digest from outbox_claims where queue = $1 and key = $2")
+                .bind(queue)
+                .bind(key)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed)?;
+        match digest {
+            Some(digest) if digest == known.digest => return Ok(Enqueued::Duplicate),
+            Some(_) => return Ok(Enqueued::Conflict),
+            None => {}
+        }
+    }
+    Ok(Enqueued::Accepted)
+}
+
+async fn claim(
+    tx: &mut PgConnection,
+    queue: &str,
+    known: &Idempotency,
+    item: Uuid,
+) -> Result<(), StoreError> {
+    for key in &known.keys {
+        sqlx::query("insert into outbox_claims (queue, key, digest, item) values ($1, $2, $3, $4)")
+            .bind(queue)
+            .bind(key)
+            .bind(&known.digest)
+            .bind(item)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Adds items, in their order; answers their ids.
+pub(super) async fn insert(
+    tx: &mut PgConnection,
+    stages: &[Stage],
+    now_ms: i64,
+) -> Result<Vec<Uuid>, StoreError> {
+    let ids: Vec<Uuid> = stages.iter().map(|_| Uuid::now_v7()).collect();
+    if ids.is_empty() {
+        return Ok(ids);
+    }
+    let items = || stages.iter().map(|stage| &stage.item);
+    let known = || items().map(|item| item.idempotency.as_ref());
+    sqlx::query(
+        "insert into outbox (id, queue, priority, delay_ms, keys, digest, ttl_ms, payload, staged_ms)
+        select i, q, p, d, k, g, t, b, $9
+        from unnest($1::uuid[], $2::text[], $3::smallint[], $4::bigint[], $5::text[], $6::text[], $7::bigint[],
+            $8::bytea[]) with ordinality as given (i, q, p, d, k, g, t, b, place) order by place",
+    )
+    .bind(&ids)
+    .bind(stages.iter().map(|stage| stage.queue.as_str()).collect::<Vec<_>>())
+    .bind(items().map(|item| i16::try_from(item.priority.index()).unwrap_or_default()).collect::<Vec<_>>())
+    .bind(items().map(|item| ms(item.delay)).collect::<Vec<_>>())
+    .bind(items().map(keys).collect::<Vec<_>>())
+    .bind(known().map(|known| known.map(|known| known.digest.as_str())).collect::<Vec<_>>())
+    .bind(known().map(|known| known.and_then(|known| known.ttl).map(ms)).collect::<Vec<_>>())
+    .bind(items().map(|item| &item.payload[..]).collect::<Vec<_>>())
+    .bind(now_ms)
+    .execute(&mut *tx)
+    .await
+    .map_err(failed)?;
+    Ok(ids)
+}
+
+fn keys(item: &NewItem) -> String {
+    let keys = item.idempotency.as_ref().map(|known| known.keys.as_slice()).unwrap_or_default();
+    serde_json::Value::from(keys).to_string()
+}
+
+fn staged(row: &PgRow) -> Result<Staged, sqlx::Error> {
+    let keys: String = row.try_get("keys")?;
+    let keys: Vec<String> = serde_json::from_str(&keys).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    let idempotency = match row.try_get::<Option<String>, _>("digest")? {
+        Some(digest) => {
+            Some(Idempotency { keys, digest, ttl: row.try_get::<Option<i64>, _>("ttl_ms")?.map(duration) })
+        }
+        None => None,
+    };
+    Ok(Staged {
+        id: row.try_get("id")?,
+        queue: row.try_get("queue")?,
+        item: NewItem {
+            payload: row.try_get::<Vec<u8>, _>("payload")?.into(),
+            priority: Priority::at(usize::try_from(row.try_get::<i16, _>("priority")?).unwrap_or_default()),
+            delay: duration(row.try_get("delay_ms")?),
+            idempotency,
+        },
+        staged_ms: row.try_get("staged_ms")?,
+    })
+}
+
+fn ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn duration(ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(ms).unwrap_or_default())
+}

@@ -1,0 +1,207 @@
+//! The outbox on SQLite.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+use uuid::Uuid;
+
+use super::db::{Db, failed};
+use crate::ports::outbox::{Outbox, OutboxStats, Stage, Staged};
+use crate::ports::queue::{Enqueued, Idempotency, NewItem, Priority};
+use crate::ports::store::StoreError;
+
+/// The outbox on SQLite.
+pub struct SqliteOutbox {
+    db: Db,
+}
+
+impl SqliteOutbox {
+    /// The outbox in an open file.
+    pub fn new(db: Db) -> Self {
+        Self { db }
+    }
+}
+
+#[async_trait]
+impl Outbox for SqliteOutbox {
+    async fn add(&self, queue: &str, items: &[NewItem], now_ms: i64) -> Result<Vec<Enqueued>, StoreError> {
+        let mut tx = self.db.begin().await.map_err(failed)?;
+        let mut results = Vec::with_capacity(items.len());
+        let mut accepted = Vec::with_capacity(items.len());
+        // Items with keys are few; they go one by one, because a key may come twice in one call.
+        for item in items {
+            let stage = Stage { queue: queue.to_owned(), item: item.clone() };
+            let Some(known) = &item.idempotency else {
+                results.push(Enqueued::Accepted);
+                accepted.push(stage);
+                continue;
+            };
+            let seen = seen(&mut tx, queue, known).await?;
+            if seen == Enqueued::Accepted {
+                let id = insert(&mut tx, std::slice::from_ref(&stage), now_ms).await?[0];
+                claim(&mut tx, queue, known, id).await?;
+            }
+            results.push(seen);
+        }
+        insert(&mut tx, &accepted, now_ms).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(results)
+    }
+
+    async fn oldest(&self, limit: usize) -> Result<Vec<Staged>, StoreError> {
+        let rows = sqlx::query("select * from outbox where refused is null order by seq limit ?1")
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&self.db.read)
+            .await
+            .map_err(failed)?;
+        rows.iter().map(staged).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn remove(&self, ids: &[Uuid]) -> Result<(), StoreError> {
+        each(&self.db, ids, |id| sqlx::query("delete from outbox where id = ?1").bind(id.to_string())).await
+    }
+
+    async fn refuse(&self, ids: &[Uuid], why: &str) -> Result<(), StoreError> {
+        each(&self.db, ids, |id| {
+            sqlx::query("update outbox set refused = ?2 where id = ?1")
+                .bind(id.to_string())
+                .bind(why.to_owned())
+        })
+        .await
+    }
+
+    async fn stats(&self) -> Result<OutboxStats, StoreError> {
+        let (waiting, refused, oldest_ms): (i64, i64, Option<i64>) = sqlx::query_as(
+            "select (select count(*) from outbox where refused is null),
+                (select count(*) from outbox where refused is not null),
+                (select staged_ms from outbox where refused is null order by seq limit 1)",
+        )
+        .fetch_one(&self.db.read)
+        .await
+        .map_err(failed)?;
+        let positive = |n: i64| u64::try_from(n).unwrap_or_default();
+        Ok(OutboxStats { waiting: positive(waiting), refused: positive(refused), oldest_ms })
+    }
+}
+
+/// What an item is to those that wait: new, a duplicate, or a conflict.
+async fn seen(tx: &mut SqliteConnection, queue: &str, known: &Idempotency) -> Result<Enqueued, StoreError> {
+    for key in &known.keys {
+        let digest: Option<String> =
+            sqlx::query_scalar("select digest from outbox_claims where queue = ?1 and key = ?2")
+                .bind(queue)
+                .bind(key)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed)?;
+        match digest {
+            Some(digest) if digest == known.digest => return Ok(Enqueued::Duplicate),
+            Some(_) => return Ok(Enqueued::Conflict),
+            None => {}
+        }
+    }
+    Ok(Enqueued::Accepted)
+}
+
+async fn claim(
+    tx: &mut SqliteConnection,
+    queue: &str,
+    known: &Idempotency,
+    item: Uuid,
+) -> Result<(), StoreError> {
+    for key in &known.keys {
+        sqlx::query("insert into outbox_claims (queue, key, digest, item) values (?1, ?2, ?3, ?4)")
+            .bind(queue)
+            .bind(key)
+            .bind(&known.digest)
+            .bind(item.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Runs a statement for each id, in one transaction.
+async fn each<'q>(
+    db: &Db,
+    ids: &[Uuid],
+    statement: impl Fn(&Uuid) -> sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>,
+) -> Result<(), StoreError> {
+    let mut tx = db.begin().await.map_err(failed)?;
+    for id in ids {
+        statement(id).execute(&mut *tx).await.map_err(failed)?;
+    }
+    tx.commit().await.map_err(failed)
+}
+
+/// Adds items, in their order; answers their ids.
+pub(super) async fn insert(
+    tx: &mut SqliteConnection,
+    stages: &[Stage],
+    now_ms: i64,
+) -> Result<Vec<Uuid>, StoreError> {
+    let mut ids = Vec::with_capacity(stages.len());
+    for Stage { queue, item } in stages {
+        let id = Uuid::now_v7();
+        let known = item.idempotency.as_ref();
+        sqlx::query(
+            "insert into outbox (id, queue, priority, delay_ms, keys, digest, ttl_ms, payload, staged_ms)
+            values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        )
+        .bind(id.to_string())
+        .bind(queue)
+        .bind(item.priority.index() as i64)
+        .bind(ms(item.delay))
+        .bind(keys(item))
+        .bind(known.map(|known| known.digest.as_str()))
+        .bind(known.and_then(|known| known.ttl).map(ms))
+        .bind(&item.payload[..])
+        .bind(now_ms)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        ids.push(id);
+    }
+    Ok(ids)
+}
+
+fn keys(item: &NewItem) -> String {
+    let keys = item.idempotency.as_ref().map(|known| known.keys.as_slice()).unwrap_or_default();
+    serde_json::Value::from(keys).to_string()
+}
+
+fn staged(row: &SqliteRow) -> Result<Staged, sqlx::Error> {
+    let keys: String = row.try_get("keys")?;
+    let keys: Vec<String> = serde_json::from_str(&keys).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    let idempotency = match row.try_get::<Option<String>, _>("digest")? {
+        Some(digest) => {
+            Some(Idempotency { keys, digest, ttl: row.try_get::<Option<i64>, _>("ttl_ms")?.map(duration) })
+        }
+        None => None,
+    };
+    Ok(Staged {
+        id: row
+            .try_get::<String, _>("id")?
+            .parse()
+            .map_err(|error: uuid::Error| sqlx::Error::Decode(error.into()))?,
+        queue: row.try_get("queue")?,
+        item: NewItem {
+            payload: row.try_get::<Vec<u8>, _>("payload")?.into(),
+            priority: Priority::at(usize::try_from(row.try_get::<i64, _>("priority")?).unwrap_or_default()),
+            delay: duration(row.try_get("delay_ms")?),
+            idempotency,
+        },
+        staged_ms: row.try_get("staged_ms")?,
+    })
+}
+
+fn ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn duration(ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(ms).unwrap_or_default())
+}

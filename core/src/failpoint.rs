@@ -1,0 +1,42 @@
+//! Points at which a drill ends the process, as kill -9 does. In a build without the feature `failpoints`, and in every
+//! release build, they are nothing.
+//!
+//! `FAILPOINTS='committed_before_ack=3*off->return'` in the environment ends the process the fourth time that it comes by.
+
+/// Points that the code passes, in the order in which an event does.
+pub const POINTS: [&str; 9] = [
+    "before_enqueue",
+    "claimed_before_reply",
+    "fetched_before_handler",
+    "events_added_before_commit",
+    "merge_checked_before_commit",
+    "committed_before_invalidate",
+    "committed_before_ack",
+    "acked_before_next",
+    "outbox_pushed_before_delete",
+];
+
+/// Whether this build has failpoints.
+pub const BUILT_IN: bool = cfg!(all(feature = "failpoints", debug_assertions));
+
+/// Reads `FAILPOINTS`. Called once, in `main`.
+pub fn arm() {
+    #[cfg(all(feature = "failpoints", debug_assertions))]
+    std::mem::forget(fail::FailScenario::setup());
+}
+
+/// Ends the process here, where a drill asks for it.
+#[inline]
+pub fn reached(point: &'static str) {
+    #[cfg(all(feature = "failpoints", debug_assertions))]
+    fail::fail_point!(point, |_| die(point));
+    #[cfg(not(all(feature = "failpoints", debug_assertions)))]
+    let _ = point;
+}
+
+#[cfg(all(feature = "failpoints", debug_assertions))]
+fn die(point: &str) {
+    eprintln!("failpoint {point}: ends here");
+    let _ = std::process::Command::new("kill").args(["-9", &std::process::id().to_string()]).status();
+    std::process::abort();
+}

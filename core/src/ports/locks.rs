@@ -1,0 +1,71 @@
+//! Locks with a time to live and fencing tokens.
+//!
+//! A lock saves work; it makes nothing safe. It may expire while its holder is stopped, be lost with Redis, or be granted
+//! twice after a failover. What makes a merge safe is the store, which takes a fencing token once: each grant has a higher
+//! token than the one before, and the store commits under a token only where the profile's last was strictly lower
+//! ([`crate::ports::store::StoreTx::fence`]). Where the tokens' counter was forgotten, `acquire` says so, and is asked again
+//! with the highest token that the store has seen.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+/// Part of a lock's time that is not relied on: clocks drift.
+const DRIFT_PERCENT: u32 = 1;
+/// What is not relied on besides.
+const DRIFT: Duration = Duration::from_millis(2);
+
+/// Locks that are held together, under one token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lock {
+    /// What is locked, sorted.
+    pub names: Vec<String>,
+    /// Known to nobody else: release and extension compare it.
+    pub token: String,
+    /// The fencing token.
+    pub fence: i64,
+    /// Until when the holder may believe in it, on its own monotonic clock.
+    pub valid_until: Instant,
+}
+
+/// What came of asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Acquired {
+    /// All of it is held.
+    Held(Lock),
+    /// Somebody else holds part of it; nothing was taken.
+    Busy,
+    /// The tokens' counter is lost; nothing was taken. Ask again with the highest token that was ever used.
+    Forgotten,
+}
+
+/// Why a lock could not be asked for: whether it acted is unknown.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the locks cannot be reached: {0}")]
+pub struct LockError(pub String);
+
+/// The locks port.
+#[async_trait]
+pub trait Locks: Send + Sync {
+    /// Takes all of `names`, which must be sorted, or nothing. `seed` is the highest token known to have been used, where
+    /// the caller knows.
+    async fn acquire(
+        &self,
+        names: &[String],
+        ttl: Duration,
+        seed: Option<i64>,
+    ) -> Result<Acquired, LockError>;
+
+    /// Makes a lock last for `ttl` from now, if all of it is still its holder's; answers until when, or `None` when it is
+    /// lost.
+    async fn extend(&self, lock: &Lock, ttl: Duration) -> Result<Option<Instant>, LockError>;
+
+    /// Gives up what of it is still its holder's; answers whether all was.
+    async fn release(&self, lock: &Lock) -> Result<bool, LockError>;
+}
+
+/// Until when a lock may be believed in that was asked for at `asked`.
+pub(crate) fn valid_until(asked: Instant, ttl: Duration) -> Instant {
+    asked + ttl.saturating_sub(ttl * DRIFT_PERCENT / 100 + DRIFT)
+}

@@ -1,0 +1,65 @@
+//! Items that wait in the store until a queue has them.
+//!
+//! Two ways lead here: jobs that are born in a store's transaction ([`crate::ports::store::StoreTx::stage`]: they are there
+//! if and only if it commits), and items that come while the queue is away ([`Outbox::add`]). Both leave by
+//! [`crate::services::outbox`], in the order they came, each once.
+
+use async_trait::async_trait;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::queue::{Enqueued, NewItem};
+use super::store::StoreError;
+
+/// An item with the queue it is for.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// The queue's name.
+    pub queue: String,
+    /// The item.
+    pub item: NewItem,
+}
+
+/// An item that waits.
+#[derive(Clone, Debug)]
+pub struct Staged {
+    /// Drawn when it was staged; unique for ever.
+    pub id: Uuid,
+    /// The queue's name.
+    pub queue: String,
+    /// The item; its delay is counted from [`Staged::staged_ms`].
+    pub item: NewItem,
+    /// When it was staged, in milliseconds since 1970.
+    pub staged_ms: i64,
+}
+
+/// The outbox in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct OutboxStats {
+    /// Items that wait.
+    pub waiting: u64,
+    /// Items that their queue refused: a key of theirs was another body's. They stay for people to look at.
+    pub refused: u64,
+    /// When the oldest that waits was staged, in milliseconds since 1970.
+    pub oldest_ms: Option<i64>,
+}
+
+/// The outbox port.
+#[async_trait]
+pub trait Outbox: Send + Sync {
+    /// Adds items for a queue, durable on return, with the same check of idempotency keys among those that wait that the
+    /// queue would make. Answers one result an item, in order.
+    async fn add(&self, queue: &str, items: &[NewItem], now_ms: i64) -> Result<Vec<Enqueued>, StoreError>;
+
+    /// The oldest items that wait, oldest first.
+    async fn oldest(&self, limit: usize) -> Result<Vec<Staged>, StoreError>;
+
+    /// Ends items: their queue has them.
+    async fn remove(&self, ids: &[Uuid]) -> Result<(), StoreError>;
+
+    /// Sets items aside that their queue refused.
+    async fn refuse(&self, ids: &[Uuid], why: &str) -> Result<(), StoreError>;
+
+    /// The outbox in numbers.
+    async fn stats(&self) -> Result<OutboxStats, StoreError>;
+}

@@ -1,0 +1,142 @@
+//! Running a merge under its lock: [`with_merge_lock`].
+//!
+//! The lock keeps two workers from doing the same work; the fencing token that comes with it is checked by the store, in the
+//! transaction that merges. So when the lock expires, is stolen or cannot be had because Redis is away, work may be done
+//! twice, and is committed once.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::domain::ids::{BrandId, ProfileId};
+use crate::ports::locks::{Acquired, Lock, LockError, Locks};
+use crate::ports::store::{Store, StoreError};
+
+/// How long a merge's lock lasts without an extension.
+pub const MERGE_LOCK_TTL: Duration = Duration::from_secs(10);
+/// How often it is extended at most: a merge that takes longer is stuck.
+pub const MAX_EXTENSIONS: u32 = 30;
+/// The longest wait between two tries for a lock that somebody holds; drawn anew each time.
+const RETRY_WAIT: Duration = Duration::from_millis(50);
+
+/// The lock's name of a profile.
+pub fn lock_name(brand: BrandId, profile: ProfileId) -> String {
+    format!("merge:{brand}:{profile}")
+}
+
+/// How to take a lock.
+#[derive(Clone, Copy, Debug)]
+pub struct Taking {
+    /// How long it lasts without an extension.
+    pub ttl: Duration,
+    /// How long to wait for somebody else's; zero for one try.
+    pub patience: Duration,
+    /// The highest fencing token known to have been used, where the counter is known to be behind.
+    pub seed: Option<i64>,
+}
+
+impl Default for Taking {
+    fn default() -> Self {
+        Self { ttl: MERGE_LOCK_TTL, patience: Duration::ZERO, seed: None }
+    }
+}
+
+/// What the work runs under.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// The fencing token; `None` where there is no lock, because the locks are away: the store draws the next one itself.
+    pub fence: Option<i64>,
+    valid_until: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Grant {
+    fn under(lock: Option<&Lock>) -> Self {
+        Self {
+            fence: lock.map(|lock| lock.fence),
+            valid_until: Arc::new(Mutex::new(lock.map(|lock| lock.valid_until))),
+        }
+    }
+
+    /// Whether the lock's time is not over, as far as this process can know: to be asked just before the commit.
+    pub fn is_valid(&self) -> bool {
+        let until = *self.valid_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_none_or(|until| Instant::now() < until)
+    }
+
+    fn extend(&self, until: Instant) {
+        *self.valid_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+    }
+}
+
+/// Runs `work` under the locks of `names`, which it sorts, and keeps them alive meanwhile. Work whose lock is lost is dropped where it
+/// stands; a transaction in it is undone. Without reachable locks it runs all the same: see the module's text.
+///
+/// # Errors
+/// [`StoreError::Conflict`] when somebody else holds one of them or it was lost; else the work's own.
+pub async fn with_merge_lock<T, W>(
+    locks: &dyn Locks,
+    store: &dyn Store,
+    names: Vec<String>,
+    taking: Taking,
+    work: impl FnOnce(Grant) -> W,
+) -> Result<T, StoreError>
+where
+    W: Future<Output = Result<T, StoreError>>,
+{
+    let lock = match take(locks, store, names, taking).await? {
+        Ok(lock) => lock,
+        Err(error) => {
+            tracing::warn!(%error, "merging without a lock");
+            return work(Grant::under(None)).await;
+        }
+    };
+    let grant = Grant::under(Some(&lock));
+    let outcome = tokio::select! {
+        outcome = work(grant.clone()) => outcome,
+        () = lost(locks, &lock, &grant, taking.ttl) => {
+            Err(StoreError::Conflict("the merge's lock was lost".into()))
+        }
+    };
+    if let Err(error) = locks.release(&lock).await {
+        tracing::debug!(%error, "a lock was not released; its time ends by itself");
+    }
+    outcome
+}
+
+async fn take(
+    locks: &dyn Locks,
+    store: &dyn Store,
+    mut names: Vec<String>,
+    taking: Taking,
+) -> Result<Result<Lock, LockError>, StoreError> {
+    names.sort();
+    names.dedup();
+    let until = Instant::now() + taking.patience;
+    let mut seed = taking.seed;
+    loop {
+        match locks.acquire(&names, taking.ttl, seed).await {
+            Ok(Acquired::Held(lock)) => return Ok(Ok(lock)),
+            Ok(Acquired::Forgotten) => seed = Some(store.last_fence().await?),
+            Ok(Acquired::Busy) if Instant::now() < until => {
+                sleep(RETRY_WAIT.mul_f64(rand::random::<f64>().max(0.1))).await;
+            }
+            Ok(Acquired::Busy) => return Err(StoreError::Conflict("another worker merges them now".into())),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+}
+
+/// Returns when the lock is lost; extends it until then.
+async fn lost(locks: &dyn Locks, lock: &Lock, grant: &Grant, ttl: Duration) {
+    for _ in 0..MAX_EXTENSIONS {
+        sleep(ttl / 3).await;
+        match locks.extend(lock, ttl).await {
+            Ok(Some(until)) => grant.extend(until),
+            Ok(None) => return,
+            // Whether it arrived is unknown; what is known is until when the last one holds.
+            Err(_) if grant.is_valid() => {}
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! A queue that goes on taking items in while the queue behind it is away: they wait in the store's outbox.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::{Instant, timeout};
+
+use crate::ports::clock::Clock;
+use crate::ports::outbox::Outbox;
+use crate::ports::queue::{
+    Acked, Audited, Batch, BatchId, Claim, DeadLetter, Enqueued, NewItem, Queue, QueueError, QueueStats,
+    Reclaimed, Unfinished,
+};
+use crate::ports::store::StoreError;
+
+/// How long the queue may take to answer before an item goes to the outbox. It may have taken the item all the same; then
+/// the item comes twice, and has effect once.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the queue is left alone after it did not answer.
+const AWAY: Duration = Duration::from_secs(1);
+
+/// The queue `inner`, with an outbox behind its `enqueue`. Everything else is the inner queue's.
+pub struct SpooledQueue {
+    inner: Arc<dyn Queue>,
+    outbox: Arc<dyn Outbox>,
+    name: &'static str,
+    clock: Arc<dyn Clock>,
+    max_waiting: u64,
+    /// Not to be asked before.
+    away_until: Mutex<Option<Instant>>,
+    spooling: AtomicBool,
+    /// How many waited, and when that was counted: counting costs what the outbox is long.
+    waiting: Mutex<Option<(Instant, u64)>>,
+}
+
+impl SpooledQueue {
+    /// Takes in for the queue `name`; at most `max_waiting` items wait in the outbox (0: any number).
+    pub fn new(
+        inner: Arc<dyn Queue>,
+        name: &'static str,
+        outbox: Arc<dyn Outbox>,
+        clock: Arc<dyn Clock>,
+        max_waiting: u64,
+    ) -> Self {
+        Self {
+            inner,
+            outbox,
+            name,
+            clock,
+            max_waiting,
+            away_until: Mutex::new(None),
+            spooling: AtomicBool::new(false),
+            waiting: Mutex::new(None),
+        }
+    }
+
+    fn is_left_alone(&self) -> bool {
+        let until = *self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn leave_alone(&self, error: &QueueError) {
+        *self.away_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + AWAY);
+        if !self.spooling.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, queue = self.name, "the queue is away; what comes waits in the store");
+        }
+    }
+
+    async fn count_waiting(&self) -> Result<u64, StoreError> {
+        let counted = *self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, waiting)) = counted
+            && at.elapsed() < AWAY
+        {
+            return Ok(waiting);
+        }
+        let waiting = self.outbox.stats().await?.waiting;
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), waiting));
+        Ok(waiting)
+    }
+
+    async fn spool(&self, items: &[NewItem]) -> Result<Vec<Enqueued>, QueueError> {
+        let both_away = |error: &dyn std::fmt::Display| {
+            QueueError::Unavailable(format!("neither the queue nor the store can be reached: {error}"))
+        };
+        if self.max_waiting > 0 {
+            let waiting = self.count_waiting().await.map_err(|error| both_away(&error))?;
+            if waiting + items.len() as u64 > self.max_waiting {
+                return Err(QueueError::Full { depth: waiting, limit: self.max_waiting });
+            }
+        }
+        let now = self.clock.now_ms();
+        let results = self.outbox.add(self.name, items, now).await.map_err(|error| both_away(&error))?;
+        metrics::counter!("tributary_spooled_items_total").increment(items.len() as u64);
+        if let Some((_, waiting)) = &mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) {
+            *waiting += items.len() as u64;
+        }
+        Ok(results)
+    }
+}
+
+#[async_trait]
+impl Queue for SpooledQueue {
+    async fn enqueue(&self, items: &[NewItem]) -> Result<Vec<Enqueued>, QueueError> {
+        if !self.is_left_alone() {
+            let answer = timeout(PATIENCE, self.inner.enqueue(items)).await;
+            let answer = answer.unwrap_or_else(|_| {
+                Err(QueueError::Unavailable(format!("no answer in {} s", PATIENCE.as_secs())))
+            });
+            match answer {
+                Err(error @ QueueError::Unavailable(_)) => self.leave_alone(&error),
+                answer => {
+                    if answer.is_ok() && self.spooling.swap(false, Ordering::Relaxed) {
+                        tracing::info!(queue = self.name, "the queue is back");
+                    }
+                    return answer;
+                }
+            }
+        }
+        self.spool(items).await
+    }
+
+    async fn fetch(&self, want: usize, wait: Duration) -> Result<Option<Batch>, QueueError> {
+        self.inner.fetch(want, wait).await
+    }
+
+    async fn ack(&self, batch: &Batch, unfinished: &[Unfinished]) -> Result<Acked, QueueError> {
+        self.inner.ack(batch, unfinished).await
+    }
+
+    async fn beat(&self, batches: &[BatchId]) -> Result<Vec<BatchId>, QueueError> {
+        self.inner.beat(batches).await
+    }
+
+    async fn reclaim(&self) -> Result<Reclaimed, QueueError> {
+        self.inner.reclaim().await
+    }
+
+    async fn stats(&self) -> Result<QueueStats, QueueError> {
+        self.inner.stats().await
+    }
+
+    async fn dead(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
+        self.inner.dead(after, limit).await
+    }
+
+    async fn dead_letter(&self, id: &str) -> Result<Option<DeadLetter>, QueueError> {
+        self.inner.dead_letter(id).await
+    }
+
+    async fn retry_dead(&self, ids: &[String]) -> Result<u64, QueueError> {
+        self.inner.retry_dead(ids).await
+    }
+
+    async fn discard_dead(&self, ids: &[String]) -> Result<u64, QueueError> {
+        self.inner.discard_dead(ids).await
+    }
+
+    async fn set_paused(&self, paused: bool) -> Result<(), QueueError> {
+        self.inner.set_paused(paused).await
+    }
+
+    async fn claim(&self, key: &str) -> Result<Option<Claim>, QueueError> {
+        self.inner.claim(key).await
+    }
+
+    async fn audit(&self) -> Result<Audited, QueueError> {
+        self.inner.audit().await
+    }
+
+    fn lease(&self) -> Duration {
+        self.inner.lease()
+    }
+}

@@ -1,0 +1,154 @@
+//! What every outbox must do, and how what waits in it comes to its queue.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use support::{ContextUnderTest, embedded_context, services_context};
+use tributary_core::context::EVENTS_QUEUE;
+use tributary_core::ports::outbox::Stage;
+use tributary_core::ports::queue::{Enqueued, Idempotency, NewItem, Priority, Queue, QueueError};
+use tributary_core::services::outbox::{DrainError, Outlets, drain};
+
+on_every_adapter!({ embedded: crate::embedded_context, services: crate::services_context } [
+    what_is_staged_is_there_if_and_only_if_the_transaction_commits,
+    what_waits_reaches_its_queue_in_order_once_and_whole,
+    whoever_dies_between_enqueue_and_removal_doubles_nothing,
+    a_repeated_delivery_is_known_among_those_that_wait,
+    a_key_with_another_body_is_set_aside_and_holds_nobody_up,
+    a_queue_that_is_away_or_unknown_loses_nothing,
+    drains_at_once_bring_each_item_once,
+]);
+
+const NOW: i64 = 1_768_000_000_000;
+
+fn item(payload: &str) -> NewItem {
+    NewItem { payload: payload.to_owned().into(), ..NewItem::default() }
+}
+
+fn keyed(payload: &str, key: &str) -> NewItem {
+    NewItem { idempotency: Some(Idempotency::new(vec![key.into()], payload.as_bytes())), ..item(payload) }
+}
+
+fn numbered(range: std::ops::Range<usize>) -> Vec<NewItem> {
+    range.map(|n| item(&n.to_string())).collect()
+}
+
+async fn add(u: &ContextUnderTest, items: &[NewItem]) -> Vec<Enqueued> {
+    u.context.outbox.add(EVENTS_QUEUE, items, u.context.clock.now_ms()).await.unwrap()
+}
+
+async fn worked_off(u: &ContextUnderTest) -> Vec<String> {
+    let mut seen = Vec::new();
+    while let Some(batch) = u.context.queue.fetch(300, Duration::ZERO).await.unwrap() {
+        seen.extend(batch.items.iter().map(|item| String::from_utf8_lossy(&item.payload).into_owned()));
+        u.context.queue.ack(&batch, &[]).await.unwrap();
+    }
+    seen
+}
+
+async fn waiting(u: &ContextUnderTest) -> (u64, u64) {
+    let stats = u.context.outbox.stats().await.unwrap();
+    (stats.waiting, stats.refused)
+}
+
+async fn what_is_staged_is_there_if_and_only_if_the_transaction_commits(u: &ContextUnderTest) {
+    let stages: Vec<Stage> =
+        numbered(0..3).into_iter().map(|item| Stage { queue: EVENTS_QUEUE.into(), item }).collect();
+    let mut dropped = u.context.store.begin().await.unwrap();
+    dropped.stage(&stages, NOW).await.unwrap();
+    drop(dropped);
+    assert_eq!(waiting(u).await, (0, 0));
+    assert_eq!(drain(&u.context).await.unwrap(), 0);
+    let mut kept = u.context.store.begin().await.unwrap();
+    kept.stage(&stages, NOW).await.unwrap();
+    kept.commit().await.unwrap();
+    let stats = u.context.outbox.stats().await.unwrap();
+    assert_eq!((stats.waiting, stats.oldest_ms), (3, Some(NOW)));
+    assert_eq!(drain(&u.context).await.unwrap(), 3);
+    assert_eq!(worked_off(u).await, ["0", "1", "2"]);
+}
+
+async fn what_waits_reaches_its_queue_in_order_once_and_whole(u: &ContextUnderTest) {
+    for from in [0, 700, 1400] {
+        add(u, &numbered(from..from + 700)).await;
+    }
+    let strange = NewItem {
+        payload: (0..=255_u8).collect::<Vec<u8>>().into(),
+        priority: Priority::Low,
+        delay: Duration::from_secs(3600),
+        ..NewItem::default()
+    };
+    add(u, std::slice::from_ref(&strange)).await;
+    let staged = u.context.outbox.oldest(5000).await.unwrap().pop().unwrap();
+    assert_eq!((&staged.item.payload, staged.item.priority), (&strange.payload, strange.priority));
+    assert_eq!(staged.item.delay, strange.delay);
+    assert_eq!(drain(&u.context).await.unwrap(), 2101);
+    assert_eq!((waiting(u).await, drain(&u.context).await.unwrap()), ((0, 0), 0));
+    assert_eq!(u.context.queue.stats().await.unwrap().delayed, 1, "its delay goes on");
+    let expected: Vec<String> = (0..2100).map(|n| n.to_string()).collect();
+    assert_eq!(worked_off(u).await, expected);
+}
+
+async fn whoever_dies_between_enqueue_and_removal_doubles_nothing(u: &ContextUnderTest) {
+    add(u, &numbered(0..5)).await;
+    let left_behind = u.context.outbox.oldest(10).await.unwrap();
+    drain(&u.context).await.unwrap();
+    // As if the removal had not come to pass: what was there is there again.
+    u.put_back(&left_behind).await;
+    assert_eq!(waiting(u).await.0, 5);
+    assert_eq!(drain(&u.context).await.unwrap(), 5);
+    assert_eq!(worked_off(u).await, ["0", "1", "2", "3", "4"]);
+}
+
+async fn a_repeated_delivery_is_known_among_those_that_wait(u: &ContextUnderTest) {
+    let results = add(u, &[keyed("1", "a"), keyed("1", "a"), item("2"), keyed("other", "a")]).await;
+    assert_eq!(results, [Enqueued::Accepted, Enqueued::Duplicate, Enqueued::Accepted, Enqueued::Conflict]);
+    assert_eq!(add(u, &[keyed("1", "a")]).await, [Enqueued::Duplicate]);
+    drain(&u.context).await.unwrap();
+    assert_eq!(worked_off(u).await.len(), 2);
+    assert_eq!(u.context.queue.enqueue(&[keyed("1", "a")]).await.unwrap(), [Enqueued::Duplicate]);
+    // What the queue knew from before is known when the item comes to it.
+    add(u, &[keyed("1", "a"), item("3")]).await;
+    drain(&u.context).await.unwrap();
+    assert_eq!((worked_off(u).await, waiting(u).await), (vec!["3".to_owned()], (0, 0)));
+}
+
+async fn a_key_with_another_body_is_set_aside_and_holds_nobody_up(u: &ContextUnderTest) {
+    u.context.queue.enqueue(&[keyed("first", "a")]).await.unwrap();
+    add(u, &[item("1"), keyed("other", "a"), item("2")]).await;
+    assert_eq!(drain(&u.context).await.unwrap(), 2);
+    assert_eq!(waiting(u).await, (0, 1), "accepted, so it is kept for people to look at");
+    assert_eq!(worked_off(u).await, ["first", "1", "2"]);
+}
+
+async fn a_queue_that_is_away_or_unknown_loses_nothing(u: &ContextUnderTest) {
+    u.context.outbox.add("nowhere", &[item("x")], NOW).await.unwrap();
+    add(u, &[item("1")]).await;
+    let mut away = u.context.clone();
+    away.outlets = Outlets(vec![(EVENTS_QUEUE, Arc::new(support::AwayQueue) as Arc<dyn Queue>)]);
+    let error = drain(&away).await.unwrap_err();
+    assert!(matches!(error, DrainError::Queue(QueueError::Unavailable(_))), "{error}");
+    assert_eq!(waiting(u).await, (1, 1));
+    assert_eq!(drain(&u.context).await.unwrap(), 1);
+    assert_eq!(worked_off(u).await, ["1"]);
+}
+
+async fn drains_at_once_bring_each_item_once(u: &ContextUnderTest) {
+    add(u, &numbered(0..1200)).await;
+    let drains: Vec<_> = (0..4)
+        .map(|_| {
+            let context = u.context.clone();
+            tokio::spawn(async move { drain(&context).await.unwrap() })
+        })
+        .collect();
+    for one in drains {
+        one.await.unwrap();
+    }
+    drain(&u.context).await.unwrap();
+    let expected: Vec<String> = (0..1200).map(|n| n.to_string()).collect();
+    assert_eq!(worked_off(u).await, expected);
+}
