@@ -15,8 +15,6 @@ drop index items_delayed;
 create index items_delayed on items (not_before_ms, id) where batch is null and not_before_ms > 0;
 create index items_by_place on items (place);
 
--- the fetch took the lowest priority first
-alter table leases add column lowest_first integer not null default 0;
 create index leases_by_end on leases (deadline_ms, batch);
 
 alter table dead add column claims text not null default '';

@@ -105,8 +105,8 @@ impl Idempotency {
         Self { keys, digest: short_hash(body), ttl: None }
     }
 
-    /// The keys as the adapters store them.
-    pub(crate) fn names(&self) -> Vec<String> {
+    /// The keys as the adapters store them: hashed.
+    pub fn names(&self) -> Vec<String> {
         self.keys.iter().map(|key| claim_name(key)).collect()
     }
 }

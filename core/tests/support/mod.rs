@@ -2,9 +2,12 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each suite uses its part")]
 
+pub mod back_door;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use back_door::BackDoor;
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 use stack::services::Services;
 use tokio::sync::OnceCell;
@@ -13,7 +16,7 @@ use tributary_core::adapters::memory::locks::MemoryLocks;
 use tributary_core::adapters::postgres::{self, customers::PgStore, tenants::PgTenants};
 use tributary_core::adapters::redis::cache::RedisCache;
 use tributary_core::adapters::redis::client::RedisClient;
-use tributary_core::adapters::redis::keys::{Layout, LockKeys, QueueKeys};
+use tributary_core::adapters::redis::keys::{Layout, LockKeys};
 use tributary_core::adapters::redis::locks::RedisLocks;
 use tributary_core::adapters::redis::queue::RedisQueue;
 use tributary_core::adapters::sqlite::db::Db;
@@ -41,30 +44,13 @@ pub async fn services() -> &'static Services {
 pub struct QueueUnderTest {
     pub queue: Arc<dyn Queue>,
     clock: Option<ManualClock>,
-    back_door: BackDoor,
-    _folder: Option<tempfile::TempDir>,
-}
-
-/// A way to the queue's data past the queue.
-enum BackDoor {
-    File(std::path::PathBuf),
-    Redis(Box<(RedisClient, QueueKeys)>),
+    pub back_door: BackDoor,
 }
 
 impl QueueUnderTest {
     /// Loses the leases, as a restore from half a backup would.
     pub async fn forget_leases(&self) {
-        match &self.back_door {
-            BackDoor::File(path) => {
-                let mut file =
-                    SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap();
-                sqlx::query("delete from leases").execute(&mut file).await.unwrap();
-            }
-            BackDoor::Redis(held) => {
-                let (redis, keys) = &**held;
-                redis::cmd("DEL").arg(keys.leases()).exec_async(&mut redis.shared()).await.unwrap();
-            }
-        }
+        self.back_door.forget_leases().await;
     }
 
     /// Lets time pass: SQLite's clock is moved, Redis has its own.
@@ -89,7 +75,8 @@ pub async fn sqlite_queue() -> QueueUnderTest {
     let path = folder.path().join("queue.db");
     let db = Db::open_queue(&path).await.unwrap();
     let queue = Arc::new(SqliteQueue::new(db, settings(), Arc::new(clock.clone())));
-    QueueUnderTest { queue, clock: Some(clock), back_door: BackDoor::File(path), _folder: Some(folder) }
+    let back_door = BackDoor::file(path, folder).await;
+    QueueUnderTest { queue, clock: Some(clock), back_door }
 }
 
 pub async fn redis() -> RedisClient {
@@ -107,8 +94,8 @@ pub async fn redis_streams() -> QueueUnderTest {
 async fn redis_queue(layout: Layout) -> QueueUnderTest {
     let redis = redis().await;
     let queue = RedisQueue::new(redis.clone(), "events", layout, settings(), Arc::new(SystemClock));
-    let back_door = BackDoor::Redis(Box::new((redis, queue.keys().clone())));
-    QueueUnderTest { queue: Arc::new(queue), clock: None, back_door, _folder: None }
+    let back_door = BackDoor::redis(redis, queue.keys().clone(), layout);
+    QueueUnderTest { queue: Arc::new(queue), clock: None, back_door }
 }
 
 /// How many cases a property runs: `PROPTEST_CASES`, or the test's own number.

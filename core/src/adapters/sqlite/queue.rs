@@ -145,10 +145,9 @@ impl SqliteQueue {
             tx.commit().await.map_err(failed)?;
             return Ok(None);
         }
-        sqlx::query("insert into leases (batch, deadline_ms, lowest_first) values (?1, ?2, ?3)")
+        sqlx::query("insert into leases (batch, deadline_ms) values (?1, ?2)")
             .bind(&id)
             .bind(now + ms(self.settings.lease))
-            .bind(lowest_first)
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
@@ -372,8 +371,8 @@ impl Queue for SqliteQueue {
             return Ok(Reclaimed::default());
         }
         let mut tx = self.begin().await?;
-        let batches: Vec<(String, bool)> = sqlx::query_as(
-            "select batch, lowest_first from leases where deadline_ms <= ?1 order by deadline_ms, batch limit ?2",
+        let batches: Vec<String> = sqlx::query_scalar(
+            "select batch from leases where deadline_ms <= ?1 order by deadline_ms, batch limit ?2",
         )
         .bind(now)
         .bind(MAX_RECLAIM as i64)
@@ -382,10 +381,9 @@ impl Queue for SqliteQueue {
         .map_err(failed)?;
         let mut done = Reclaimed::default();
         let mut place = next_place(&mut tx).await?;
-        for (batch, lowest_first) in batches {
-            let order = if lowest_first { "-priority" } else { "priority" };
+        for batch in batches {
             let rows = sqlx::query(AssertSqlSafe(format!(
-                "select {ITEM} from items where batch = ?1 order by {order}, released desc, place"
+                "select {ITEM} from items where batch = ?1 order by priority, released desc, place"
             )))
             .bind(&batch)
             .fetch_all(&mut *tx)

@@ -6,7 +6,7 @@ local returned, buried = 0, 0
 local expired = redis.call('ZRANGEBYSCORE', LEASES, '-inf', NOW, 'LIMIT', 0, tonumber(ARGV[4]))
 for _, id in ipairs(expired) do
   local elements = held(id)
-  local back = {}
+  local back = {{}, {}, {}}
   for _, element in ipairs(elements) do
     local item = read(element) or {id = redis.sha1hex(element), at = NOW, attempt = 0, losses = 0, priority = 1,
       claims = '-', history = '', payload = element}
@@ -18,13 +18,14 @@ for _, id in ipairs(expired) do
       buried = buried + 1
     else
       note(item, ARGV[6])
-      back[#back + 1] = write(item)
+      local list = back[tonumber(item.priority) + 1]
+      list[#list + 1] = write(item)
+      returned = returned + 1
     end
   end
   redis.call('ZREM', LEASES, id)
   let_go(id)
-  put(SUSPECT, back)
-  returned = returned + #back
+  for p = 1, 3 do put(SUSPECT, back[p]) end
 end
 if returned > 0 then wake() end
 count('reclaimed', returned)

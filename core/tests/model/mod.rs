@@ -1,0 +1,447 @@
+//! The queue's protocol in a few lines of plain Rust, for the real adapters to be compared with; and what may happen to it.
+
+#![allow(unreachable_pub, reason = "each suite uses its part")]
+
+use std::collections::{BTreeMap, VecDeque};
+
+use proptest::prelude::*;
+use proptest_state_machine::ReferenceStateMachine;
+use tributary_core::ports::queue::{
+    Acked, Enqueued, FAIR_EVERY, MAX_HISTORY, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, Outcome, Reclaimed,
+};
+
+pub const LEASE_MS: i64 = 10_000;
+pub const CLAIM_TTL_MS: i64 = 60_000;
+/// When the clock begins.
+pub const T0: i64 = 1_800_000_000_000;
+const PRIORITIES: usize = 3;
+
+/// An item, known by its number: the order in which ids were drawn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub n: u64,
+    pub priority: usize,
+    pub attempt: u32,
+    pub suspect: bool,
+    pub losses: u32,
+    pub history: usize,
+    /// The key under which it may come again.
+    pub key: Option<u8>,
+}
+
+impl Entry {
+    fn note(&mut self) {
+        self.history = (self.history + 1).min(MAX_HISTORY);
+    }
+}
+
+/// What is remembered under a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub body: u8,
+    pub n: u64,
+    pub until: i64,
+    pub outcome: Option<Outcome>,
+}
+
+/// Everything that a queue holds, as both sides tell it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    pub pending: [VecDeque<Entry>; PRIORITIES],
+    pub released: [VecDeque<Entry>; PRIORITIES],
+    pub suspects: VecDeque<Entry>,
+    /// By (due, n).
+    pub delayed: BTreeMap<(i64, u64), Entry>,
+    /// By the batch's number: the end of its lease, and its items by n.
+    pub batches: BTreeMap<u64, (i64, BTreeMap<u64, Entry>)>,
+    /// By (buried, n).
+    pub dead: BTreeMap<(i64, u64), Entry>,
+    /// Those whose time is not over.
+    pub claims: BTreeMap<u8, Held>,
+    pub paused: bool,
+    /// Those that are not zero.
+    pub counters: BTreeMap<&'static str, u64>,
+}
+
+/// What the last transition was answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    Nothing,
+    Enqueued(Vec<Enqueued>),
+    /// The items, in order.
+    Fetched(Vec<Entry>),
+    Acked(Acked),
+    /// Numbers of the batches that are lost.
+    Lost(Vec<u64>),
+    Reclaimed(Reclaimed),
+    Count(u64),
+}
+
+/// An item to be enqueued.
+#[derive(Clone, Debug)]
+pub struct New {
+    pub priority: usize,
+    pub delay_ms: i64,
+    /// A key and a body.
+    pub key: Option<(u8, u8)>,
+}
+
+/// What a worker does with an item.
+#[derive(Clone, Copy, Debug)]
+pub enum Fate {
+    Done,
+    Retry(i64),
+    Bury,
+    Release,
+}
+
+/// What may happen. Batches and dead letters are named by their place among all there ever were, and are there.
+#[derive(Clone, Debug)]
+pub enum Transition {
+    Enqueue(Vec<New>),
+    Fetch(usize),
+    /// Also by a worker who lost the batch, or acked it before.
+    Ack(usize, Vec<Fate>),
+    Beat(Vec<usize>),
+    /// The worker dies: its batch's lease ends, and somebody looks.
+    Kill,
+    Clock(i64),
+    Reclaim,
+    Pause(bool),
+    RetryDead(Vec<usize>),
+    DiscardDead(Vec<usize>),
+    Audit,
+}
+
+/// The model: what a queue holds, and what was said last.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub now: i64,
+    pub holds: Snapshot,
+    /// Every batch that was ever fetched, as it was fetched.
+    pub fetched: Vec<Vec<Entry>>,
+    pub reply: Reply,
+    items: u64,
+    fetches: u64,
+}
+
+impl Model {
+    fn count(&mut self, name: &'static str, by: u64) {
+        if by > 0 {
+            *self.holds.counters.entry(name).or_default() += by;
+        }
+    }
+
+    fn enqueue(&mut self, items: &[New]) -> Reply {
+        let mut results = Vec::new();
+        for item in items {
+            // Ids are drawn for all, taken or not.
+            let n = self.items;
+            self.items += 1;
+            let seen = item.key.and_then(|(key, body)| {
+                let held = self.holds.claims.get(&key).filter(|held| held.until > self.now)?;
+                Some(if held.body == body { Enqueued::Duplicate } else { Enqueued::Conflict })
+            });
+            let result = seen.unwrap_or(Enqueued::Accepted);
+            results.push(result);
+            match result {
+                Enqueued::Duplicate => self.count("duplicates", 1),
+                Enqueued::Conflict => self.count("conflicts", 1),
+                Enqueued::Accepted => {
+                    self.count("enqueued", 1);
+                    if let Some((key, body)) = item.key {
+                        let until = self.now + CLAIM_TTL_MS;
+                        self.holds.claims.insert(key, Held { body, n, until, outcome: None });
+                    }
+                    let entry = Entry {
+                        n,
+                        priority: item.priority,
+                        attempt: 0,
+                        suspect: false,
+                        losses: 0,
+                        history: 0,
+                        key: item.key.map(|(key, _)| key),
+                    };
+                    match item.delay_ms {
+                        0 => self.holds.pending[item.priority].push_back(entry),
+                        delay => drop(self.holds.delayed.insert((self.now + delay, n), entry)),
+                    }
+                }
+            }
+        }
+        Reply::Enqueued(results)
+    }
+
+    fn fetch(&mut self, want: usize) -> Reply {
+        if self.holds.paused {
+            return Reply::Fetched(Vec::new());
+        }
+        for _ in 0..MAX_PROMOTE {
+            let Some(due) = self.holds.delayed.first_entry().filter(|first| first.key().0 <= self.now) else {
+                break;
+            };
+            let entry = due.remove();
+            if entry.suspect {
+                self.holds.suspects.push_back(entry);
+            } else {
+                self.holds.pending[entry.priority].push_back(entry);
+            }
+        }
+        let mut taken: Vec<Entry> = self.holds.suspects.pop_front().into_iter().collect();
+        if taken.is_empty() {
+            let turn = self.fetches + 1;
+            let mut order: Vec<usize> = (0..PRIORITIES).collect();
+            if turn.is_multiple_of(FAIR_EVERY) {
+                order.reverse();
+            }
+            for priority in order {
+                for place in [&mut self.holds.released[priority], &mut self.holds.pending[priority]] {
+                    let room = want - taken.len();
+                    taken.extend(place.drain(..room.min(place.len())));
+                }
+            }
+            if !taken.is_empty() {
+                self.fetches = turn;
+            }
+        }
+        if !taken.is_empty() {
+            let items = taken.iter().map(|entry| (entry.n, entry.clone())).collect();
+            self.holds.batches.insert(self.fetched.len() as u64, (self.now + LEASE_MS, items));
+            self.fetched.push(taken.clone());
+        }
+        Reply::Fetched(taken)
+    }
+
+    fn ack(&mut self, batch: usize, fates: &[Fate]) -> Reply {
+        if self.holds.batches.remove(&(batch as u64)).is_none() {
+            return Reply::Acked(Acked::Lost);
+        }
+        for (at, mut entry) in self.fetched[batch].clone().into_iter().enumerate() {
+            match fates[at % fates.len()] {
+                Fate::Done => {
+                    self.end(&entry, Outcome::Done);
+                    self.count("acked", 1);
+                }
+                Fate::Retry(delay) => {
+                    entry.attempt += 1;
+                    entry.note();
+                    self.count("retried", 1);
+                    self.holds.delayed.insert((self.now + delay, entry.n), entry);
+                }
+                Fate::Bury => self.bury(entry),
+                Fate::Release if entry.suspect => self.holds.suspects.push_back(entry),
+                Fate::Release => self.holds.released[entry.priority].push_back(entry),
+            }
+        }
+        Reply::Acked(Acked::Done)
+    }
+
+    fn bury(&mut self, mut entry: Entry) {
+        entry.note();
+        self.end(&entry, Outcome::Dead);
+        self.count("buried", 1);
+        self.holds.dead.insert((self.now, entry.n), entry);
+    }
+
+    fn end(&mut self, entry: &Entry, outcome: Outcome) {
+        let held = entry.key.and_then(|key| self.holds.claims.get_mut(&key));
+        if let Some(held) = held.filter(|held| held.n == entry.n) {
+            held.outcome = Some(outcome);
+        }
+    }
+
+    fn reclaim(&mut self) -> Reply {
+        let mut done = Reclaimed::default();
+        let mut expired: Vec<(i64, u64)> = self
+            .holds
+            .batches
+            .iter()
+            .filter(|(_, (end, _))| *end <= self.now)
+            .map(|(batch, (end, _))| (*end, *batch))
+            .collect();
+        expired.sort_unstable();
+        for (_, batch) in expired.into_iter().take(MAX_RECLAIM) {
+            self.holds.batches.remove(&batch);
+            let mut items = self.fetched[usize::try_from(batch).unwrap()].clone();
+            // by priority; within one, what was released came first
+            items.sort_by_key(|entry| entry.priority);
+            let alone = u32::from(items.len() == 1);
+            for mut entry in items {
+                entry.suspect = true;
+                entry.losses += alone;
+                if entry.losses >= MAX_LOSSES {
+                    self.bury(entry);
+                    done.buried += 1;
+                } else {
+                    entry.note();
+                    self.holds.suspects.push_back(entry);
+                    done.returned += 1;
+                }
+            }
+        }
+        self.count("reclaimed", done.returned);
+        Reply::Reclaimed(done)
+    }
+
+    fn chosen_dead(&self, which: &[usize]) -> Vec<(i64, u64)> {
+        let all: Vec<(i64, u64)> = self.holds.dead.keys().copied().collect();
+        let mut chosen: Vec<(i64, u64)> =
+            which.iter().filter(|_| !all.is_empty()).map(|at| all[at % all.len()]).collect();
+        let mut seen = std::collections::HashSet::new();
+        chosen.retain(|key| seen.insert(*key));
+        chosen
+    }
+
+    /// How many items were drawn.
+    pub fn drawn(&self) -> u64 {
+        self.items
+    }
+
+    /// The item that a key is remembered for.
+    pub fn number_of_claim(&self, key: u8) -> Option<u64> {
+        self.holds.claims.get(&key).map(|held| held.n)
+    }
+
+    /// The numbers of the dead letters that a transition names, in its order.
+    pub fn dead_numbers(&self, which: &[usize]) -> Vec<u64> {
+        self.chosen_dead(which).into_iter().map(|(_, n)| n).collect()
+    }
+
+    fn retry_dead(&mut self, which: &[usize]) -> Reply {
+        let chosen = self.chosen_dead(which);
+        for key in &chosen {
+            let mut entry = self.holds.dead.remove(key).unwrap();
+            (entry.attempt, entry.losses) = (0, 0);
+            entry.note();
+            if entry.suspect {
+                self.holds.suspects.push_back(entry);
+            } else {
+                self.holds.pending[entry.priority].push_back(entry);
+            }
+        }
+        Reply::Count(chosen.len() as u64)
+    }
+
+    fn discard_dead(&mut self, which: &[usize]) -> Reply {
+        let chosen = self.chosen_dead(which);
+        for key in &chosen {
+            let entry = self.holds.dead.remove(key).unwrap();
+            self.end(&entry, Outcome::Discarded);
+        }
+        self.count("discarded", chosen.len() as u64);
+        Reply::Count(chosen.len() as u64)
+    }
+
+    fn step(&mut self, transition: &Transition) {
+        self.reply = match transition {
+            Transition::Enqueue(items) => self.enqueue(items),
+            Transition::Fetch(want) => self.fetch(*want),
+            Transition::Ack(batch, fates) => self.ack(*batch, fates),
+            Transition::Beat(batches) => {
+                let mut lost = Vec::new();
+                for batch in batches {
+                    match self.holds.batches.get_mut(&(*batch as u64)) {
+                        Some((end, _)) => *end = self.now + LEASE_MS,
+                        None => lost.push(*batch as u64),
+                    }
+                }
+                Reply::Lost(lost)
+            }
+            Transition::Kill => {
+                self.now += LEASE_MS;
+                self.reclaim()
+            }
+            Transition::Clock(ms) => {
+                self.now += ms;
+                Reply::Nothing
+            }
+            Transition::Reclaim => self.reclaim(),
+            Transition::Pause(paused) => {
+                self.holds.paused = *paused;
+                Reply::Nothing
+            }
+            Transition::RetryDead(which) => self.retry_dead(which),
+            Transition::DiscardDead(which) => self.discard_dead(which),
+            // Nothing that the protocol does leaves a stray behind.
+            Transition::Audit => Reply::Count(0),
+        };
+        self.holds.claims.retain(|_, held| held.until > self.now);
+    }
+}
+
+fn news() -> impl Strategy<Value = Vec<New>> {
+    let new = (
+        0..PRIORITIES,
+        prop_oneof![3 => Just(0_i64), 1 => 1_i64..30_000],
+        prop_oneof![2 => Just(None), 1 => (0_u8..4, prop_oneof![4 => Just(0_u8), 1 => Just(1)]).prop_map(Some)],
+    );
+    proptest::collection::vec(new.prop_map(|(priority, delay_ms, key)| New { priority, delay_ms, key }), 1..5)
+}
+
+fn fates() -> impl Strategy<Value = Vec<Fate>> {
+    let fate = prop_oneof![
+        4 => Just(Fate::Done),
+        1 => (1_i64..20_000).prop_map(Fate::Retry),
+        1 => Just(Fate::Bury),
+        1 => Just(Fate::Release),
+    ];
+    proptest::collection::vec(fate, 1..4)
+}
+
+impl ReferenceStateMachine for Model {
+    type State = Self;
+    type Transition = Transition;
+
+    fn init_state() -> BoxedStrategy<Self> {
+        Just(Self {
+            now: T0,
+            holds: Snapshot::default(),
+            fetched: Vec::new(),
+            reply: Reply::Nothing,
+            items: 0,
+            fetches: 0,
+        })
+        .boxed()
+    }
+
+    fn transitions(state: &Self) -> BoxedStrategy<Transition> {
+        let dead = || proptest::collection::vec(0_usize..8, 1..3);
+        let always = prop_oneof![
+            6 => news().prop_map(Transition::Enqueue),
+            8 => (1_usize..6).prop_map(Transition::Fetch),
+            2 => Just(Transition::Kill),
+            3 => prop_oneof![Just(1_i64), Just(LEASE_MS / 2), Just(LEASE_MS), Just(CLAIM_TTL_MS)]
+                .prop_map(Transition::Clock),
+            2 => Just(Transition::Reclaim),
+            1 => any::<bool>().prop_map(Transition::Pause),
+            1 => dead().prop_map(Transition::RetryDead),
+            1 => dead().prop_map(Transition::DiscardDead),
+            1 => Just(Transition::Audit),
+        ];
+        let fetched = state.fetched.len();
+        if fetched == 0 {
+            return always.boxed();
+        }
+        // mostly the newest batches, which may still be held
+        let batch = || prop_oneof![4 => fetched.saturating_sub(3)..fetched, 1 => 0..fetched];
+        prop_oneof![
+            5 => always,
+            2 => (batch(), fates()).prop_map(|(batch, fates)| Transition::Ack(batch, fates)),
+            1 => proptest::collection::vec(batch(), 1..3).prop_map(Transition::Beat),
+        ]
+        .boxed()
+    }
+
+    fn apply(mut state: Self, transition: &Transition) -> Self {
+        state.step(transition);
+        state
+    }
+
+    fn preconditions(state: &Self, transition: &Transition) -> bool {
+        match transition {
+            Transition::Ack(batch, _) => *batch < state.fetched.len(),
+            Transition::Beat(batches) => batches.iter().all(|batch| *batch < state.fetched.len()),
+            _ => true,
+        }
+    }
+}
