@@ -3,11 +3,12 @@
 //! [`guard`] keeps one process. [`redis`] and [`postgres`] are private instances on free ports in temporary folders;
 //! [`services`] chooses between those, given URLs, and containers. [`system`] is a whole Tributary. [`roles`] lets one
 //! binary be server and worker too, so that `cargo run -p loadtest` needs no other binary built. [`client`] speaks to a system
-//! as browsers and Shopify do, and [`verify`] compares it with the simulator's ledger.
+//! as browsers and Shopify do, [`proxy`] breaks connections on request, and [`verify`] compares it with the simulator's ledger.
 
 pub mod client;
 pub mod guard;
 pub mod postgres;
+pub mod proxy;
 pub mod redis;
 pub mod roles;
 pub mod services;

@@ -1,5 +1,6 @@
 //! A private Redis: append-only file with `appendfsync always`, no eviction, on a free port in a temporary folder.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -37,6 +38,7 @@ pub struct Redis {
     program: PathBuf,
     port: u16,
     fsync: Fsync,
+    more: Vec<String>,
 }
 
 /// The server's program, if this machine has one.
@@ -50,9 +52,18 @@ impl Redis {
     /// # Errors
     /// When there is no `redis-server`, or it does not come up.
     pub async fn start(fsync: Fsync) -> anyhow::Result<Self> {
+        Self::start_with(fsync, &[]).await
+    }
+
+    /// Starts one with more arguments; they come last, so they win.
+    ///
+    /// # Errors
+    /// When there is no `redis-server`, or it does not come up.
+    pub async fn start_with(fsync: Fsync, more: &[&str]) -> anyhow::Result<Self> {
+        let more = more.iter().map(|arg| (*arg).to_owned()).collect();
         let program = program().context("there is no redis-server on this machine")?;
         let folder = tempfile::Builder::new().prefix("tributary-redis-").tempdir()?;
-        let mut redis = Self { process: None, folder, program, port: free_port()?, fsync };
+        let mut redis = Self { process: None, folder, program, port: free_port()?, fsync, more };
         redis.launch().await?;
         Ok(redis)
     }
@@ -60,6 +71,11 @@ impl Redis {
     /// `redis://127.0.0.1:port/0`
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    /// `127.0.0.1:port`
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
     /// Kills it as a power cut would.
@@ -93,6 +109,7 @@ impl Redis {
             ])
             .args(["--appendonly", "yes", "--appendfsync", self.fsync.as_str()])
             .args(["--maxmemory-policy", "noeviction", "--logfile", ""])
+            .args(&self.more)
             .current_dir(self.folder.path());
         let process = Guarded::start("redis-server", &command, &self.folder.path().join("redis.log"))?;
         let client = redis::Client::open(self.url())?;

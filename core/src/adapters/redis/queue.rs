@@ -546,10 +546,10 @@ fn byte_strings(answer: Value) -> Result<Vec<Bytes>, QueueError> {
         .collect()
 }
 
-/// A script that fails is a defect; everything else on the way to Redis is an outage.
+/// What goes wrong on the way to Redis is an outage, also an answer that was cut and cannot be parsed.
 fn failed(error: RedisError) -> QueueError {
     match error.kind() {
-        ErrorKind::UnexpectedReturnType | ErrorKind::Parse => unexpected(error),
+        ErrorKind::UnexpectedReturnType => unexpected(error),
         _ => QueueError::Unavailable(error.to_string()),
     }
 }
