@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, bail};
 use futures::{StreamExt, stream};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -20,6 +21,8 @@ const LEASE: Duration = Duration::from_secs(2);
 const AT_ONCE: usize = 8;
 /// How long the system may take to come right after the last fault.
 const LIVENESS: Duration = Duration::from_secs(120);
+/// How much later than its lease a batch comes to another worker, at the latest.
+const RECLAIMED_WITHIN: Duration = Duration::from_secs(1);
 /// How long a killed process stays away.
 const AWAY_MS: std::ops::Range<u64> = 50..600;
 
@@ -38,6 +41,21 @@ pub enum Victim {
     Redis,
     /// PostgreSQL.
     Postgres,
+    /// One of two workers is not killed but stopped, for longer than its lease, and then goes on as if nothing had been.
+    FrozenWorker,
+}
+
+/// A process ends itself at a named point of its work (tributary_core::failpoint), in a build that has them.
+#[derive(Clone, Debug)]
+pub struct Failpoint {
+    /// The point.
+    pub name: String,
+    /// How often it is passed before.
+    pub passes: u32,
+    /// Whose process: `server` or `workers`.
+    pub role: &'static str,
+    /// Redis goes away for a while, so that the outbox has something to do.
+    pub redis_away: bool,
 }
 
 /// What to do.
@@ -49,6 +67,8 @@ pub struct Drill {
     pub victim: Victim,
     /// How often.
     pub kills: usize,
+    /// Instead of killing the victim, a point at which it ends itself, once.
+    pub failpoint: Option<Failpoint>,
     /// Events of the day.
     pub events: usize,
     /// The day's seed and the faults'.
@@ -91,12 +111,19 @@ pub async fn run(drill: &Drill) -> anyhow::Result<Outcome> {
     let mut options = Options::new(profile, drill.binary.clone());
     options.lease = LEASE;
     options.workers = 2;
+    options.failpoints = drill
+        .failpoint
+        .as_ref()
+        .map(|point| (point.role, format!("{}={}*off->return", point.name, point.passes)));
     let system = System::start(options).await?;
     let client = Client::new(system.access.clone())?;
     let day = simulate(&Plan { seed: drill.seed, events: drill.events, ..Plan::default() });
     let system = Arc::new(Mutex::new(system));
     let sending = Arc::new(AtomicBool::new(true));
-    let faults = tokio::spawn(faults(drill.clone(), system.clone(), sending.clone()));
+    let faults = match drill.failpoint.clone() {
+        Some(point) => tokio::spawn(ends_itself(point, system.clone())),
+        None => tokio::spawn(faults(drill.clone(), system.clone(), sending.clone())),
+    };
 
     let began = tokio::time::Instant::now();
     let span = day.deliveries.last().map_or(1, |last| last.send_ms.max(1));
@@ -136,7 +163,10 @@ async fn faults(drill: Drill, system: Arc<Mutex<System>>, sending: Arc<AtomicBoo
     let mut kills = 0;
     while kills < drill.kills && (kills == 0 || sending.load(Ordering::Relaxed)) {
         tokio::time::sleep(pause.mul_f64(rng.random_range(0.5..1.0))).await;
-        let away = Duration::from_millis(rng.random_range(AWAY_MS));
+        let mut away = Duration::from_millis(rng.random_range(AWAY_MS));
+        if drill.victim == Victim::FrozenWorker {
+            away += LEASE + RECLAIMED_WITHIN;
+        }
         kill(drill.victim, &mut *system.lock().await)?;
         kills += 1;
         tokio::time::sleep(away).await;
@@ -145,10 +175,40 @@ async fn faults(drill: Drill, system: Arc<Mutex<System>>, sending: Arc<AtomicBoo
     Ok(kills)
 }
 
+/// Waits until processes have ended at the failpoint, and starts them again. Answers how many did.
+async fn ends_itself(point: Failpoint, system: Arc<Mutex<System>>) -> anyhow::Result<usize> {
+    if point.redis_away {
+        tokio::time::sleep(Duration::from_millis(AWAY_MS.end)).await;
+        let mut system = system.lock().await;
+        let redis = system.redis.as_mut().context("only services have a Redis")?;
+        redis.kill()?;
+        tokio::time::sleep(Duration::from_millis(AWAY_MS.end)).await;
+        redis.restart().await?;
+    }
+    let end = Instant::now() + LIVENESS;
+    while Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut system = system.lock().await;
+        let dead = system.count_dead();
+        if dead > 0 {
+            // Both workers were armed: the other one may be about to end, too.
+            tokio::time::sleep(Duration::from_millis(AWAY_MS.end)).await;
+            let dead = dead + system.count_dead();
+            if !system.server_runs() {
+                system.restart_server()?;
+            }
+            system.start_workers()?;
+            return Ok(dead);
+        }
+    }
+    bail!("nobody came by the failpoint {}", point.name)
+}
+
 fn kill(victim: Victim, system: &mut System) -> anyhow::Result<()> {
     match (victim, &mut system.redis, &mut system.postgres) {
         (Victim::EmbeddedServer | Victim::Server, ..) => system.kill_server(),
         (Victim::StoppedWorker, ..) => system.stop_worker(),
+        (Victim::FrozenWorker, ..) => system.freeze_worker(),
         (Victim::Redis, Some(redis), _) => redis.kill(),
         (Victim::Postgres, _, Some(postgres)) => postgres.kill(),
         _ => system.kill_worker(),
@@ -158,6 +218,7 @@ fn kill(victim: Victim, system: &mut System) -> anyhow::Result<()> {
 async fn bring_back(victim: Victim, system: &mut System) -> anyhow::Result<()> {
     match (victim, &mut system.redis, &mut system.postgres) {
         (Victim::EmbeddedServer | Victim::Server, ..) => system.restart_server(),
+        (Victim::FrozenWorker, ..) => system.thaw_worker(),
         (Victim::Redis, Some(redis), _) => redis.restart().await,
         (Victim::Postgres, _, Some(postgres)) => postgres.restart().await,
         _ => system.start_workers(),

@@ -38,6 +38,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         binary: std::env::current_exe()?,
         victim: cli.victim,
         kills: cli.kills,
+        failpoint: None,
         events: cli.events,
         seed: cli.seed,
         over: Duration::from_secs(cli.seconds),

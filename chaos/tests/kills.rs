@@ -13,6 +13,7 @@ async fn survives(victim: Victim, kills: usize) {
         binary: env!("CARGO_BIN_EXE_chaos").into(),
         victim,
         kills,
+        failpoint: None,
         events: 6000,
         seed,
         over: Duration::from_secs(5),
@@ -31,6 +32,11 @@ async fn a_killed_worker_loses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_worker_loses_nothing() {
     survives(Victim::StoppedWorker, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_was_frozen_longer_than_its_lease_doubles_nothing() {
+    survives(Victim::FrozenWorker, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,7 @@
 //! A whole Tributary, in real processes, on either profile.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -44,6 +45,8 @@ pub struct Options {
     pub fsync: Fsync,
     /// Further arguments of the server.
     pub server_args: Vec<String>,
+    /// `FAILPOINTS` of the first processes of a role (`server`, `workers`); those that come after them have none.
+    pub failpoints: Option<(&'static str, String)>,
 }
 
 impl Options {
@@ -56,6 +59,7 @@ impl Options {
             lease: Duration::from_secs(15),
             fsync: Fsync::Always,
             server_args: Vec::new(),
+            failpoints: None,
         }
     }
 }
@@ -89,6 +93,8 @@ pub struct System {
     database_url: String,
     key_space: String,
     folder: tempfile::TempDir,
+    /// Failpoints are for the first processes only.
+    armed: bool,
 }
 
 impl System {
@@ -114,6 +120,7 @@ impl System {
             key_space: Services::fresh_key_space(),
             folder,
             options,
+            armed: true,
         };
         if system.options.profile == Profile::Services {
             let redis = Redis::start(system.options.fsync).await.context(
@@ -127,7 +134,42 @@ impl System {
         system.start_server("127.0.0.1:0")?;
         system.set_up()?;
         system.start_workers()?;
+        system.armed = false;
         Ok(system)
+    }
+
+    /// The command of a role.
+    fn command(&self, role: &'static str) -> Command {
+        let mut command = roles::command(&self.options.binary, role);
+        match &self.options.failpoints {
+            Some((armed, points)) if self.armed && *armed == role => command.env("FAILPOINTS", points),
+            _ => command.env_remove("FAILPOINTS"),
+        };
+        command
+    }
+
+    /// How many processes of Tributary have ended by themselves since they were started; they can be started again.
+    pub fn count_dead(&mut self) -> usize {
+        let before = self.workers.len() + usize::from(self.server.is_some());
+        self.workers.retain(Guarded::is_running);
+        self.server = self.server.take().filter(Guarded::is_running);
+        before - self.workers.len() - usize::from(self.server.is_some())
+    }
+
+    /// Stops the oldest worker where it stands, as a machine under pressure does: it is not dead, and does nothing.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn freeze_worker(&self) -> anyhow::Result<()> {
+        self.workers.first().context("no worker runs")?.signal("STOP")
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn thaw_worker(&self) -> anyhow::Result<()> {
+        self.workers.first().context("no worker runs")?.signal("CONT")
     }
 
     /// Starts the server again, where it was.
@@ -153,7 +195,7 @@ impl System {
     /// When one does not come up.
     pub fn start_workers_up_to(&mut self, count: usize) -> anyhow::Result<()> {
         while self.options.profile == Profile::Services && self.workers.len() < count {
-            let mut command = roles::command(&self.options.binary, "workers");
+            let mut command = self.command("workers");
             command.arg("event").args(self.services_args()).args(["--monitor-bind", "127.0.0.1:0"]);
             let worker = Guarded::start("workers", &command, &self.folder.path().join("workers.log"))?;
             worker.line_after("monitor on ", START_TIMEOUT)?;
@@ -209,6 +251,11 @@ impl System {
         self.server.take().map_or(Ok(()), Guarded::stop)
     }
 
+    /// Whether the server runs, as far as was seen.
+    pub fn server_runs(&self) -> bool {
+        self.server.is_some()
+    }
+
     /// The server's process id, while it runs.
     pub fn server_pid(&self) -> Option<u32> {
         self.server.as_ref().map(Guarded::pid)
@@ -223,7 +270,7 @@ impl System {
         if self.server.is_some() {
             bail!("the server runs already");
         }
-        let mut command = roles::command(&self.options.binary, "server");
+        let mut command = self.command("server");
         command.args(self.profile_args()).args(["--bind", bind]).args(&self.options.server_args);
         let server = Guarded::start("server", &command, &self.folder.path().join("server.log"))?;
         self.access.url = server.line_after("listening on ", START_TIMEOUT)?;
