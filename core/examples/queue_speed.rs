@@ -19,7 +19,7 @@ use tributary_core::ports::clock::{Clock, SystemClock};
 use tributary_core::ports::queue::{NewItem, Queue, QueueSettings};
 
 /// Batch sizes, with the items of a run: enough for some tenths of a second.
-const BATCHES: [(usize, usize); 3] = [(1, 20_000), (100, 100_000), (500, 200_000)];
+const BATCHES: [(usize, usize); 3] = [(1, 4_000), (100, 100_000), (500, 200_000)];
 const LANES: usize = 2;
 const RUNS: usize = 3;
 /// About what a track call has in its envelope.

@@ -13,7 +13,9 @@ drop index items_ready;
 create index items_ready on items (suspect, priority, released desc, place) where batch is null and not_before_ms = 0;
 drop index items_delayed;
 create index items_delayed on items (not_before_ms, id) where batch is null and not_before_ms > 0;
-create index items_by_place on items (place);
+-- the last place given out
+insert into counters (name, value) select 'place', coalesce(max(place), 0) from items where true
+    on conflict (name) do nothing;
 
 create index leases_by_end on leases (deadline_ms, batch);
 

@@ -224,7 +224,7 @@ impl Queue for SqliteQueue {
         self.refuse_over_limit(items.len()).await?;
         let now = self.clock.now_ms();
         let mut tx = self.begin().await?;
-        let mut place = next_place(&mut tx).await?;
+        let mut place = next_places(&mut tx, items.len()).await?;
         let mut results = Vec::with_capacity(items.len());
         let mut accepted: Vec<(String, i64, &NewItem)> = Vec::with_capacity(items.len());
         for item in items {
@@ -288,7 +288,10 @@ impl Queue for SqliteQueue {
         if ours.rows_affected() == 0 {
             return Ok(Acked::Lost);
         }
-        let mut place = next_place(&mut tx).await?;
+        let mut place = match unfinished.len() {
+            0 => 0,
+            count => next_places(&mut tx, count).await?,
+        };
         for Unfinished { item, then } in unfinished {
             match then {
                 Then::Retry { delay, error } => {
@@ -324,16 +327,16 @@ impl Queue for SqliteQueue {
                 }
             }
         }
-        let done: Vec<(String, String)> =
-            sqlx::query_as("delete from items where batch = ?1 returning id, claims")
-                .bind(&batch.id.0)
-                .fetch_all(&mut *tx)
-                .await
-                .map_err(failed)?;
-        for (id, claims) in done.iter().filter(|(_, claims)| !claims.is_empty()) {
-            finish(&mut tx, id, claims, Outcome::Done, now).await?;
+        let done = sqlx::query("delete from items where batch = ?1")
+            .bind(&batch.id.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        let is_done = |item: &&Item| unfinished.iter().all(|other| other.item.id != item.id);
+        for item in batch.items.iter().filter(|item| !item.claims.is_empty()).filter(is_done) {
+            finish(&mut tx, &item.id, &item.claims.join(","), Outcome::Done, now).await?;
         }
-        count(&mut tx, "acked", done.len()).await?;
+        count(&mut tx, "acked", usize::try_from(done.rows_affected()).unwrap_or_default()).await?;
         tx.commit().await.map_err(failed)?;
         if unfinished.iter().any(|u| u.then == Then::Release) {
             self.wake.notify_one();
@@ -380,7 +383,6 @@ impl Queue for SqliteQueue {
         .await
         .map_err(failed)?;
         let mut done = Reclaimed::default();
-        let mut place = next_place(&mut tx).await?;
         for batch in batches {
             let rows = sqlx::query(AssertSqlSafe(format!(
                 "select {ITEM} from items where batch = ?1 order by priority, released desc, place"
@@ -391,6 +393,7 @@ impl Queue for SqliteQueue {
             .map_err(failed)?;
             let items: Vec<Item> = rows.iter().map(item).collect::<Result<_, _>>().map_err(failed)?;
             let alone = u32::from(items.len() == 1);
+            let mut place = next_places(&mut tx, items.len()).await?;
             for mut item in items {
                 item.suspect = true;
                 item.losses += alone;
@@ -492,7 +495,7 @@ impl Queue for SqliteQueue {
     async fn retry_dead(&self, ids: &[String]) -> Result<u64, QueueError> {
         let now = self.clock.now_ms();
         let mut tx = self.begin().await?;
-        let mut place = next_place(&mut tx).await?;
+        let mut place = next_places(&mut tx, ids.len()).await?;
         let mut back = 0;
         for id in ids.iter().take(MAX_DEAD_PAGE) {
             let row = sqlx::query("delete from dead where id = ?1 returning *")
@@ -603,12 +606,15 @@ impl Queue for SqliteQueue {
     }
 }
 
-/// A place behind all others.
-async fn next_place(tx: &mut Tx) -> Result<i64, QueueError> {
-    sqlx::query_scalar("select coalesce(max(place), 0) + 1 from items")
-        .fetch_one(&mut **tx)
-        .await
-        .map_err(failed)
+/// The first of so many places behind all others.
+async fn next_places(tx: &mut Tx, count: usize) -> Result<i64, QueueError> {
+    let last: i64 =
+        sqlx::query_scalar("update counters set value = value + ?1 where name = 'place' returning value")
+            .bind(i64::try_from(count).unwrap_or_default())
+            .fetch_one(&mut **tx)
+            .await
+            .map_err(failed)?;
+    Ok(last - i64::try_from(count).unwrap_or_default() + 1)
 }
 
 /// Makes what is due pending, behind what waits.
@@ -625,7 +631,7 @@ async fn promote(tx: &mut Tx, now: i64) -> Result<(), QueueError> {
     if due.is_empty() {
         return Ok(());
     }
-    let mut place = next_place(tx).await?;
+    let mut place = next_places(tx, due.len()).await?;
     for seq in due {
         sqlx::query("update items set not_before_ms = 0, place = ?2 where seq = ?1")
             .bind(seq)
