@@ -69,6 +69,8 @@ pub struct Drill {
     pub kills: usize,
     /// Instead of killing the victim, a point at which it ends itself, once.
     pub failpoint: Option<Failpoint>,
+    /// How the queue lies in Redis: `lists` or `streams`.
+    pub queue: String,
     /// Events of the day.
     pub events: usize,
     /// The day's seed and the faults'.
@@ -111,6 +113,7 @@ pub async fn run(drill: &Drill) -> anyhow::Result<Outcome> {
     let mut options = Options::new(profile, drill.binary.clone());
     options.lease = LEASE;
     options.workers = 2;
+    options.queue.clone_from(&drill.queue);
     options.failpoints = drill
         .failpoint
         .as_ref()

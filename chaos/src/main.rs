@@ -16,6 +16,9 @@ struct Cli {
     /// How often
     #[arg(long, default_value_t = 5)]
     kills: usize,
+    /// How the queue lies in Redis: lists or streams
+    #[arg(long, default_value = "lists", value_parser = ["lists", "streams"])]
+    queue: String,
     /// Events of the simulated day
     #[arg(long, default_value_t = 20_000)]
     events: usize,
@@ -39,6 +42,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         victim: cli.victim,
         kills: cli.kills,
         failpoint: None,
+        queue: cli.queue,
         events: cli.events,
         seed: cli.seed,
         over: Duration::from_secs(cli.seconds),

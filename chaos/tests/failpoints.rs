@@ -26,6 +26,12 @@ fn every_point_has_its_drill() {
     assert_eq!(DRILLS.map(|(point, ..)| point), POINTS);
 }
 
+fn seed() -> u64 {
+    let seed = std::env::var("CHAOS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(5);
+    println!("CHAOS_SEED={seed}");
+    seed
+}
+
 async fn survives(point: &str, victim: Victim) {
     let (name, role, passes) = *DRILLS.iter().find(|(name, ..)| *name == point).unwrap();
     let role = if victim == Victim::EmbeddedServer { "server" } else { role };
@@ -34,9 +40,10 @@ async fn survives(point: &str, victim: Victim) {
         binary: env!("CARGO_BIN_EXE_chaos").into(),
         victim,
         kills: 0,
+        queue: "lists".into(),
         failpoint: Some(Failpoint { name: name.into(), passes, role, redis_away }),
         events: 2000,
-        seed: 5,
+        seed: seed(),
         over: Duration::from_secs(3),
     };
     let outcome = run(&drill).await.unwrap();

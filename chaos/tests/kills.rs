@@ -7,6 +7,10 @@ use std::time::Duration;
 use chaos::drill::{Drill, Victim, run};
 
 async fn survives(victim: Victim, kills: usize) {
+    survives_on("lists", victim, kills).await;
+}
+
+async fn survives_on(queue: &str, victim: Victim, kills: usize) {
     let seed = std::env::var("CHAOS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(3);
     println!("CHAOS_SEED={seed}");
     let drill = Drill {
@@ -14,6 +18,7 @@ async fn survives(victim: Victim, kills: usize) {
         victim,
         kills,
         failpoint: None,
+        queue: queue.into(),
         events: 6000,
         seed,
         over: Duration::from_secs(5),
@@ -27,6 +32,11 @@ async fn survives(victim: Victim, kills: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_worker_loses_nothing() {
     survives(Victim::Worker, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_worker_loses_nothing_on_streams_either() {
+    survives_on("streams", Victim::Worker, 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::adapters::memory::cache::MemoryCache;
 use crate::adapters::memory::locks::MemoryLocks;
@@ -30,6 +31,8 @@ use crate::services::spool::SpooledQueue;
 
 /// The queue that events wait in.
 pub const EVENTS_QUEUE: &str = "events";
+/// How long closing may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What every key in Redis begins with, unless set otherwise.
 pub const KEY_SPACE: &str = "tributary";
 
@@ -111,9 +114,35 @@ pub struct Context {
     pub cache: Arc<dyn Cache>,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    open: Open,
+}
+
+/// What is to be closed.
+#[derive(Clone)]
+enum Open {
+    Embedded { store: sqlite::db::Db, queue: sqlite::db::Db },
+    Services { redis: Box<RedisClient>, pool: sqlx::PgPool },
 }
 
 impl Context {
+    /// Closes the connections, after what is under way on them. For the end of a process: nothing works afterwards.
+    pub async fn close(&self) {
+        let close = async {
+            match &self.open {
+                Open::Embedded { store, queue } => {
+                    queue.close().await;
+                    store.close().await;
+                }
+                Open::Services { redis, pool } => {
+                    redis.close().await;
+                    pool.close().await;
+                }
+            }
+        };
+        // A service that is away must not hold up the end.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, close).await;
+    }
+
     /// The queue of that name.
     pub fn queue_named(&self, name: &str) -> Option<&Arc<dyn Queue>> {
         (name == EVENTS_QUEUE).then_some(&self.queue)
@@ -130,8 +159,10 @@ impl Context {
                 make_folder(data)?;
                 let store = sqlite::db::Db::open_store(&data.join("store.db")).await?;
                 let queue = sqlite::db::Db::open_queue(&data.join("queue.db")).await?;
+                let open = Open::Embedded { store: store.clone(), queue: queue.clone() };
                 let queue: Arc<dyn Queue> = Arc::new(SqliteQueue::new(queue, settings, clock.clone()));
                 Ok(Self {
+                    open,
                     outbox: Arc::new(SqliteOutbox::new(store.clone())),
                     // the queue is a file beside the store's: neither is away without the other
                     spools: false,
@@ -159,6 +190,7 @@ impl Context {
                     settings.max_depth,
                 );
                 Ok(Self {
+                    open: Open::Services { redis: Box::new(redis.clone()), pool: pool.clone() },
                     outbox,
                     spools: true,
                     outlets: Outlets(vec![(EVENTS_QUEUE, direct)]),

@@ -317,6 +317,37 @@ async fn a_redis_that_may_evict_the_queue_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_answers_what_was_asked_before_and_begins_nothing_more() {
+    let redis = Redis::start(Fsync::Always).await.unwrap();
+    for layout in LAYOUTS {
+        let (client, queue) = on(&redis, layout).await;
+        let asked: Vec<_> = (0..20)
+            .map(|n| {
+                let queue = queue.clone();
+                tokio::spawn(async move { queue.enqueue(&[keyed(&n.to_string())]).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        client.close().await;
+        let mut taken = 0;
+        for one in asked {
+            match one.await.unwrap() {
+                Ok(_) => taken += 1,
+                Err(error) => assert!(matches!(error, QueueError::Unavailable(_)), "{error}"),
+            }
+        }
+        assert!(matches!(queue.fetch(1, Duration::from_secs(1)).await, Err(QueueError::Unavailable(_))));
+        let again = RedisClient::connect(&redis.url(), client.space()).await.unwrap();
+        let queue = RedisQueue::new(again, "events", layout, settings(), Arc::new(SystemClock));
+        assert_eq!(
+            queue.stats().await.unwrap().pending,
+            taken,
+            "what was answered is there, and nothing else"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_of_layout_strands_nothing() {
     let redis = Redis::start(Fsync::EverySecond).await.unwrap();
     for layout in LAYOUTS {

@@ -69,12 +69,13 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let worker = args
         .embedded
         .then(|| tokio::spawn(event::run(context.clone(), args.worker.options(), stop_workers.clone())));
-    serve(listener, AppState::new(context, metrics, args.settings()), stop).await?;
+    serve(listener, AppState::new(context.clone(), metrics, args.settings()), stop).await?;
     // Only now: what the last requests brought in is worked off while there is time.
     stop_workers.cancel();
     if let Some(worker) = worker {
         worker.await?;
     }
+    context.close().await;
     Ok(())
 }
 

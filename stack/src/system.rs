@@ -43,6 +43,8 @@ pub struct Options {
     pub lease: Duration,
     /// When the private Redis writes to the disk.
     pub fsync: Fsync,
+    /// How the queue lies in Redis: `lists` or `streams`.
+    pub queue: String,
     /// Further arguments of the server.
     pub server_args: Vec<String>,
     /// `FAILPOINTS` of the first processes of a role (`server`, `workers`); those that come after them have none.
@@ -58,6 +60,7 @@ impl Options {
             workers: 1,
             lease: Duration::from_secs(15),
             fsync: Fsync::Always,
+            queue: "lists".into(),
             server_args: Vec::new(),
             failpoints: None,
         }
@@ -321,6 +324,7 @@ impl System {
             ("--database-url", self.database_url.as_str()),
             ("--redis-url", &redis_url),
             ("--key-space", &self.key_space),
+            ("--queue", &self.options.queue),
         ];
         let mut args: Vec<String> =
             pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value.to_owned()]).collect();

@@ -68,7 +68,8 @@ pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Resu
     let stop = shutdown::on_signals();
     let state = monitor::State { context: context.clone(), metrics, alarms: args.queue.alarms() };
     let monitor = tokio::spawn(monitor::serve(listener, state, stop.clone()));
-    event::run(context, args.worker.options(), stop).await;
+    event::run(context.clone(), args.worker.options(), stop).await;
     monitor.await??;
+    context.close().await;
     Ok(())
 }

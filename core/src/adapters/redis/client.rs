@@ -1,5 +1,7 @@
 //! The connections to Redis: one shared and multiplexed for commands, and one apart for the command that blocks.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
@@ -11,6 +13,8 @@ use redis::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long an answer may take. The crate's own 500 ms is less than a slow disk may need for `appendfsync always`.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a close waits for answers.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest wait between two tries to reconnect.
 const RECONNECT_CAP: Duration = Duration::from_secs(2);
 
@@ -47,6 +51,8 @@ pub struct RedisClient {
     shared: ConnectionManager,
     /// What every key begins with.
     space: String,
+    /// Nothing more is to be begun.
+    closed: Arc<AtomicBool>,
 }
 
 impl RedisClient {
@@ -62,7 +68,7 @@ impl RedisClient {
             .set_max_delay(RECONNECT_CAP)
             .set_number_of_retries(RECONNECT_TRIES);
         let shared = client.get_connection_manager_with_config(config).await?;
-        let this = Self { client, shared, space: space.to_owned() };
+        let this = Self { client, shared, space: space.to_owned(), closed: Arc::default() };
         this.refuse_eviction().await?;
         this.warn_of_weak_durability().await;
         Ok(this)
@@ -84,6 +90,7 @@ impl RedisClient {
     /// # Errors
     /// When Redis cannot be reached.
     pub async fn blocking(&self) -> RedisResult<MultiplexedConnection> {
+        self.refuse_if_closed()?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(None);
@@ -98,6 +105,21 @@ impl RedisClient {
         Cmd::new().arg("PING").exec_async(&mut self.shared()).await
     }
 
+    /// Begins nothing more, and returns when what was sent before is answered, or after [`CLOSE_TIMEOUT`]. The connections
+    /// close with the last clone.
+    pub async fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        // Answers come in the order of the requests: this one's comes last.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.ping()).await;
+    }
+
+    fn refuse_if_closed(&self) -> RedisResult<()> {
+        match self.closed.load(Ordering::SeqCst) {
+            true => Err(RedisError::from((ErrorKind::Client, "this client was closed"))),
+            false => Ok(()),
+        }
+    }
+
     /// Runs `script`, loading it first where Redis does not have it (after a restart, or SCRIPT FLUSH).
     ///
     /// # Errors
@@ -108,6 +130,7 @@ impl RedisClient {
         keys: &[String],
         args: impl FnOnce(&mut Cmd),
     ) -> RedisResult<Value> {
+        self.refuse_if_closed()?;
         let mut command = Cmd::new();
         command.arg("EVALSHA").arg(script.get_hash()).arg(keys.len()).arg(keys);
         args(&mut command);

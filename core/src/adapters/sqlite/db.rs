@@ -71,6 +71,12 @@ impl Db {
         Ok(db)
     }
 
+    /// Closes the file: its log is folded into it.
+    pub async fn close(&self) {
+        self.read.close().await;
+        self.write.close().await;
+    }
+
     /// A transaction that writes. There is one at a time; it never has to be undone for another's sake.
     pub(super) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
         self.write.begin_with("begin immediate").await
