@@ -10,7 +10,9 @@ use std::time::Duration;
 use support::{ContextUnderTest, embedded_context, services_context};
 use tributary_core::context::EVENTS_QUEUE;
 use tributary_core::ports::outbox::Stage;
-use tributary_core::ports::queue::{Enqueued, Idempotency, NewItem, Priority, Queue, QueueError};
+use tributary_core::ports::queue::{
+    Enqueued, Idempotency, NewItem, Priority, Queue, QueueError, QueueSettings,
+};
 use tributary_core::services::outbox::{DrainError, Outlets, drain};
 
 on_every_adapter!({ embedded: crate::embedded_context, services: crate::services_context } [
@@ -21,6 +23,8 @@ on_every_adapter!({ embedded: crate::embedded_context, services: crate::services
     a_key_with_another_body_is_set_aside_and_holds_nobody_up,
     a_queue_that_is_away_or_unknown_loses_nothing,
     drains_at_once_bring_each_item_once,
+    a_queue_with_room_for_a_few_gets_a_few,
+    deliveries_at_once_fail_nobody,
 ]);
 
 const NOW: i64 = 1_768_000_000_000;
@@ -83,7 +87,7 @@ async fn what_waits_reaches_its_queue_in_order_once_and_whole(u: &ContextUnderTe
         ..NewItem::default()
     };
     add(u, std::slice::from_ref(&strange)).await;
-    let staged = u.context.outbox.oldest(5000).await.unwrap().pop().unwrap();
+    let staged = u.context.outbox.oldest(&[EVENTS_QUEUE], 5000).await.unwrap().pop().unwrap();
     assert_eq!((&staged.item.payload, staged.item.priority), (&strange.payload, strange.priority));
     assert_eq!(staged.item.delay, strange.delay);
     assert_eq!(drain(&u.context).await.unwrap(), 2101);
@@ -95,7 +99,7 @@ async fn what_waits_reaches_its_queue_in_order_once_and_whole(u: &ContextUnderTe
 
 async fn whoever_dies_between_enqueue_and_removal_doubles_nothing(u: &ContextUnderTest) {
     add(u, &numbered(0..5)).await;
-    let left_behind = u.context.outbox.oldest(10).await.unwrap();
+    let left_behind = u.context.outbox.oldest(&[EVENTS_QUEUE], 10).await.unwrap();
     drain(&u.context).await.unwrap();
     // As if the removal had not come to pass: what was there is there again.
     u.put_back(&left_behind).await;
@@ -132,9 +136,49 @@ async fn a_queue_that_is_away_or_unknown_loses_nothing(u: &ContextUnderTest) {
     away.outlets = Outlets(vec![(EVENTS_QUEUE, Arc::new(support::AwayQueue) as Arc<dyn Queue>)]);
     let error = drain(&away).await.unwrap_err();
     assert!(matches!(error, DrainError::Queue(QueueError::Unavailable(_))), "{error}");
-    assert_eq!(waiting(u).await, (1, 1));
     assert_eq!(drain(&u.context).await.unwrap(), 1);
     assert_eq!(worked_off(u).await, ["1"]);
+    assert_eq!(waiting(u).await, (1, 0), "what another version knows the queue of waits for it");
+}
+
+async fn a_queue_with_room_for_a_few_gets_a_few(u: &ContextUnderTest) {
+    add(u, &numbered(0..90)).await;
+    let small = u.reopened(QueueSettings { max_depth: 40, ..QueueSettings::default() }).await;
+    for _ in 0..2 {
+        let error = drain(&small).await.unwrap_err();
+        assert!(matches!(error, DrainError::Queue(QueueError::Full { .. })), "{error}");
+        let seen = worked_off(u).await;
+        assert!(!seen.is_empty(), "as many as there is room for");
+        u.context.outbox.oldest(&[EVENTS_QUEUE], 1).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    while let Err(error) = drain(&small).await {
+        assert!(matches!(error, DrainError::Queue(QueueError::Full { .. })), "{error}");
+        worked_off(u).await;
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    assert_eq!(waiting(u).await, (0, 0));
+}
+
+async fn deliveries_at_once_fail_nobody(u: &ContextUnderTest) {
+    let long = "k".repeat(5000);
+    let calls: Vec<_> = (0..12)
+        .map(|n| {
+            let (context, long) = (u.context.clone(), long.clone());
+            tokio::spawn(async move {
+                let mut items = vec![keyed("1", &long), keyed("2", "b"), item(&format!("own {n}"))];
+                if n % 2 == 0 {
+                    items.swap(0, 1);
+                }
+                context.outbox.add(EVENTS_QUEUE, &items, NOW).await.unwrap()
+            })
+        })
+        .collect();
+    let mut accepted = 0;
+    for call in calls {
+        accepted += call.await.unwrap().iter().filter(|result| **result == Enqueued::Accepted).count();
+    }
+    assert_eq!((accepted, waiting(u).await.0), (14, 14), "twelve of their own, and each delivery once");
 }
 
 async fn drains_at_once_bring_each_item_once(u: &ContextUnderTest) {

@@ -10,8 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use support::{LEASE, QueueUnderTest, redis_lists, redis_streams, sqlite_queue};
 use tributary_core::ports::queue::{
-    Acked, Audited, Batch, BatchId, DeadLetter, Enqueued, FAIR_EVERY, Idempotency, MAX_DEAD_PAGE, MAX_LOSSES,
-    NewItem, Outcome, Priority, QueueError, Reclaimed, Then, Unfinished,
+    Acked, Audited, Batch, BatchId, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Idempotency, MAX_DEAD_PAGE,
+    MAX_LOSSES, NewItem, Outcome, Priority, QueueError, Reclaimed, Then, Unfinished,
 };
 
 on_every_adapter!({ sqlite: crate::sqlite_queue, redis_lists: crate::redis_lists, redis_streams: crate::redis_streams } [
@@ -410,15 +410,17 @@ async fn dead_letters_are_listed_put_back_and_discarded(u: &QueueUnderTest) {
         letters.iter().map(|letter| String::from_utf8_lossy(&letter.item.payload).into_owned()).collect()
     };
     assert_eq!(names(&all), ["4", "3", "2", "1"]);
-    let page = u.queue.dead(Some(&all[1].item.id), 1).await.unwrap();
+    let page = u.queue.dead(Some(&all[1].place()), 1).await.unwrap();
     assert_eq!((names(&page), page[0].error()), (vec!["2".to_owned()], "no 2"));
-    assert_eq!(u.queue.dead(Some("nobody"), 10).await.unwrap(), []);
+    assert_eq!(DeadPlace::parse(&all[1].place().to_string()), Some(all[1].place()));
 
     let ids = [all[0].item.id.clone(), all[1].item.id.clone(), "nobody".into()];
     assert_eq!(u.queue.retry_dead(&ids).await.unwrap(), 2);
     assert_eq!(u.queue.retry_dead(&ids).await.unwrap(), 0, "they are there no more");
     assert_eq!(u.queue.discard_dead(&[all[2].item.id.clone(), "nobody".into()]).await.unwrap(), 1);
     assert_eq!(names(&u.queue.dead(None, 10).await.unwrap()), ["1"]);
+    let gone = u.queue.dead(Some(&all[1].place()), 10).await.unwrap();
+    assert_eq!(names(&gone), ["1"], "a place outlives its letter");
     let back = fetch(u, 10).await.unwrap();
     assert_eq!(payloads(&back), ["4", "3"]);
     assert!(back.items.iter().all(|item| item.attempt == 0 && item.losses == 0 && item.history.len() == 2));

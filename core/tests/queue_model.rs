@@ -382,7 +382,11 @@ const GUARDS: [(&str, &str, &str); 7] = [
     ("the lease with the pop", "redis.call('ZADD', LEASES, NOW + lease, id) -- guard: lease", ""),
     ("the beat", "redis.call('ZADD', LEASES, NOW + tonumber(ARGV[4]), ARGV[i]) -- guard: beat", ""),
     ("the pause", "if redis.call('EXISTS', PAUSED) == 1 then return {} end -- guard: pause", ""),
-    ("suspects alone", "local taken = take(SUSPECT, id, 1)", "local taken = take(SUSPECT, id, 5)"),
+    (
+        "suspects alone",
+        "if not last_first then taken = take(SUSPECT, id, 1) end",
+        "if not last_first then taken = take(SUSPECT, id, 5) end",
+    ),
     (
         "the wait for a delay",
         "redis.call('ZADD', DELAYED, NOW + delay, element)",

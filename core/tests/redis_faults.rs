@@ -364,42 +364,48 @@ async fn a_change_of_layout_strands_nothing() {
     }
 }
 
-/// A full Redis takes nothing in, and says so; what it holds can still be worked off.
+/// A full Redis takes nothing in, and says so; what it holds is worked off all the same: retries that are due, burials,
+/// beats, and what a dead worker held.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_without_memory_refuses_and_keeps_what_it_has() {
-    let redis = Redis::start_with(Fsync::EverySecond, &["--maxmemory", "8mb"]).await.unwrap();
+async fn a_redis_without_memory_refuses_and_lets_go_of_what_it_has() {
+    let redis = Redis::start_with(Fsync::EverySecond, &["--maxmemory", "12mb"]).await.unwrap();
     for layout in LAYOUTS {
-        let (client, queue) = on(&redis, layout).await;
-        let large = NewItem { payload: vec![b'x'; 100_000].into(), ..NewItem::default() };
-        let mut taken = 0_u64;
+        let s = split(&redis, layout).await;
+        let queue = &s.straight;
+        let large = |delay| NewItem { payload: vec![b'x'; 50_000].into(), delay, ..NewItem::default() };
+        let mut taken = 4;
+        queue.enqueue(&vec![large(Duration::from_secs(1)); 2]).await.unwrap();
+        queue.enqueue(&vec![large(Duration::ZERO); 2]).await.unwrap();
+        let held = queue.fetch(1, Duration::ZERO).await.unwrap().unwrap();
+        let poison = queue.fetch(1, Duration::ZERO).await.unwrap().unwrap();
+        for _ in 0..2 {
+            // lost alone twice already
+            s.clock.advance(10_000);
+            queue.beat(std::slice::from_ref(&held.id)).await.unwrap();
+            assert_eq!(queue.reclaim().await.unwrap().returned, 1);
+            queue.fetch(1, Duration::ZERO).await.unwrap().unwrap();
+        }
+        drop(poison);
         let error = loop {
-            match queue.enqueue(std::slice::from_ref(&large)).await {
+            match queue.enqueue(&[large(Duration::ZERO)]).await {
                 Ok(_) => taken += 1,
                 Err(error) => break error,
             }
             assert!(taken < 1000, "it is full by now");
         };
         assert!(matches!(error, QueueError::Unavailable(_)), "{error}");
-        assert!(taken > 0);
-        let mut worked = 0;
-        redis::cmd("CONFIG")
-            .arg("SET")
-            .arg("maxmemory")
-            .arg("64mb")
-            .exec_async(&mut client.shared())
-            .await
-            .unwrap();
+        // Full as it is: the beat, the burial after the third loss, the delayed that are due.
+        s.clock.advance(10_000);
+        assert_eq!(queue.beat(std::slice::from_ref(&held.id)).await.unwrap(), []);
+        let reclaimed = queue.reclaim().await.unwrap();
+        assert_eq!((reclaimed.returned, reclaimed.buried), (0, 1));
+        assert_eq!(queue.ack(&held, &[]).await.unwrap(), Acked::Done);
+        let mut worked = 2;
         while let Some(batch) = queue.fetch(10, Duration::ZERO).await.unwrap() {
-            worked += batch.items.len() as u64;
+            worked += batch.items.len();
             queue.ack(&batch, &[]).await.unwrap();
         }
-        assert_eq!(worked, taken);
-        redis::cmd("CONFIG")
-            .arg("SET")
-            .arg("maxmemory")
-            .arg("8mb")
-            .exec_async(&mut client.shared())
-            .await
-            .unwrap();
+        assert_eq!((worked, queue.stats().await.unwrap().delayed), (taken, 0));
+        s.back_door.clear().await;
     }
 }

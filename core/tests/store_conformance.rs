@@ -41,6 +41,8 @@ on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store
     merges_are_right_under_locks_that_lie,
     a_fencing_token_is_taken_once_and_only_upwards,
     a_counter_that_ran_backwards_costs_a_run_and_no_merge,
+    an_item_that_cannot_be_done_holds_up_no_other,
+    a_lock_left_behind_holds_up_no_merge,
     tenants_keys_and_shops_are_found_again,
 ]);
 
@@ -376,6 +378,52 @@ async fn a_counter_that_ran_backwards_costs_a_run_and_no_merge(u: &StoreUnderTes
     run(u, &[event("l2", &["a", "c"])]).await;
     assert_eq!(customer(u, "c").await.identifiers.len(), 3);
     assert!(u.store.last_fence().await.unwrap() > before + 1000);
+}
+
+async fn an_item_that_cannot_be_done_holds_up_no_other(u: &StoreUnderTest) {
+    // An identifier of a profile that is not there: half a restore, or a hand in the data.
+    let gone = ProfileId::new(T0);
+    let mut tx = u.store.begin().await.unwrap();
+    let claimed = tx.claim(&[((BRAND, user("ghost")), gone)]).await.unwrap();
+    assert_eq!(claimed.len(), 1);
+    tx.commit().await.unwrap();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let events: Vec<Event> =
+        (0..8).map(|n| event(&format!("m{n}"), &[if n == 5 { "ghost" } else { "alive" }])).collect();
+    let refused = process(&*u.store, &*u.locks, &clock, &events).await;
+    assert!(
+        matches!(refused, Err(StoreError::Invalid(_))),
+        "no race that another run could win: {refused:?}"
+    );
+    let others: Vec<Event> = events.iter().filter(|event| event.message_id != "m5").cloned().collect();
+    assert_eq!(process(&*u.store, &*u.locks, &clock, &others).await.unwrap().effective, 7);
+}
+
+/// Somebody who holds every lock, and never lets go: a worker that died in its merge.
+struct Hoarding;
+
+#[async_trait::async_trait]
+impl Locks for Hoarding {
+    async fn acquire(&self, _: &[String], _: Duration, _: Option<i64>) -> Result<Acquired, LockError> {
+        Ok(Acquired::Busy)
+    }
+
+    async fn extend(&self, _: &Lock, _: Duration) -> Result<Option<tokio::time::Instant>, LockError> {
+        Ok(None)
+    }
+
+    async fn release(&self, _: &Lock) -> Result<bool, LockError> {
+        Ok(false)
+    }
+}
+
+async fn a_lock_left_behind_holds_up_no_merge(u: &StoreUnderTest) {
+    run(u, &[event("m1", &["a"]), event("m2", &["b"])]).await;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let merged = process(&*u.store, &Hoarding, &clock, &[event("l1", &["a", "b"])]).await.unwrap();
+    assert_eq!(merged.effective, 1);
+    assert_eq!(customer(u, "a").await, customer(u, "b").await);
+    assert!(u.store.last_fence().await.unwrap() > 0, "under a token that the store drew");
 }
 
 async fn opposite_merges(u: &StoreUnderTest, locks: Arc<dyn Locks>) {

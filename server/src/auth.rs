@@ -20,6 +20,10 @@ const KEY_TTL: Duration = Duration::from_secs(30);
 const SHOP_TTL: Duration = Duration::from_secs(5);
 /// How long either is believed while the store is away.
 const OUTAGE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long the store may take to refresh what is remembered.
+const REFRESH_PATIENCE: Duration = Duration::from_millis(500);
+/// How long after it did not answer it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Most keys, and shops, remembered.
 const REMEMBERED: u64 = 10_000;
 
@@ -106,7 +110,14 @@ where
     if let Some(held) = held.as_ref().filter(|held| held.at.elapsed() < ttl) {
         return Ok(Some(held.value.clone()));
     }
-    match (ask.await, held) {
+    // With a copy in hand nobody waits long: a store that is away may take its time to say so.
+    let asked = match &held {
+        Some(_) => tokio::time::timeout(REFRESH_PATIENCE, ask).await.unwrap_or_else(|_| {
+            Err(StoreError::Unavailable(format!("no answer in {} ms", REFRESH_PATIENCE.as_millis())))
+        }),
+        None => ask.await,
+    };
+    match (asked, held) {
         (Ok(Some(value)), _) => {
             cache.insert(key, Found { value: value.clone(), at: Instant::now() });
             Ok(Some(value))
@@ -115,7 +126,12 @@ where
             cache.invalidate(&key);
             Ok(None)
         }
-        (Err(StoreError::Unavailable(_)), Some(held)) => Ok(Some(held.value)),
+        (Err(StoreError::Unavailable(_)), Some(held)) => {
+            // Believed for a while without asking again.
+            let at = Instant::now().checked_sub(ttl.saturating_sub(ASK_AGAIN)).unwrap_or(held.at);
+            cache.insert(key, Found { value: held.value.clone(), at });
+            Ok(Some(held.value))
+        }
         (Err(error), _) => Err(error.into()),
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tributary_core::context::{Backend, EVENTS_QUEUE};
-use tributary_core::ports::queue::MAX_DEAD_PAGE;
+use tributary_core::ports::queue::{DeadPlace, MAX_DEAD_PAGE};
 use tributary_core::ports::tenants::KeyKind;
 use workers::settings::{QueueArgs, ServicesArgs, WorkerArgs};
 
@@ -120,9 +120,9 @@ pub enum QueuesCommand {
 pub enum DeadCommand {
     /// Lists them, newest first
     List {
-        /// Those after the letter of this id
-        #[arg(long)]
-        after: Option<String>,
+        /// Those after this place, which the page before says
+        #[arg(long, value_parser = place)]
+        after: Option<DeadPlace>,
         /// At most so many
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=MAX_DEAD_PAGE as i64))]
         limit: u8,
@@ -136,6 +136,11 @@ pub enum DeadCommand {
     Retry(Chosen),
     /// Discards them for good
     Discard(Chosen),
+}
+
+fn place(text: &str) -> Result<DeadPlace, String> {
+    DeadPlace::parse(text)
+        .ok_or_else(|| "a place looks like 1768000000000-019b…: the page before says it".into())
 }
 
 /// Which dead letters.

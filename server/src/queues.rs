@@ -86,7 +86,7 @@ async fn stats(out: &mut impl Write, name: &str, queue: &dyn Queue) -> anyhow::R
 async fn dead(out: &mut impl Write, queue: &dyn Queue, command: DeadCommand) -> anyhow::Result<()> {
     match command {
         DeadCommand::List { after, limit } => {
-            let page = queues::letters(queue, Scope::All, after.as_deref(), usize::from(limit)).await?;
+            let page = queues::letters(queue, Scope::All, after, usize::from(limit)).await?;
             for letter in &page.letters {
                 let buried = from_ms(letter.buried_ms).format("%Y-%m-%d %H:%M:%S");
                 let error: String = letter.error.replace('\n', " ").chars().take(ERROR_CHARS).collect();

@@ -26,6 +26,7 @@ on_both_profiles!(
     a_batchs_context_is_merged_into_its_messages,
     api_events_says_of_each_event_whether_it_was_taken,
     browsers_of_any_site_may_post,
+    what_is_nested_deep_makes_no_customer_unreadable,
     a_webhook_is_verified_before_anything_else,
     a_webhook_is_taken_once_however_often_it_comes,
     a_secret_can_be_rotated_without_losing_a_webhook,
@@ -355,5 +356,31 @@ async fn the_routes_answer_errors_as_json(on: On) {
     assert_eq!((status, found["code"].as_str()), (404, Some("not_found")));
     let (status, found) = answer(app.get("/v1/track")).await;
     assert_eq!((status, found["code"].as_str()), (405, Some("method_not_allowed")));
+    app.stop().await;
+}
+
+async fn what_is_nested_deep_makes_no_customer_unreadable(on: On) {
+    let app = TestApp::start(on).await;
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let identify = |depth: usize| {
+        let traits = format!(r#"{{"deep{depth}":{},"plan":"gold"}}"#, nested(depth));
+        format!(r#"{{"userId":"u","messageId":"m{depth}","traits":{traits}}}"#)
+    };
+    for depth in [60, 64, 65, 98] {
+        assert_eq!(answer(app.post("/v1/identify", identify(depth))).await.0, 200, "{depth}");
+    }
+    for depth in [99, 127, 10_000] {
+        let (status, refused) = answer(app.post("/v1/identify", identify(depth))).await;
+        assert_eq!((status, refused["code"].as_str()), (400, Some("too_deep")), "{depth}");
+    }
+    let properties = format!(r#"{{"a":{}}}"#, nested(97));
+    let track = format!(r#"{{"userId":"u","event":"E","messageId":"d","properties":{properties}}}"#);
+    assert_eq!(answer(app.post("/v1/track", track)).await.0, 200);
+    app.work_off().await;
+    let (status, found) = answer(app.get("/api/customers/by/user_id/u/360")).await;
+    assert_eq!((status, &found["events_count"], &found["traits"]["plan"]), (200, &json!(5), &json!("gold")));
+    assert_eq!(found["traits"]["deep98"], nested(98), "as text");
+    assert!(found["traits"]["deep60"].is_array());
+    assert_eq!(app.context.queue.stats().await.unwrap().dead, 0);
     app.stop().await;
 }

@@ -27,8 +27,6 @@ const AWAY_BASE: Duration = Duration::from_millis(100);
 const AWAY_CAP: Duration = Duration::from_secs(2);
 /// The part of a batch that a lane fetches first after the store was away; it doubles with each batch that works.
 const RAMP: usize = 16;
-/// How often an ack is tried: later than the lease it would come in vain.
-const ACK_TRIES: u32 = 5;
 
 /// How the loop runs.
 #[derive(Clone, Copy, Debug)]
@@ -118,7 +116,13 @@ async fn run_batch(
     };
     record(&worked, batch.items.len(), started.elapsed());
     failpoint::reached("committed_before_ack");
-    ack(context, &batch, &worked.unfinished).await;
+    tokio::select! {
+        () = ack(context, &batch, &worked.unfinished) => {}
+        // Kept alive meanwhile: what is committed must not come again only because the queue was away for a moment.
+        () = lease_lost(context, &batch) => {
+            tracing::warn!(items = batch.items.len(), "a batch could not be acked; it will come again, without effect");
+        }
+    }
     failpoint::reached("acked_before_next");
     let Some(error) = worked.store_away else { return true };
     tracing::warn!(%error, "waiting for the store");
@@ -148,8 +152,9 @@ fn given_back(batch: &Batch) -> Worked {
     Worked { unfinished: batch.items.iter().map(back).collect(), ..Worked::default() }
 }
 
+/// Tries until there is an answer; the caller gives up when the lease is lost.
 async fn ack(context: &Context, batch: &Batch, unfinished: &[Unfinished]) {
-    for attempt in 1..=ACK_TRIES {
+    for attempt in 1.. {
         match context.queue.ack(batch, unfinished).await {
             Ok(Acked::Done) => return,
             // Also when an earlier try of this loop arrived and only its answer was lost.
@@ -163,10 +168,6 @@ async fn ack(context: &Context, batch: &Batch, unfinished: &[Unfinished]) {
             }
         }
     }
-    tracing::warn!(
-        items = batch.items.len(),
-        "a batch could not be acked; it will come again, without effect"
-    );
 }
 
 async fn wait_for_store(context: &Context, stop: &CancellationToken) {

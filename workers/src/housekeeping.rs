@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
+use tributary_core::ports::locks::Acquired;
 use tributary_core::services::outbox::drain;
 
 /// How often leases that ran out are looked for. Part of the promise: a dead worker's items return within lease + 1 s.
@@ -44,7 +45,7 @@ async fn bring(context: &Context) {
         match drain(context).await {
             Ok(0) => {}
             Ok(items) => tracing::info!(items, "brought items from the outbox to their queue"),
-            Err(error) => tracing::debug!(%error, "the outbox waits"),
+            Err(error) => tracing::debug!(%error, "the outbox waits; health says for how long"),
         }
         sleep(DRAIN_EVERY).await;
     }
@@ -56,6 +57,11 @@ async fn audit(context: &Context) {
         tokio::time::sleep_until(next).await;
         // Not all processes in the same moment.
         next = Instant::now() + AUDIT_EVERY.mul_f64(rand::random::<f64>() + 0.5);
+        // One process at a time will do: it looks at every key.
+        let names = [String::from("audit")];
+        if matches!(context.locks.acquire(&names, AUDIT_EVERY / 2, Some(0)).await, Ok(Acquired::Busy)) {
+            continue;
+        }
         match context.queue.audit().await {
             Ok(found) if found.strays + found.repaired > 0 => {
                 metrics::counter!("tributary_queue_strays_total").increment(found.strays + found.repaired);

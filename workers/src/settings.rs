@@ -86,7 +86,7 @@ pub struct QueueArgs {
     #[arg(long, env = "TRIBUTARY_LEASE_MS", default_value_t = 15_000, value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
     pub lease_ms: u64,
     /// How long a webhook's delivery is remembered, in seconds
-    #[arg(long, env = "TRIBUTARY_CLAIM_TTL_S", default_value_t = 24 * 60 * 60, value_parser = clap::value_parser!(u64).range(60..))]
+    #[arg(long, env = "TRIBUTARY_CLAIM_TTL_S", default_value_t = 24 * 60 * 60, value_parser = clap::value_parser!(u64).range(60..=315_360_000))]
     pub claim_ttl_s: u64,
     /// Most events waiting, beyond which ingestion answers 503; 0 for no limit
     #[arg(long, env = "TRIBUTARY_MAX_DEPTH", default_value_t = 1_000_000)]

@@ -10,6 +10,25 @@ use serde::de::{self, Deserialize, Deserializer, Error as _, MapAccess, SeqAcces
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+/// How deep a JSON text is nested.
+pub(super) fn depth(text: &str) -> usize {
+    let (mut depth, mut most, mut in_text, mut escaped) = (0_usize, 0, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                most = most.max(depth);
+            }
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    most
+}
+
 /// One JSON object laid over another: its own fields win. What is no object is not merged.
 pub(super) fn over(own: &RawValue, below: &RawValue) -> Option<Box<RawValue>> {
     if own.get() == "null" {

@@ -13,12 +13,16 @@ use serde_json::value::RawValue;
 use super::envelope::{Envelope, Origin};
 use super::event::{Event, EventKind, Rejection, TraitUpdate};
 use super::identity::{Identifier, IdentifierKind};
-use super::json::{Fields, Scalar, over, write_object};
+use super::json::{Fields, Scalar, depth, over, write_object};
 use super::profile::MAX_TRAIT_BYTES;
 use super::time::{self, Timestamp};
 
 /// The largest event, in bytes of JSON (Segment's limit).
 pub const MAX_EVENT_BYTES: usize = 32 * 1024;
+/// The deepest nesting of an event: what Customer360 lists of it stays readable to parsers that stop at 128.
+pub const MAX_EVENT_DEPTH: usize = 100;
+/// The deepest nesting of a trait that is kept as JSON; a deeper one is kept as its text.
+pub const MAX_TRAIT_DEPTH: usize = 64;
 /// The code of a message over [`MAX_EVENT_BYTES`].
 pub const TOO_LARGE: &str = "event_too_large";
 /// The longest `messageId`, in characters (Segment's limit).
@@ -73,9 +77,20 @@ pub fn check(body: &RawValue, route: Option<EventKind>, shared_bytes: usize) -> 
             format!("the event has {size} bytes; at most {MAX_EVENT_BYTES} are taken"),
         ));
     }
+    refuse_depth(body)?;
     let (message, _) = read(body, route)?;
     timestamps(&message, None, Timestamp::default())?;
     Ok(message.message_id.given().is_some())
+}
+
+fn refuse_depth(body: &RawValue) -> Result<(), Rejection> {
+    match depth(body.get()) {
+        0..=MAX_EVENT_DEPTH => Ok(()),
+        deep => Err(Rejection::new(
+            "too_deep",
+            format!("the event is nested {deep} levels deep; at most {MAX_EVENT_DEPTH} are taken"),
+        )),
+    }
 }
 
 /// The event in a Segment envelope.
@@ -88,6 +103,7 @@ pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
     };
     let tidied = tidy(envelope.body, shared.as_deref());
     let body = tidied.as_deref().unwrap_or(envelope.body);
+    refuse_depth(body)?;
     let (message, kind) = read(body, *kind)?;
     let received_at = time::from_ms(envelope.received_ms);
     let timestamp = timestamps(&message, sent_at.as_deref(), received_at)?;
@@ -281,7 +297,11 @@ fn traits(message: &Message<'_>, kind: EventKind, at: Timestamp) -> Vec<TraitUpd
             continue;
         }
         // What JSON allows and this program cannot hold - half a surrogate pair, 1e400 - is kept as its own text.
-        let value = serde_json::from_str(raw.get()).unwrap_or_else(|_| Value::from(raw.get()));
+        // So is what is nested too deep to be read again once it is part of a profile.
+        let readable = Some(raw.get()).filter(|text| depth(text) <= MAX_TRAIT_DEPTH);
+        let value = readable
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_else(|| Value::from(raw.get()));
         updates.retain(|earlier| earlier.name != *name);
         updates.push(TraitUpdate { name: name.into_owned(), value, at });
     }

@@ -51,13 +51,14 @@ pub trait Outbox: Send + Sync {
     /// queue would make. Answers one result an item, in order.
     async fn add(&self, queue: &str, items: &[NewItem], now_ms: i64) -> Result<Vec<Enqueued>, StoreError>;
 
-    /// The oldest items that wait, oldest first.
-    async fn oldest(&self, limit: usize) -> Result<Vec<Staged>, StoreError>;
+    /// The oldest items that wait for one of these queues, oldest first. What is for another queue is for another process,
+    /// of a newer version perhaps.
+    async fn oldest(&self, queues: &[&str], limit: usize) -> Result<Vec<Staged>, StoreError>;
 
     /// Ends items: their queue has them.
     async fn remove(&self, ids: &[Uuid]) -> Result<(), StoreError>;
 
-    /// Sets items aside that their queue refused.
+    /// Sets items aside that their queue refused; what was remembered of their keys is forgotten.
     async fn refuse(&self, ids: &[Uuid], why: &str) -> Result<(), StoreError>;
 
     /// The outbox in numbers.

@@ -13,8 +13,8 @@
 //! [`MAX_LOSSES`] of them bury it: so an item that kills its worker takes no neighbour along.
 //!
 //! The order: within a priority, what was released comes first, then the rest as it went in; delayed items and retries go
-//! in when their time has come. Suspects come before all. Every [`FAIR_EVERY`]th fetch serves the lowest priority first, so
-//! that a stream of high ones does not starve it.
+//! in when their time has come. Suspects come before all. Every [`FAIR_EVERY`]th fetch turns this round - the lowest priority
+//! first, suspects last - so that neither high ones nor suspects that go round and round starve the others.
 //!
 //! People look after a queue by [`Queue::dead`], [`Queue::retry_dead`], [`Queue::discard_dead`], [`Queue::set_paused`] and
 //! [`Queue::claim`]; [`Queue::audit`] finds what no step of the protocol would find again.
@@ -38,7 +38,7 @@ pub const POLL: Duration = Duration::from_secs(1);
 pub const MAX_PROMOTE: usize = 200;
 /// Batches that one `reclaim` returns: no step may hold the queue up for long.
 pub const MAX_RECLAIM: usize = 10;
-/// Every so many fetches, the lowest priority is served first.
+/// Every so many fetches, the last are first: the lowest priority, and suspects after all.
 pub const FAIR_EVERY: u64 = 8;
 /// Dead letters that one call lists, retries or discards.
 pub const MAX_DEAD_PAGE: usize = 100;
@@ -297,7 +297,35 @@ pub struct DeadLetter {
     pub buried_ms: i64,
 }
 
+/// A place among the dead letters. It stays one when its letter is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadPlace {
+    /// When the letter at it was buried.
+    pub buried_ms: i64,
+    /// Its item's id.
+    pub id: String,
+}
+
+impl std::fmt::Display for DeadPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.buried_ms, self.id)
+    }
+}
+
+impl DeadPlace {
+    /// Reads what [`std::fmt::Display`] wrote.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (buried_ms, id) = text.split_once('-')?;
+        Some(Self { buried_ms: buried_ms.parse().ok()?, id: id.to_owned() })
+    }
+}
+
 impl DeadLetter {
+    /// Its place.
+    pub fn place(&self) -> DeadPlace {
+        DeadPlace { buried_ms: self.buried_ms, id: self.item.id.clone() }
+    }
+
     /// Why it was buried.
     pub fn error(&self) -> &str {
         self.item.history.last().map_or("unknown", |failure| &failure.error)
@@ -448,8 +476,8 @@ pub trait Queue: Send + Sync {
     /// The queue in numbers.
     async fn stats(&self) -> Result<QueueStats, QueueError>;
 
-    /// At most [`MAX_DEAD_PAGE`] dead letters, newest first: the newest, or those after the letter of that id.
-    async fn dead(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeadLetter>, QueueError>;
+    /// At most [`MAX_DEAD_PAGE`] dead letters, newest first: the newest, or those after that place.
+    async fn dead(&self, after: Option<&DeadPlace>, limit: usize) -> Result<Vec<DeadLetter>, QueueError>;
 
     /// The dead letter of that id.
     async fn dead_letter(&self, id: &str) -> Result<Option<DeadLetter>, QueueError>;

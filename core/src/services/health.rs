@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::ports::outbox::OutboxStats;
 use crate::ports::queue::QueueStats;
 
 /// How long one check may take.
@@ -64,6 +65,8 @@ pub struct Health {
     pub cache: Check,
     /// Whether events are worked off in time.
     pub lag: Check,
+    /// Whether what waits in the store for a queue gets there in time, and was refused by none.
+    pub outbox: Check,
     /// Whether the dead letters are few. They are never cleared away by themselves.
     pub dead: Check,
     /// How long the oldest event has waited, in milliseconds.
@@ -81,17 +84,19 @@ pub struct Alarms {
 
 /// Looks at everything.
 pub async fn check(context: &Context, alarms: Alarms) -> Health {
-    let (store, stats, cache) = tokio::join!(
+    let (store, stats, cache, outbox) = tokio::join!(
         tokio::time::timeout(CHECK_TIMEOUT, context.store.ping()),
         tokio::time::timeout(CHECK_TIMEOUT, context.queue.stats()),
         tokio::time::timeout(CHECK_TIMEOUT, context.cache.ping()),
+        tokio::time::timeout(CHECK_TIMEOUT, context.outbox.stats()),
     );
     let queue = Check::of(&stats, Status::Down);
     let stats = stats.ok().and_then(Result::ok);
     let lag = lag(stats.as_ref(), alarms.max_lag);
     let (store, cache) = (Check::of(&store, Status::Down), Check::of(&cache, Status::Degraded));
     let dead = dead(stats.as_ref(), alarms.dead);
-    let worst = [&store, &queue, &cache, &lag, &dead]
+    let outbox = staged(outbox.ok().and_then(Result::ok), context.clock.now_ms(), alarms.max_lag);
+    let worst = [&store, &queue, &cache, &lag, &dead, &outbox]
         .map(|check| check.status)
         .into_iter()
         .max()
@@ -99,7 +104,25 @@ pub async fn check(context: &Context, alarms: Alarms) -> Health {
     // Events can be taken in as long as the queue is there, or the store in its stead.
     let takes_in = queue.status == Status::Ok || (context.spools && store.status == Status::Ok);
     let status = if takes_in { worst.min(Status::Degraded) } else { Status::Down };
-    Health { status, dead, store, queue, cache, lag, lag_ms: stats.map(|s| s.oldest_age_ms) }
+    Health { status, dead, outbox, store, queue, cache, lag, lag_ms: stats.map(|s| s.oldest_age_ms) }
+}
+
+fn staged(stats: Option<OutboxStats>, now_ms: i64, max_lag: Duration) -> Check {
+    let detail = match stats {
+        None => Some("the outbox did not answer".into()),
+        Some(stats) if stats.refused > 0 => Some(format!(
+            "{} items of the outbox were refused by their queue: select * from outbox where refused is not null",
+            stats.refused
+        )),
+        Some(stats) => stats
+            .oldest_ms
+            .map(|oldest| now_ms - oldest)
+            .filter(|age| u128::try_from(*age).is_ok_and(|age| age > max_lag.as_millis()))
+            .map(|age| {
+                format!("the oldest item of the outbox has waited {} s: are workers running?", age / 1000)
+            }),
+    };
+    Check { status: if detail.is_some() { Status::Degraded } else { Status::Ok }, detail }
 }
 
 fn dead(stats: Option<&QueueStats>, most: u64) -> Check {

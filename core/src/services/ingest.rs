@@ -14,6 +14,8 @@ use crate::ports::queue::{Enqueued, NewItem, Queue, QueueError};
 const WRITERS: usize = 2;
 /// Items that end the gathering for one write.
 const ITEMS_A_WRITE: usize = 2000;
+/// Bytes that end it.
+const BYTES_A_WRITE: usize = 8 * 1024 * 1024;
 /// Requests that may wait for a write; further ones wait before they are let in.
 const WAITING: usize = 4096;
 
@@ -77,11 +79,13 @@ async fn write(queue: Arc<dyn Queue>, waiting: Arc<Mutex<mpsc::Receiver<Request>
 /// The requests that wait now, at least one; `None` when there will be no more.
 async fn gather(waiting: &mut mpsc::Receiver<Request>) -> Option<Vec<Request>> {
     let first = waiting.recv().await?;
-    let mut items = first.items.len();
+    let size = |request: &Request| request.items.iter().map(|item| item.payload.len()).sum::<usize>();
+    let (mut items, mut bytes) = (first.items.len(), size(&first));
     let mut requests = vec![first];
-    while items < ITEMS_A_WRITE {
+    while items < ITEMS_A_WRITE && bytes < BYTES_A_WRITE {
         let Ok(next) = waiting.try_recv() else { break };
         items += next.items.len();
+        bytes += size(&next);
         requests.push(next);
     }
     Some(requests)

@@ -34,11 +34,14 @@ pub struct Taking {
     pub patience: Duration,
     /// The highest fencing token known to have been used, where the counter is known to be behind.
     pub seed: Option<i64>,
+    /// A transaction is open: where the counter is forgotten, the store cannot be asked beside it (that would take a second
+    /// connection while holding one). The caller hears [`StoreError::Fenced`], and comes again with a seed.
+    pub inside_transaction: bool,
 }
 
 impl Default for Taking {
     fn default() -> Self {
-        Self { ttl: MERGE_LOCK_TTL, patience: Duration::ZERO, seed: None }
+        Self { ttl: MERGE_LOCK_TTL, patience: Duration::ZERO, seed: None, inside_transaction: false }
     }
 }
 
@@ -51,6 +54,11 @@ pub struct Grant {
 }
 
 impl Grant {
+    /// To work without a lock.
+    pub fn none() -> Self {
+        Self::under(None)
+    }
+
     fn under(lock: Option<&Lock>) -> Self {
         Self {
             fence: lock.map(|lock| lock.fence),
@@ -88,7 +96,7 @@ where
         Ok(lock) => lock,
         Err(error) => {
             tracing::warn!(%error, "merging without a lock");
-            return work(Grant::under(None)).await;
+            return work(Grant::none()).await;
         }
     };
     let grant = Grant::under(Some(&lock));
@@ -117,6 +125,7 @@ async fn take(
     loop {
         match locks.acquire(&names, taking.ttl, seed).await {
             Ok(Acquired::Held(lock)) => return Ok(Ok(lock)),
+            Ok(Acquired::Forgotten) if taking.inside_transaction => return Err(StoreError::Fenced(0)),
             Ok(Acquired::Forgotten) => seed = Some(store.last_fence().await?),
             Ok(Acquired::Busy) if Instant::now() < until => {
                 sleep(RETRY_WAIT.mul_f64(rand::random::<f64>().max(0.1))).await;

@@ -19,6 +19,10 @@ use crate::ports::store::StoreError;
 const PAGE: usize = 500;
 /// How long an item's own key is remembered: longer than anybody needs who died between enqueue and removal.
 const KEY_TTL: Duration = Duration::from_secs(60 * 60);
+/// Bytes after which a page is long enough.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// How long the store or a queue may take for a step. A connection that died in silence answers nothing, ever.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one process may bring a page without another joining in. It saves work; the keys make it right.
 const LOCK_TTL: Duration = Duration::from_secs(10);
 /// The lock's name.
@@ -40,6 +44,10 @@ pub enum DrainError {
 pub struct Outlets(pub Vec<(&'static str, Arc<dyn Queue>)>);
 
 impl Outlets {
+    fn names(&self) -> Vec<&'static str> {
+        self.0.iter().map(|(name, _)| *name).collect()
+    }
+
     fn named(&self, name: &str) -> Option<&Arc<dyn Queue>> {
         self.0.iter().find(|(queue, _)| *queue == name).map(|(_, queue)| queue)
     }
@@ -50,24 +58,30 @@ impl Outlets {
 /// # Errors
 /// When the store or a queue is away; what was brought before stays so.
 pub async fn drain(context: &Context) -> Result<usize, DrainError> {
+    let queues = context.outlets.names();
     let mut brought = 0;
     loop {
-        let page = context.outbox.oldest(PAGE).await?;
-        if page.is_empty() {
+        // A look costs one row, however often and by however many it is taken.
+        if in_time(context.outbox.oldest(&queues, 1)).await?.is_empty() {
             return Ok(brought);
         }
         let Some(lock) = lock(context).await else { return Ok(brought) };
-        // Read again under the lock: somebody else may just have brought them.
-        let page = context.outbox.oldest(PAGE).await;
-        let done = match page {
-            Ok(page) => bring(&*context.outbox, &context.outlets, &page, context.clock.now_ms()).await,
-            Err(error) => Err(error.into()),
+        let done = async {
+            let page = in_time(context.outbox.oldest(&queues, PAGE)).await?;
+            bring(&*context.outbox, &context.outlets, page, context.clock.now_ms()).await
         };
+        let done = done.await;
         if let Some(lock) = lock {
             let _ = context.locks.release(&lock).await;
         }
         brought += done?;
     }
+}
+
+async fn in_time<T>(step: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    tokio::time::timeout(STEP_TIMEOUT, step).await.unwrap_or_else(|_| {
+        Err(StoreError::Unavailable(format!("no answer in {} s", STEP_TIMEOUT.as_secs())))
+    })
 }
 
 /// The lock, or nothing where the locks are away; `None` when somebody else has it.
@@ -85,41 +99,61 @@ async fn lock(context: &Context) -> Option<Option<Lock>> {
     }
 }
 
-/// Brings one page; answers how many items are out of the outbox.
+/// Brings one page, in pieces that a queue can take at once; answers how many items are out of the outbox.
 async fn bring(
     outbox: &dyn Outbox,
     outlets: &Outlets,
-    page: &[Staged],
+    page: Vec<Staged>,
     now_ms: i64,
 ) -> Result<usize, DrainError> {
     let mut done = 0;
-    // Neighbours for the same queue go together.
-    for run in page.chunk_by(|a, b| a.queue == b.queue) {
-        let ids: Vec<Uuid> = run.iter().map(|staged| staged.id).collect();
-        let Some(queue) = outlets.named(&run[0].queue) else {
-            let why = format!("there is no queue {:?}", run[0].queue);
-            tracing::error!(items = ids.len(), why, "the outbox holds items that lead nowhere");
-            outbox.refuse(&ids, &why).await?;
-            continue;
+    let mut rest = page.as_slice();
+    let mut most = PAGE;
+    while let Some(first) = rest.first() {
+        let piece = &rest[..piece_of(rest).min(most)];
+        let Some(queue) = outlets.named(&first.queue) else { break };
+        let items: Vec<NewItem> = piece.iter().map(|staged| known_again(staged, now_ms)).collect();
+        let answer = tokio::time::timeout(STEP_TIMEOUT, queue.enqueue(&items)).await.unwrap_or_else(|_| {
+            Err(QueueError::Unavailable(format!("no answer in {} s", STEP_TIMEOUT.as_secs())))
+        });
+        let results = match answer {
+            // There may be room, or memory, for fewer.
+            Err(QueueError::Full { .. } | QueueError::Unavailable(_)) if piece.len() > 1 => {
+                most = piece.len() / 2;
+                continue;
+            }
+            answer => answer?,
         };
-        let items: Vec<NewItem> = run.iter().map(|staged| known_again(staged, now_ms)).collect();
-        let results = queue.enqueue(&items).await?;
         failpoint::reached("outbox_pushed_before_delete");
-        let (refused, brought): (Vec<_>, Vec<_>) =
-            ids.into_iter().zip(&results).partition(|(_, result)| **result == Enqueued::Conflict);
-        let only = |pairs: Vec<(Uuid, &Enqueued)>| pairs.into_iter().map(|(id, _)| id).collect::<Vec<_>>();
-        let (refused, brought) = (only(refused), only(brought));
+        let ids_of = |refused: bool| -> Vec<Uuid> {
+            let both = piece.iter().zip(&results);
+            both.filter(|(_, result)| (**result == Enqueued::Conflict) == refused)
+                .map(|(s, _)| s.id)
+                .collect()
+        };
+        let (refused, brought) = (ids_of(true), ids_of(false));
         if !refused.is_empty() {
             tracing::error!(
                 items = refused.len(),
                 "items of the outbox have a key that came before with another body"
             );
-            outbox.refuse(&refused, "a key of its came before with another body").await?;
+            in_time(outbox.refuse(&refused, "a key of its came before with another body")).await?;
         }
+        in_time(outbox.remove(&brought)).await?;
         done += brought.len();
-        outbox.remove(&brought).await?;
+        rest = &rest[piece.len()..];
     }
     Ok(done)
+}
+
+/// How many of the first items go together: neighbours for one queue, within [`PAGE_BYTES`], at least one.
+fn piece_of(items: &[Staged]) -> usize {
+    let mut bytes = 0;
+    let fits = items.iter().take_while(|staged| {
+        bytes += staged.item.payload.len();
+        staged.queue == items[0].queue && bytes <= PAGE_BYTES
+    });
+    fits.count().max(1)
 }
 
 /// The item with a key of its own beside those it has, and what is left of its delay.

@@ -13,10 +13,12 @@ use tokio::time::Instant;
 
 use crate::domain::envelope::Envelope;
 use crate::domain::ids::BrandId;
-use crate::ports::queue::{DeadLetter, Failure, MAX_DEAD_PAGE, Priority, Queue, QueueError, QueueStats};
+use crate::ports::queue::{
+    DeadLetter, DeadPlace, Failure, MAX_DEAD_PAGE, Priority, Queue, QueueError, QueueStats,
+};
 
 /// Dead letters that one listing looks through for a brand's, at most.
-const LOOKED_THROUGH: usize = 10_000;
+const LOOKED_THROUGH: usize = 1000;
 /// How far back rates look.
 const RATES_OVER: Duration = Duration::from_secs(60);
 /// How often they are sampled.
@@ -106,7 +108,7 @@ pub struct Page {
     pub next: Option<String>,
 }
 
-/// Lists dead letters, newest first: at most `limit` (capped at [`MAX_DEAD_PAGE`]), after the letter of that id. A page may
+/// Lists dead letters, newest first: at most `limit` (capped at [`MAX_DEAD_PAGE`]), after that place. A page may
 /// be short and still have a next: a listing looks through [`LOOKED_THROUGH`] letters at most.
 ///
 /// # Errors
@@ -114,32 +116,32 @@ pub struct Page {
 pub async fn letters(
     queue: &dyn Queue,
     scope: Scope,
-    after: Option<&str>,
+    after: Option<DeadPlace>,
     limit: usize,
 ) -> Result<Page, QueueError> {
     let limit = limit.clamp(1, MAX_DEAD_PAGE);
-    let mut after = after.map(str::to_owned);
+    let mut after = after;
     let (mut letters, mut seen) = (Vec::new(), 0);
     loop {
-        let found = queue.dead(after.as_deref(), MAX_DEAD_PAGE).await?;
+        let found = queue.dead(after.as_ref(), MAX_DEAD_PAGE).await?;
         let last_page = found.len() < MAX_DEAD_PAGE;
         let count = found.len();
         for (at, letter) in found.into_iter().enumerate() {
             seen += 1;
-            after = Some(letter.item.id.clone());
+            after = Some(letter.place());
             if scope.covers(&letter) {
                 letters.push(Letter::from(letter));
             }
             if letters.len() == limit {
                 let more = !last_page || at + 1 < count;
-                return Ok(Page { letters, next: after.filter(|_| more) });
+                return Ok(Page { letters, next: after.filter(|_| more).map(|place| place.to_string()) });
             }
         }
         if last_page {
             return Ok(Page { letters, next: None });
         }
         if seen >= LOOKED_THROUGH {
-            return Ok(Page { letters, next: after });
+            return Ok(Page { letters, next: after.map(|place| place.to_string()) });
         }
     }
 }
@@ -190,11 +192,11 @@ async fn chosen(queue: &dyn Queue, scope: Scope, which: Which) -> Result<Vec<Str
             }
         }
         Which::All => {
-            let mut after: Option<String> = None;
+            let mut after: Option<DeadPlace> = None;
             loop {
-                let found = queue.dead(after.as_deref(), MAX_DEAD_PAGE).await?;
+                let found = queue.dead(after.as_ref(), MAX_DEAD_PAGE).await?;
                 let Some(last) = found.last() else { break };
-                after = Some(last.item.id.clone());
+                after = Some(last.place());
                 ids.extend(found.iter().filter(|letter| scope.covers(letter)).map(|l| l.item.id.clone()));
             }
             ids.reverse();

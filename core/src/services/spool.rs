@@ -11,14 +11,16 @@ use tokio::time::{Instant, timeout};
 use crate::ports::clock::Clock;
 use crate::ports::outbox::Outbox;
 use crate::ports::queue::{
-    Acked, Audited, Batch, BatchId, Claim, DeadLetter, Enqueued, NewItem, Queue, QueueError, QueueStats,
-    Reclaimed, Unfinished,
+    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, NewItem, Queue, QueueError,
+    QueueStats, Reclaimed, Unfinished,
 };
 use crate::ports::store::StoreError;
 
 /// How long the queue may take to answer before an item goes to the outbox. It may have taken the item all the same; then
 /// the item comes twice, and has effect once.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the store may take.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the queue is left alone after it did not answer.
 const AWAY: Duration = Duration::from_secs(1);
 
@@ -119,7 +121,13 @@ impl Queue for SpooledQueue {
                 }
             }
         }
-        self.spool(items).await
+        match timeout(STORE_PATIENCE, self.spool(items)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(QueueError::Unavailable(format!(
+                "the queue is away, and the store did not answer in {} s",
+                STORE_PATIENCE.as_secs()
+            ))),
+        }
     }
 
     async fn fetch(&self, want: usize, wait: Duration) -> Result<Option<Batch>, QueueError> {
@@ -142,7 +150,7 @@ impl Queue for SpooledQueue {
         self.inner.stats().await
     }
 
-    async fn dead(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
+    async fn dead(&self, after: Option<&DeadPlace>, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
         self.inner.dead(after, limit).await
     }
 

@@ -1,7 +1,9 @@
 //! Working off a batch of the events queue: what becomes of each item.
 //!
 //! A message that cannot be decoded is buried at once, alone. When the store refuses a batch's data, the batch is halved
-//! until the one item is found, so that it fails alone. When the store is away, everything goes back untried.
+//! until the one item is found, so that it fails alone; likewise when the batch loses its races over and over. When the store is away, everything goes back untried.
+
+use std::time::Duration;
 
 use crate::context::Context;
 use crate::domain::backoff::{MAX_ATTEMPTS, full_jitter};
@@ -11,6 +13,9 @@ use crate::failpoint;
 use crate::ports::queue::{Item, Then, Unfinished};
 use crate::ports::store::StoreError;
 use crate::services::{customer360, process};
+
+/// How long a batch's transaction may take, its reruns included. A connection that died in silence answers nothing, ever.
+const PROCESS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What working off a batch came to.
 #[derive(Debug, Default)]
@@ -56,23 +61,27 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
             release(&mut worked, &readable[part]);
             continue;
         }
-        match process::process(&*context.store, &*context.locks, &context.clock, &events[part.clone()]).await
-        {
+        let processing =
+            process::process(&*context.store, &*context.locks, &context.clock, &events[part.clone()]);
+        let outcome = tokio::time::timeout(PROCESS_TIMEOUT, processing).await.unwrap_or_else(|_| {
+            Err(StoreError::Unavailable(format!("no end in {} s", PROCESS_TIMEOUT.as_secs())))
+        });
+        match outcome {
             Ok(done) => {
                 worked.effective += done.effective;
                 worked.duplicates += done.duplicates;
                 failpoint::reached("committed_before_invalidate");
                 invalidate(context, &done).await;
             }
-            Err(StoreError::Invalid(error)) if part.len() == 1 => {
-                worked.unfinished.push(try_later(readable[part.start], &error));
+            Err(error) if part.len() == 1 && !matches!(error, StoreError::Unavailable(_)) => {
+                worked.unfinished.push(try_later(readable[part.start], &error.to_string()));
             }
-            Err(StoreError::Invalid(_)) => {
+            // Also where races were lost over and over: what is in the way of one item is not to hold up the others.
+            Err(StoreError::Invalid(_) | StoreError::Conflict(_) | StoreError::Fenced(_)) => {
                 let middle = part.start + part.len() / 2;
                 parts.push(middle..part.end);
                 parts.push(part.start..middle);
             }
-            Err(StoreError::Conflict(_) | StoreError::Fenced(_)) => release(&mut worked, &readable[part]),
             Err(away @ StoreError::Unavailable(_)) => {
                 release(&mut worked, &readable[part]);
                 worked.store_away = Some(away);

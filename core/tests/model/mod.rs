@@ -187,11 +187,14 @@ impl Model {
                 self.holds.pending[entry.priority].push_back(entry);
             }
         }
-        let mut taken: Vec<Entry> = self.holds.suspects.pop_front().into_iter().collect();
+        let last_first = (self.fetches + 1).is_multiple_of(FAIR_EVERY);
+        let mut taken: Vec<Entry> = Vec::new();
+        if !last_first {
+            taken.extend(self.holds.suspects.pop_front());
+        }
         if taken.is_empty() {
-            let turn = self.fetches + 1;
             let mut order: Vec<usize> = (0..PRIORITIES).collect();
-            if turn.is_multiple_of(FAIR_EVERY) {
+            if last_first {
                 order.reverse();
             }
             for priority in order {
@@ -200,11 +203,12 @@ impl Model {
                     taken.extend(place.drain(..room.min(place.len())));
                 }
             }
-            if !taken.is_empty() {
-                self.fetches = turn;
-            }
+        }
+        if taken.is_empty() && last_first {
+            taken.extend(self.holds.suspects.pop_front());
         }
         if !taken.is_empty() {
+            self.fetches += 1;
             let items = taken.iter().map(|entry| (entry.n, entry.clone())).collect();
             self.holds.batches.insert(self.fetched.len() as u64, (self.now + LEASE_MS, items));
             self.fetched.push(taken.clone());

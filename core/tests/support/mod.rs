@@ -27,8 +27,8 @@ use tributary_core::ports::clock::{ManualClock, SystemClock};
 use tributary_core::ports::locks::Locks;
 use tributary_core::ports::outbox::Staged;
 use tributary_core::ports::queue::{
-    Acked, Audited, Batch, BatchId, Claim, DeadLetter, Enqueued, NewItem, Queue, QueueError, QueueSettings,
-    QueueStats, Reclaimed, Unfinished,
+    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, NewItem, Queue, QueueError,
+    QueueSettings, QueueStats, Reclaimed, Unfinished,
 };
 use tributary_core::ports::store::Store;
 use tributary_core::ports::tenants::Tenants;
@@ -165,10 +165,16 @@ pub async fn redis_locks_edited(edit: impl Fn(&str) -> String) -> LocksUnderTest
 pub struct ContextUnderTest {
     pub context: Context,
     store: String,
+    backend: Backend,
     _folder: Option<tempfile::TempDir>,
 }
 
 impl ContextUnderTest {
+    /// The same, with other settings, as another process would open it.
+    pub async fn reopened(&self, settings: QueueSettings) -> Context {
+        Context::open(&self.backend, settings).await.unwrap()
+    }
+
     /// Puts items back into the outbox that were removed, under their own ids.
     pub async fn put_back(&self, items: &[Staged]) {
         for Staged { id, queue, item, staged_ms } in items {
@@ -200,7 +206,7 @@ pub async fn embedded_context() -> ContextUnderTest {
     let backend = Backend::Embedded { data: folder.path().to_owned() };
     let context = Context::open(&backend, QueueSettings::default()).await.unwrap();
     let store = format!("sqlite://{}", folder.path().join("store.db").display());
-    ContextUnderTest { context, store, _folder: Some(folder) }
+    ContextUnderTest { context, store, backend, _folder: Some(folder) }
 }
 
 pub async fn services_context() -> ContextUnderTest {
@@ -213,7 +219,7 @@ pub async fn services_context() -> ContextUnderTest {
         layout: Layout::Lists,
     };
     let context = Context::open(&backend, QueueSettings::default()).await.unwrap();
-    ContextUnderTest { context, store, _folder: None }
+    ContextUnderTest { context, store, backend, _folder: None }
 }
 
 /// A queue that is away.
@@ -243,7 +249,7 @@ impl Queue for AwayQueue {
     async fn stats(&self) -> Result<QueueStats, QueueError> {
         away()
     }
-    async fn dead(&self, _: Option<&str>, _: usize) -> Result<Vec<DeadLetter>, QueueError> {
+    async fn dead(&self, _: Option<&DeadPlace>, _: usize) -> Result<Vec<DeadLetter>, QueueError> {
         away()
     }
     async fn dead_letter(&self, _: &str) -> Result<Option<DeadLetter>, QueueError> {

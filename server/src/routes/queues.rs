@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tributary_core::context::EVENTS_QUEUE;
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::shopify::Delivery;
-use tributary_core::ports::queue::{Claim, MAX_DEAD_PAGE, Queue};
+use tributary_core::ports::queue::{Claim, DeadPlace, MAX_DEAD_PAGE, Queue};
 use tributary_core::ports::tenants::KeyKind;
 use tributary_core::services::queues::{self, Letter, Page, Scope, Which};
 
@@ -71,8 +71,15 @@ pub async fn list(
         let message = format!("limit is {limit}; it may be 1 to {MAX_DEAD_PAGE}");
         return Err(ApiError::bad_request("invalid_limit", message));
     }
+    let after =
+        match &paging.after {
+            None => None,
+            Some(text) => Some(DeadPlace::parse(text).ok_or_else(|| {
+                ApiError::bad_request("invalid_after", "after is the next of the page before")
+            })?),
+        };
     let queue = queue(&state, &name)?;
-    Ok(Json(queues::letters(&**queue, Scope::Brand(brand), paging.after.as_deref(), limit).await?))
+    Ok(Json(queues::letters(&**queue, Scope::Brand(brand), after, limit).await?))
 }
 
 /// One dead letter.

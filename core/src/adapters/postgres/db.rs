@@ -13,17 +13,25 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one statement may take.
 const STATEMENT_TIMEOUT: &str = "30s";
 /// How long a statement waits for a lock that another transaction holds.
-const LOCK_TIMEOUT: &str = "10s";
+const LOCK_TIMEOUT: &str = "5s";
+/// How long a transaction may stand still before PostgreSQL ends it, and its locks: its process is frozen, or its machine
+/// is gone. About a lease: its items have gone to another worker by then.
+const IDLE_TIMEOUT: &str = "15s";
 
 /// Opens a pool of at most `connections` and brings the tables up to date.
 ///
 /// # Errors
 /// When the server cannot be reached or a migration fails.
 pub async fn open(url: &str, connections: u32) -> Result<PgPool, StoreError> {
-    let options = PgConnectOptions::from_str(url)
-        .map_err(failed)?
-        .application_name("tributary")
-        .options([("statement_timeout", STATEMENT_TIMEOUT), ("lock_timeout", LOCK_TIMEOUT)]);
+    let options = PgConnectOptions::from_str(url).map_err(failed)?.application_name("tributary").options([
+        ("statement_timeout", STATEMENT_TIMEOUT),
+        ("lock_timeout", LOCK_TIMEOUT),
+        ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
+        // a peer that vanished is noticed in about as long
+        ("tcp_keepalives_idle", "10"),
+        ("tcp_keepalives_interval", "2"),
+        ("tcp_keepalives_count", "3"),
+    ]);
     let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -71,8 +79,9 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
         Some("40001" | "40P01" | "55P03") => StoreError::Conflict(text),
         // a statement over its time limit: the batch is too much, and must be halved rather than come again as it is
         Some("57014") => StoreError::Invalid(text),
-        // connection, resources, operator intervention, system errors
-        Some(code) if ["08", "53", "57", "58"].contains(&&code[..2]) => StoreError::Unavailable(text),
-        _ => StoreError::Invalid(text),
+        // the data: out of range, against a constraint, too complex. All else speaks of the server: away, full, read-only
+        // after a failover, shutting down, closed to us. That is no fault of an event's.
+        Some(code) if ["22", "23", "54"].contains(&&code[..2]) => StoreError::Invalid(text),
+        _ => StoreError::Unavailable(text),
     }
 }

@@ -28,34 +28,37 @@ impl PgOutbox {
 impl Outbox for PgOutbox {
     async fn add(&self, queue: &str, items: &[NewItem], now_ms: i64) -> Result<Vec<Enqueued>, StoreError> {
         let mut tx = self.pool.begin().await.map_err(failed)?;
-        let mut results = Vec::with_capacity(items.len());
-        let mut accepted = Vec::with_capacity(items.len());
-        // Items with keys are few; they go one by one, because a key may come twice in one call.
-        for item in items {
-            let stage = Stage { queue: queue.to_owned(), item: item.clone() };
-            let Some(known) = &item.idempotency else {
-                results.push(Enqueued::Accepted);
-                accepted.push(stage);
-                continue;
-            };
-            let seen = seen(&mut tx, queue, known).await?;
-            if seen == Enqueued::Accepted {
-                let id = insert(&mut tx, std::slice::from_ref(&stage), now_ms).await?[0];
-                claim(&mut tx, queue, known, id).await?;
-            }
-            results.push(seen);
+        let mut results = vec![Enqueued::Accepted; items.len()];
+        let stage = |item: &NewItem| Stage { queue: queue.to_owned(), item: item.clone() };
+        // Items with keys are few; they go one by one, because a key may come twice in one call - and in the order of
+        // their keys, so that two calls at once do not wait for each other in a circle.
+        let mut keyed: Vec<(Vec<String>, usize)> = items
+            .iter()
+            .enumerate()
+            .filter_map(|(at, item)| Some((item.idempotency.as_ref()?.names(), at)))
+            .collect();
+        keyed.sort();
+        for (names, at) in keyed {
+            let Some(known) = &items[at].idempotency else { continue };
+            let id = insert(&mut tx, &[stage(&items[at])], now_ms).await?[0];
+            results[at] = claim(&mut tx, queue, &names, known, id).await?;
         }
+        let accepted: Vec<Stage> =
+            items.iter().filter(|item| item.idempotency.is_none()).map(stage).collect();
         insert(&mut tx, &accepted, now_ms).await?;
         tx.commit().await.map_err(failed)?;
         Ok(results)
     }
 
-    async fn oldest(&self, limit: usize) -> Result<Vec<Staged>, StoreError> {
-        let rows = sqlx::query("select * from outbox where refused is null order by seq limit $1")
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-            .fetch_all(&self.pool)
-            .await
-            .map_err(failed)?;
+    async fn oldest(&self, queues: &[&str], limit: usize) -> Result<Vec<Staged>, StoreError> {
+        let rows = sqlx::query(
+            "select * from outbox where refused is null and queue = any($1) order by seq limit $2",
+        )
+        .bind(queues)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
         rows.iter().map(staged).collect::<Result<_, _>>().map_err(failed)
     }
 
@@ -69,12 +72,15 @@ impl Outbox for PgOutbox {
     }
 
     async fn refuse(&self, ids: &[Uuid], why: &str) -> Result<(), StoreError> {
-        sqlx::query("update outbox set refused = $2 where id = any($1)")
-            .bind(ids)
-            .bind(why)
-            .execute(&self.pool)
-            .await
-            .map_err(failed)?;
+        sqlx::query(
+            "with forgotten as (delete from outbox_claims where item = any($1))
+            update outbox set refused = $2 where id = any($1)",
+        )
+        .bind(ids)
+        .bind(why)
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
         Ok(())
     }
 
@@ -92,42 +98,43 @@ impl Outbox for PgOutbox {
     }
 }
 
-/// What an item is to those that wait: new, a duplicate, or a conflict.
-async fn seen(tx: &mut PgConnection, queue: &str, known: &Idempotency) -> Result<Enqueued, StoreError> {
-    for key in &known.keys {
-        let digest: Option<String> =
-            sqlx::query_scalar("select digest from outbox_claims where queue = $1 and key = $2")
-                .bind(queue)
-                .bind(key)
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(failed)?;
-        match digest {
-            Some(digest) if digest == known.digest => return Ok(Enqueued::Duplicate),
-            Some(_) => return Ok(Enqueued::Conflict),
-            None => {}
-        }
-    }
-    Ok(Enqueued::Accepted)
-}
-
+/// Remembers an item's keys. Where one of them is another's, the item is taken out again.
 async fn claim(
     tx: &mut PgConnection,
     queue: &str,
+    names: &[String],
     known: &Idempotency,
     item: Uuid,
-) -> Result<(), StoreError> {
-    for key in &known.keys {
-        sqlx::query("insert into outbox_claims (queue, key, digest, item) values ($1, $2, $3, $4)")
-            .bind(queue)
-            .bind(key)
-            .bind(&known.digest)
-            .bind(item)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
+) -> Result<Enqueued, StoreError> {
+    for name in names {
+        let claimed = sqlx::query(
+            "insert into outbox_claims (queue, key, digest, item) values ($1, $2, $3, $4) on conflict do nothing",
+        )
+        .bind(queue)
+        .bind(name)
+        .bind(&known.digest)
+        .bind(item)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        if claimed.rows_affected() == 1 {
+            continue;
+        }
+        let held: Option<String> =
+            sqlx::query_scalar("select digest from outbox_claims where queue = $1 and key = $2")
+                .bind(queue)
+                .bind(name)
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed)?;
+        // its claims go with it
+        sqlx::query("delete from outbox where id = $1").bind(item).execute(&mut *tx).await.map_err(failed)?;
+        return Ok(match held {
+            Some(digest) if digest != known.digest => Enqueued::Conflict,
+            _ => Enqueued::Duplicate,
+        });
     }
-    Ok(())
+    Ok(Enqueued::Accepted)
 }
 
 /// Adds items, in their order; answers their ids.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError,
+    RedisResult, Script, ServerErrorKind, Value,
 };
 
 /// How long a connection may take to come up.
@@ -20,6 +21,17 @@ const RECONNECT_CAP: Duration = Duration::from_secs(2);
 
 /// Tries to reconnect that one command waits for. Every further command tries again: an outage is answered soon.
 const RECONNECT_TRIES: usize = 1;
+
+/// How long what was sent may stay unacknowledged before the connection is given up: a peer that vanished says nothing.
+const PEER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Lets the system notice a peer that vanished without a word, instead of after its usual quarter of an hour.
+fn with_timeouts(info: ConnectionInfo) -> ConnectionInfo {
+    let settings = info.tcp_settings().clone().set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(PEER_TIMEOUT);
+    info.set_tcp_settings(settings)
+}
 
 /// Why Tributary does not start on a Redis.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +73,7 @@ impl RedisClient {
     /// # Errors
     /// When Redis does not answer, or is set up to evict.
     pub async fn connect(url: &str, space: &str) -> Result<Self, RedisStartError> {
-        let client = Client::open(url)?;
+        let client = Client::open(with_timeouts(url.into_connection_info()?))?;
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(RESPONSE_TIMEOUT))

@@ -17,7 +17,7 @@ use super::element;
 use super::keys::{Layout, QueueKeys};
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
-    Acked, Audited, Batch, BatchId, Claim, DeadLetter, Enqueued, FAIR_EVERY, Finished, Item, LOST,
+    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Finished, Item, LOST,
     MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome, PUT_BACK, Queue,
     QueueError, QueueSettings, QueueStats, Reclaimed, Then, Unfinished, claim_name, lost_alone, this_process,
 };
@@ -424,24 +424,38 @@ impl Queue for RedisQueue {
         Ok(stats)
     }
 
-    async fn dead(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
+    async fn dead(&self, after: Option<&DeadPlace>, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
+        let limit = limit.clamp(1, MAX_DEAD_PAGE);
         let mut connection = self.redis.shared();
-        let from = match after {
+        let mut from: usize = match after {
             None => 0,
-            Some(id) => {
+            Some(place) => {
                 let mut command = Cmd::new();
-                command.arg("ZREVRANK").arg(self.keys.dead()).arg(id);
-                match command.query_async::<Option<usize>>(&mut connection).await.map_err(failed)? {
-                    Some(rank) => rank + 1,
-                    None => return Ok(Vec::new()),
-                }
+                let newer = format!("({}", place.buried_ms);
+                command.arg("ZCOUNT").arg(self.keys.dead()).arg(newer).arg("+inf");
+                command.query_async(&mut connection).await.map_err(failed)?
             }
         };
-        let last = from + limit.clamp(1, MAX_DEAD_PAGE) - 1;
-        let mut command = Cmd::new();
-        command.arg("ZREVRANGE").arg(self.keys.dead()).arg(from).arg(last).arg("WITHSCORES");
-        let ids: Vec<(String, f64)> = command.query_async(&mut connection).await.map_err(failed)?;
-        self.letters(&ids).await
+        let mut letters = Vec::new();
+        // More than once where several were buried in one millisecond.
+        while letters.len() < limit {
+            let mut command = Cmd::new();
+            command.arg("ZREVRANGE").arg(self.keys.dead()).arg(from).arg(from + limit - 1).arg("WITHSCORES");
+            let mut ids: Vec<(String, f64)> = command.query_async(&mut connection).await.map_err(failed)?;
+            if ids.is_empty() {
+                break;
+            }
+            from += ids.len();
+            #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 are far below 2^53")]
+            ids.retain(|(id, at)| {
+                after.is_none_or(|place| {
+                    *at < place.buried_ms as f64 || (*at <= place.buried_ms as f64 && *id < place.id)
+                })
+            });
+            letters.extend(self.letters(&ids).await?);
+        }
+        letters.truncate(limit);
+        Ok(letters)
     }
 
     async fn dead_letter(&self, id: &str) -> Result<Option<DeadLetter>, QueueError> {

@@ -17,10 +17,10 @@ use uuid::Uuid;
 use super::db::{Db, pieces};
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
-    Acked, Audited, Batch, BatchId, Claim, DeadLetter, Enqueued, FAIR_EVERY, Failure, Finished, Item, LOST,
-    MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome, POLL, PUT_BACK,
-    Priority, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Then, Unfinished, claim_name,
-    lost_alone, this_process,
+    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Failure, Finished,
+    Item, LOST, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome, POLL,
+    PUT_BACK, Priority, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Then, Unfinished,
+    claim_name, lost_alone, this_process,
 };
 
 /// How long a count of the depth is believed before it is made again.
@@ -29,6 +29,8 @@ const DEPTH_AGE_MS: i64 = 1000;
 const CLAIMS_CLEARED: i64 = 100;
 /// The columns of an item.
 const ITEM: &str = "id, enqueued_ms, attempt, suspect, losses, priority, claims, history, payload";
+/// Which items were lost before.
+const SUSPECTS: &str = "suspect = 1 order by place";
 /// The counter that every [`FAIR_EVERY`]th fetch is known by.
 const FETCHES: &str = "fetches";
 
@@ -110,34 +112,34 @@ impl SqliteQueue {
         }
         promote(&mut tx, now).await?;
         let id = Uuid::now_v7().simple().to_string();
-        // what was lost before is taken alone, and first
-        let mut rows = hold(&mut tx, &id, 1, "suspect = 1 order by place").await?;
-        let mut lowest_first = false;
-        if rows.is_empty() {
-            let fetches: Option<i64> = sqlx::query_scalar("select value from counters where name = ?1")
-                .bind(FETCHES)
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(failed)?;
-            let turn = fetches.unwrap_or_default().unsigned_abs() + 1;
-            lowest_first = turn.is_multiple_of(FAIR_EVERY);
-            if lowest_first {
-                // one by one: the index is in the other order, and sorting would cost what the queue is long
-                for ready in [
-                    "suspect = 0 and priority = 2 order by released desc, place",
-                    "suspect = 0 and priority = 1 order by released desc, place",
-                    "suspect = 0 and priority = 0 order by released desc, place",
-                ] {
-                    if rows.len() < want {
-                        rows.extend(hold(&mut tx, &id, want - rows.len(), ready).await?);
-                    }
+        let fetches: Option<i64> = sqlx::query_scalar("select value from counters where name = ?1")
+            .bind(FETCHES)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed)?;
+        // Every so often the last are first: the lowest priority before the highest, and suspects after all.
+        let last_first = (fetches.unwrap_or_default().unsigned_abs() + 1).is_multiple_of(FAIR_EVERY);
+        let mut rows = Vec::new();
+        if last_first {
+            // one by one: the index is in the other order, and sorting would cost what the queue is long
+            for ready in [
+                "suspect = 0 and priority = 2 order by released desc, place",
+                "suspect = 0 and priority = 1 order by released desc, place",
+                "suspect = 0 and priority = 0 order by released desc, place",
+            ] {
+                if rows.len() < want {
+                    rows.extend(hold(&mut tx, &id, want - rows.len(), ready).await?);
                 }
-            } else {
-                let ready = "suspect = 0 order by priority, released desc, place";
-                rows = hold(&mut tx, &id, want, ready).await?;
             }
-            if !rows.is_empty() {
-                count(&mut tx, FETCHES, 1).await?;
+            if rows.is_empty() {
+                rows = hold(&mut tx, &id, 1, SUSPECTS).await?;
+            }
+        } else {
+            // what was lost before is taken alone
+            rows = hold(&mut tx, &id, 1, SUSPECTS).await?;
+            if rows.is_empty() {
+                rows =
+                    hold(&mut tx, &id, want, "suspect = 0 order by priority, released desc, place").await?;
             }
         }
         if rows.is_empty() {
@@ -145,6 +147,7 @@ impl SqliteQueue {
             tx.commit().await.map_err(failed)?;
             return Ok(None);
         }
+        count(&mut tx, FETCHES, 1).await?;
         sqlx::query("insert into leases (batch, deadline_ms) values (?1, ?2)")
             .bind(&id)
             .bind(now + ms(self.settings.lease))
@@ -159,7 +162,7 @@ impl SqliteQueue {
             .map_err(failed)?;
         held.sort_by_key(|(released, place, item)| {
             let priority = i64::try_from(item.priority.index()).unwrap_or_default();
-            (if lowest_first { -priority } else { priority }, -released, *place)
+            (if last_first { -priority } else { priority }, -released, *place)
         });
         let items: Vec<Item> = held.into_iter().map(|(.., item)| item).collect();
         if items.len() == want || items[0].suspect {
@@ -469,13 +472,14 @@ impl Queue for SqliteQueue {
         Ok(stats)
     }
 
-    async fn dead(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
+    async fn dead(&self, after: Option<&DeadPlace>, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
         let rows = sqlx::query(
             "select * from dead
-            where ?1 is null or (buried_ms, id) < (select buried_ms, id from dead where id = ?1)
-            order by buried_ms desc, id desc limit ?2",
+            where ?1 is null or (buried_ms, id) < (?1, ?2)
+            order by buried_ms desc, id desc limit ?3",
         )
-        .bind(after)
+        .bind(after.map(|place| place.buried_ms))
+        .bind(after.map(|place| place.id.as_str()))
         .bind(limit.clamp(1, MAX_DEAD_PAGE) as i64)
         .fetch_all(&self.db.read)
         .await

@@ -6,6 +6,11 @@ local id = ARGV[4]
 if not redis.call('ZSCORE', LEASES, id) then return 0 end -- guard: token
 local claimed = tonumber(ARGV[5])
 local first = 6 + claimed * 2
+local items = {}
+for at = first, #ARGV, 3 do
+  items[at] = read(ARGV[at + 2])
+  if not items[at] then return redis.error_reply('ERR an unfinished item cannot be read') end
+end
 local done = count_held(id) - (#ARGV - first + 1) / 3
 redis.call('ZREM', LEASES, id)
 let_go(id)
@@ -14,7 +19,7 @@ local retried, buried = 0, 0
 local suspects, released = {}, {{}, {}, {}}
 for at = first, #ARGV, 3 do
   local what, delay, element = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
-  local item = read(element)
+  local item = items[at]
   if what == 'retry' then
     redis.call('ZADD', DELAYED, NOW + delay, element)
     retried = retried + 1

@@ -1,5 +1,6 @@
 -- Finds what no other step would: a batch without a lease, a dead letter that stands in one of its two keys only.
 -- ARGV: 4 most dead letters to compare, then ids of batches that hold items. Answers {strays, repaired}.
+begin()
 local strays, repaired = 0, 0
 for i = 5, #ARGV do
   if not redis.call('ZSCORE', LEASES, ARGV[i]) then

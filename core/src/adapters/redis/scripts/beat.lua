@@ -1,5 +1,6 @@
 -- Extends leases. Guards: a lease that went to somebody else is not taken back.
 -- ARGV: 4 lease in ms, then batch ids. Answers the ids that are lost.
+begin()
 local lost = {}
 for i = 5, #ARGV do
   if redis.call('ZSCORE', LEASES, ARGV[i]) then

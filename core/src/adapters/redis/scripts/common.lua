@@ -14,6 +14,10 @@ if not NOW then
 end
 local PIECE = 500
 
+-- A Redis without memory refuses a script's first command that needs some, and lets the rest of a script pass that has
+-- begun to write. Steps that free memory in the end begin with this, so that a full queue can be worked off.
+local function begin() redis.call('DEL', TAG .. ':none') end
+
 -- An element as a table; nil when it is none of ours. The payload is never looked at.
 local function read(element)
   local id, at, attempt, suspect, losses, priority, claims, history, body =

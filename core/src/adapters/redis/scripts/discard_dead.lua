@@ -1,4 +1,5 @@
 -- Discards dead letters. ARGV: 4.. ids. Answers how many were there.
+begin()
 local discarded = 0
 for i = 4, #ARGV do
   local item = read(redis.call('HGET', LETTERS, ARGV[i]) or '')

@@ -28,7 +28,7 @@ for i = 1, items do
     if seen == digest then duplicates = duplicates + 1 else conflicts = conflicts + 1 end
   else
     if claims ~= '-' then
-      local claim = digest .. ' ' .. string.match(element, '^%S+') .. ' ' .. NOW .. ' ' .. (NOW + ttl)
+      local claim = string.format('%s %s %.0f %.0f', digest, string.match(element, '^%S+'), NOW, NOW + ttl)
       for name in string.gmatch(claims, '[^,]+') do
         redis.call('SET', TAG .. ':claim:' .. name, claim, 'PX', ttl) -- guard: claim
       end

@@ -1,10 +1,11 @@
 -- Takes items into a batch under a lease. Guards: both happen here, so no item is ever out of pending and under no lease.
--- An item that was lost before is taken alone. Nothing is taken while the queue is paused.
--- ARGV: 4 most items, 5 lease in ms, 6 the batch's id, 7 most delayed items to promote, 8 every how many fetches the lowest
---       priority is served first
+-- An item that was lost before is taken alone, and first. Nothing is taken while the queue is paused.
+-- ARGV: 4 most items, 5 lease in ms, 6 the batch's id, 7 most delayed items to promote, 8 every how many fetches the last
+--       are first: the lowest priority before the highest, and suspects after all
 -- Answers the items.
 if redis.call('EXISTS', PAUSED) == 1 then return {} end -- guard: pause
 local want, lease, id = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+begin()
 local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', NOW, 'LIMIT', 0, tonumber(ARGV[7]))
 for _, element in ipairs(due) do
   local item = read(element)
@@ -13,10 +14,12 @@ for _, element in ipairs(due) do
   put(place, {element})
   redis.call('ZREM', DELAYED, element)
 end
-local taken = take(SUSPECT, id, 1)
+local turn = (tonumber(redis.call('HGET', STATS, 'fetches')) or 0) + 1
+local last_first = turn % tonumber(ARGV[8]) == 0
+local taken = {}
+if not last_first then taken = take(SUSPECT, id, 1) end
 if #taken == 0 then
-  local turn = (tonumber(redis.call('HGET', STATS, 'fetches')) or 0) + 1
-  local order = turn % tonumber(ARGV[8]) == 0 and {3, 2, 1} or {1, 2, 3}
+  local order = last_first and {3, 2, 1} or {1, 2, 3}
   for _, p in ipairs(order) do
     for _, place in ipairs({FRONT[p], PENDING[p]}) do
       if #taken < want then
@@ -29,9 +32,10 @@ if #taken == 0 then
       end
     end
   end
-  if #taken > 0 then redis.call('HSET', STATS, 'fetches', turn) end
 end
+if #taken == 0 and last_first then taken = take(SUSPECT, id, 1) end
 if #taken == 0 then return taken end
+redis.call('HSET', STATS, 'fetches', turn)
 redis.call('ZADD', LEASES, NOW + lease, id) -- guard: lease
 local left = waiting(SUSPECT)
 for p = 1, 3 do left = left + waiting(FRONT[p]) + waiting(PENDING[p]) end

@@ -2,6 +2,7 @@
 -- separated from its neighbours before losses count against it.
 -- ARGV: 4 most batches, 5 losses that bury, 6 what the history says of a loss, 7 and of the last one, as JSON strings
 -- Answers {returned, buried}.
+begin()
 local returned, buried = 0, 0
 local expired = redis.call('ZRANGEBYSCORE', LEASES, '-inf', NOW, 'LIMIT', 0, tonumber(ARGV[4]))
 for _, id in ipairs(expired) do

@@ -1,5 +1,6 @@
 -- Puts dead letters back to pending. Guards: a letter is in the dead letters or in the queue, never in both.
 -- ARGV: 4 what the history says of it, as a JSON string, then ids. Answers how many were there.
+begin()
 local back = 0
 for i = 5, #ARGV do
   local item = read(redis.call('HGET', LETTERS, ARGV[i]) or '')
