@@ -25,6 +25,19 @@ pub fn arm() {
     std::mem::forget(fail::FailScenario::setup());
 }
 
+/// Ends the process where a drill names the item that kills whoever holds it: `poison_item=return(<part of its payload>)`.
+#[inline]
+pub fn held(payload: &[u8]) {
+    #[cfg(all(feature = "failpoints", debug_assertions))]
+    fail::fail_point!("poison_item", |named| {
+        if named.is_some_and(|named| String::from_utf8_lossy(payload).contains(&named)) {
+            die("poison_item");
+        }
+    });
+    #[cfg(not(all(feature = "failpoints", debug_assertions)))]
+    let _ = payload;
+}
+
 /// Ends the process here, where a drill asks for it.
 #[inline]
 pub fn reached(point: &'static str) {

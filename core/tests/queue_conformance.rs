@@ -39,6 +39,7 @@ on_every_adapter!({ sqlite: crate::sqlite_queue, redis_lists: crate::redis_lists
     a_failure_is_remembered_through_every_try,
     a_claim_says_when_by_whom_and_how_its_item_ended,
     a_known_key_with_another_body_is_a_conflict,
+    of_deliveries_at_once_one_is_taken,
     a_claim_ends_with_its_time,
     the_lowest_priority_is_served_within_so_many_fetches,
     an_audit_finds_what_lost_its_lease,
@@ -480,6 +481,33 @@ async fn a_known_key_with_another_body_is_a_conflict(u: &QueueUnderTest) {
     assert_eq!(payloads(&fetch(u, 10).await.unwrap()), ["1"]);
     let stats = u.queue.stats().await.unwrap();
     assert_eq!((stats.enqueued, stats.conflicts, stats.duplicates), (1, 1, 1));
+}
+
+async fn of_deliveries_at_once_one_is_taken(u: &QueueUnderTest) {
+    let calls: Vec<_> = (0..12)
+        .map(|n| {
+            let queue = u.queue.clone();
+            let item = keyed(if n == 7 { "other" } else { "same" }, "key");
+            tokio::spawn(async move { (n, queue.enqueue(&[item]).await.unwrap()[0]) })
+        })
+        .collect();
+    let mut results = Vec::new();
+    for call in calls {
+        results.push(call.await.unwrap());
+    }
+    let accepted: Vec<usize> =
+        results.iter().filter(|(_, result)| *result == Enqueued::Accepted).map(|(n, _)| *n).collect();
+    assert_eq!(accepted.len(), 1, "{results:?}");
+    for (n, result) in &results {
+        let alike = (*n == 7) == (accepted[0] == 7);
+        let expected = match *n == accepted[0] {
+            true => Enqueued::Accepted,
+            false if alike => Enqueued::Duplicate,
+            false => Enqueued::Conflict,
+        };
+        assert_eq!(*result, expected, "{n} of {results:?}");
+    }
+    assert_eq!(u.queue.stats().await.unwrap().pending, 1);
 }
 
 async fn a_claim_ends_with_its_time(u: &QueueUnderTest) {

@@ -4,8 +4,11 @@
 
 mod support;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use support::{On, SHOP, TestApp, answer};
+use tributary_core::ports::queue::QueueSettings;
 use tributary_core::ports::tenants::KeyKind;
 use tributary_core::services::tenants::new_key;
 
@@ -13,6 +16,7 @@ on_both_profiles!(
     dead_letters_are_seen_put_back_and_discarded_by_their_brand_alone,
     a_lone_brand_may_pause_its_queue_and_others_may_not,
     a_webhook_is_remembered_with_its_outcome_and_another_body_is_a_conflict,
+    an_order_takes_effect_once_also_when_the_claims_are_forgotten,
     numbers_and_refusals,
 );
 
@@ -120,6 +124,30 @@ async fn a_webhook_is_remembered_with_its_outcome_and_another_body_is_a_conflict
     assert_eq!((status, missing["code"].as_str()), (400, Some("missing_ids")));
 }
 
+async fn an_order_takes_effect_once_also_when_the_claims_are_forgotten(on: On) {
+    let claim_ttl = Duration::from_millis(50);
+    let app = TestApp::start_with(on, 0, QueueSettings { claim_ttl, ..QueueSettings::default() }).await;
+    let client = app.client();
+    let order = json!({"id": 1, "currency": "USD", "total_price": "10.00", "customer": {"id": 7},
+        "updated_at": "2026-01-01T00:00:00Z"});
+    for webhook_id in ["w1", "w1", "w2"] {
+        let webhook = client.webhook(&app.http, "orders/create", webhook_id, order.to_string());
+        let sent = webhook.header("X-Shopify-Event-Id", "e1");
+        assert_eq!(
+            answer(sent).await,
+            (200, json!({"success": true, "duplicate": false})),
+            "nobody remembers"
+        );
+        app.work_off().await;
+        tokio::time::sleep(claim_ttl * 2).await;
+    }
+    let (_, found) = answer(app.get("/api/customers/by/shopify_customer_id/7/360")).await;
+    assert_eq!(
+        (&found["events_count"], &found["orders_count"], &found["revenue"]),
+        (&json!(1), &json!(1), &json!({"USD": "10.00"}))
+    );
+}
+
 async fn numbers_and_refusals(on: On) {
     let app = TestApp::start(on).await;
     let (status, all) = answer(app.get("/api/queues")).await;
@@ -127,6 +155,11 @@ async fn numbers_and_refusals(on: On) {
     assert!(all["events"]["rates"]["acked_per_s"].is_number(), "{all}");
     assert_eq!(answer(app.get("/api/queues/nobody")).await.0, 404);
     assert_eq!(answer(app.get("/api/queues/events/dead?limit=0")).await.1["code"], "invalid_limit");
+    for query in ["dead?limit=x", "claims?webhook_id=w1", "dead?after=x"] {
+        let (status, refused) = answer(app.get(&format!("/api/queues/events/{query}"))).await;
+        assert_eq!(status, 400, "{query}");
+        assert!(refused["code"].as_str().unwrap().starts_with("invalid_"), "{query}: {refused}");
+    }
     let write = app.http.get(format!("{}/api/queues", app.url)).bearer_auth(&app.write_key);
     assert_eq!(answer(write).await.0, 403, "a write key is public");
     assert_eq!(answer(app.http.get(format!("{}/api/queues", app.url))).await.0, 401);

@@ -49,6 +49,8 @@ pub struct Options {
     pub server_args: Vec<String>,
     /// `FAILPOINTS` of the first processes of a role (`server`, `workers`); those that come after them have none.
     pub failpoints: Option<(&'static str, String)>,
+    /// Those that come after them have them, too.
+    pub failpoints_again: bool,
 }
 
 impl Options {
@@ -63,6 +65,7 @@ impl Options {
             queue: "lists".into(),
             server_args: Vec::new(),
             failpoints: None,
+            failpoints_again: false,
         }
     }
 }
@@ -137,7 +140,7 @@ impl System {
         system.start_server("127.0.0.1:0")?;
         system.set_up()?;
         system.start_workers()?;
-        system.armed = false;
+        system.armed = system.options.failpoints_again;
         Ok(system)
     }
 

@@ -97,6 +97,7 @@ async fn run_batch(
 ) -> bool {
     let started = Instant::now();
     failpoint::reached("fetched_before_handler");
+    batch.items.iter().for_each(|item| failpoint::held(&item.payload));
     let worked = tokio::select! {
         worked = AssertUnwindSafe(work(context, &batch.items)).catch_unwind() => match worked {
             Ok(worked) => worked,

@@ -59,7 +59,7 @@ async fn audit(context: &Context) {
         next = Instant::now() + AUDIT_EVERY.mul_f64(rand::random::<f64>() + 0.5);
         // One process at a time will do: it looks at every key.
         let names = [String::from("audit")];
-        if matches!(context.locks.acquire(&names, AUDIT_EVERY / 2, Some(0)).await, Ok(Acquired::Busy)) {
+        if matches!(context.locks.acquire(&names, AUDIT_EVERY / 2, None).await, Ok(Acquired::Busy)) {
             continue;
         }
         match context.queue.audit().await {

@@ -69,3 +69,18 @@ pub trait Locks: Send + Sync {
 pub(crate) fn valid_until(asked: Instant, ttl: Duration) -> Instant {
     asked + ttl.saturating_sub(ttl * DRIFT_PERCENT / 100 + DRIFT)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_believed_in_for_less_than_it_lasts() {
+        let asked = Instant::now();
+        for ttl in [Duration::from_millis(10), Duration::from_secs(10), Duration::from_secs(3600)] {
+            let believed = valid_until(asked, ttl) - asked;
+            assert!(believed < ttl && believed + ttl / 100 + DRIFT >= ttl, "{believed:?} of {ttl:?}");
+        }
+        assert_eq!(valid_until(asked, Duration::from_millis(1)), asked, "too short to be believed in at all");
+    }
+}

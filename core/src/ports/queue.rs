@@ -346,7 +346,7 @@ pub struct Audited {
 pub struct QueueStats {
     /// Items that wait, suspects among them.
     pub pending: u64,
-    /// Items under a lease.
+    /// Items under a lease (on lists, of the first 10,000 leases).
     pub in_flight: u64,
     /// Items that wait for a time.
     pub delayed: u64,

@@ -17,6 +17,9 @@ use crate::services::{customer360, process};
 /// How long a batch's transaction may take, its reruns included. A connection that died in silence answers nothing, ever.
 const PROCESS_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long the store may take to say that it is there.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What working off a batch came to.
 #[derive(Debug, Default)]
 pub struct Worked {
@@ -63,9 +66,10 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
         }
         let processing =
             process::process(&*context.store, &*context.locks, &context.clock, &events[part.clone()]);
-        let outcome = tokio::time::timeout(PROCESS_TIMEOUT, processing).await.unwrap_or_else(|_| {
-            Err(StoreError::Unavailable(format!("no end in {} s", PROCESS_TIMEOUT.as_secs())))
-        });
+        let outcome = match tokio::time::timeout(PROCESS_TIMEOUT, processing).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(too_long(context).await),
+        };
         match outcome {
             Ok(done) => {
                 worked.effective += done.effective;
@@ -89,6 +93,15 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
         }
     }
     worked
+}
+
+/// What it means that a batch found no end: the store is away without a word, or the batch is too much for it.
+async fn too_long(context: &Context) -> StoreError {
+    let why = format!("no end in {} s", PROCESS_TIMEOUT.as_secs());
+    match tokio::time::timeout(PING_TIMEOUT, context.store.ping()).await {
+        Ok(Ok(())) => StoreError::Conflict(why),
+        _ => StoreError::Unavailable(why),
+    }
 }
 
 fn release(worked: &mut Worked, items: &[&Item]) {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
@@ -62,10 +63,11 @@ pub async fn one(State(state): State<AppState>, Path(name): Path<String>, header
 pub async fn list(
     State(state): State<AppState>,
     Path(name): Path<String>,
-    Query(paging): Query<Paging>,
+    paging: Result<Query<Paging>, QueryRejection>,
     headers: HeaderMap,
 ) -> Answer<Page> {
     let brand = brand(&state, &headers).await?;
+    let Query(paging) = paging.map_err(invalid_query)?;
     let limit = paging.limit.unwrap_or(PAGE);
     if !(1..=MAX_DEAD_PAGE).contains(&limit) {
         let message = format!("limit is {limit}; it may be 1 to {MAX_DEAD_PAGE}");
@@ -175,11 +177,12 @@ async fn set_paused(
 pub async fn claim(
     State(state): State<AppState>,
     Path(name): Path<String>,
-    Query(ids): Query<DeliveryIds>,
+    ids: Result<Query<DeliveryIds>, QueryRejection>,
     headers: HeaderMap,
 ) -> Answer<Claim> {
     let brand = brand(&state, &headers).await?;
     let queue = queue(&state, &name)?;
+    let Query(ids) = ids.map_err(invalid_query)?;
     let domain = ids.shop.to_lowercase();
     let nothing = || ApiError::not_found("nothing is remembered of this delivery");
     if state.keys.shop(&domain).await?.is_none_or(|shop| shop.brand != brand) {
@@ -218,6 +221,11 @@ async fn numbers(state: &AppState) -> Result<Value, ApiError> {
     let mut numbers = json!(stats);
     numbers["rates"] = json!(state.rates.rates(&stats));
     Ok(numbers)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn invalid_query(rejection: QueryRejection) -> ApiError {
+    ApiError::bad_request("invalid_query", rejection.body_text())
 }
 
 fn no_letter(id: &str) -> ApiError {

@@ -97,6 +97,11 @@ impl TestApp {
         Self { url, write_key, secret_key, brand, context, http, stop, running, _folder: folder }
     }
 
+    /// The data folder (embedded).
+    pub fn data(&self) -> std::path::PathBuf {
+        self._folder.path().join("data")
+    }
+
     /// A client that speaks to it as browsers and Shopify do.
     pub fn client(&self) -> Client {
         let access = Access {

@@ -16,11 +16,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a close waits for answers.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The longest wait between two tries to reconnect.
+/// Tries to reconnect that one command waits for, each after twice the wait of the one before (with jitter, from 100 ms).
+/// Few, so that an outage is answered soon: whoever can wait - a worker - waits longer from try to try itself.
+const RECONNECT_TRIES: usize = 2;
+/// The longest wait between two of them.
 const RECONNECT_CAP: Duration = Duration::from_secs(2);
-
-/// Tries to reconnect that one command waits for. Every further command tries again: an outage is answered soon.
-const RECONNECT_TRIES: usize = 1;
 
 /// How long what was sent may stay unacknowledged before the connection is given up: a peer that vanished says nothing.
 const PEER_TIMEOUT: Duration = Duration::from_secs(5);

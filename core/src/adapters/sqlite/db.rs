@@ -123,6 +123,22 @@ pub(super) fn failed(error: sqlx::Error) -> StoreError {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_commit_is_on_the_disk_when_it_returns() {
+        let folder = tempfile::tempdir().unwrap();
+        for db in [
+            Db::open_store(&folder.path().join("store.db")).await.unwrap(),
+            Db::open_queue(&folder.path().join("queue.db")).await.unwrap(),
+        ] {
+            let mut tx = db.begin().await.unwrap();
+            let synchronous: i64 =
+                sqlx::query_scalar("pragma synchronous").fetch_one(&mut *tx).await.unwrap();
+            let journal: String =
+                sqlx::query_scalar("pragma journal_mode").fetch_one(&mut *tx).await.unwrap();
+            assert_eq!((synchronous, journal.as_str()), (2, "wal"), "FULL, in the connection that writes");
+        }
+    }
+
     #[test]
     fn pieces_hold_every_row_once_and_in_order() {
         for count in [0, 1, 4, 5, 99, 100, 131, 512] {

@@ -23,7 +23,7 @@ local function let_go(id) redis.call('UNLINK', batch_key(id)) end
 
 local function in_flight()
   local items = 0
-  for _, id in ipairs(redis.call('ZRANGE', LEASES, 0, 999)) do items = items + count_held(id) end
+  for _, id in ipairs(redis.call('ZRANGE', LEASES, 0, 9999)) do items = items + count_held(id) end
   return items
 end
 

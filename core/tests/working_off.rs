@@ -1,0 +1,73 @@
+//! Working off a batch on a real store: what becomes of each item, whatever its neighbours are.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::time::Duration;
+
+use support::{ContextUnderTest, embedded_context, services_context};
+use tributary_core::domain::backoff::MAX_ATTEMPTS;
+use tributary_core::domain::identity::{Identifier, IdentifierKind};
+use tributary_core::domain::ids::{BrandId, ProfileId};
+use tributary_core::ports::queue::{Item, NewItem, Then};
+use tributary_core::services::work::work;
+
+on_every_adapter!({ embedded: crate::embedded_context, services: crate::services_context } [
+    one_item_that_the_store_refuses_fails_alone,
+    an_item_is_tried_so_often_and_then_buried,
+]);
+
+const BRAND: BrandId = BrandId(1);
+
+/// Items as a worker fetches them: one of `count`, at `bad`, is about an identifier whose profile is not there.
+async fn items(u: &ContextUnderTest, count: usize, bad: usize) -> Vec<Item> {
+    let ghost = Identifier::new(IdentifierKind::UserId, "ghost").unwrap();
+    let mut tx = u.context.store.begin().await.unwrap();
+    tx.claim(&[((BRAND, ghost), ProfileId::new(1_768_000_000_000))]).await.unwrap();
+    tx.commit().await.unwrap();
+    let envelope = |n: usize| {
+        let user = if n == bad { "ghost" } else { "alive" };
+        format!(
+            r#"{{"brand":1,"received_ms":1768000000000,"origin":"segment","body":{{"type":"track","event":"E","userId":"{user}","messageId":"m{bad}-{n}"}}}}"#
+        )
+    };
+    let new: Vec<NewItem> =
+        (0..count).map(|n| NewItem { payload: envelope(n).into(), ..NewItem::default() }).collect();
+    u.context.queue.enqueue(&new).await.unwrap();
+    u.context.queue.fetch(count, Duration::ZERO).await.unwrap().unwrap().items
+}
+
+async fn one_item_that_the_store_refuses_fails_alone(u: &ContextUnderTest) {
+    for bad in [0, 5, 15] {
+        let items = items(u, 16, bad).await;
+        let before = u.context.store.stats(BRAND).await.unwrap().events;
+        let worked = work(&u.context, &items).await;
+        assert!(worked.store_away.is_none());
+        let failed: Vec<&str> = worked.unfinished.iter().map(|u| u.item.id.as_str()).collect();
+        assert_eq!(failed, [items[bad].id.as_str()], "it alone");
+        assert!(
+            matches!(&worked.unfinished[0].then, Then::Retry { error, .. } if error.contains("not there"))
+        );
+        assert_eq!((worked.effective, worked.duplicates), (15, 0));
+        let events = u.context.store.stats(BRAND).await.unwrap().events;
+        assert_eq!(events - before, 15);
+    }
+}
+
+async fn an_item_is_tried_so_often_and_then_buried(u: &ContextUnderTest) {
+    let mut items = items(u, 1, 0).await;
+    for attempt in 0..MAX_ATTEMPTS {
+        items[0].attempt = attempt;
+        let worked = work(&u.context, &items).await;
+        let last = attempt + 1 == MAX_ATTEMPTS;
+        match &worked.unfinished[0].then {
+            Then::Retry { .. } => assert!(!last, "attempt {attempt} was one too many"),
+            Then::Bury { error } => {
+                assert!(last, "buried after {attempt} attempts");
+                assert!(error.contains(&format!("failed {MAX_ATTEMPTS} times")), "{error}");
+            }
+            Then::Release => panic!("a refusal is no outage"),
+        }
+    }
+}
