@@ -109,7 +109,7 @@ pub struct Page {
 }
 
 /// Lists dead letters, newest first: at most `limit` (capped at [`MAX_DEAD_PAGE`]), after that place. A page may
-/// be short and still have a next: a listing looks through [`LOOKED_THROUGH`] letters at most.
+/// be short and still have a next: a listing looks through 1,000 letters at most.
 ///
 /// # Errors
 /// The queue's own.
@@ -235,7 +235,7 @@ impl RateMeter {
         }
     }
 
-    /// The rates from the oldest sample, at most about [`RATES_OVER`] ago, to `stats`.
+    /// The rates from the oldest sample, at most about a minute ago, to `stats`.
     #[expect(clippy::cast_precision_loss, reason = "a rate is a float")]
     pub fn rates(&self, stats: &QueueStats) -> Rates {
         let samples = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -117,7 +117,7 @@ impl RedisClient {
         Cmd::new().arg("PING").exec_async(&mut self.shared()).await
     }
 
-    /// Begins nothing more, and returns when what was sent before is answered, or after [`CLOSE_TIMEOUT`]. The connections
+    /// Begins nothing more, and returns when what was sent before is answered, or after 2 s. The connections
     /// close with the last clone.
     pub async fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
