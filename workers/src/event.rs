@@ -6,10 +6,12 @@
 //! be acked comes again, and has no effect the second time.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 
+use tokio::sync::RwLock;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -43,9 +45,11 @@ pub struct Options {
 pub async fn run(context: Context, options: Options, stop: CancellationToken) {
     // Cancelled when the grace is over: lanes give back what they hold.
     let give_back = CancellationToken::new();
+    // Held shared by lanes at work, and alone by the one that works on a suspect.
+    let quarantine = Arc::new(RwLock::new(()));
     let mut lanes = JoinSet::new();
     for _ in 0..options.concurrency {
-        lanes.spawn(lane(context.clone(), options, stop.clone(), give_back.clone()));
+        lanes.spawn(lane(context.clone(), options, quarantine.clone(), stop.clone(), give_back.clone()));
     }
     let housekeeping = tokio::spawn(housekeeping::run(context, stop.clone()));
     tracing::info!(lanes = options.concurrency, batch = options.batch, "event worker started");
@@ -59,16 +63,29 @@ pub async fn run(context: Context, options: Options, stop: CancellationToken) {
     tracing::info!("event worker stopped");
 }
 
-async fn lane(context: Context, options: Options, stop: CancellationToken, give_back: CancellationToken) {
+async fn lane(
+    context: Context,
+    options: Options,
+    quarantine: Arc<RwLock<()>>,
+    stop: CancellationToken,
+    give_back: CancellationToken,
+) {
     let mut failures = 0;
     let mut want = options.batch;
     while !stop.is_cancelled() {
+        // Nothing is taken while another lane works on a suspect.
+        drop(quarantine.read().await);
         // Not dropped half-way when `stop` comes: a batch fetched for nobody would wait for its lease to end.
         match context.queue.fetch(want, POLL).await {
             Ok(None) => failures = 0,
             Ok(Some(batch)) => {
                 failures = 0;
-                let store_was_there = run_batch(&context, batch, &stop, &give_back).await;
+                let store_was_there = if batch.items.iter().any(|item| item.suspect) {
+                    run_suspect(&context, batch, &quarantine, &stop, &give_back).await
+                } else {
+                    let _with_others = quarantine.read().await;
+                    run_batch(&context, batch, &stop, &give_back).await
+                };
                 want = ramp(want, options.batch, store_was_there);
             }
             Err(error) => {
@@ -86,6 +103,30 @@ async fn lane(context: Context, options: Options, stop: CancellationToken, give_
 /// that waited for it, then more and more.
 fn ramp(want: usize, most: usize, store_was_there: bool) -> usize {
     if store_was_there { (want * 2).min(most) } else { most.div_ceil(RAMP) }
+}
+
+/// Works off a suspect while no other lane holds anything: if it kills this process, nobody else's loss counts. One that
+/// was fetched while others are at work goes back first, so that it is not lost with them either.
+async fn run_suspect(
+    context: &Context,
+    batch: Batch,
+    quarantine: &RwLock<()>,
+    stop: &CancellationToken,
+    give_back: &CancellationToken,
+) -> bool {
+    if let Ok(_alone) = quarantine.try_write() {
+        return run_batch(context, batch, stop, give_back).await;
+    }
+    ack(context, &batch, &given_back(&batch).unfinished).await;
+    let _alone = quarantine.write().await;
+    if stop.is_cancelled() {
+        return true;
+    }
+    match context.queue.fetch(1, Duration::ZERO).await {
+        Ok(Some(batch)) => run_batch(context, batch, stop, give_back).await,
+        // Somebody else has it, or the queue is away: the lane finds out.
+        Ok(None) | Err(_) => true,
+    }
 }
 
 /// Works off one batch: fetched, so it must be acked, given back, or lost. Answers whether the store was there.
