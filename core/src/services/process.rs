@@ -104,15 +104,14 @@ async fn once(
     if merging.is_empty() {
         return finish(tx, batch, &[], None).await;
     }
+    let ids: Vec<ProfileId> = merging.iter().map(|(_, id)| *id).collect();
     if run > RUNS_UNDER_LOCK {
         // Whoever holds the lock may be dead, or slow. It only saves work: the store decides.
-        let ids: Vec<ProfileId> = merging.iter().map(|(_, id)| *id).collect();
         return finish(tx, batch, &ids, Some(Grant::none())).await;
     }
     // One try: a transaction must not wait for a lock whose holder may wait for this transaction.
     let names = merging.iter().map(|(brand, id)| merge::lock_name(*brand, *id)).collect();
     let taking = Taking { seed, inside_transaction: true, ..Taking::default() };
-    let ids: Vec<ProfileId> = merging.iter().map(|(_, id)| *id).collect();
     merge::with_merge_lock(locks, store, names, taking, |grant| async move {
         finish(tx, batch, &ids, Some(grant)).await
     })

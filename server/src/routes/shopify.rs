@@ -78,10 +78,7 @@ pub async fn take(
     };
     let item = NewItem {
         payload: envelope.encode().into(),
-        idempotency: Some(Idempotency::new(
-            delivery.idempotency_keys(),
-            canonical(&parse(&bytes)?).as_bytes(),
-        )),
+        idempotency: Some(Idempotency::new(delivery.idempotency_keys(), canonical(body.get()).as_bytes())),
         ..NewItem::default()
     };
     let duplicate = match state.ingest.enqueue(vec![item]).await?.first() {

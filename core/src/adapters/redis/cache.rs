@@ -7,8 +7,7 @@ use bytes::Bytes;
 use redis::{Cmd, RedisResult, pipe};
 
 use super::client::RedisClient;
-use super::keys;
-use super::queue::{escaped, ms};
+use super::{escaped, keys, ttl_ms};
 use crate::ports::cache::{Cache, CacheError, INVALIDATION_MARK};
 
 /// Keys that one step of SCAN looks at.
@@ -50,13 +49,13 @@ impl Cache for RedisCache {
 
     async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {
         let mut command = Cmd::new();
-        command.arg("SET").arg(self.key(key)).arg(&value[..]).arg("NX").arg("PX").arg(ms(ttl));
+        command.arg("SET").arg(self.key(key)).arg(&value[..]).arg("NX").arg("PX").arg(ttl_ms(ttl));
         self.within(command.exec_async(&mut self.redis.shared())).await
     }
 
     async fn replace(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {
         let mut command = Cmd::new();
-        command.arg("SET").arg(self.key(key)).arg(&value[..]).arg("PX").arg(ms(ttl));
+        command.arg("SET").arg(self.key(key)).arg(&value[..]).arg("PX").arg(ttl_ms(ttl));
         self.within(command.exec_async(&mut self.redis.shared())).await
     }
 
@@ -66,7 +65,7 @@ impl Cache for RedisCache {
         }
         let mut commands = pipe();
         for key in keys {
-            commands.cmd("SET").arg(self.key(key)).arg("").arg("PX").arg(ms(INVALIDATION_MARK)).ignore();
+            commands.cmd("SET").arg(self.key(key)).arg("").arg("PX").arg(ttl_ms(INVALIDATION_MARK)).ignore();
         }
         self.within(commands.exec_async(&mut self.redis.shared())).await
     }
@@ -82,7 +81,7 @@ impl Cache for RedisCache {
             if !found.is_empty() {
                 let mut commands = pipe();
                 for key in &found {
-                    commands.cmd("SET").arg(key).arg("").arg("PX").arg(ms(INVALIDATION_MARK)).ignore();
+                    commands.cmd("SET").arg(key).arg("").arg("PX").arg(ttl_ms(INVALIDATION_MARK)).ignore();
                 }
                 self.within(commands.exec_async(&mut self.redis.shared())).await?;
                 dropped += found.len() as u64;

@@ -23,6 +23,8 @@ const RECONNECT_TRIES: usize = 2;
 const RECONNECT_CAP: Duration = Duration::from_secs(2);
 
 /// How long what was sent may stay unacknowledged before the connection is given up: a peer that vanished says nothing.
+/// Linux alone can be told.
+#[cfg(target_os = "linux")]
 const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Lets the system notice a peer that vanished without a word, instead of after its usual quarter of an hour.

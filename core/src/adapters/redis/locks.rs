@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::client::RedisClient;
 use super::keys::LockKeys;
-use super::queue::ms;
+use super::ttl_ms;
 use crate::ports::locks::{Acquired, Lock, LockError, Locks, valid_until};
 
 /// How long one call may take. A lock saves work: who waits longer for it is better off without.
@@ -79,10 +79,7 @@ impl Locks for RedisLocks {
         keys.extend(self.locks(names));
         let asked = Instant::now();
         let run = self.redis.run(&self.lock, &keys, |command| {
-            command
-                .arg(&token)
-                .arg(ms(ttl).max(1))
-                .arg(seed.map(|seed| seed.to_string()).unwrap_or_default());
+            command.arg(&token).arg(ttl_ms(ttl)).arg(seed.map(|seed| seed.to_string()).unwrap_or_default());
         });
         match answer::<i64>(run).await {
             Ok(0) => Ok(Acquired::Busy),
@@ -103,7 +100,7 @@ impl Locks for RedisLocks {
         let keys = self.locks(&lock.names);
         let asked = Instant::now();
         let run = self.redis.run(&self.extend, &keys, |command| {
-            command.arg(&lock.token).arg(ms(ttl).max(1));
+            command.arg(&lock.token).arg(ttl_ms(ttl));
         });
         Ok((answer::<i64>(run).await? == 1).then(|| valid_until(asked, ttl)))
     }

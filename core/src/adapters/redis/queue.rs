@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::client::{RedisClient, RedisStartError};
 use super::element;
 use super::keys::{Layout, QueueKeys};
+use super::{escaped, ms, ttl_ms};
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
     Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Finished, Item, LOST,
@@ -308,7 +309,7 @@ impl Queue for RedisQueue {
                     command
                         .arg(item.priority.index() + 1)
                         .arg(ms(item.delay))
-                        .arg(ms(ttl).max(1))
+                        .arg(ttl_ms(ttl))
                         .arg(known.map_or("-", |known| &known.digest))
                         .arg(element::claims(&fresh.claims))
                         .arg(element::write(&fresh));
@@ -539,14 +540,6 @@ fn page(ids: &[String]) -> &[String] {
 
 fn json(text: &str) -> String {
     serde_json::Value::from(text).to_string()
-}
-
-pub(super) fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-pub(super) fn escaped(pattern: &str) -> String {
-    pattern.chars().flat_map(|c| if "*?[]\\".contains(c) { vec!['\\', c] } else { vec![c] }).collect()
 }
 
 fn byte_strings(answer: Value) -> Result<Vec<Bytes>, QueueError> {
