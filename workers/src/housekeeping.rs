@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
 use tributary_core::ports::locks::Acquired;
+use tributary_core::services::locks::acquire;
 use tributary_core::services::outbox::drain;
 
 /// How often leases that ran out are looked for. Part of the promise: a dead worker's items return within lease + 1 s.
@@ -59,7 +60,8 @@ async fn audit(context: &Context) {
         next = Instant::now() + AUDIT_EVERY.mul_f64(rand::random::<f64>() + 0.5);
         // One process at a time will do: it looks at every key.
         let names = [String::from("audit")];
-        if matches!(context.locks.acquire(&names, AUDIT_EVERY / 2, None).await, Ok(Acquired::Busy)) {
+        let locked = acquire(&*context.locks, &*context.store, &names, AUDIT_EVERY / 2, None).await;
+        if matches!(locked, Ok(Ok(Acquired::Busy))) {
             continue;
         }
         match context.queue.audit().await {

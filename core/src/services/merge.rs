@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::ports::locks::{Acquired, Lock, LockError, Locks};
 use crate::ports::store::{Store, StoreError};
+use crate::services::locks::acquire;
 
 /// How long a merge's lock lasts without an extension.
 pub const MERGE_LOCK_TTL: Duration = Duration::from_secs(10);
@@ -121,12 +122,14 @@ async fn take(
     names.sort();
     names.dedup();
     let until = Instant::now() + taking.patience;
-    let mut seed = taking.seed;
     loop {
-        match locks.acquire(&names, taking.ttl, seed).await {
+        let answer = match taking.inside_transaction {
+            true => locks.acquire(&names, taking.ttl, taking.seed).await,
+            false => acquire(locks, store, &names, taking.ttl, taking.seed).await?,
+        };
+        match answer {
             Ok(Acquired::Held(lock)) => return Ok(Ok(lock)),
-            Ok(Acquired::Forgotten) if taking.inside_transaction => return Err(StoreError::Fenced(0)),
-            Ok(Acquired::Forgotten) => seed = Some(store.last_fence().await?),
+            Ok(Acquired::Forgotten) => return Err(StoreError::Fenced(0)),
             Ok(Acquired::Busy) if Instant::now() < until => {
                 sleep(RETRY_WAIT.mul_f64(rand::random::<f64>().max(0.1))).await;
             }

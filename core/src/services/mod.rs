@@ -3,6 +3,7 @@
 pub mod customer360;
 pub mod health;
 pub mod ingest;
+pub mod locks;
 pub mod merge;
 pub mod outbox;
 pub mod process;

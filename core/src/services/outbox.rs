@@ -14,6 +14,7 @@ use crate::ports::locks::{Acquired, Lock};
 use crate::ports::outbox::{Outbox, Staged};
 use crate::ports::queue::{Enqueued, Idempotency, NewItem, Queue, QueueError};
 use crate::ports::store::StoreError;
+use crate::services::locks::acquire;
 
 /// Items that go at once.
 const PAGE: usize = 500;
@@ -65,7 +66,7 @@ pub async fn drain(context: &Context) -> Result<usize, DrainError> {
         if in_time(context.outbox.oldest(&queues, 1)).await?.is_empty() {
             return Ok(brought);
         }
-        let Some(lock) = lock(context).await else { return Ok(brought) };
+        let Some(lock) = lock(context).await? else { return Ok(brought) };
         let done = async {
             let page = in_time(context.outbox.oldest(&queues, PAGE)).await?;
             bring(&*context.outbox, &context.outlets, page, context.clock.now_ms()).await
@@ -85,18 +86,14 @@ async fn in_time<T>(step: impl Future<Output = Result<T, StoreError>>) -> Result
 }
 
 /// The lock, or nothing where the locks are away; `None` when somebody else has it.
-async fn lock(context: &Context) -> Option<Option<Lock>> {
-    // The fencing token is of no use here; but where the counter is forgotten, it must not fall behind.
+async fn lock(context: &Context) -> Result<Option<Option<Lock>>, StoreError> {
     let names = [LOCK.to_owned()];
-    let mut seed = None;
-    loop {
-        match context.locks.acquire(&names, LOCK_TTL, seed).await {
-            Ok(Acquired::Held(lock)) => return Some(Some(lock)),
-            Ok(Acquired::Busy) => return None,
-            Ok(Acquired::Forgotten) => seed = Some(context.store.last_fence().await.ok()?),
-            Err(_) => return Some(None),
-        }
-    }
+    let answer = in_time(acquire(&*context.locks, &*context.store, &names, LOCK_TTL, None)).await?;
+    Ok(match answer {
+        Ok(Acquired::Held(lock)) => Some(Some(lock)),
+        Ok(_) => None,
+        Err(_) => Some(None),
+    })
 }
 
 /// Brings one page, in pieces that a queue can take at once; answers how many items are out of the outbox.

@@ -87,6 +87,12 @@ fn item(bytes: Vec<u8>) -> Item {
     element::read(&Bytes::from(bytes)).expect("an item of this queue")
 }
 
+/// A sorted set with its scores, lowest first.
+async fn scored<T: redis::FromRedisValue>(redis: &RedisClient, key: &str) -> Vec<(T, i64)> {
+    let mut range = redis::cmd("ZRANGE");
+    range.arg(key).arg(0).arg(-1).arg("WITHSCORES").query_async(&mut redis.shared()).await.unwrap()
+}
+
 async fn read_redis(redis: &RedisClient, keys: &QueueKeys, layout: Layout) -> Raw {
     let mut connection = redis.shared();
     let mut raw = Raw::default();
@@ -133,14 +139,7 @@ async fn read_redis(redis: &RedisClient, keys: &QueueKeys, layout: Layout) -> Ra
         };
         raw.places.push(items);
     }
-    let leases: Vec<(String, i64)> = redis::cmd("ZRANGE")
-        .arg(keys.leases())
-        .arg(0)
-        .arg(-1)
-        .arg("WITHSCORES")
-        .query_async(&mut connection)
-        .await
-        .unwrap();
+    let leases: Vec<(String, i64)> = scored(redis, keys.leases()).await;
     for (id, end) in leases {
         let items = match layout {
             Layout::Lists => {
@@ -160,23 +159,9 @@ async fn read_redis(redis: &RedisClient, keys: &QueueKeys, layout: Layout) -> Ra
         raw.batches.push((id, end, items));
     }
     assert!(held.is_empty(), "held by nobody who has a lease: {held:?}");
-    let delayed: Vec<(Vec<u8>, i64)> = redis::cmd("ZRANGE")
-        .arg(&keys.all()[8])
-        .arg(0)
-        .arg(-1)
-        .arg("WITHSCORES")
-        .query_async(&mut connection)
-        .await
-        .unwrap();
+    let delayed: Vec<(Vec<u8>, i64)> = scored(redis, &keys.all()[8]).await;
     raw.delayed = delayed.into_iter().map(|(bytes, due)| (due, item(bytes))).collect();
-    let dead: Vec<(String, i64)> = redis::cmd("ZRANGE")
-        .arg(keys.dead())
-        .arg(0)
-        .arg(-1)
-        .arg("WITHSCORES")
-        .query_async(&mut connection)
-        .await
-        .unwrap();
+    let dead: Vec<(String, i64)> = scored(redis, keys.dead()).await;
     let mut letters: HashMap<String, Vec<u8>> =
         redis::cmd("HGETALL").arg(keys.letters()).query_async(&mut connection).await.unwrap();
     for (id, buried) in dead {

@@ -103,10 +103,8 @@ pub async fn retry_one(
 ) -> Answer {
     let brand = brand(&state, &headers).await?;
     let which = Which::Ids(vec![id.clone()]);
-    match queues::retry(&**queue(&state, &name)?, Scope::Brand(brand), which).await? {
-        0 => Err(no_letter(&id)),
-        back => Ok(Json(json!({"retried": back}))),
-    }
+    let back = queues::retry(&**queue(&state, &name)?, Scope::Brand(brand), which).await?;
+    one_or_none(&id, "retried", back)
 }
 
 /// Puts all the brand's dead letters back to pending.
@@ -128,10 +126,8 @@ pub async fn discard_one(
 ) -> Answer {
     let brand = brand(&state, &headers).await?;
     let which = Which::Ids(vec![id.clone()]);
-    match queues::discard(&**queue(&state, &name)?, Scope::Brand(brand), which).await? {
-        0 => Err(no_letter(&id)),
-        gone => Ok(Json(json!({"discarded": gone}))),
-    }
+    let gone = queues::discard(&**queue(&state, &name)?, Scope::Brand(brand), which).await?;
+    one_or_none(&id, "discarded", gone)
 }
 
 /// Discards all the brand's dead letters.
@@ -226,6 +222,10 @@ async fn numbers(state: &AppState) -> Result<Value, ApiError> {
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn invalid_query(rejection: QueryRejection) -> ApiError {
     ApiError::bad_request("invalid_query", rejection.body_text())
+}
+
+fn one_or_none(id: &str, done: &str, count: u64) -> Answer {
+    if count == 0 { Err(no_letter(id)) } else { Ok(Json(json!({done: count}))) }
 }
 
 fn no_letter(id: &str) -> ApiError {

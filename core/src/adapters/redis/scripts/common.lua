@@ -7,6 +7,7 @@
 local PENDING, FRONT = {KEYS[1], KEYS[2], KEYS[3]}, {KEYS[4], KEYS[5], KEYS[6]}
 local SUSPECT, WAKE, DELAYED, LEASES = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local DEAD, LETTERS, STATS, PAUSED = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local PLACES = {SUSPECT, FRONT[1], PENDING[1], FRONT[2], PENDING[2], FRONT[3], PENDING[3]}
 local TAG, BY, NOW = ARGV[1], ARGV[2], tonumber(ARGV[3])
 if not NOW then
   local t = redis.call('TIME')
@@ -57,6 +58,25 @@ local function finish(id, claims, outcome)
       redis.call('SET', key, first .. '\n' .. NOW .. ' ' .. outcome .. ' ' .. BY, 'KEEPTTL')
     end
   end
+end
+
+-- How many items wait in a place: the layout says.
+local waiting
+
+local function waiting_in_all()
+  local items = 0
+  for _, place in ipairs(PLACES) do items = items + waiting(place) end
+  return items
+end
+
+-- Takes a dead letter out; nil where there is none of that id.
+local function exhume(id)
+  local item = read(redis.call('HGET', LETTERS, id) or '')
+  if item then
+    redis.call('HDEL', LETTERS, id)
+    redis.call('ZREM', DEAD, id)
+  end
+  return item
 end
 
 local function bury(id, claims, element)

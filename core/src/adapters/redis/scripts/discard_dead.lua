@@ -2,10 +2,8 @@
 begin()
 local discarded = 0
 for i = 4, #ARGV do
-  local item = read(redis.call('HGET', LETTERS, ARGV[i]) or '')
+  local item = exhume(ARGV[i])
   if item then
-    redis.call('HDEL', LETTERS, ARGV[i])
-    redis.call('ZREM', DEAD, ARGV[i])
     finish(item.id, item.claims, 'discarded')
     discarded = discarded + 1
   end

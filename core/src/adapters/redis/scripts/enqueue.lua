@@ -5,8 +5,7 @@
 -- Answers {depth} when full, else {-1, then i for each duplicate and -i for each conflict, counted from 1}.
 local limit, items = tonumber(ARGV[4]), (#ARGV - 4) / 6
 if limit > 0 then
-  local depth = redis.call('ZCARD', DELAYED) + waiting(SUSPECT)
-  for p = 1, 3 do depth = depth + waiting(PENDING[p]) + waiting(FRONT[p]) end
+  local depth = redis.call('ZCARD', DELAYED) + waiting_in_all()
   if depth + items > limit then return {depth} end
 end
 local answer, lists = {-1}, {{}, {}, {}}

@@ -37,7 +37,5 @@ if #taken == 0 and last_first then taken = take(SUSPECT, id, 1) end
 if #taken == 0 then return taken end
 redis.call('HSET', STATS, 'fetches', turn)
 redis.call('ZADD', LEASES, NOW + lease, id) -- guard: lease
-local left = waiting(SUSPECT)
-for p = 1, 3 do left = left + waiting(FRONT[p]) + waiting(PENDING[p]) end
-if left > 0 then wake() end
+if waiting_in_all() > 0 then wake() end
 return taken

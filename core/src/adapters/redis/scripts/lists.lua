@@ -15,7 +15,7 @@ local function take(place, id, want)
   return taken
 end
 
-local function waiting(place) return redis.call('LLEN', place) end
+function waiting(place) return redis.call('LLEN', place) end
 local function oldest(place) return redis.call('LINDEX', place, -1) end
 local function held(id) return redis.call('LRANGE', batch_key(id), 0, -1) end
 local function count_held(id) return redis.call('LLEN', batch_key(id)) end

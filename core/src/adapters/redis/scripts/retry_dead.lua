@@ -3,10 +3,8 @@
 begin()
 local back = 0
 for i = 5, #ARGV do
-  local item = read(redis.call('HGET', LETTERS, ARGV[i]) or '')
+  local item = exhume(ARGV[i])
   if item then
-    redis.call('HDEL', LETTERS, ARGV[i])
-    redis.call('ZREM', DEAD, ARGV[i])
     item.attempt, item.losses = 0, 0
     note(item, ARGV[4])
     put(item.suspect == '1' and SUSPECT or PENDING[item.priority + 1], {write(item)})

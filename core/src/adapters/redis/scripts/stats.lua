@@ -1,7 +1,7 @@
 -- Counts. Writes nothing.
 -- Answers {pending, in flight, delayed, dead, age of the oldest in ms, paused, {counters}}.
 local pending, since = 0, NOW
-for _, place in ipairs({SUSPECT, FRONT[1], FRONT[2], FRONT[3], PENDING[1], PENDING[2], PENDING[3]}) do
+for _, place in ipairs(PLACES) do
   local items = waiting(place)
   pending = pending + items
   if items > 0 then

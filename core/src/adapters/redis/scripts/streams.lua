@@ -19,7 +19,7 @@ local function delivered(place)
   return summary.err and 0 or summary[1]
 end
 
-local function waiting(place) return redis.call('XLEN', place) - delivered(place) end
+function waiting(place) return redis.call('XLEN', place) - delivered(place) end
 
 local function elements_of(entries)
   local elements = {}
@@ -50,15 +50,11 @@ local function oldest(place)
   return entry and entry[2][2]
 end
 
-local function places()
-  return {SUSPECT, FRONT[1], PENDING[1], FRONT[2], PENDING[2], FRONT[3], PENDING[3]}
-end
-
 -- Entries of one batch lie side by side, because each fetch reads on from the last: claiming as many as it has, from its
 -- first, claims exactly its own.
 local function held(id)
   local elements = {}
-  for _, place in ipairs(places()) do
+  for _, place in ipairs(PLACES) do
     local mine = pending_of(place, id)
     if #mine > 0 then
       local claimed = redis.call('XAUTOCLAIM', place, GROUP, id, 0, mine[1][1], 'COUNT', #mine)
@@ -70,12 +66,12 @@ end
 
 local function count_held(id)
   local items = 0
-  for _, place in ipairs(places()) do items = items + #pending_of(place, id) end
+  for _, place in ipairs(PLACES) do items = items + #pending_of(place, id) end
   return items
 end
 
 local function let_go(id)
-  for _, place in ipairs(places()) do
+  for _, place in ipairs(PLACES) do
     local mine = pending_of(place, id)
     if #mine > 0 then
       local ids = {}
@@ -89,7 +85,7 @@ end
 
 local function in_flight()
   local items = 0
-  for _, place in ipairs(places()) do items = items + delivered(place) end
+  for _, place in ipairs(PLACES) do items = items + delivered(place) end
   return items
 end
 
