@@ -7,7 +7,9 @@ use std::time::Duration;
 use crate::adapters::memory::cache::MemoryCache;
 use crate::adapters::memory::locks::MemoryLocks;
 use crate::adapters::postgres::customers::PgStore;
+use crate::adapters::postgres::directory::PgDirectory;
 use crate::adapters::postgres::outbox::PgOutbox;
+use crate::adapters::postgres::privacy::PgPrivacy;
 use crate::adapters::postgres::tenants::PgTenants;
 use crate::adapters::redis::cache::RedisCache;
 use crate::adapters::redis::client::{RedisClient, RedisStartError};
@@ -15,17 +17,22 @@ pub use crate::adapters::redis::keys::Layout;
 use crate::adapters::redis::locks::RedisLocks;
 use crate::adapters::redis::queue::RedisQueue;
 use crate::adapters::sqlite::customers::SqliteStore;
+use crate::adapters::sqlite::directory::SqliteDirectory;
 use crate::adapters::sqlite::outbox::SqliteOutbox;
+use crate::adapters::sqlite::privacy::SqlitePrivacy;
 use crate::adapters::sqlite::queue::SqliteQueue;
 use crate::adapters::sqlite::tenants::SqliteTenants;
 use crate::adapters::{postgres, sqlite};
 use crate::ports::cache::Cache;
 use crate::ports::clock::{Clock, SystemClock};
+use crate::ports::directory::Directory;
 use crate::ports::locks::Locks;
 use crate::ports::outbox::Outbox;
+use crate::ports::privacy::Privacy;
 use crate::ports::queue::{Queue, QueueSettings};
 use crate::ports::store::{Store, StoreError};
 use crate::ports::tenants::Tenants;
+use crate::services::brands::Brands;
 use crate::services::outbox::Outlets;
 use crate::services::spool::SpooledQueue;
 
@@ -98,6 +105,10 @@ pub enum OpenError {
 pub struct Context {
     /// Customers.
     pub store: Arc<dyn Store>,
+    /// Customers in numbers.
+    pub directory: Arc<dyn Directory>,
+    /// Requests in the name of privacy.
+    pub privacy: Arc<dyn Privacy>,
     /// Brands, keys and shops.
     pub tenants: Arc<dyn Tenants>,
     /// The events queue.
@@ -112,6 +123,8 @@ pub struct Context {
     pub locks: Arc<dyn Locks>,
     /// Cached answers.
     pub cache: Arc<dyn Cache>,
+    /// The settings of brands.
+    pub brands: Brands,
     /// The time.
     pub clock: Arc<dyn Clock>,
     open: Open,
@@ -161,6 +174,7 @@ impl Context {
                 let queue = sqlite::db::Db::open_queue(&data.join("queue.db")).await?;
                 let open = Open::Embedded { store: store.clone(), queue: queue.clone() };
                 let queue: Arc<dyn Queue> = Arc::new(SqliteQueue::new(queue, settings, clock.clone()));
+                let tenants: Arc<dyn Tenants> = Arc::new(SqliteTenants::new(store.clone()));
                 Ok(Self {
                     open,
                     outbox: Arc::new(SqliteOutbox::new(store.clone())),
@@ -168,8 +182,11 @@ impl Context {
                     spools: false,
                     outlets: Outlets(vec![(EVENTS_QUEUE, queue.clone())]),
                     locks: Arc::new(MemoryLocks::default()),
-                    store: Arc::new(SqliteStore::new(store.clone())),
-                    tenants: Arc::new(SqliteTenants::new(store)),
+                    directory: Arc::new(SqliteDirectory::new(store.clone())),
+                    privacy: Arc::new(SqlitePrivacy::new(store.clone())),
+                    store: Arc::new(SqliteStore::new(store)),
+                    brands: Brands::new(tenants.clone()),
+                    tenants,
                     queue,
                     cache: Arc::new(MemoryCache::default()),
                     clock,
@@ -182,6 +199,7 @@ impl Context {
                 let pool = postgres::db::open(database_url, *connections).await?;
                 let direct: Arc<dyn Queue> = Arc::new(queue);
                 let outbox: Arc<dyn Outbox> = Arc::new(PgOutbox::new(pool.clone()));
+                let tenants: Arc<dyn Tenants> = Arc::new(PgTenants::new(pool.clone()));
                 let queue = SpooledQueue::new(
                     direct.clone(),
                     EVENTS_QUEUE,
@@ -195,8 +213,11 @@ impl Context {
                     spools: true,
                     outlets: Outlets(vec![(EVENTS_QUEUE, direct)]),
                     locks: Arc::new(RedisLocks::new(redis.clone())),
-                    store: Arc::new(PgStore::new(pool.clone())),
-                    tenants: Arc::new(PgTenants::new(pool)),
+                    directory: Arc::new(PgDirectory::new(pool.clone())),
+                    privacy: Arc::new(PgPrivacy::new(pool.clone())),
+                    store: Arc::new(PgStore::new(pool)),
+                    brands: Brands::new(tenants.clone()),
+                    tenants,
                     queue: Arc::new(queue),
                     cache: Arc::new(RedisCache::new(redis)),
                     clock,

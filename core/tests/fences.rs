@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -12,14 +12,16 @@ use async_trait::async_trait;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use support::{StoreUnderTest, postgres_store, sqlite_store};
-use tributary_core::domain::customer360::CustomerRecord;
+use tributary_core::domain::customer360::{CustomerRecord, StoredEvent};
 use tributary_core::domain::event::Event;
-use tributary_core::domain::identity::Identifier;
+use tributary_core::domain::identity::{Identifier, Standing};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::profile::Profile;
+use tributary_core::domain::time::Timestamp;
 use tributary_core::ports::outbox::Stage;
 use tributary_core::ports::store::{
-    BrandIdentifier, EventRow, KnownEvents, Move, OrderRow, Store, StoreError, StoreStats, StoreTx,
+    BrandIdentifier, BrandOrder, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move, OrderKey,
+    PrivacyRow, ProductRow, Relation, RelationKind, Store, StoreError, StoreStats, StoreTx,
 };
 
 on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store } [
@@ -155,11 +157,55 @@ impl StoreTx for LaxTx {
     async fn save_profiles(&mut self, profiles: &[Profile]) -> Result<(), StoreError> {
         self.inner.save_profiles(profiles).await
     }
-    async fn move_owned(&mut self, moves: &[Move]) -> Result<(), StoreError> {
-        self.inner.move_owned(moves).await
+    async fn suppressed(&mut self, of: &[BrandIdentifier]) -> Result<HashSet<BrandIdentifier>, StoreError> {
+        self.inner.suppressed(of).await
     }
-    async fn save_orders(&mut self, rows: &[OrderRow<'_>]) -> Result<(), StoreError> {
+    async fn standings(&mut self, ids: &[ProfileId]) -> Result<HashMap<ProfileId, Standing>, StoreError> {
+        self.inner.standings(ids).await
+    }
+    async fn relations(
+        &mut self,
+        ids: &[ProfileId],
+    ) -> Result<BTreeSet<(ProfileId, ProfileId, RelationKind)>, StoreError> {
+        self.inner.relations(ids).await
+    }
+    async fn relate(&mut self, relations: &[Relation]) -> Result<(), StoreError> {
+        self.inner.relate(relations).await
+    }
+    async fn record_merges(&mut self, merges: &[MergeRow]) -> Result<(), StoreError> {
+        self.inner.record_merges(merges).await
+    }
+    async fn move_owned(&mut self, moves: &[Move], related: bool) -> Result<(), StoreError> {
+        self.inner.move_owned(moves, related).await
+    }
+    async fn orders(&mut self, keys: &[OrderKey]) -> Result<Vec<BrandOrder>, StoreError> {
+        self.inner.orders(keys).await
+    }
+    async fn save_orders(&mut self, rows: &[BrandOrder]) -> Result<(), StoreError> {
         self.inner.save_orders(rows).await
+    }
+    async fn save_products(&mut self, rows: &[ProductRow<'_>]) -> Result<(), StoreError> {
+        self.inner.save_products(rows).await
+    }
+    async fn save_consents(&mut self, rows: &[ConsentRow<'_>]) -> Result<(), StoreError> {
+        self.inner.save_consents(rows).await
+    }
+    async fn ask(&mut self, rows: &[PrivacyRow]) -> Result<(), StoreError> {
+        self.inner.ask(rows).await
+    }
+    async fn give_back(&mut self, from: ProfileId, to: ProfileId) -> Result<GivenBack, StoreError> {
+        self.inner.give_back(from, to).await
+    }
+    async fn events_of(
+        &mut self,
+        id: ProfileId,
+        after: Option<&(Timestamp, String)>,
+        limit: i64,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        self.inner.events_of(id, after, limit).await
+    }
+    async fn undo_merge(&mut self, id: uuid::Uuid, at: Timestamp) -> Result<(), StoreError> {
+        self.inner.undo_merge(id, at).await
     }
     async fn stage(&mut self, stages: &[Stage], now_ms: i64) -> Result<(), StoreError> {
         self.inner.stage(stages, now_ms).await

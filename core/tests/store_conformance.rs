@@ -11,18 +11,18 @@ use std::time::Duration;
 
 use rust_decimal::Decimal;
 use serde_json::json;
-use support::{StoreUnderTest, postgres_store, sqlite_store};
+use support::{StoreUnderTest, postgres_store, sqlite_store, unlimited};
 use tributary_core::domain::customer360::Customer360;
 use tributary_core::domain::event::{Event, EventKind, TraitUpdate};
 use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
-use tributary_core::domain::order::{Item, Order};
-use tributary_core::domain::time::from_ms;
+use tributary_core::domain::order::{Item, Order, OrderUpdate, Refund};
+use tributary_core::domain::time::{Timestamp, from_ms};
 use tributary_core::ports::clock::{Clock, SystemClock};
 use tributary_core::ports::locks::{Acquired, Lock, LockError, Locks};
 use tributary_core::ports::store::{Store, StoreError};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind};
-use tributary_core::services::process::{Processed, process};
+use tributary_core::services::process::{Book, Processed, process};
 use tributary_core::services::tenants::{hash, new_key};
 
 on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store } [
@@ -55,32 +55,28 @@ fn user(value: &str) -> Identifier {
 
 fn event(message_id: &str, users: &[&str]) -> Event {
     Event {
-        brand: BRAND,
-        message_id: message_id.into(),
-        kind: EventKind::Track,
         name: Some("Thing Done".into()),
-        timestamp: from_ms(T0),
         received_at: from_ms(T0 + 5),
         identifiers: users.iter().map(|value| user(value)).collect(),
-        traits: vec![],
-        order: None,
-        active: true,
         body: json!({"properties": {"from": message_id}}).to_string(),
+        ..Event::new(BRAND, message_id, EventKind::Track, from_ms(T0))
     }
 }
 
-fn order(id: &str, version: i64, total: &str) -> Order {
-    Order {
-        shop: "a.myshopify.com".into(),
-        id: id.into(),
+fn order(id: &str, version: i64, total: &str) -> OrderUpdate {
+    cancelled_order(id, version, total, None)
+}
+
+fn cancelled_order(id: &str, version: i64, total: &str, cancelled_at: Option<Timestamp>) -> OrderUpdate {
+    let state = Order {
         name: Some(format!("#{id}")),
         ordered_at: from_ms(T0),
-        updated_at: from_ms(T0 + version),
-        cancelled_at: None,
+        cancelled_at,
         test: false,
         currency: "USD".into(),
         total: total.parse().unwrap(),
-        refunded: Decimal::ZERO,
+        gift_cards: Decimal::ZERO,
+        presentment: None,
         financial_status: Some("paid".into()),
         fulfillment_status: None,
         items: vec![Item {
@@ -89,13 +85,21 @@ fn order(id: &str, version: i64, total: &str) -> Order {
             title: Some("Mug".into()),
             quantity: 2,
             price: "1.5".parse().unwrap(),
+            gift_card: false,
         }],
+    };
+    OrderUpdate {
+        shop: "a.myshopify.com".into(),
+        id: id.into(),
+        updated_at: from_ms(T0 + version),
+        state: Some(Box::new(state)),
+        ..OrderUpdate::default()
     }
 }
 
 async fn run(u: &StoreUnderTest, events: &[Event]) -> Processed {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    process(&*u.store, &*u.locks, &clock, events).await.unwrap()
+    process(&*u.store, &*u.locks, &clock, &Book::default(), events).await.unwrap()
 }
 
 async fn owner(u: &StoreUnderTest, value: &str) -> Option<ProfileId> {
@@ -104,7 +108,7 @@ async fn owner(u: &StoreUnderTest, value: &str) -> Option<ProfileId> {
 
 async fn customer(u: &StoreUnderTest, value: &str) -> Customer360 {
     let id = owner(u, value).await.unwrap_or_else(|| panic!("nobody owns {value}"));
-    Customer360::of(u.store.customer(BRAND, id).await.unwrap().unwrap())
+    Customer360::of(u.store.customer(BRAND, id).await.unwrap().unwrap(), from_ms(T0))
 }
 
 async fn an_event_takes_effect_once(u: &StoreUnderTest) {
@@ -147,7 +151,7 @@ async fn a_link_merges_profiles_and_old_ids_keep_resolving(u: &StoreUnderTest) {
     let done = run(u, &[event("m3", &["a", "b"])]).await;
     assert_eq!(done.touched.len(), 2, "both are to be dropped from the cache");
     assert_eq!(owner(u, "b").await, Some(oldest), "the oldest survives");
-    let by_old_id = Customer360::of(u.store.customer(BRAND, youngest).await.unwrap().unwrap());
+    let by_old_id = Customer360::of(u.store.customer(BRAND, youngest).await.unwrap().unwrap(), from_ms(T0));
     assert_eq!(by_old_id, customer(u, "a").await);
     assert_eq!((by_old_id.id, by_old_id.events_count, by_old_id.orders_count), (oldest, 3, 1));
     assert_eq!(by_old_id.traits, BTreeMap::from([("plan".to_owned(), json!("gold"))]));
@@ -197,7 +201,7 @@ async fn the_newest_state_of_an_order_wins_in_any_order(u: &StoreUnderTest) {
     let deliveries: Vec<Event> = versions
         .iter()
         .map(|(version, total, cancelled_at)| {
-            let order = Order { cancelled_at: *cancelled_at, ..order("1", *version, total) };
+            let order = cancelled_order("1", *version, total, *cancelled_at);
             Event { order: Some(order), ..event(&format!("v{version}"), &["a"]) }
         })
         .collect();
@@ -234,8 +238,10 @@ async fn money_is_exact(u: &StoreUnderTest) {
         .collect();
     run(u, &events).await;
     let mut yen = order("yen", 0, "300");
-    yen.currency = "JPY".into();
-    yen.refunded = "100".parse().unwrap();
+    yen.state.as_mut().unwrap().currency = "JPY".into();
+    let refund =
+        Refund { at_ms: T0, amount: "100".parse().unwrap(), currency: None, version: (T0, "r".into()) };
+    yen.refunds.insert("1".into(), refund);
     run(u, &[Event { order: Some(yen), ..event("yen", &["a"]) }]).await;
     let found = customer(u, "a").await;
     assert_eq!(found.revenue["USD"], "100000000000.295");
@@ -390,13 +396,13 @@ async fn an_item_that_cannot_be_done_holds_up_no_other(u: &StoreUnderTest) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let events: Vec<Event> =
         (0..8).map(|n| event(&format!("m{n}"), &[if n == 5 { "ghost" } else { "alive" }])).collect();
-    let refused = process(&*u.store, &*u.locks, &clock, &events).await;
+    let refused = process(&*u.store, &*u.locks, &clock, &Book::default(), &events).await;
     assert!(
         matches!(refused, Err(StoreError::Invalid(_))),
         "no race that another run could win: {refused:?}"
     );
     let others: Vec<Event> = events.iter().filter(|event| event.message_id != "m5").cloned().collect();
-    assert_eq!(process(&*u.store, &*u.locks, &clock, &others).await.unwrap().effective, 7);
+    assert_eq!(process(&*u.store, &*u.locks, &clock, &Book::default(), &others).await.unwrap().effective, 7);
 }
 
 /// Somebody who holds every lock, and never lets go: a worker that died in its merge.
@@ -420,7 +426,8 @@ impl Locks for Hoarding {
 async fn a_lock_left_behind_holds_up_no_merge(u: &StoreUnderTest) {
     run(u, &[event("m1", &["a"]), event("m2", &["b"])]).await;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let merged = process(&*u.store, &Hoarding, &clock, &[event("l1", &["a", "b"])]).await.unwrap();
+    let merged =
+        process(&*u.store, &Hoarding, &clock, &Book::default(), &[event("l1", &["a", "b"])]).await.unwrap();
     assert_eq!(merged.effective, 1);
     assert_eq!(customer(u, "a").await, customer(u, "b").await);
     assert!(u.store.last_fence().await.unwrap() > 0, "under a token that the store drew");
@@ -459,7 +466,7 @@ async fn opposite_merges(u: &StoreUnderTest, locks: Arc<dyn Locks>) {
 /// As the queue would: a batch that lost too many races comes again.
 async fn retrying(store: &dyn Store, locks: &dyn Locks, clock: &Arc<dyn Clock>, events: &[Event]) {
     for _ in 0..50 {
-        match process(store, locks, clock, events).await {
+        match process(store, locks, clock, &unlimited(BRAND), events).await {
             Err(StoreError::Conflict(_) | StoreError::Fenced(_)) => {}
             outcome => return drop(outcome.unwrap()),
         }
@@ -476,7 +483,7 @@ async fn tenants_keys_and_shops_are_found_again(u: &StoreUnderTest) {
     assert_eq!(tenants.brands().await.unwrap(), [(brand, "Acme".to_owned()), (other, "Other".to_owned())]);
 
     let key = new_key(tenants, brand, KeyKind::Secret).await.unwrap();
-    assert_eq!(tenants.key(&hash(&key)).await.unwrap(), Some(KeyGrant { brand, kind: KeyKind::Secret }));
+    assert_eq!(tenants.key(&hash(&key)).await.unwrap(), Some(KeyGrant::new(brand, KeyKind::Secret)));
     assert_eq!(tenants.key(&hash("sk_unknown")).await.unwrap(), None);
 
     tenants.add_shop("a.myshopify.com", brand, "first").await.unwrap();

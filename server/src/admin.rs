@@ -3,8 +3,13 @@
 use anyhow::{Context as _, bail};
 use tributary_core::context::Context;
 use tributary_core::domain::ids::BrandId;
-use tributary_core::ports::tenants::Tenants;
-use tributary_core::services::tenants::new_key;
+use tributary_core::domain::settings::BrandSettings;
+use tributary_core::domain::shopify::{PRIVACY_TOPICS, TOPICS};
+use tributary_core::domain::time::{self, Timestamp};
+use tributary_core::ports::tenants::{Tenants, key_id};
+use tributary_core::services::brands::SETTINGS_TTL;
+use tributary_core::services::privacy::{Action, note};
+use tributary_core::services::tenants::{hash, new_key, rotate_key};
 
 use crate::cli::{Admin, BrandCommand, KeyCommand, ServeArgs, ShopCommand};
 
@@ -24,11 +29,38 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
             println!("{id}");
             eprintln!("added the brand {name:?}; next: server admin key add --brand {name:?} --kind write");
         }
-        Admin::Key(KeyCommand::Add { brand, kind }) => {
-            let brand = brand_named(tenants, &brand).await?;
-            println!("{}", new_key(tenants, brand, kind.into()).await?);
+        Admin::Brand(BrandCommand::List) => {
+            for (id, name) in tenants.brands().await? {
+                println!("{id}\t{name}");
+            }
         }
-        Admin::Shop(ShopCommand::Add { brand, domain, secret }) => {
+        Admin::Brand(BrandCommand::Settings { name }) => {
+            let brand = brand_named(tenants, &name).await?;
+            println!("{}", serde_json::to_string_pretty(&tenants.settings(brand).await?)?);
+        }
+        Admin::Brand(BrandCommand::Set { name, settings }) => {
+            let brand = brand_named(tenants, &name).await?;
+            let settings: BrandSettings =
+                serde_json::from_str(&settings).context("the settings are not JSON of the right shape")?;
+            settings.check()?;
+            context.brands.set(brand, &settings).await?;
+            let action = Action { what: "settings", subject: None, details: serde_json::json!(settings) };
+            note(&context, brand, ACTOR, action).await?;
+            eprintln!("set; every process follows within {} s", SETTINGS_TTL.as_secs());
+        }
+        Admin::Key(command) => keys(&context, command).await?,
+        Admin::Shop(ShopCommand::List { brand }) => {
+            let brand = brand_named(tenants, &brand).await?;
+            for shop in tenants.shops(brand).await? {
+                let state = match (shop.redacted_at, shop.uninstalled_at) {
+                    (Some(at), _) => format!("erased at {}", time::format(at)),
+                    (None, Some(at)) => format!("uninstalled at {}", time::format(at)),
+                    (None, None) => "installed".to_owned(),
+                };
+                println!("{}\t{state}", shop.domain);
+            }
+        }
+        Admin::Shop(ShopCommand::Add { brand, domain, secret, address }) => {
             let brand = brand_named(tenants, &brand).await?;
             let domain = shop_domain(&domain)?;
             if secret.is_empty() {
@@ -37,10 +69,87 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
                 );
             }
             tenants.add_shop(&domain, brand, &secret).await?;
-            eprintln!("added {domain}; let Shopify post its webhooks to /api/webhooks/shopify, format JSON");
+            eprintln!("{}", what_to_configure(&domain, &address));
         }
     }
     Ok(())
+}
+
+/// Who did it, for the audit log.
+const ACTOR: &str = "command line";
+
+async fn keys(context: &Context, command: KeyCommand) -> anyhow::Result<()> {
+    let tenants = &*context.tenants;
+    let noted = async |brand, what, details| {
+        note(context, brand, ACTOR, Action { what, subject: None, details }).await
+    };
+    let unknown = |id: &str| {
+        anyhow::anyhow!("this brand has no key {id:?} that works; server admin key list shows them")
+    };
+    match command {
+        KeyCommand::Add { brand, kind, rate_limit } => {
+            let brand = brand_named(tenants, &brand).await?;
+            let key = new_key(tenants, brand, kind.into()).await?;
+            let id = key_id(&hash(&key));
+            if rate_limit.is_some() {
+                tenants.limit_key(brand, &id, rate_limit).await?;
+            }
+            noted(brand, "key_added", serde_json::json!({"key": id, "rate_limit": rate_limit})).await?;
+            println!("{key}");
+        }
+        KeyCommand::List { brand } => {
+            let brand = brand_named(tenants, &brand).await?;
+            for key in tenants.keys(brand).await? {
+                let at = |at: Option<Timestamp>, never: &str| at.map_or(never.to_owned(), time::format);
+                let limit = key.grant.rate_limit.map_or("no limit".to_owned(), |limit| format!("{limit}/s"));
+                println!(
+                    "{}\t{}\tmade {}\tlast used {}\tends {}\t{limit}",
+                    key.id,
+                    key.grant.kind.as_str(),
+                    time::format(key.created_at),
+                    at(key.last_used_at, "never"),
+                    at(key.grant.expires_at, "never"),
+                );
+            }
+        }
+        KeyCommand::Rotate { brand, id, grace_s } => {
+            let brand = brand_named(tenants, &brand).await?;
+            let grace = std::time::Duration::from_secs(grace_s.into());
+            let key = rotate_key(tenants, brand, &id, context.clock.now(), grace).await?;
+            let key = key.ok_or_else(|| unknown(&id))?;
+            noted(brand, "key_rotated", serde_json::json!({"key": id, "grace_s": grace_s})).await?;
+            println!("{key}");
+        }
+        KeyCommand::Revoke { brand, id } => {
+            let brand = brand_named(tenants, &brand).await?;
+            if !tenants.end_key(brand, &id, context.clock.now()).await? {
+                return Err(unknown(&id));
+            }
+            noted(brand, "key_revoked", serde_json::json!({"key": id})).await?;
+            eprintln!("revoked; servers that know it forget it within 5 s");
+        }
+        KeyCommand::Limit { brand, id, rate_limit } => {
+            let brand = brand_named(tenants, &brand).await?;
+            if !tenants.limit_key(brand, &id, rate_limit).await? {
+                return Err(unknown(&id));
+            }
+            noted(brand, "key_limited", serde_json::json!({"key": id, "rate_limit": rate_limit})).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What to do at Shopify, so that its webhooks come here.
+fn what_to_configure(domain: &str, address: &str) -> String {
+    let url = format!("{}/api/webhooks/shopify", address.trim_end_matches('/'));
+    let topics = TOPICS.map(|topic| format!("  {topic}")).join("\n");
+    let privacy = PRIVACY_TOPICS.map(|topic| format!("  {topic}")).join("\n");
+    format!(
+        "added {domain}. At Shopify, subscribe once to each of these topics, format JSON, to\n\n  {url}\n\n{topics}\n\n\
+         and set the same address for the three privacy topics (in the app's settings, not as subscriptions):\n\n{privacy}\n\n\
+         For a browser's cart to find its order, send cart_token (and checkout_token) in the properties of its events.\n\
+         Orders from before: server import shopify-orders FILE --shop {domain}"
+    )
 }
 
 async fn brand_named(tenants: &dyn Tenants, name: &str) -> anyhow::Result<BrandId> {

@@ -1,21 +1,32 @@
-//! Who asks: the API key of a request, from Basic, Bearer or the body, and what it may do.
+//! Who asks: the API key of a request, from Basic, Bearer or the body, what it may do, and how often.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use governor::clock::{Clock as _, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use moka::sync::Cache;
 use tributary_core::domain::ids::BrandId;
+use tributary_core::domain::time::Timestamp;
+use tributary_core::ports::clock::Clock;
 use tributary_core::ports::store::StoreError;
-use tributary_core::ports::tenants::{KeyGrant, KeyKind, Shop, Tenants};
+use tributary_core::ports::tenants::{KeyGrant, KeyKind, Shop, Tenants, key_id};
 use tributary_core::services::tenants::hash;
 
 use crate::error::ApiError;
+use crate::state::AppState;
 
-/// How long a key that was found is believed without asking the store.
-const KEY_TTL: Duration = Duration::from_secs(30);
+/// How long a key that was found is believed without asking the store: a key that is revoked works no longer than that.
+const KEY_TTL: Duration = Duration::from_secs(5);
+/// How often the store is told when keys were last used.
+pub const USED_EVERY: Duration = Duration::from_secs(30);
 /// How long a shop that was found is believed: its secret may rotate.
 const SHOP_TTL: Duration = Duration::from_secs(5);
 /// How long either is believed while the store is away.
@@ -30,8 +41,33 @@ const REMEMBERED: u64 = 10_000;
 /// Recognises keys and shops, and remembers those it found.
 pub struct Keys {
     tenants: Arc<dyn Tenants>,
+    clock: Arc<dyn Clock>,
     grants: Cache<[u8; 32], Found<KeyGrant>>,
     shops: Cache<String, Found<Shop>>,
+    /// Each limited key's bucket, with the limit it was made for.
+    buckets: Cache<[u8; 32], (u32, Arc<DefaultDirectRateLimiter>)>,
+    /// Keys that were used since the store was told.
+    used: Mutex<HashMap<[u8; 32], Timestamp>>,
+}
+
+/// Who asks with a secret key: an extractor.
+#[derive(Clone, Debug)]
+pub struct Secret {
+    /// Whose key.
+    pub brand: BrandId,
+    /// The key, as the audit log names it.
+    pub actor: String,
+}
+
+impl FromRequestParts<AppState> for Secret {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let key = from_headers(&parts.headers);
+        let brand = state.keys.brand(key.as_deref(), KeyKind::Secret).await?;
+        let actor = format!("key {}", key_id(&hash(&key.unwrap_or_default())));
+        Ok(Self { brand, actor })
+    }
 }
 
 /// What the store said, and when.
@@ -43,9 +79,12 @@ struct Found<T> {
 
 impl Keys {
     /// Asks `tenants`.
-    pub fn new(tenants: Arc<dyn Tenants>) -> Self {
+    pub fn new(tenants: Arc<dyn Tenants>, clock: Arc<dyn Clock>) -> Self {
         Self {
             tenants,
+            clock,
+            buckets: Cache::builder().max_capacity(REMEMBERED).time_to_idle(OUTAGE_TTL).build(),
+            used: Mutex::default(),
             grants: Cache::builder().max_capacity(REMEMBERED).time_to_live(OUTAGE_TTL).build(),
             shops: Cache::builder().max_capacity(REMEMBERED).time_to_live(OUTAGE_TTL).build(),
         }
@@ -54,7 +93,8 @@ impl Keys {
     /// The brand whose key this is, if it is of the kind.
     ///
     /// # Errors
-    /// 401 for no or an unknown key, 403 for one of the other kind, 503 when the store is away.
+    /// 401 for no or an unknown key or one that has ended, 403 for one of the other kind, 429 for one that comes too often,
+    /// 503 when the store is away.
     pub async fn brand(&self, key: Option<&str>, kind: KeyKind) -> Result<BrandId, ApiError> {
         let Some(key) = key.filter(|key| !key.is_empty()) else {
             let how = match kind {
@@ -65,10 +105,16 @@ impl Keys {
             };
             return Err(ApiError::new(StatusCode::UNAUTHORIZED, "no_key", how));
         };
-        let grant = self.grant(key).await?.ok_or_else(|| {
-            ApiError::new(StatusCode::UNAUTHORIZED, "invalid_key", "this key is not known here")
-        })?;
+        let hash = hash(key);
+        let now = self.clock.now();
+        let unknown = || {
+            ApiError::new(StatusCode::UNAUTHORIZED, "invalid_key", "this key is not known here, or has ended")
+        };
+        let found = self.grant(&hash).await?;
+        let grant = found.filter(|grant| grant.expires_at.is_none_or(|end| now < end)).ok_or_else(unknown)?;
         if grant.kind == kind {
+            self.limit(&hash, grant.rate_limit)?;
+            self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(hash, now);
             return Ok(grant.brand);
         }
         let (have, need) = (grant.kind.as_str(), kind.as_str());
@@ -88,9 +134,42 @@ impl Keys {
         remembered(&self.shops, key, SHOP_TTL, self.tenants.shop(domain)).await
     }
 
-    async fn grant(&self, key: &str) -> Result<Option<KeyGrant>, ApiError> {
-        let hash = hash(key);
-        remembered(&self.grants, hash, KEY_TTL, self.tenants.key(&hash)).await
+    /// Forgets what it knows of keys: a change of this process' own holds at once.
+    pub fn forget_keys(&self) {
+        self.grants.invalidate_all();
+    }
+
+    /// Tells the store when keys were last used.
+    pub async fn tell_used(&self) {
+        let used: Vec<(String, Timestamp)> = {
+            let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+            used.drain().map(|(hash, at)| (key_id(&hash), at)).collect()
+        };
+        if used.is_empty() {
+            return;
+        }
+        if let Err(error) = self.tenants.keys_used(&used).await {
+            tracing::debug!(%error, "when keys were last used could not be noted");
+        }
+    }
+
+    async fn grant(&self, hash: &[u8; 32]) -> Result<Option<KeyGrant>, ApiError> {
+        remembered(&self.grants, *hash, KEY_TTL, self.tenants.key(hash)).await
+    }
+
+    /// Lets a key with a limit in as often as that says, in bursts of a second's worth.
+    fn limit(&self, hash: &[u8; 32], limit: Option<u32>) -> Result<(), ApiError> {
+        let Some(limit) = limit.and_then(NonZeroU32::new) else { return Ok(()) };
+        let known = self.buckets.get(hash).filter(|(of, _)| *of == limit.get());
+        let bucket = known.map(|(_, bucket)| bucket).unwrap_or_else(|| {
+            let bucket = Arc::new(RateLimiter::direct(Quota::per_second(limit)));
+            self.buckets.insert(*hash, (limit.get(), bucket.clone()));
+            bucket
+        });
+        bucket.check().map_err(|not_until| {
+            let wait = not_until.wait_time_from(DefaultClock::default().now());
+            ApiError::rate_limited(wait, limit.get())
+        })
     }
 }
 

@@ -81,6 +81,25 @@ pub enum Command {
     Admin(Admin),
     /// The queues: numbers, dead letters, pause
     Queues(QueuesArgs),
+    /// Brings in what happened before Tributary did
+    #[command(subcommand)]
+    Import(Import),
+}
+
+/// What can be imported.
+#[derive(Debug, Subcommand)]
+pub enum Import {
+    /// Orders of a Shopify shop. Stopped, it goes on where it was; run again, it changes nothing
+    ShopifyOrders {
+        /// Shopify's order export (.csv), or orders as the API gives them, one a line (.ndjson)
+        file: PathBuf,
+        /// The shop's domain; it must have been added
+        #[arg(long)]
+        shop: String,
+        /// Begin at the beginning, also where an earlier run was stopped
+        #[arg(long)]
+        restart: bool,
+    },
 }
 
 /// Looking after the queues.
@@ -176,6 +195,20 @@ pub enum BrandCommand {
         /// Its name
         name: String,
     },
+    /// Lists brands
+    List,
+    /// Prints a brand's settings, as JSON
+    Settings {
+        /// Its name
+        name: String,
+    },
+    /// Sets all of a brand's settings: what is left out has its usual value
+    Set {
+        /// Its name
+        name: String,
+        /// The settings, as JSON, like {"default_country":"DE","limits":{"kinds":{"user_id":1}}}
+        settings: String,
+    },
 }
 
 /// Commands on keys.
@@ -189,6 +222,45 @@ pub enum KeyCommand {
         /// write: may send events; secret: may read customers
         #[arg(long)]
         kind: Kind,
+        /// How many requests a second it may make, for each server process; any number, unless given
+        #[arg(long)]
+        rate_limit: Option<u32>,
+    },
+    /// Lists a brand's keys: id, kind, made, last used, ends, requests a second
+    List {
+        /// The brand's name
+        #[arg(long)]
+        brand: String,
+    },
+    /// Makes a key like an old one and prints it; the old one ends after a grace
+    Rotate {
+        /// The brand's name
+        #[arg(long)]
+        brand: String,
+        /// The old key's id
+        id: String,
+        /// How long the old one stays good, in seconds
+        #[arg(long, default_value_t = 24 * 60 * 60)]
+        grace_s: u32,
+    },
+    /// Ends a key: it works for 5 s at most
+    Revoke {
+        /// The brand's name
+        #[arg(long)]
+        brand: String,
+        /// The key's id
+        id: String,
+    },
+    /// Limits how many requests a second a key may make
+    Limit {
+        /// The brand's name
+        #[arg(long)]
+        brand: String,
+        /// The key's id
+        id: String,
+        /// Requests a second, for each server process; any number, unless given
+        #[arg(long)]
+        rate_limit: Option<u32>,
     },
 }
 
@@ -224,12 +296,25 @@ pub enum ShopCommand {
         /// The app's client secret, with which Shopify signs webhooks
         #[arg(long, env = "TRIBUTARY_SHOP_SECRET", hide_env_values = true)]
         secret: String,
+        /// The address at which Shopify reaches this server, https://…
+        #[arg(long, default_value = "https://YOUR-SERVER")]
+        address: String,
+    },
+    /// Lists a brand's shops
+    List {
+        /// The brand's name
+        #[arg(long)]
+        brand: String,
     },
 }
 
 impl std::fmt::Debug for ShopCommand {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self::Add { brand, domain, .. } = self;
-        f.debug_struct("Add").field("brand", brand).field("domain", domain).finish_non_exhaustive()
+        match self {
+            Self::Add { brand, domain, .. } => {
+                f.debug_struct("Add").field("brand", brand).field("domain", domain).finish_non_exhaustive()
+            }
+            Self::List { brand } => f.debug_struct("List").field("brand", brand).finish(),
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! What an error answer looks like: a status, and JSON `{"code", "message"}`. Programs read the code, people the message.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -7,6 +9,8 @@ use serde_json::json;
 use tributary_core::domain::event::Rejection;
 use tributary_core::ports::queue::QueueError;
 use tributary_core::ports::store::StoreError;
+use tributary_core::services::identity::IdentityError;
+use tributary_core::services::privacy::PrivacyError;
 
 /// How long a client is asked to wait when something is away or full, in seconds.
 pub const RETRY_AFTER_S: u16 = 5;
@@ -17,13 +21,18 @@ pub struct ApiError {
     status: StatusCode,
     code: &'static str,
     message: String,
-    retry: bool,
+    /// After how many seconds it is worth trying again, if it is.
+    retry: Option<u16>,
 }
+
+/// The code of an error answer, for the layer that knows which codes a route documents.
+#[derive(Clone, Copy, Debug)]
+pub struct ErrorCode(pub &'static str);
 
 impl ApiError {
     /// An answer that will be the same next time.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), retry: false }
+        Self { status, code, message: message.into(), retry: None }
     }
 
     /// Whether it is a 401: the key is missing or unknown.
@@ -43,7 +52,28 @@ impl ApiError {
 
     /// 503 with `Retry-After`: it is worth trying again.
     pub fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, code, message: message.into(), retry: true }
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            code,
+            message: message.into(),
+            retry: Some(RETRY_AFTER_S),
+        }
+    }
+
+    /// 409: it cannot be done.
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "refused", message)
+    }
+
+    /// 429 with `Retry-After`.
+    pub fn rate_limited(wait: Duration, limit: u32) -> Self {
+        let seconds = u16::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u16::MAX).max(1);
+        Self {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            code: "rate_limited",
+            message: format!("this key may make {limit} requests a second; come again in {seconds} s"),
+            retry: Some(seconds),
+        }
     }
 }
 
@@ -85,13 +115,33 @@ impl From<StoreError> for ApiError {
     }
 }
 
+impl From<IdentityError> for ApiError {
+    fn from(error: IdentityError) -> Self {
+        match error {
+            IdentityError::Unknown(what) => Self::not_found(format!("there is no such {what}")),
+            IdentityError::Refused(why) => Self::refused(why),
+            IdentityError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<PrivacyError> for ApiError {
+    fn from(error: PrivacyError) -> Self {
+        match error {
+            PrivacyError::Store(error) => error.into(),
+            PrivacyError::Queue(error) => error.into(),
+        }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = Json(json!({"code": self.code, "message": self.message}));
         let mut response = (self.status, body).into_response();
-        if self.retry {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        if let Some(seconds) = self.retry {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        response.extensions_mut().insert(ErrorCode(self.code));
         response
     }
 }

@@ -7,8 +7,11 @@ pub mod admin;
 pub mod auth;
 pub mod body;
 pub mod cli;
+pub mod codes;
 pub mod demo;
 pub mod error;
+pub mod import;
+pub mod openapi;
 pub mod queues;
 pub mod router;
 pub mod routes;
@@ -28,7 +31,7 @@ use tributary_core::context::Context;
 use tributary_core::failpoint;
 use workers::{event, shutdown, telemetry};
 
-use crate::cli::{Cli, Command, ServeArgs};
+use crate::cli::{Cli, Command, Import, ServeArgs};
 use crate::state::AppState;
 
 /// The file that one embedded server holds locked in its data folder.
@@ -48,6 +51,9 @@ pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Resu
     match cli.command {
         Some(Command::Admin(command)) => admin::run(&cli.serve, command).await,
         Some(Command::Queues(command)) => queues::run(&cli.serve, command).await,
+        Some(Command::Import(Import::ShopifyOrders { file, shop, restart })) => {
+            import::shopify_orders(&cli.serve, &file, &shop, restart).await
+        }
         None => run(&cli.serve).await,
     }
 }

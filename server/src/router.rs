@@ -1,5 +1,6 @@
 //! The table of all routes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -7,10 +8,15 @@ use axum::http::{Method, StatusCode};
 use axum::routing::{get, post};
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 use tributary_core::domain::event::EventKind;
+use utoipa::OpenApi;
+use utoipa::openapi::OpenApi as Document;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 use workers::monitor;
 
 use crate::error::ApiError;
-use crate::routes::{customers, events, monitoring, queues, segment, shopify};
+use crate::openapi::{self, Base, also_at};
+use crate::routes::{customers, events, monitoring, privacy, queues, segment, settings, shopify};
 use crate::state::AppState;
 
 /// How long a browser may remember that it may post here.
@@ -18,6 +24,8 @@ const PREFLIGHT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// All routes, on `state`.
 pub fn router(state: AppState) -> Router {
+    let (documented, document) = documented().split_for_parts();
+    let document: Arc<str> = complete(document).to_json().unwrap_or_default().into();
     // The fallback comes before the layer, so that a browser's preflight request reaches the layer.
     let browser = segment_routes()
         .route("/api/events", post(events::take))
@@ -25,55 +33,108 @@ pub fn router(state: AppState) -> Router {
         .layer(cors());
     Router::new()
         .merge(browser)
-        .route("/api/webhooks/shopify", post(shopify::take))
-        .route("/api/customers/{id}/360", get(customers::by_id))
-        .route("/api/customers/by/{kind}/{value}/360", get(customers::by_identifier))
-        .route("/api/monitoring/health", get(monitoring::health))
-        .route("/api/monitoring/queues", get(monitoring::queues))
-        .route("/api/monitoring/stats", get(monitoring::stats))
-        .nest("/api/queues", queue_routes())
+        .merge(documented)
         .merge(monitor::routes())
-        .fallback(async || ApiError::not_found("there is no such route; docs/API.md lists them"))
-        .method_not_allowed_fallback(async || {
-            ApiError::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                "this route has another method",
-            )
-        })
+        .route("/openapi.json", get(async move || openapi::document(&document)))
+        .route("/docs", get(openapi::page))
+        .route_layer(axum::middleware::from_fn(openapi::documented))
+        .fallback(async || ApiError::not_found("there is no such route; /docs lists them"))
+        .method_not_allowed_fallback(other_method)
         .with_state(state)
 }
 
-fn queue_routes() -> Router<AppState> {
-    Router::new()
-        .route("/", get(queues::all))
-        .route("/{queue}", get(queues::one))
-        .route("/{queue}/dead", get(queues::list).delete(queues::discard_all))
-        .route("/{queue}/dead/retry", post(queues::retry_all))
-        .route("/{queue}/dead/{id}", get(queues::show).delete(queues::discard_one))
-        .route("/{queue}/dead/{id}/retry", post(queues::retry_one))
-        .route("/{queue}/pause", post(queues::pause))
-        .route("/{queue}/resume", post(queues::resume))
-        .route("/{queue}/claims", get(queues::claim))
+/// The routes that are registered together with what the document says of them.
+fn documented() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(Base::openapi())
+        .routes(routes!(shopify::take))
+        .routes(routes!(customers::list))
+        .routes(routes!(customers::by_id))
+        .routes(routes!(customers::by_identifier))
+        .routes(routes!(customers::timeline))
+        .routes(routes!(customers::history))
+        .routes(routes!(customers::preview, customers::merge))
+        .routes(routes!(customers::split))
+        .routes(routes!(privacy::erase))
+        .routes(routes!(privacy::export))
+        .routes(routes!(privacy::erase_identifiers))
+        .routes(routes!(privacy::unsuppress))
+        .routes(routes!(privacy::requests))
+        .routes(routes!(privacy::request_export))
+        .routes(routes!(privacy::audit))
+        .routes(routes!(settings::get, settings::put))
+        .routes(routes!(settings::keys, settings::add_key))
+        .routes(routes!(settings::limit_key, settings::revoke))
+        .routes(routes!(settings::rotate))
+        .routes(routes!(queues::all))
+        .routes(routes!(queues::one))
+        .routes(routes!(queues::list, queues::discard_all))
+        .routes(routes!(queues::retry_all))
+        .routes(routes!(queues::show, queues::discard_one))
+        .routes(routes!(queues::retry_one))
+        .routes(routes!(queues::pause))
+        .routes(routes!(queues::resume))
+        .routes(routes!(queues::claim))
+        .routes(routes!(monitoring::health))
+        .routes(routes!(monitoring::queues))
+        .routes(routes!(monitoring::stats))
+}
+
+/// The whole document: also of the routes that have a layer of their own, or many spellings.
+pub fn document() -> Document {
+    complete(documented().into_openapi())
+}
+
+fn complete(mut document: Document) -> Document {
+    #[derive(OpenApi)]
+    #[openapi(paths(
+        segment::one,
+        segment::batch,
+        events::take,
+        monitoring::healthz,
+        monitoring::readyz,
+        monitoring::metrics
+    ))]
+    struct Rest;
+
+    document.merge(Rest::openapi());
+    document.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    let others: Vec<String> =
+        one_paths().into_iter().map(|(_, path)| path).filter(|path| path != "/v1/track").collect();
+    also_at(&mut document, "/v1/track", &others);
+    also_at(
+        &mut document,
+        "/v1/batch",
+        &BATCH_PATHS[1..].iter().map(|path| (*path).to_owned()).collect::<Vec<_>>(),
+    );
+    document
 }
 
 async fn other_method() -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has another method")
 }
 
-/// Segment's routes, long and short, with and without a slash at the end: the SDKs use all of them.
-fn segment_routes() -> Router<AppState> {
-    let mut routes = Router::new();
+/// The paths of a batch.
+const BATCH_PATHS: [&str; 5] = ["/v1/batch", "/v1/batch/", "/v1/b", "/v1/b/", "/v1/import"];
+
+/// The paths of one message: Segment's routes, long and short, with and without a slash at the end; the SDKs use all of them.
+fn one_paths() -> Vec<(EventKind, String)> {
+    let mut paths = Vec::new();
     for kind in EventKind::SEGMENT {
         let long = kind.as_str();
         for name in [long, &long[..1]] {
-            for path in [format!("/v1/{name}"), format!("/v1/{name}/")] {
-                routes = routes
-                    .route(&path, post(move |state, headers, body| segment::one(kind, state, headers, body)));
-            }
+            paths.extend([(kind, format!("/v1/{name}")), (kind, format!("/v1/{name}/"))]);
         }
     }
-    for path in ["/v1/batch", "/v1/batch/", "/v1/b", "/v1/b/", "/v1/import"] {
+    paths
+}
+
+fn segment_routes() -> Router<AppState> {
+    let mut routes = Router::new();
+    for (kind, path) in one_paths() {
+        routes =
+            routes.route(&path, post(move |state, headers, body| segment::one(kind, state, headers, body)));
+    }
+    for path in BATCH_PATHS {
         routes = routes.route(path, post(segment::batch));
     }
     routes

@@ -12,7 +12,7 @@ use tributary_core::services::queues::{RateMeter, SAMPLE_EVERY};
 use workers::monitor;
 use workers::telemetry::PrometheusHandle;
 
-use crate::auth::Keys;
+use crate::auth::{Keys, USED_EVERY};
 
 /// The routes' settings.
 #[derive(Clone, Copy, Debug)]
@@ -47,10 +47,12 @@ impl AppState {
     pub fn new(context: Context, metrics: PrometheusHandle, settings: Settings) -> Self {
         let rates = Arc::new(RateMeter::default());
         tokio::spawn(sample(context.queue.clone(), Arc::downgrade(&rates)));
+        let keys = Arc::new(Keys::new(context.tenants.clone(), context.clock.clone()));
+        tokio::spawn(tell_used(Arc::downgrade(&keys)));
         Self {
             rates,
             ingest: Ingest::start(context.queue.clone()),
-            keys: Arc::new(Keys::new(context.tenants.clone())),
+            keys,
             context,
             settings,
             metrics,
@@ -67,6 +69,15 @@ async fn sample(queue: Arc<dyn Queue>, rates: Weak<RateMeter>) {
         }
         drop(rates);
         tokio::time::sleep(SAMPLE_EVERY).await;
+    }
+}
+
+/// Tells the store when keys were last used, as long as anybody asks for keys.
+async fn tell_used(keys: Weak<Keys>) {
+    loop {
+        tokio::time::sleep(USED_EVERY).await;
+        let Some(keys) = keys.upgrade() else { return };
+        keys.tell_used().await;
     }
 }
 

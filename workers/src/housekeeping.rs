@@ -8,17 +8,26 @@ use tributary_core::context::Context;
 use tributary_core::ports::locks::Acquired;
 use tributary_core::services::locks::acquire;
 use tributary_core::services::outbox::drain;
+use tributary_core::services::privacy::{self, carry_out};
 
 /// How often leases that ran out are looked for. Part of the promise: a dead worker's items return within lease + 1 s.
 const RECLAIM_EVERY: Duration = Duration::from_millis(500);
 /// How often the outbox is looked into.
 const DRAIN_EVERY: Duration = Duration::from_millis(500);
+/// How often requests in the name of privacy are looked for.
+const PRIVACY_EVERY: Duration = Duration::from_secs(1);
+/// How long one process keeps the others from carrying them out.
+const PRIVACY_LOCK: Duration = Duration::from_secs(30);
+/// About how often events are looked for that are older than their brand keeps them.
+const RETAIN_EVERY: Duration = Duration::from_secs(60 * 60);
 /// How often strays are looked for.
 const AUDIT_EVERY: Duration = Duration::from_secs(60);
 
 /// Does it until `stop`.
 pub async fn run(context: Context, stop: CancellationToken) {
-    let work = async { tokio::join!(reclaim(&context), bring(&context), audit(&context)) };
+    let work = async {
+        tokio::join!(reclaim(&context), bring(&context), audit(&context), carry(&context), retain(&context))
+    };
     tokio::select! {
         _ = work => {}
         () = stop.cancelled() => {}
@@ -49,6 +58,39 @@ async fn bring(context: &Context) {
             Err(error) => tracing::debug!(%error, "the outbox waits; health says for how long"),
         }
         sleep(DRAIN_EVERY).await;
+    }
+}
+
+/// Requests in the name of privacy are carried out.
+async fn carry(context: &Context) {
+    loop {
+        sleep(PRIVACY_EVERY).await;
+        // One process at a time will do; without locks all do, which changes nothing.
+        let names = [String::from("privacy")];
+        let locked = acquire(&*context.locks, &*context.store, &names, PRIVACY_LOCK, None).await;
+        let lock = match locked {
+            Ok(Ok(Acquired::Busy)) => continue,
+            Ok(Ok(Acquired::Held(lock))) => Some(lock),
+            _ => None,
+        };
+        if let Err(error) = carry_out(context).await {
+            tracing::warn!(%error, "a privacy request waits; it is tried again");
+        }
+        if let Some(lock) = lock {
+            let _ = context.locks.release(&lock).await;
+        }
+    }
+}
+
+/// What is older than its brand keeps events is deleted.
+async fn retain(context: &Context) {
+    loop {
+        sleep(RETAIN_EVERY.mul_f64(rand::random::<f64>() + 0.5)).await;
+        match privacy::retain(context).await {
+            Ok(0) => {}
+            Ok(events) => tracing::info!(events, "deleted events older than their brand keeps them"),
+            Err(error) => tracing::warn!(%error, "deleting old events failed; it is tried again"),
+        }
     }
 }
 

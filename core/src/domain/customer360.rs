@@ -8,18 +8,23 @@ use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::event::EventKind;
+use super::event::{Channel, EventKind};
 use super::identity::Identifier;
 use super::ids::ProfileId;
+use super::insights::{self, Activity, Affinity, Cadence, KnownProduct, Lifecycle, Sessions};
 use super::money::{self, Amounts};
-use super::order::{Item, Order};
+use super::order::{Item, OrderRecord};
 use super::profile::Profile;
-use super::time::{self, Timestamp};
+use super::time::{self, Timestamp, from_ms};
 
 /// How many of the newest events an answer lists.
 pub const RECENT_EVENTS: usize = 20;
 /// How many of the newest orders an answer lists.
 pub const RECENT_ORDERS: usize = 20;
+/// How many changes of consent an answer lists of a channel.
+pub const CONSENT_CHANGES: usize = 20;
+/// How many groups an answer lists.
+pub const GROUPS: usize = 20;
 
 /// What a store holds of one customer.
 #[derive(Clone, Debug)]
@@ -32,8 +37,44 @@ pub struct CustomerRecord {
     pub totals: Vec<OrderTotals>,
     /// Its newest [`RECENT_EVENTS`], newest first.
     pub recent_events: Vec<StoredEvent>,
-    /// Its newest [`RECENT_ORDERS`], newest first, also those that do not count.
-    pub recent_orders: Vec<Order>,
+    /// Its newest [`insights::ORDERS`], newest first, also those that do not count.
+    pub orders: Vec<OrderRecord>,
+    /// Its newest [`insights::ACTIVITY`] events in short, newest first.
+    pub activity: Vec<Activity>,
+    /// The products of its orders and of those events, as far as they are known.
+    pub products: Vec<KnownProduct>,
+    /// What it said of consent, newest first.
+    pub consents: Vec<StoredConsent>,
+    /// Its group calls, the newest of each group.
+    pub groups: Vec<StoredEvent>,
+    /// Profiles that it was split from, or that a limit kept from it.
+    pub related: Vec<RelatedProfile>,
+}
+
+/// What a customer said of being written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredConsent {
+    /// [`Channel`] by name.
+    pub channel: String,
+    /// What was said.
+    pub state: String,
+    /// How.
+    pub level: Option<String>,
+    /// When.
+    pub at: Timestamp,
+    /// The event that said so.
+    pub message_id: String,
+}
+
+/// A profile that is related to a customer's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RelatedProfile {
+    /// Its id.
+    pub id: ProfileId,
+    /// `split` or `refused`.
+    pub kind: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// Orders of one currency in sum.
@@ -47,6 +88,8 @@ pub struct OrderTotals {
     pub total: Decimal,
     /// What was paid back of it.
     pub refunded: Decimal,
+    /// When the oldest was placed.
+    pub first_ordered_at: Timestamp,
     /// When the newest was placed.
     pub last_ordered_at: Timestamp,
 }
@@ -64,10 +107,51 @@ pub struct StoredEvent {
     pub timestamp: Timestamp,
     /// The message as it came.
     pub body: String,
+    /// Whether the customer was there.
+    pub active: bool,
+}
+
+/// What a customer says of being written to by one channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ConsentState {
+    /// What holds: Shopify's word.
+    pub state: String,
+    /// How it was given, if that is known.
+    pub level: Option<String>,
+    /// Since when.
+    #[serde(with = "time::iso")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub since: Option<Timestamp>,
+    /// Whether marketing may be sent: only what was expressly given counts.
+    pub allowed: bool,
+    /// Every change, newest first, at most [`CONSENT_CHANGES`].
+    pub history: Vec<ConsentChange>,
+}
+
+/// One change of consent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ConsentChange {
+    /// To what.
+    pub state: String,
+    /// When.
+    #[serde(with = "time::iso")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub at: Option<Timestamp>,
+}
+
+/// A customer's place in the web of identifiers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct IdentityState {
+    /// How many profiles were merged into this one.
+    pub merges: u32,
+    /// The limit that stopped it from merging further, if one did.
+    pub limited: Option<String>,
+    /// Profiles that are kept apart from it.
+    pub related: Vec<RelatedProfile>,
 }
 
 /// The answer of `GET /api/customers/{id}/360`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Customer360 {
     /// The profile's id. Ids of profiles merged into it answer with this one.
     pub id: ProfileId,
@@ -77,9 +161,11 @@ pub struct Customer360 {
     pub traits: BTreeMap<String, Value>,
     /// When the customer was first there; null if never.
     #[serde(with = "time::iso")]
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub first_seen: Option<Timestamp>,
     /// When the customer was last there; null if never.
     #[serde(with = "time::iso")]
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub last_seen: Option<Timestamp>,
     /// Events that took effect.
     pub events_count: i64,
@@ -93,17 +179,44 @@ pub struct Customer360 {
     pub average_order: BTreeMap<String, String>,
     /// When the newest of these orders was placed.
     #[serde(with = "time::iso")]
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub last_order_at: Option<Timestamp>,
     /// Newest first, at most [`RECENT_EVENTS`].
     pub recent_events: Vec<Value>,
     /// Newest first, at most [`RECENT_ORDERS`], also cancelled and test orders.
     pub recent_orders: Vec<Value>,
+    /// Where the customer is in their life as one.
+    pub lifecycle: Lifecycle,
+    /// When they order.
+    pub cadence: Cadence,
+    /// Their visits.
+    pub sessions: Sessions,
+    /// What they like.
+    pub affinity: Affinity,
+    /// What they say of being written to, by channel.
+    pub consent: BTreeMap<String, ConsentState>,
+    /// The groups they belong to, with the groups' traits.
+    pub groups: Vec<Value>,
+    /// Computed values under the names of traits, for segments and exports.
+    pub computed: BTreeMap<String, Value>,
+    /// How the profile came to be.
+    pub identity: IdentityState,
 }
 
 impl Customer360 {
-    /// The answer for a record.
-    pub fn of(record: CustomerRecord) -> Self {
-        let CustomerRecord { profile, mut identifiers, totals, recent_events, recent_orders } = record;
+    /// The answer for a record, at `now`.
+    pub fn of(record: CustomerRecord, now: Timestamp) -> Self {
+        let sessions = insights::sessions(&record.activity);
+        let affinity = insights::affinity(&record);
+        let cadence = insights::cadence(&record.totals);
+        let orders_count = record.totals.iter().map(|t| t.count).sum();
+        let known = record.identifiers.iter().any(|identifier| identifier.kind.is_personal());
+        let lifecycle = insights::lifecycle(known, orders_count, &cadence, now);
+        let consent = consent(&record.consents);
+        let computed = computed(&record, &sessions, &affinity, &cadence, now);
+        let CustomerRecord {
+            profile, mut identifiers, totals, recent_events, orders, groups, related, ..
+        } = record;
         identifiers.sort();
         let sums = |pick: fn(&OrderTotals) -> Decimal| -> Amounts {
             totals.iter().map(|t| (t.currency.clone(), pick(t))).collect()
@@ -121,22 +234,99 @@ impl Customer360 {
             first_seen: profile.first_seen,
             last_seen: profile.last_seen,
             events_count: profile.events_count,
-            orders_count: totals.iter().map(|t| t.count).sum(),
+            orders_count,
             revenue: written(&sums(|t| t.total)),
             refunded: written(&sums(|t| t.refunded)),
             average_order: written(&sums(average)),
             last_order_at: totals.iter().map(|t| t.last_ordered_at).max(),
             recent_events: recent_events.iter().map(event_json).collect(),
-            recent_orders: recent_orders.iter().map(order_json).collect(),
+            recent_orders: orders.iter().take(RECENT_ORDERS).map(order_json).collect(),
+            lifecycle,
+            cadence,
+            sessions,
+            affinity,
+            consent,
+            groups: groups.iter().map(group_json).collect(),
+            computed,
+            identity: IdentityState {
+                merges: profile.standing.merges,
+                limited: profile.standing.limited,
+                related,
+            },
         }
     }
+}
+
+/// What holds of each channel, and how it came to.
+fn consent(said: &[StoredConsent]) -> BTreeMap<String, ConsentState> {
+    let mut channels: BTreeMap<String, ConsentState> = BTreeMap::new();
+    for channel in [Channel::Email, Channel::Sms] {
+        let mut of: Vec<&StoredConsent> = said.iter().filter(|c| c.channel == channel.as_str()).collect();
+        of.sort_by(|a, b| (a.at, &a.message_id).cmp(&(b.at, &b.message_id)));
+        // Every webhook repeats what holds: only what differs from what was before is a change.
+        of.dedup_by(|later, earlier| later.state == earlier.state);
+        let Some(newest) = of.last() else { continue };
+        let change = |c: &&StoredConsent| ConsentChange { state: c.state.clone(), at: Some(c.at) };
+        let state = ConsentState {
+            state: newest.state.clone(),
+            level: newest.level.clone(),
+            since: Some(newest.at),
+            allowed: newest.state == "subscribed",
+            history: of.iter().rev().take(CONSENT_CHANGES).map(change).collect(),
+        };
+        channels.insert(channel.as_str().to_owned(), state);
+    }
+    channels
+}
+
+/// Values that are computed from others, under stable names.
+fn computed(
+    record: &CustomerRecord,
+    sessions: &Sessions,
+    affinity: &Affinity,
+    cadence: &Cadence,
+    now: Timestamp,
+) -> BTreeMap<String, Value> {
+    let mut values = BTreeMap::new();
+    let mut put = |name: &str, value: Value| drop(values.insert(name.to_owned(), value));
+    put("sessions_count", sessions.count.into());
+    if let Some(last) = cadence.last_order_at {
+        put("days_since_last_order", (now - last).num_days().max(0).into());
+    }
+    if let Some(seen) = record.profile.last_seen {
+        put("days_since_last_seen", (now - seen).num_days().max(0).into());
+    }
+    if let Some(favourite) = affinity.products.first() {
+        put("favourite_product", favourite.title.clone().unwrap_or_else(|| favourite.id.clone()).into());
+    }
+    if let Some(favourite) = affinity.categories.first() {
+        put("favourite_category", favourite.id.clone().into());
+    }
+    for totals in &record.totals {
+        let net = totals.total - totals.refunded;
+        put(
+            &format!("net_revenue_{}", totals.currency.to_lowercase()),
+            money::format(net, &totals.currency).into(),
+        );
+    }
+    values
+}
+
+fn group_json(event: &StoredEvent) -> Value {
+    let mut body: Map<String, Value> = serde_json::from_str(&event.body).unwrap_or_default();
+    json!({
+        "id": event.name,
+        "joined_at": time::format(event.timestamp),
+        "traits": body.remove("traits").filter(Value::is_object).unwrap_or_else(|| json!({})),
+    })
 }
 
 fn written(amounts: &Amounts) -> BTreeMap<String, String> {
     amounts.iter().map(|(currency, amount)| (currency.clone(), money::format(*amount, currency))).collect()
 }
 
-fn event_json(event: &StoredEvent) -> Value {
+/// An event as answers list it.
+pub fn event_json(event: &StoredEvent) -> Value {
     json!({
         "message_id": event.message_id,
         "type": event.kind,
@@ -153,28 +343,65 @@ fn properties(event: &StoredEvent) -> Value {
         let field = if body.contains_key("properties") { "properties" } else { "traits" };
         return body.remove(field).unwrap_or_else(|| json!({}));
     }
-    const SHORT: [&str; 7] =
-        ["id", "name", "title", "currency", "total_price", "financial_status", "fulfillment_status"];
+    const SHORT: [&str; 9] = [
+        "id",
+        "order_id",
+        "name",
+        "title",
+        "currency",
+        "total_price",
+        "financial_status",
+        "fulfillment_status",
+        "abandoned_checkout_url",
+    ];
     let short = SHORT.into_iter().filter_map(|field| Some((field.to_owned(), body.remove(field)?)));
     Value::Object(short.filter(|(_, value)| !value.is_null()).collect())
 }
 
-fn order_json(order: &Order) -> Value {
-    let items: Vec<Value> = order.items.iter().map(|item| item_json(item, &order.currency)).collect();
+/// An order as answers list it.
+pub fn order_json(record: &OrderRecord) -> Value {
+    let order = record.order();
+    let currency = order.map_or("XXX", |order| &order.currency);
+    let at = |at: Option<Timestamp>| at.map(time::format);
+    let refunds: Vec<Value> = record
+        .refunds
+        .iter()
+        .map(|(id, refund)| {
+            let currency = refund.currency.as_deref().unwrap_or(currency);
+            json!({"id": id, "at": time::format(from_ms(refund.at_ms)), "amount": money::format(refund.amount, currency),
+                   "currency": currency})
+        })
+        .collect();
+    let fulfillments: Vec<Value> = record
+        .fulfillments
+        .iter()
+        .map(|(id, parcel)| {
+            json!({"id": id, "at": time::format(from_ms(parcel.at_ms)), "status": parcel.status,
+                   "tracking_company": parcel.company, "tracking_number": parcel.number})
+        })
+        .collect();
     json!({
-        "id": order.id,
-        "name": order.name,
-        "shop": order.shop,
-        "ordered_at": time::format(order.ordered_at),
-        "updated_at": time::format(order.updated_at),
-        "cancelled_at": order.cancelled_at.map(time::format),
-        "test": order.test,
-        "currency": order.currency,
-        "total": money::format(order.total, &order.currency),
-        "refunded": money::format(order.refunded, &order.currency),
-        "financial_status": order.financial_status,
-        "fulfillment_status": order.fulfillment_status,
-        "items": items,
+        "id": record.id,
+        "name": order.and_then(|o| o.name.as_ref()),
+        "shop": record.shop,
+        "ordered_at": at(order.map(|o| o.ordered_at)),
+        "updated_at": at(record.state.as_ref().map(|(_, version)| from_ms(version.0))),
+        "cancelled_at": at(order.and_then(|o| o.cancelled_at)),
+        "deleted_at": at(record.deleted_at),
+        "test": order.is_some_and(|o| o.test),
+        "counts": record.counts(),
+        "currency": currency,
+        "total": money::format(order.map_or(Decimal::ZERO, |o| o.total), currency),
+        "gift_cards": money::format(order.map_or(Decimal::ZERO, |o| o.gift_cards), currency),
+        "refunded": money::format(record.refunded(), currency),
+        "presentment": order.and_then(|o| o.presentment.as_ref()).map(|seen| {
+            json!({"amount": money::format(seen.amount, &seen.currency), "currency": seen.currency})
+        }),
+        "financial_status": order.and_then(|o| o.financial_status.as_ref()),
+        "fulfillment_status": order.and_then(|o| o.fulfillment_status.as_ref()),
+        "refunds": refunds,
+        "fulfillments": fulfillments,
+        "items": order.map_or(&[][..], |o| &o.items).iter().map(|item| item_json(item, currency)).collect::<Vec<_>>(),
     })
 }
 

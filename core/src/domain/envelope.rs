@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::event::{Event, EventKind, Rejection};
+use super::identity::Rules;
 use super::ids::BrandId;
 use super::{segment, shopify};
 
@@ -82,14 +83,14 @@ impl<'a> Envelope<'a> {
             .map_err(|error| Rejection::new("malformed_envelope", format!("not a queue envelope: {error}")))
     }
 
-    /// The event in it.
+    /// The event in it, by its brand's rules.
     ///
     /// # Errors
     /// What is wrong with the message.
-    pub fn decode(&self) -> Result<Event, Rejection> {
+    pub fn decode(&self, rules: &Rules) -> Result<Event, Rejection> {
         match &self.origin {
-            Origin::Segment { .. } => segment::decode(self),
-            Origin::Shopify { .. } => shopify::decode(self),
+            Origin::Segment { .. } => segment::decode(self, rules),
+            Origin::Shopify { .. } => shopify::decode(self, rules),
         }
     }
 }

@@ -1,12 +1,15 @@
 //! An event: one thing that happened, in the form that the rest of the domain works on.
 
+use rust_decimal::Decimal;
+use serde::{Deserialize, Serialize};
+
 use super::identity::Identifier;
-use super::ids::BrandId;
-use super::order::Order;
+use super::ids::{BrandId, ProfileId};
+use super::order::OrderUpdate;
 use super::time::Timestamp;
 
 /// What sort of message an event came as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
     /// Something the customer did.
@@ -43,6 +46,11 @@ impl EventKind {
         }
     }
 
+    /// The kind of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        if name == Self::Shopify.as_str() { Some(Self::Shopify) } else { Self::segment(name) }
+    }
+
     /// The Segment kind of that name.
     pub fn segment(name: &str) -> Option<Self> {
         Self::SEGMENT.into_iter().find(|kind| kind.as_str() == name)
@@ -58,6 +66,84 @@ pub struct TraitUpdate {
     pub value: serde_json::Value,
     /// When the value was true: the newest wins.
     pub at: Timestamp,
+}
+
+/// A way to write to a customer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Channel {
+    /// E-mail.
+    Email,
+    /// Text messages.
+    Sms,
+}
+
+impl Channel {
+    /// The name on the wire and in the stores.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Email => "email",
+            Self::Sms => "sms",
+        }
+    }
+
+    /// The channel of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Email, Self::Sms].into_iter().find(|channel| channel.as_str() == name)
+    }
+}
+
+/// What a customer said of being written to. The newest `(at, message_id)` of a channel holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consent {
+    /// By which way.
+    pub channel: Channel,
+    /// Shopify's word: `subscribed`, `not_subscribed`, `pending`, `unsubscribed`, …
+    pub state: String,
+    /// How it was given (`single_opt_in`, …), if that is known.
+    pub level: Option<String>,
+    /// When it was said.
+    pub at: Timestamp,
+}
+
+/// What a webhook says of a product.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Product {
+    /// Shopify's id.
+    pub id: String,
+    /// The version: the newest wins.
+    pub updated_at: Timestamp,
+    /// What it is called.
+    pub title: Option<String>,
+    /// What sort of thing it is (Shopify's product type).
+    pub category: Option<String>,
+    /// Who makes it.
+    pub vendor: Option<String>,
+    /// The price of its first variant, in the shop's currency.
+    pub price: Option<Decimal>,
+    /// When it was deleted: then nothing else is said.
+    pub deleted_at: Option<Timestamp>,
+}
+
+/// What privacy law asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrivacyAsk {
+    /// All that is held on a customer.
+    Export(Subject),
+    /// A customer is to be forgotten.
+    Erase(Subject),
+    /// All customers of a shop are to be forgotten.
+    EraseShop,
+}
+
+/// Whom a request is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// By these identifiers.
+    pub identifiers: Vec<Identifier>,
+    /// A profile, where one is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<ProfileId>,
 }
 
 /// One event, decoded and normalised. It takes effect once for each `(brand, message_id)`.
@@ -79,12 +165,58 @@ pub struct Event {
     pub identifiers: Vec<Identifier>,
     /// What it says of the customer.
     pub traits: Vec<TraitUpdate>,
-    /// The state of an order that it carries.
-    pub order: Option<Order>,
+    /// What it says of an order.
+    pub order: Option<OrderUpdate>,
+    /// What it says of consent.
+    pub consents: Vec<Consent>,
+    /// What it says of a product.
+    pub product: Option<Product>,
+    /// What it asks for in the name of privacy.
+    pub ask: Option<PrivacyAsk>,
+    /// The shop of a webhook.
+    pub shop: Option<String>,
     /// Whether the customer was there (false for what a server reports of them, `context.active = false`).
     pub active: bool,
     /// The message itself, as JSON, kept as it came.
     pub body: String,
+}
+
+impl Event {
+    /// An event that says nothing.
+    pub fn new(brand: BrandId, message_id: impl Into<String>, kind: EventKind, timestamp: Timestamp) -> Self {
+        Self {
+            brand,
+            message_id: message_id.into(),
+            kind,
+            name: None,
+            timestamp,
+            received_at: timestamp,
+            identifiers: Vec::new(),
+            traits: Vec::new(),
+            order: None,
+            consents: Vec::new(),
+            product: None,
+            ask: None,
+            shop: None,
+            active: true,
+            body: "{}".to_owned(),
+        }
+    }
+
+    /// What may be kept of an event about somebody who was erased: that it was, and the order without the customer.
+    #[must_use]
+    pub fn anonymised(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            received_at: self.received_at,
+            order: self.order.clone(),
+            product: self.product.clone(),
+            ask: self.ask.clone(),
+            shop: self.shop.clone(),
+            active: false,
+            ..Self::new(self.brand, self.message_id.clone(), self.kind, self.timestamp)
+        }
+    }
 }
 
 /// Why a message cannot be taken, in the form an API answers.

@@ -3,17 +3,27 @@
 //! The rule is flat: events that share an identifier, directly or through others, are one customer. Grouping by that
 //! relation does not depend on the order in which events arrive.
 
-use std::collections::{BTreeMap, BTreeSet};
+//!
+//! [`Rules`] say what may identify at all; [`prune`] keeps profiles within [`Limits`] by leaving out the least trusted links.
+//! Where a limit holds, what came first stays: there, and only there, the grouping depends on the order.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::str::FromStr;
+
+use email_address::EmailAddress;
+use phonenumber::country;
 use serde::{Deserialize, Serialize};
 
 use super::ids::ProfileId;
+use super::settings::{BrandSettings, Limits};
 
 /// The longest identifier, in characters. A longer value stays in the event and is not promoted to an identifier.
 pub const MAX_IDENTIFIER_CHARS: usize = 255;
 
 /// What sort of thing identifies the customer. The order is the order of trust, and of listings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum IdentifierKind {
     /// The shop's own id of a signed-in customer (Segment's `userId`).
@@ -28,12 +38,29 @@ pub enum IdentifierKind {
     AnonymousId,
     /// Shopify's cart token: the bridge from a browser to its order.
     CartToken,
+    /// Shopify's checkout token: the other bridge.
+    CheckoutToken,
 }
+
+/// How many kinds there are.
+pub const KINDS: usize = IdentifierKind::ALL.len();
 
 impl IdentifierKind {
     /// Every kind, in order.
-    pub const ALL: [Self; 6] =
-        [Self::UserId, Self::Email, Self::Phone, Self::ShopifyCustomerId, Self::AnonymousId, Self::CartToken];
+    pub const ALL: [Self; 7] = [
+        Self::UserId,
+        Self::Email,
+        Self::Phone,
+        Self::ShopifyCustomerId,
+        Self::AnonymousId,
+        Self::CartToken,
+        Self::CheckoutToken,
+    ];
+
+    /// Whether it names a person, rather than a browser or a cart that several may share.
+    pub fn is_personal(self) -> bool {
+        matches!(self, Self::UserId | Self::Email | Self::Phone | Self::ShopifyCustomerId)
+    }
 
     /// The name on the wire and in the stores.
     pub fn as_str(self) -> &'static str {
@@ -44,6 +71,7 @@ impl IdentifierKind {
             Self::ShopifyCustomerId => "shopify_customer_id",
             Self::AnonymousId => "anonymous_id",
             Self::CartToken => "cart_token",
+            Self::CheckoutToken => "checkout_token",
         }
     }
 
@@ -54,7 +82,7 @@ impl IdentifierKind {
 }
 
 /// One identifier in its normal form. Two that are equal name the same customer.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Identifier {
     /// What sort of identifier.
     pub kind: IdentifierKind,
@@ -63,21 +91,66 @@ pub struct Identifier {
 }
 
 impl Identifier {
-    /// Normalises `raw`; `None` when it cannot identify anybody: empty, too long, malformed for its kind, or one of the
-    /// placeholders that broken tracking code sends for everyone.
+    /// Normalises `raw` by the rules that hold for every brand: see [`Rules::identifier`].
     pub fn new(kind: IdentifierKind, raw: &str) -> Option<Self> {
+        Rules::default().identifier(kind, raw)
+    }
+}
+
+/// What may identify a customer of a brand.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// Values that identify nobody, lower case.
+    blocked: BTreeSet<String>,
+    /// Where national telephone numbers belong.
+    country: Option<country::Id>,
+    /// Whether an alias call links its two ids.
+    pub alias_links: bool,
+}
+
+impl Rules {
+    /// A brand's rules.
+    pub fn of(settings: &BrandSettings) -> Self {
+        Self {
+            blocked: settings.blocked_identifiers.iter().map(|value| value.trim().to_lowercase()).collect(),
+            country: settings.default_country.as_deref().and_then(country_of),
+            alias_links: settings.alias_links,
+        }
+    }
+
+    /// Normalises `raw`; `None` when it cannot identify anybody: empty, too long, malformed for its kind, one of the
+    /// placeholders that broken tracking code sends for everyone, or blocked by the brand.
+    pub fn identifier(&self, kind: IdentifierKind, raw: &str) -> Option<Identifier> {
+        self.identifier_in(kind, raw, None)
+    }
+
+    /// The same; a national telephone number belongs to `country` (ISO 3166, two letters), if that is known, else to the
+    /// brand's default country.
+    pub fn identifier_in(
+        &self,
+        kind: IdentifierKind,
+        raw: &str,
+        country: Option<&str>,
+    ) -> Option<Identifier> {
         let trimmed = raw.trim();
         if trimmed.is_empty() || trimmed.chars().count() > MAX_IDENTIFIER_CHARS || is_placeholder(trimmed) {
             return None;
         }
         let value = match kind {
             IdentifierKind::Email => email(trimmed)?,
-            IdentifierKind::Phone => phone(trimmed)?,
+            IdentifierKind::Phone => phone(trimmed, country.and_then(country_of).or(self.country))?,
             // PostgreSQL's text cannot hold U+0000, and no honest identifier has one.
             _ => trimmed.replace('\0', ""),
         };
-        (!value.is_empty()).then_some(Self { kind, value })
+        let blocked =
+            || self.blocked.contains(&value.to_lowercase()) || self.blocked.contains(&trimmed.to_lowercase());
+        (!value.is_empty() && (self.blocked.is_empty() || !blocked())).then_some(Identifier { kind, value })
     }
+}
+
+/// The country of a two-letter code.
+pub fn country_of(code: &str) -> Option<country::Id> {
+    country::Id::from_str(&code.trim().to_uppercase()).ok()
 }
 
 fn is_placeholder(value: &str) -> bool {
@@ -102,29 +175,210 @@ fn is_placeholder(value: &str) -> bool {
 }
 
 fn email(raw: &str) -> Option<String> {
-    let (local, host) = raw.rsplit_once('@')?;
-    let sound = !local.is_empty()
-        && host.contains('.')
-        && !host.starts_with('.')
-        && !host.ends_with('.')
-        && !raw.chars().any(|c| c.is_whitespace() || c.is_control());
-    (sound && !is_placeholder(local)).then(|| raw.to_lowercase())
+    let form =
+        email_address::Options::default().with_required_tld().without_display_text().without_domain_literal();
+    let address = EmailAddress::parse_with_options(raw, form).ok()?;
+    (!is_placeholder(address.local_part())).then(|| address.as_str().to_lowercase())
 }
 
-/// E.164 from a number that carries its country code. A national number stays a trait: without the country, two
-/// countries' customers could share it.
-fn phone(raw: &str) -> Option<String> {
-    let rest = raw.strip_prefix('+').or_else(|| raw.strip_prefix("00"))?;
-    let mut digits = String::from("+");
-    for c in rest.chars() {
-        match c {
-            '0'..='9' => digits.push(c),
-            ' ' | '-' | '.' | '(' | ')' | '/' => {}
-            _ => return None,
+/// E.164. A national number without a known country stays a trait: two countries' customers could share it. So does one
+/// with an extension: a company's line is shared.
+fn phone(raw: &str, country: Option<country::Id>) -> Option<String> {
+    let number = phonenumber::parse(country, raw)
+        .or_else(|_| phonenumber::parse(country, format!("+{}", raw.strip_prefix("00").unwrap_or("x"))))
+        .ok()?;
+    let sound = phonenumber::is_valid(&number) && number.extension().is_none();
+    sound.then(|| number.format().mode(phonenumber::Mode::E164).to_string())
+}
+
+/// How many identifiers a profile has of each kind, in the order of [`IdentifierKind::ALL`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Counts([u32; KINDS]);
+
+impl Counts {
+    /// Counts one more.
+    pub fn add(&mut self, kind: IdentifierKind) {
+        self.0[kind as usize] += 1;
+    }
+
+    /// Counts all of `other`'s, too.
+    pub fn add_all(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(own, more)| *own += more);
+    }
+
+    /// Takes `other`'s away.
+    pub fn take(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(own, less)| *own = own.saturating_sub(less));
+    }
+
+    /// Of that kind.
+    pub fn of(&self, kind: IdentifierKind) -> u32 {
+        self.0[kind as usize]
+    }
+
+    /// Of all kinds.
+    pub fn total(&self) -> u32 {
+        self.0.iter().sum()
+    }
+}
+
+impl<'i> FromIterator<&'i Identifier> for Counts {
+    fn from_iter<I: IntoIterator<Item = &'i Identifier>>(identifiers: I) -> Self {
+        let mut counts = Self::default();
+        identifiers.into_iter().for_each(|identifier| counts.add(identifier.kind));
+        counts
+    }
+}
+
+/// What a profile's place in the web of identifiers comes to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Its identifiers.
+    pub counts: Counts,
+    /// How many profiles it has taken in.
+    pub merges: u32,
+    /// The first limit that refused it a link, for people.
+    pub limited: Option<String>,
+    /// Whether there are relations that speak of it: a merge must look at them.
+    pub related: bool,
+}
+
+impl Standing {
+    /// What two would be as one.
+    fn with(&self, other: &Self) -> Self {
+        let mut counts = self.counts;
+        counts.add_all(&other.counts);
+        Self {
+            counts,
+            merges: self.merges + other.merges,
+            limited: self.limited.clone().or_else(|| other.limited.clone()),
+            related: self.related || other.related,
         }
     }
-    let body = &digits[1..];
-    (matches!(body.len(), 8..=15) && !body.starts_with('0')).then_some(digits)
+}
+
+/// Which limit is in the way of making one of `parts`; `None` when none is. A part that brings nothing of a kind does not
+/// pass that kind's limit, so a profile that is beyond one still takes what it does not forbid.
+pub fn over_limit<'s>(parts: impl Iterator<Item = (bool, &'s Standing)>, limits: &Limits) -> Option<String> {
+    let (mut whole, mut giving, mut profiles, mut with_any) = (Standing::default(), [0; KINDS], 0, 0);
+    for (exists, part) in parts {
+        whole = whole.with(part);
+        giving.iter_mut().zip(part.counts.0).for_each(|(giving, count)| *giving += u32::from(count > 0));
+        profiles += u32::from(exists);
+        with_any += u32::from(part.counts.total() > 0);
+    }
+    for kind in IdentifierKind::ALL {
+        let most = limits.of(kind);
+        // Several of a kind at once count as several parts: a part of new identifiers is not within a limit by itself.
+        if giving[kind as usize] > 1 && whole.counts.of(kind) > most {
+            return Some(format!("more than {most} identifiers of the kind {}", kind.as_str()));
+        }
+    }
+    if with_any > 1 && whole.counts.total() > limits.identifiers {
+        return Some(format!("more than {} identifiers", limits.identifiers));
+    }
+    let merges = whole.merges + profiles.saturating_sub(1);
+    (profiles > 1 && merges > limits.merges).then(|| format!("more than {} merges", limits.merges))
+}
+
+/// What [`prune`] decided.
+#[derive(Debug, Default)]
+pub struct Pruned {
+    /// For each event, the identifiers that it keeps, as indices.
+    pub of_event: Vec<Vec<usize>>,
+    /// Profiles that were refused a link by a limit, with the limit.
+    pub limited: BTreeMap<ProfileId, String>,
+    /// Pairs of profiles, the smaller first, that an event would have linked, with the identifier that would have.
+    pub refused: BTreeMap<(ProfileId, ProfileId), (usize, String)>,
+}
+
+/// Leaves out of each event the identifiers whose link would pass a limit, or join what was split: the least trusted goes
+/// first, so the event stays with its most trusted identifier. (Segment calls that demoting.)
+///
+/// Identifiers are sorted by trust. `kinds` and `owners` speak of each; `limits` of each event, by its brand; `standing` of each
+/// owner; `apart` holds pairs that were split, the smaller id first.
+pub fn prune(
+    event_identifiers: &[Vec<usize>],
+    kinds: &[IdentifierKind],
+    owners: &[Option<ProfileId>],
+    standing: &HashMap<ProfileId, Standing>,
+    apart: &BTreeSet<(ProfileId, ProfileId)>,
+    limits: &[&Limits],
+) -> Pruned {
+    // Every identifier is a set of its own to begin with; those of one owner are one, with that owner's standing.
+    let mut sets = DisjointSets::new(owners.len());
+    let mut first_of_owner: BTreeMap<ProfileId, usize> = BTreeMap::new();
+    for (place, owner) in owners.iter().enumerate() {
+        if let Some(owner) = owner {
+            let first = *first_of_owner.entry(*owner).or_insert(place);
+            sets.join(first, place);
+        }
+    }
+    let mut whole: HashMap<usize, (Vec<ProfileId>, Standing)> = HashMap::new();
+    for place in 0..owners.len() {
+        let root = sets.root(place);
+        whole.entry(root).or_insert_with(|| match owners[place] {
+            Some(owner) => (vec![owner], standing.get(&owner).cloned().unwrap_or_default()),
+            None => {
+                let mut new = Standing::default();
+                new.counts.add(kinds[place]);
+                (vec![], new)
+            }
+        });
+    }
+    let mut pruned = Pruned::default();
+    for (identifiers, limits) in event_identifiers.iter().zip(limits) {
+        let mut kept: Vec<usize> = Vec::with_capacity(identifiers.len());
+        for &place in identifiers {
+            let Some(&first) = kept.first() else {
+                kept.push(place);
+                continue;
+            };
+            let (ours, theirs) = (sets.root(first), sets.root(place));
+            if ours == theirs {
+                kept.push(place);
+                continue;
+            }
+            let ((our_profiles, own), (their_profiles, other)) = (&whole[&ours], &whole[&theirs]);
+            let split = our_profiles
+                .iter()
+                .flat_map(|a| their_profiles.iter().map(move |b| (*a.min(b), *a.max(b))))
+                .find(|pair| apart.contains(pair));
+            let parts = [(!our_profiles.is_empty(), own), (!their_profiles.is_empty(), other)];
+            // Merges within a set were allowed before: count them as made.
+            let made = |profiles: &[ProfileId]| u32::try_from(profiles.len().saturating_sub(1)).unwrap_or(0);
+            let parts: Vec<(bool, Standing)> = parts
+                .into_iter()
+                .zip([our_profiles, their_profiles])
+                .map(|((exists, part), profiles)| {
+                    (exists, Standing { merges: part.merges + made(profiles), ..part.clone() })
+                })
+                .collect();
+            let limit = over_limit(parts.iter().map(|(exists, part)| (*exists, part)), limits);
+            if split.is_none() && limit.is_none() {
+                let (mut profiles, joined) = whole.remove(&theirs).unwrap_or_default();
+                let mut merged = whole.remove(&ours).unwrap_or_default();
+                merged.0.append(&mut profiles);
+                merged.1 = merged.1.with(&joined);
+                sets.join(first, place);
+                whole.insert(sets.root(first), merged);
+                kept.push(place);
+                continue;
+            }
+            let reason = limit.clone().unwrap_or_else(|| "they were split".to_owned());
+            if let (Some(a), Some(b)) = (our_profiles.iter().min(), their_profiles.iter().min()) {
+                pruned.refused.entry((*a.min(b), *a.max(b))).or_insert((place, reason));
+            }
+            if let Some(limit) = limit {
+                for profile in our_profiles.iter().chain(their_profiles) {
+                    pruned.limited.entry(*profile).or_insert_with(|| limit.clone());
+                }
+            }
+        }
+        pruned.of_event.push(kept);
+    }
+    pruned
 }
 
 /// Events and identifiers that belong to one customer.

@@ -17,8 +17,11 @@ impl fmt::Display for BrandId {
 }
 
 /// A customer's profile: a UUID of version 7, so that the smaller of two ids is the older profile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(transparent)]
+#[schema(value_type = String, format = Uuid)]
 pub struct ProfileId(pub Uuid);
 
 impl ProfileId {
@@ -31,6 +34,12 @@ impl ProfileId {
             u32::try_from((ms % 1000) * 1_000_000).unwrap_or(0),
         );
         Self(Uuid::new_v7(stamp))
+    }
+
+    /// The first id that could be made at `now_ms`: every older profile's is smaller.
+    pub fn first_at(now_ms: i64) -> Self {
+        let ms = u64::try_from(now_ms).unwrap_or(0);
+        Self(Uuid::from_u128(u128::from(ms) << 80))
     }
 
     /// Reads the usual form with hyphens; `None` for anything else.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::event::Event;
+use super::identity::Standing;
 use super::ids::{BrandId, ProfileId};
 use super::time::Timestamp;
 
@@ -16,6 +17,9 @@ use super::time::Timestamp;
 pub const MAX_TRAITS: usize = 300;
 /// The largest trait, in bytes of JSON. A larger one stays in its event and is not taken over.
 pub const MAX_TRAIT_BYTES: usize = 4096;
+
+/// How much of a name is searched, in characters.
+const MAX_NAME_CHARS: usize = 200;
 
 /// A trait's value, and what decides between two: the newer time, then the greater message id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,6 +52,8 @@ pub struct Profile {
     pub traits: BTreeMap<String, Trait>,
     /// Where it went, if it was merged away.
     pub merged_into: Option<ProfileId>,
+    /// Its place in the web of identifiers.
+    pub standing: Standing,
 }
 
 impl Profile {
@@ -61,6 +67,7 @@ impl Profile {
             events_count: 0,
             traits: BTreeMap::new(),
             merged_into: None,
+            standing: Standing::default(),
         }
     }
 
@@ -89,7 +96,33 @@ impl Profile {
         for (name, offered) in std::mem::take(&mut other.traits) {
             self.offer(&name, offered);
         }
+        let standing = std::mem::take(&mut other.standing);
+        self.standing.counts.add_all(&standing.counts);
+        self.standing.merges += standing.merges + 1;
+        self.standing.related |= standing.related;
+        self.standing.limited = self.standing.limited.take().or(standing.limited);
         other.merged_into = Some(self.id);
+    }
+
+    /// The customer's name in lower case for searching, as "first last" and "last first".
+    pub fn names(&self) -> Option<(String, String)> {
+        let text = |names: &[&str]| {
+            let held = names.iter().find_map(|name| self.traits.get(*name)?.value.as_str());
+            held.map(|text| text.trim().to_lowercase().replace('\0', "")).filter(|text| !text.is_empty())
+        };
+        let (first, last) = (text(&["firstName", "first_name"]), text(&["lastName", "last_name"]));
+        let both = |a: &Option<String>, b: &Option<String>| -> String {
+            let joined = [a, b].into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ");
+            joined.chars().take(MAX_NAME_CHARS).collect()
+        };
+        match (&first, &last) {
+            (None, None) => {
+                let whole = text(&["name"])?;
+                let surname = whole.rsplit(' ').next().unwrap_or_default().to_owned();
+                Some((both(&Some(whole), &None), surname))
+            }
+            _ => Some((both(&first, &last), both(&last, &first))),
+        }
     }
 
     fn seen(&mut self, first: Timestamp, last: Timestamp) {
@@ -97,7 +130,8 @@ impl Profile {
         self.last_seen = Some(self.last_seen.map_or(last, |at| at.max(last)));
     }
 
-    fn offer(&mut self, name: &str, offered: Trait) {
+    /// Sets a trait where `offered` is newer than what is there.
+    pub fn offer(&mut self, name: &str, offered: Trait) {
         let stands = self
             .traits
             .get(name)
@@ -129,13 +163,6 @@ mod tests {
 
     fn event(number: usize, at: i64, active: bool, traits: &[(u8, u8)]) -> Event {
         Event {
-            brand: BrandId(1),
-            message_id: format!("m{number}"),
-            kind: EventKind::Identify,
-            name: None,
-            timestamp: from_ms(at),
-            received_at: from_ms(0),
-            identifiers: vec![],
             traits: traits
                 .iter()
                 .map(|(name, value)| TraitUpdate {
@@ -144,9 +171,8 @@ mod tests {
                     at: from_ms(at),
                 })
                 .collect(),
-            order: None,
             active,
-            body: String::new(),
+            ..Event::new(BrandId(1), format!("m{number}"), EventKind::Identify, from_ms(at))
         }
     }
 
@@ -196,6 +222,7 @@ mod tests {
             let mut middle = parts.pop().unwrap();
             middle.absorb(&mut last);
             parts[0].absorb(&mut middle);
+            plain.standing.merges = 2;
             prop_assert_eq!(&parts[0], &plain);
             prop_assert_eq!((last.events_count, last.merged_into), (0, Some(middle.id)));
         }

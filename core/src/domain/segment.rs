@@ -11,8 +11,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::envelope::{Envelope, Origin};
-use super::event::{Event, EventKind, Rejection, TraitUpdate};
-use super::identity::{Identifier, IdentifierKind};
+use super::event::{Channel, Consent, Event, EventKind, Rejection, TraitUpdate};
+use super::identity::{Identifier, IdentifierKind, Rules};
 use super::json::{Fields, Scalar, depth, over, write_object};
 use super::profile::MAX_TRAIT_BYTES;
 use super::time::{self, Timestamp};
@@ -27,6 +27,8 @@ pub const MAX_TRAIT_DEPTH: usize = 64;
 pub const TOO_LARGE: &str = "event_too_large";
 /// The longest `messageId`, in characters (Segment's limit).
 pub const MAX_MESSAGE_ID_CHARS: usize = 100;
+/// The longest name of a state of consent, in characters.
+const MAX_CONSENT_CHARS: usize = 40;
 /// The longest event or page name, in characters.
 pub const MAX_NAME_CHARS: usize = 500;
 
@@ -97,7 +99,7 @@ fn refuse_depth(body: &RawValue) -> Result<(), Rejection> {
 ///
 /// # Errors
 /// As [`check`]; also when the envelope is not Segment's.
-pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
+pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection> {
     let Origin::Segment { kind, message_id, sent_at, shared } = &envelope.origin else {
         return Err(Rejection::new("malformed_envelope", "not a Segment message"));
     };
@@ -108,24 +110,22 @@ pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
     let received_at = time::from_ms(envelope.received_ms);
     let timestamp = timestamps(&message, sent_at.as_deref(), received_at)?;
     let details = Details::of(&message);
+    let message_id = message.message_id.given().or(message_id.as_deref()).ok_or_else(|| {
+        Rejection::new("malformed_envelope", "neither the message nor its envelope has an id")
+    })?;
     Ok(Event {
-        brand: envelope.brand,
-        message_id: without_nul(message.message_id.given().or(message_id.as_deref()).ok_or_else(|| {
-            Rejection::new("malformed_envelope", "neither the message nor its envelope has an id")
-        })?),
-        kind,
         name: match kind {
             EventKind::Track => message.event.given().map(without_nul),
             EventKind::Group => message.group_id.given().map(without_nul),
             _ => message.name.given().map(without_nul),
         },
-        timestamp,
         received_at,
-        identifiers: identifiers(&message, &details),
+        identifiers: identifiers(&message, kind, &details, rules),
         traits: traits(&message, kind, timestamp),
-        order: None,
+        consents: if kind == EventKind::Identify { consents(&message, timestamp) } else { Vec::new() },
         active: details.context.active != Some(false),
         body: body.get().to_owned(),
+        ..Event::new(envelope.brand, without_nul(message_id), kind, timestamp)
     })
 }
 
@@ -248,6 +248,18 @@ struct Contact<'a> {
 struct Properties<'a> {
     #[serde(borrow, default, alias = "cartToken")]
     cart_token: Scalar<'a>,
+    #[serde(borrow, default, alias = "checkoutToken")]
+    checkout_token: Scalar<'a>,
+}
+
+/// What an identify call may say of being written to: `"subscribed"`, `"unsubscribed"`, or a boolean.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Marketing<'a> {
+    #[serde(borrow, default)]
+    email_marketing_consent: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    sms_marketing_consent: Option<&'a RawValue>,
 }
 
 impl<'a> Details<'a> {
@@ -264,22 +276,33 @@ impl<'a> Details<'a> {
     }
 }
 
-fn identifiers(message: &Message<'_>, details: &Details<'_>) -> Vec<Identifier> {
+fn identifiers(
+    message: &Message<'_>,
+    kind: EventKind,
+    details: &Details<'_>,
+    rules: &Rules,
+) -> Vec<Identifier> {
     let in_context: Contact<'_> =
         details.context.traits.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
     let group_call = message.group_id.given().is_some() && message.event.given().is_none();
     let own = if group_call { &Contact::default() } else { &details.traits };
+    // An alias call's previous id may be a user's or a browser's; it links only where the brand wants it to.
+    let links = kind == EventKind::Alias && rules.alias_links;
+    let previous = if links { &message.previous_id } else { &Scalar::default() };
     let candidates = [
         (IdentifierKind::UserId, &message.user_id),
+        (IdentifierKind::UserId, previous),
+        (IdentifierKind::AnonymousId, previous),
         (IdentifierKind::Email, &own.email),
         (IdentifierKind::Email, &in_context.email),
         (IdentifierKind::Phone, &own.phone),
         (IdentifierKind::Phone, &in_context.phone),
         (IdentifierKind::AnonymousId, &message.anonymous_id),
         (IdentifierKind::CartToken, &details.properties.cart_token),
+        (IdentifierKind::CheckoutToken, &details.properties.checkout_token),
     ];
     let mut found: Vec<Identifier> =
-        candidates.into_iter().filter_map(|(kind, value)| Identifier::new(kind, value.given()?)).collect();
+        candidates.into_iter().filter_map(|(kind, value)| rules.identifier(kind, value.given()?)).collect();
     found.sort();
     found.dedup();
     found
@@ -306,6 +329,32 @@ fn traits(message: &Message<'_>, kind: EventKind, at: Timestamp) -> Vec<TraitUpd
         updates.push(TraitUpdate { name: name.into_owned(), value, at });
     }
     updates
+}
+
+/// Consent as an identify call's traits tell it.
+fn consents(message: &Message<'_>, at: Timestamp) -> Vec<Consent> {
+    let Some(marketing) =
+        message.traits.and_then(|raw| serde_json::from_str::<Marketing<'_>>(raw.get()).ok())
+    else {
+        return Vec::new();
+    };
+    let state = |raw: &RawValue| match serde_json::from_str(raw.get()).ok()? {
+        Value::Bool(true) => Some("subscribed".to_owned()),
+        Value::Bool(false) => Some("unsubscribed".to_owned()),
+        Value::String(state) if !state.is_empty() && state.len() <= MAX_CONSENT_CHARS => {
+            Some(without_nul(&state.to_lowercase()))
+        }
+        _ => None,
+    };
+    [(Channel::Email, marketing.email_marketing_consent), (Channel::Sms, marketing.sms_marketing_consent)]
+        .into_iter()
+        .filter_map(|(channel, said)| Some(Consent { channel, state: state(said?)?, level: None, at }))
+        .collect()
+}
+
+/// What a kept message says of its customer: for making a profile anew from its events.
+pub fn traits_again(kind: EventKind, body: &str, at: Timestamp) -> Vec<TraitUpdate> {
+    serde_json::from_str::<Message<'_>>(body).map(|message| traits(&message, kind, at)).unwrap_or_default()
 }
 
 /// The message as it is kept: what its batch says for all is put under its own, and a write key - a credential - is left
@@ -361,7 +410,7 @@ mod tests {
             body: &body,
         };
         let bytes = envelope.encode();
-        Envelope::read(&bytes).unwrap().decode().unwrap()
+        Envelope::read(&bytes).unwrap().decode(&Rules::default()).unwrap()
     }
 
     #[test]

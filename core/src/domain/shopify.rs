@@ -7,11 +7,48 @@ use rust_decimal::Decimal;
 use serde_json::Value;
 
 use super::envelope::{Envelope, Origin};
-use super::event::{Event, EventKind, Rejection, TraitUpdate};
-use super::identity::{Identifier, IdentifierKind};
+use super::event::{
+    Channel, Consent, Event, EventKind, PrivacyAsk, Product, Rejection, Subject, TraitUpdate,
+};
+use super::identity::{Identifier, IdentifierKind, Rules};
 use super::money;
-use super::order::{Item, Order};
+use super::order::{Amount, Fulfillment, Item, Order, OrderUpdate, Refund, Version};
 use super::time::{self, Timestamp};
+
+/// The topics that a shop should send, and what each is good for. `server admin shop add` prints them.
+pub const TOPICS: [&str; 27] = [
+    "orders/create",
+    "orders/updated",
+    "orders/paid",
+    "orders/cancelled",
+    "orders/fulfilled",
+    "orders/partially_fulfilled",
+    "orders/edited",
+    "orders/delete",
+    "refunds/create",
+    "customers/create",
+    "customers/update",
+    "customers/delete",
+    "customers/enable",
+    "customers/disable",
+    "checkouts/create",
+    "checkouts/update",
+    "checkouts/delete",
+    "carts/create",
+    "carts/update",
+    "fulfillments/create",
+    "fulfillments/update",
+    "products/create",
+    "products/update",
+    "products/delete",
+    "app/uninstalled",
+    "customers_email_marketing_consent/update",
+    "customers_marketing_consent/update",
+];
+/// Topics of privacy law, which are set apart at Shopify.
+pub const PRIVACY_TOPICS: [&str; 3] = ["customers/data_request", "customers/redact", "shop/redact"];
+/// The topic after which a shop sends nothing more.
+pub const UNINSTALLED: &str = "app/uninstalled";
 
 /// Topics whose body is an order. Others under `orders/` (edited, risk assessments, …) have bodies of their own.
 const ORDER_TOPICS: [&str; 7] = [
@@ -33,6 +70,29 @@ const ACTIVE_TOPICS: [&str; 6] = [
     "carts/create",
     "carts/update",
     "customers/create",
+];
+/// The names that the field's tools give to topics; any other topic is its own name.
+const EVENT_NAMES: [(&str, &str); 20] = [
+    ("orders/create", "Order Created"),
+    ("orders/updated", "Order Updated"),
+    ("orders/paid", "Order Paid"),
+    ("orders/cancelled", "Order Cancelled"),
+    ("orders/fulfilled", "Order Fulfilled"),
+    ("orders/partially_fulfilled", "Order Partially Fulfilled"),
+    ("orders/edited", "Order Edited"),
+    ("orders/delete", "Order Deleted"),
+    ("refunds/create", "Order Refunded"),
+    ("fulfillments/create", "Fulfillment Created"),
+    ("fulfillments/update", "Fulfillment Updated"),
+    ("checkouts/create", "Checkout Started"),
+    ("checkouts/update", "Checkout Updated"),
+    ("checkouts/delete", "Checkout Deleted"),
+    ("carts/create", "Cart Created"),
+    ("carts/update", "Cart Updated"),
+    ("customers/create", "Customer Created"),
+    ("customers/update", "Customer Updated"),
+    ("customers/delete", "Customer Deleted"),
+    (UNINSTALLED, "App Uninstalled"),
 ];
 
 /// The ids by which Shopify marks a delivery.
@@ -99,8 +159,8 @@ pub fn canonical(body: &str) -> String {
 /// The event in a webhook's envelope.
 ///
 /// # Errors
-/// When the body is no JSON object, or an order without an id.
-pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
+/// When the body is no JSON object, or speaks of an order, refund, fulfillment or product without an id.
+pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection> {
     let Origin::Shopify { shop, topic, message_id, triggered_at } = &envelope.origin else {
         return Err(Rejection::new("malformed_envelope", "not a Shopify webhook"));
     };
@@ -114,72 +174,198 @@ pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
         .or_else(|| instant(&body, "created_at"))
         .or_else(|| triggered_at.as_deref().and_then(time::parse))
         .unwrap_or(received_at);
-    let resource = topic.split('/').next().unwrap_or_default();
-    let order = match ORDER_TOPICS.contains(&&**topic) {
-        true => Some(order(&body, shop, topic, timestamp)?),
-        false => None,
-    };
+    let message_id = message_id.replace('\0', "");
+    let ask = ask(&body, topic, rules);
+    let order = order_update(&body, shop, topic, timestamp, &message_id)?;
+    // An order is placed when the customer places it, whenever Shopify tells.
+    let placed = order.as_ref().and_then(|update| update.state.as_ref()).map(|order| order.ordered_at);
     Ok(Event {
-        brand: envelope.brand,
-        message_id: message_id.replace('\0', ""),
-        kind: EventKind::Shopify,
         name: Some(event_name(topic).replace('\0', "")),
-        // An order is placed when the customer places it, whenever Shopify tells.
-        timestamp: order.as_ref().filter(|_| topic == "orders/create").map_or(timestamp, |o| o.ordered_at),
         received_at,
-        identifiers: identifiers(&body, resource),
-        traits: traits(&body, resource, timestamp),
+        identifiers: if ask.is_none() { identifiers(&body, topic, rules) } else { Vec::new() },
+        traits: if ask.is_none() { traits(&body, topic, timestamp) } else { Vec::new() },
         order,
+        consents: consents(&body, topic, timestamp),
+        product: product(&body, topic, timestamp)?,
+        shop: Some((**shop).to_owned()),
         active: ACTIVE_TOPICS.contains(&&**topic),
-        body: envelope.body.get().to_owned(),
+        // What law wants forgotten is not kept in the request to forget it.
+        body: if ask.is_none() { envelope.body.get().to_owned() } else { "{}".to_owned() },
+        ask,
+        ..Event::new(
+            envelope.brand,
+            message_id,
+            EventKind::Shopify,
+            placed.filter(|_| **topic == *"orders/create").unwrap_or(timestamp),
+        )
     })
 }
 
-/// The names that the field's tools give to Shopify's topics; any other topic is its own name.
-fn event_name(topic: &str) -> &str {
-    match topic {
-        "orders/create" => "Order Created",
-        "orders/updated" => "Order Updated",
-        "orders/cancelled" => "Order Cancelled",
-        "checkouts/create" => "Checkout Started",
-        "checkouts/update" => "Checkout Updated",
-        "customers/create" => "Customer Created",
-        "customers/update" => "Customer Updated",
-        other => other,
-    }
+/// What a kept webhook says of its customer: for making a profile anew from its events.
+pub fn traits_again(name: &str, body: &str, timestamp: Timestamp) -> Vec<TraitUpdate> {
+    let topic = EVENT_NAMES.into_iter().find(|(_, known)| *known == name).map_or(name, |(topic, _)| topic);
+    let body: Value = serde_json::from_str(body).unwrap_or_default();
+    let timestamp =
+        instant(&body, "updated_at").or_else(|| instant(&body, "created_at")).unwrap_or(timestamp);
+    traits(&body, topic, timestamp)
 }
 
-fn order(body: &Value, shop: &str, topic: &str, updated_at: Timestamp) -> Result<Order, Rejection> {
-    let id = text(body, "id").ok_or_else(|| {
-        Rejection::new("invalid_order", format!("{topic} without an id: which order is it?"))
-    })?;
+fn event_name(topic: &str) -> &str {
+    EVENT_NAMES.into_iter().find(|(known, _)| *known == topic).map_or(topic, |(_, name)| name)
+}
+
+/// The part of a topic before the slash: what the body is.
+fn resource(topic: &str) -> &str {
+    topic.split('/').next().unwrap_or_default()
+}
+
+/// The customer in a body; null where there is none.
+fn customer<'a>(body: &'a Value, topic: &str) -> &'a Value {
+    if resource(topic).starts_with("customers") { body } else { &body["customer"] }
+}
+
+fn order_update(
+    body: &Value,
+    shop: &str,
+    topic: &str,
+    updated_at: Timestamp,
+    message_id: &str,
+) -> Result<Option<OrderUpdate>, Rejection> {
+    let about = |field: &str| {
+        text(body, field).ok_or_else(|| {
+            Rejection::new("invalid_order", format!("{topic} without {field}: which order is it?"))
+        })
+    };
+    let version: Version = (updated_at.timestamp_millis(), message_id.to_owned());
+    let blank = |id: String| OrderUpdate { shop: shop.to_owned(), id, updated_at, ..OrderUpdate::default() };
+    Ok(Some(match topic {
+        "orders/delete" => OrderUpdate { deleted_at: Some(updated_at), ..blank(about("id")?) },
+        "refunds/create" => {
+            let refunds = [refund(body, updated_at, &version)?].into_iter().flatten().collect();
+            OrderUpdate { refunds, ..blank(about("order_id")?) }
+        }
+        "fulfillments/create" | "fulfillments/update" => {
+            let fulfillments = [fulfillment(body, updated_at, &version)].into_iter().flatten().collect();
+            OrderUpdate { fulfillments, ..blank(about("order_id")?) }
+        }
+        topic if ORDER_TOPICS.contains(&topic) => OrderUpdate {
+            refunds: list(body, "refunds")
+                .iter()
+                .map(|one| refund(one, updated_at, &version))
+                .filter_map(Result::transpose)
+                .collect::<Result<_, _>>()?,
+            fulfillments: list(body, "fulfillments")
+                .iter()
+                .filter_map(|one| fulfillment(one, updated_at, &version))
+                .collect(),
+            state: Some(Box::new(order(body, topic, updated_at)?)),
+            ..blank(about("id")?)
+        },
+        _ => return Ok(None),
+    }))
+}
+
+fn order(body: &Value, topic: &str, updated_at: Timestamp) -> Result<Order, Rejection> {
     let cancelled_at = instant(body, "cancelled_at").or((topic == "orders/cancelled").then_some(updated_at));
+    let items: Vec<Item> = list(body, "line_items").iter().map(item).collect::<Result<_, _>>()?;
+    let total = match money_in(body, "total_price_set", "shop_money")? {
+        Some(shop) => shop.amount,
+        None => amount(body, "total_price")?,
+    };
+    let currency = text(body, "currency")
+        .or_else(|| text(&body["total_price_set"]["shop_money"], "currency_code"))
+        .unwrap_or_else(|| "XXX".into())
+        .to_uppercase();
+    let cards = items.iter().filter(|item| item.gift_card);
+    let gift_cards: Decimal = cards.map(|item| item.price * Decimal::from(item.quantity)).sum();
     Ok(Order {
-        shop: shop.to_owned(),
-        id,
         name: text(body, "name"),
         ordered_at: instant(body, "processed_at")
             .or_else(|| instant(body, "created_at"))
             .unwrap_or(updated_at),
-        updated_at,
         cancelled_at,
         test: body["test"].as_bool().unwrap_or(false),
-        currency: text(body, "currency").unwrap_or_else(|| "XXX".into()).to_uppercase(),
-        total: amount(body, "total_price")?,
-        refunded: refunded(body)?,
+        total,
+        // A discount may make the whole cheaper than its cards.
+        gift_cards: gift_cards.clamp(Decimal::ZERO, total.max(Decimal::ZERO)),
+        presentment: money_in(body, "total_price_set", "presentment_money")?
+            .filter(|seen| seen.currency != currency),
+        currency,
         financial_status: text(body, "financial_status"),
         fulfillment_status: text(body, "fulfillment_status"),
-        items: list(body, "line_items").iter().map(item).collect::<Result<_, _>>()?,
+        items,
     })
 }
 
-/// What was paid back. A transaction that failed or only voided an authorisation moved no money.
-fn refunded(body: &Value) -> Result<Decimal, Rejection> {
-    list(body, "refunds")
-        .iter()
-        .flat_map(|refund| list(refund, "transactions"))
-        .filter(|t| t["kind"] == "refund" && matches!(t["status"].as_str(), None | Some("success")))
-        .try_fold(Decimal::ZERO, |sum, t| Ok(sum + amount(t, "amount")?))
+/// One side of a Shopify money set; `None` where it is not there.
+fn money_in(body: &Value, set: &str, side: &str) -> Result<Option<Amount>, Rejection> {
+    let money = &body[set][side];
+    let Some(currency) = text(money, "currency_code") else { return Ok(None) };
+    if money["amount"].is_null() {
+        return Ok(None);
+    }
+    Ok(Some(Amount { amount: amount(money, "amount")?, currency: currency.to_uppercase() }))
+}
+
+/// A refund by its id; `None` for one without an id. A transaction that failed or only voided an authorisation moved no
+/// money.
+fn refund(
+    refund: &Value,
+    updated_at: Timestamp,
+    version: &Version,
+) -> Result<Option<(String, Refund)>, Rejection> {
+    let Some(id) = text(refund, "id").or_else(|| {
+        // Bodies of old API versions name only the transactions: their first id stands for the refund.
+        list(refund, "transactions").first().and_then(|t| text(t, "id")).map(|id| format!("t{id}"))
+    }) else {
+        return unnamed(refund, updated_at, version);
+    };
+    Ok(Some((id, paid_back(refund, updated_at, version)?)))
+}
+
+/// A refund that has no id at all is known by what it says.
+fn unnamed(
+    refund: &Value,
+    updated_at: Timestamp,
+    version: &Version,
+) -> Result<Option<(String, Refund)>, Rejection> {
+    let paid = paid_back(refund, updated_at, version)?;
+    let name = format!("{}:{}", paid.at_ms, paid.amount);
+    Ok((!paid.amount.is_zero()).then_some((name, paid)))
+}
+
+fn paid_back(refund: &Value, updated_at: Timestamp, version: &Version) -> Result<Refund, Rejection> {
+    let mut sum = Decimal::ZERO;
+    let mut currency = None;
+    for transaction in list(refund, "transactions") {
+        let paid = transaction["kind"] == "refund"
+            && matches!(transaction["status"].as_str(), None | Some("success"));
+        if !paid {
+            continue;
+        }
+        // The amount in the shop's money, where it is told; else in the money it was paid with.
+        match money_in(transaction, "amount_set", "shop_money")? {
+            Some(shop) => sum += shop.amount,
+            None => {
+                sum += amount(transaction, "amount")?;
+                currency = text(transaction, "currency").map(|code| code.to_uppercase());
+            }
+        }
+    }
+    let at = instant(refund, "processed_at").or_else(|| instant(refund, "created_at")).unwrap_or(updated_at);
+    Ok(Refund { at_ms: at.timestamp_millis(), amount: sum, currency, version: version.clone() })
+}
+
+fn fulfillment(parcel: &Value, updated_at: Timestamp, version: &Version) -> Option<(String, Fulfillment)> {
+    let own = instant(parcel, "updated_at").map_or(version.0, |at| at.timestamp_millis());
+    let made = Fulfillment {
+        status: text(parcel, "shipment_status").or_else(|| text(parcel, "status")),
+        at_ms: instant(parcel, "created_at").unwrap_or(updated_at).timestamp_millis(),
+        company: text(parcel, "tracking_company"),
+        number: text(parcel, "tracking_number"),
+        version: (own, version.1.clone()),
+    };
+    Some((text(parcel, "id")?, made))
 }
 
 fn item(line: &Value) -> Result<Item, Rejection> {
@@ -189,22 +375,82 @@ fn item(line: &Value) -> Result<Item, Rejection> {
         title: text(line, "title"),
         quantity: line["quantity"].as_i64().unwrap_or(1),
         price: amount(line, "price")?,
+        gift_card: line["gift_card"].as_bool().unwrap_or(false),
     })
 }
 
-fn identifiers(body: &Value, resource: &str) -> Vec<Identifier> {
-    let customer = if resource == "customers" { body } else { &body["customer"] };
+fn product(body: &Value, topic: &str, updated_at: Timestamp) -> Result<Option<Product>, Rejection> {
+    if resource(topic) != "products" {
+        return Ok(None);
+    }
+    let id = text(body, "id").ok_or_else(|| {
+        Rejection::new("invalid_product", format!("{topic} without an id: which product is it?"))
+    })?;
+    let price = list(body, "variants").first().map(|variant| amount(variant, "price")).transpose()?;
+    let deleted_at = (topic == "products/delete").then_some(updated_at);
+    Ok(Some(Product {
+        id,
+        // A deletion says nothing of the state: whatever came before or comes late holds.
+        updated_at: if deleted_at.is_some() { time::from_ms(0) } else { updated_at },
+        title: text(body, "title"),
+        category: text(body, "product_type"),
+        vendor: text(body, "vendor"),
+        price,
+        deleted_at,
+    }))
+}
+
+/// What a privacy topic asks for.
+fn ask(body: &Value, topic: &str, rules: &Rules) -> Option<PrivacyAsk> {
+    let subject = || {
+        let customer = &body["customer"];
+        let identifiers = [
+            (IdentifierKind::ShopifyCustomerId, text(customer, "id")),
+            (IdentifierKind::Email, text(customer, "email")),
+            (IdentifierKind::Phone, text(customer, "phone")),
+        ]
+        .into_iter()
+        .filter_map(|(kind, value)| rules.identifier(kind, &value?))
+        .collect();
+        Subject { identifiers, profile: None }
+    };
+    match topic {
+        "customers/data_request" => Some(PrivacyAsk::Export(subject())),
+        "customers/redact" => Some(PrivacyAsk::Erase(subject())),
+        "shop/redact" => Some(PrivacyAsk::EraseShop),
+        _ => None,
+    }
+}
+
+fn identifiers(body: &Value, topic: &str, rules: &Rules) -> Vec<Identifier> {
+    let resource = resource(topic);
+    let customer = customer(body, topic);
     let own = if PERSONAL.contains(&resource) { body } else { &Value::Null };
+    // A national telephone number belongs where its owner lives.
+    let lives_in = |of: &Value| text(&of["default_address"], "country_code");
+    let ships_to = ["billing_address", "shipping_address"]
+        .into_iter()
+        .find_map(|address| text(&own[address], "country_code"))
+        .or_else(|| lives_in(customer));
+    // A body about consent names the customer in fields of its own.
+    let customers_id = text(customer, "id").or_else(|| text(customer, "customer_id"));
+    let (cart, checkout) = match resource {
+        "carts" => (text(body, "token").or_else(|| text(body, "id")), None),
+        "checkouts" => (text(body, "cart_token"), text(body, "token")),
+        _ => (text(body, "cart_token"), text(body, "checkout_token")),
+    };
     let mut found: Vec<Identifier> = [
-        (IdentifierKind::ShopifyCustomerId, text(customer, "id")),
-        (IdentifierKind::Email, text(customer, "email")),
-        (IdentifierKind::Email, text(own, "email").or_else(|| text(own, "contact_email"))),
-        (IdentifierKind::Phone, text(customer, "phone")),
-        (IdentifierKind::Phone, text(own, "phone")),
-        (IdentifierKind::CartToken, text(body, "cart_token")),
+        (IdentifierKind::ShopifyCustomerId, customers_id, None),
+        (IdentifierKind::Email, text(customer, "email"), None),
+        (IdentifierKind::Email, text(customer, "email_address"), None),
+        (IdentifierKind::Email, text(own, "email").or_else(|| text(own, "contact_email")), None),
+        (IdentifierKind::Phone, text(customer, "phone"), lives_in(customer).or_else(|| ships_to.clone())),
+        (IdentifierKind::Phone, text(own, "phone"), ships_to),
+        (IdentifierKind::CartToken, cart, None),
+        (IdentifierKind::CheckoutToken, checkout, None),
     ]
     .into_iter()
-    .filter_map(|(kind, value)| Identifier::new(kind, &value?))
+    .filter_map(|(kind, value, country)| rules.identifier_in(kind, &value?, country.as_deref()))
     .collect();
     found.sort();
     found.dedup();
@@ -212,17 +458,19 @@ fn identifiers(body: &Value, resource: &str) -> Vec<Identifier> {
 }
 
 /// The customer's traits under Segment's reserved names, so that a browser and Shopify speak of the same ones.
-fn traits(body: &Value, resource: &str, event_at: Timestamp) -> Vec<TraitUpdate> {
-    let customer = if resource == "customers" { body } else { &body["customer"] };
+fn traits(body: &Value, topic: &str, event_at: Timestamp) -> Vec<TraitUpdate> {
+    let customer = customer(body, topic);
     let at = instant(customer, "updated_at").unwrap_or(event_at);
     let address = &customer["default_address"];
+    let deleted = Value::from("deleted");
+    let state = if topic == "customers/delete" { &deleted } else { &customer["state"] };
     [
         ("email", &customer["email"]),
         ("phone", &customer["phone"]),
         ("firstName", &customer["first_name"]),
         ("lastName", &customer["last_name"]),
         ("tags", &customer["tags"]),
-        ("shopifyState", &customer["state"]),
+        ("shopifyState", state),
         ("acceptsMarketing", &customer["accepts_marketing"]),
         ("city", &address["city"]),
         ("countryCode", &address["country_code"]),
@@ -232,6 +480,36 @@ fn traits(body: &Value, resource: &str, event_at: Timestamp) -> Vec<TraitUpdate>
     .filter(|(_, value)| !value.is_null() && value.as_str() != Some(""))
     .map(|(name, value)| TraitUpdate { name: name.into(), value: value.clone(), at })
     .collect()
+}
+
+/// What the customer says of being written to, in any of the forms that Shopify has had for it.
+fn consents(body: &Value, topic: &str, event_at: Timestamp) -> Vec<Consent> {
+    let customer = customer(body, topic);
+    let at = instant(customer, "updated_at").unwrap_or(event_at);
+    let mut found = Vec::new();
+    for (channel, field) in
+        [(Channel::Email, "email_marketing_consent"), (Channel::Sms, "sms_marketing_consent")]
+    {
+        let consent = &customer[field];
+        if let Some(state) = text(consent, "state") {
+            found.push(Consent {
+                channel,
+                state: state.to_lowercase(),
+                level: text(consent, "opt_in_level").map(|level| level.to_lowercase()),
+                at: instant(consent, "consent_updated_at").unwrap_or(at),
+            });
+        } else if channel == Channel::Email
+            && let Some(accepts) = customer["accepts_marketing"].as_bool()
+        {
+            found.push(Consent {
+                channel,
+                state: if accepts { "subscribed" } else { "not_subscribed" }.to_owned(),
+                level: text(customer, "marketing_opt_in_level"),
+                at: instant(customer, "accepts_marketing_updated_at").unwrap_or(at),
+            });
+        }
+    }
+    found
 }
 
 fn list<'a>(of: &'a Value, field: &str) -> &'a [Value] {
@@ -266,6 +544,7 @@ mod tests {
 
     use super::*;
     use crate::domain::ids::BrandId;
+    use crate::domain::order::OrderRecord;
 
     fn decoded(topic: &str, body: &Value) -> Result<Event, Rejection> {
         let body = to_raw_value(body).unwrap();
@@ -280,7 +559,14 @@ mod tests {
             },
             body: &body,
         };
-        Envelope::read(&envelope.encode()).unwrap().decode()
+        Envelope::read(&envelope.encode()).unwrap().decode(&Rules::default())
+    }
+
+    fn known(event: &Event) -> OrderRecord {
+        let update = event.order.as_ref().unwrap();
+        let mut record = OrderRecord::new(&update.shop, &update.id);
+        record.apply(update, &event.message_id, None);
+        record
     }
 
     #[test]
@@ -299,9 +585,13 @@ mod tests {
             }),
         )
         .unwrap();
-        let order = event.order.unwrap();
-        assert_eq!((order.id.as_str(), order.currency.as_str()), ("450789469", "USD"));
-        assert_eq!((order.total.to_string(), order.refunded.to_string()), ("409.94".into(), "9.94".into()));
+        let record = known(&event);
+        let order = record.order().unwrap();
+        assert_eq!((record.id.as_str(), order.currency.as_str()), ("450789469", "USD"));
+        assert_eq!(
+            (order.total.to_string(), record.refunded().to_string()),
+            ("409.94".into(), "9.94".into())
+        );
         assert_eq!(time::format(order.ordered_at), "2026-01-10T16:00:00.000Z");
         assert_eq!(order.items[0].price.to_string(), "199.5");
         let values: Vec<_> = event.identifiers.iter().map(|i| i.value.as_str()).collect();
@@ -315,13 +605,11 @@ mod tests {
         let nulls = json!({"id": 1, "customer": null, "line_items": null, "total_price": null, "refunds": null, "email": null});
         let event = decoded("orders/create", &nulls).unwrap();
         assert!(event.identifiers.is_empty());
-        assert_eq!(event.order.unwrap().total, Decimal::ZERO);
+        assert_eq!(known(&event).order().unwrap().total, Decimal::ZERO);
         assert_eq!(decoded("orders/create", &json!({"id": null})).unwrap_err().code, "invalid_order");
         assert_eq!(decoded("orders/create", &json!([1])).unwrap_err().code, "invalid_webhook");
-        assert_eq!(
-            decoded("products/create", &json!({"title": "x"})).unwrap().name.unwrap(),
-            "products/create"
-        );
+        assert_eq!(decoded("products/create", &json!({"title": "x"})).unwrap_err().code, "invalid_product");
+        assert_eq!(decoded("themes/publish", &json!({"id": 1})).unwrap().name.unwrap(), "themes/publish");
     }
 
     #[test]
@@ -331,7 +619,7 @@ mod tests {
             assert_eq!(decoded(topic, &contact).unwrap().identifiers, [], "{topic}");
         }
         assert_eq!(decoded("checkouts/create", &contact).unwrap().identifiers.len(), 2);
-        for topic in ["orders/edited", "orders/risk_assessment_changed", "orders/delete"] {
+        for topic in ["orders/edited", "orders/risk_assessment_changed"] {
             assert!(decoded(topic, &json!({"order_edit": {"id": 1}})).unwrap().order.is_none(), "{topic}");
         }
         assert!(!decoded("orders/paid", &json!({"id": 1})).unwrap().active, "the merchant's doing");
@@ -350,8 +638,7 @@ mod tests {
 
     #[test]
     fn a_cancelled_order_is_cancelled_even_if_its_body_forgets_when() {
-        let order = decoded("orders/cancelled", &json!({"id": 1})).unwrap().order.unwrap();
-        assert!(!order.counts());
+        assert!(!known(&decoded("orders/cancelled", &json!({"id": 1})).unwrap()).counts());
     }
 
     #[test]
@@ -382,5 +669,93 @@ mod tests {
         }
         let unreadable = r#"{"id": 7, "name": "\ud800"}"#;
         assert_eq!(of(unreadable), unreadable);
+    }
+
+    #[test]
+    fn two_currencies_and_gift_cards_are_told_apart() {
+        let set = |shop: &str, seen: &str| {
+            json!({"shop_money": {"amount": shop, "currency_code": "USD"},
+                   "presentment_money": {"amount": seen, "currency_code": "EUR"}})
+        };
+        let body = json!({
+            "id": 1, "currency": "USD", "total_price": "110.00", "total_price_set": set("110.00", "100.00"),
+            "line_items": [{"title": "Card", "quantity": 1, "price": "50.00", "gift_card": true},
+                           {"title": "Mug", "quantity": 3, "price": "20.00"}],
+            "refunds": [{"id": 5, "transactions": [
+                {"kind": "refund", "status": "success", "amount": "10.00", "currency": "EUR"}]}],
+        });
+        let mut record = known(&decoded("orders/updated", &body).unwrap());
+        assert_eq!(
+            (record.revenue().to_string(), record.refunded().to_string()),
+            ("60.00".into(), "11.00".into())
+        );
+        assert_eq!(record.order().unwrap().presentment.as_ref().unwrap().currency, "EUR");
+        let told = json!({"id": 6, "order_id": 1, "created_at": "2026-01-02T00:00:00Z", "transactions": [
+            {"kind": "refund", "status": "success", "amount": "1.00", "currency": "EUR", "amount_set": set("1.10", "1.00")}]});
+        let event = decoded("refunds/create", &told).unwrap();
+        record.apply(event.order.as_ref().unwrap(), "m2", None);
+        assert_eq!(record.refunded().to_string(), "12.10");
+    }
+
+    #[test]
+    fn what_happens_to_an_order_is_read_without_its_state() {
+        let parcel = json!({"id": 9, "order_id": 1, "status": "success", "tracking_number": "1Z"});
+        let update = decoded("fulfillments/update", &parcel).unwrap().order.unwrap();
+        assert_eq!((update.id.as_str(), update.state.is_none()), ("1", true));
+        assert_eq!(update.fulfillments["9"].number.as_deref(), Some("1Z"));
+        let deleted = decoded("orders/delete", &json!({"id": 1})).unwrap().order.unwrap();
+        assert_eq!(time::format(deleted.deleted_at.unwrap()), "2026-01-01T00:00:00.000Z");
+        for (topic, body) in [
+            ("refunds/create", json!({"id": 1})),
+            ("fulfillments/create", json!({"id": 1})),
+            ("orders/delete", json!({})),
+        ] {
+            assert_eq!(decoded(topic, &body).unwrap_err().code, "invalid_order", "{topic}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_bridges_and_a_national_number_belongs_where_its_owner_lives() {
+        let of = |topic, body: &Value| -> Vec<String> {
+            let found = decoded(topic, body).unwrap().identifiers;
+            found.iter().map(|i| format!("{} {}", i.kind.as_str(), i.value)).collect()
+        };
+        assert_eq!(of("carts/create", &json!({"id": "c1", "token": "c1"})), ["cart_token c1"]);
+        let checkout = json!({"id": 1, "token": "k1", "cart_token": "c1", "phone": "0170 1234567",
+                              "shipping_address": {"country_code": "DE"}});
+        assert_eq!(
+            of("checkouts/create", &checkout),
+            ["phone +491701234567", "cart_token c1", "checkout_token k1"]
+        );
+        let order = json!({"id": 1, "cart_token": "c1", "checkout_token": "k1"});
+        assert_eq!(of("orders/create", &order), ["cart_token c1", "checkout_token k1"]);
+    }
+
+    #[test]
+    fn consent_is_read_in_each_of_its_forms() {
+        let now = json!({"id": 1, "email_marketing_consent": {"state": "subscribed", "opt_in_level": "single_opt_in",
+                         "consent_updated_at": "2026-01-03T00:00:00Z"}, "sms_marketing_consent": {"state": "not_subscribed"}});
+        let consents = decoded("customers/update", &now).unwrap().consents;
+        assert_eq!((consents.len(), consents[0].state.as_str()), (2, "subscribed"));
+        assert_eq!(time::format(consents[0].at), "2026-01-03T00:00:00.000Z");
+        let before = json!({"id": 1, "customer": {"id": 2, "accepts_marketing": true}});
+        assert_eq!(decoded("orders/create", &before).unwrap().consents[0].state, "subscribed");
+        let own = json!({"customer_id": 7, "email_marketing_consent": {"state": "unsubscribed"}});
+        let event = decoded("customers_email_marketing_consent/update", &own).unwrap();
+        assert_eq!(
+            (event.identifiers[0].value.as_str(), event.consents[0].state.as_str()),
+            ("7", "unsubscribed")
+        );
+    }
+
+    #[test]
+    fn a_privacy_request_names_its_subject_and_keeps_nothing_else() {
+        let body = json!({"shop_id": 1, "customer": {"id": 7, "email": "A@Example.com", "phone": null}});
+        let event = decoded("customers/redact", &body).unwrap();
+        assert!(event.identifiers.is_empty() && event.body == "{}");
+        let Some(PrivacyAsk::Erase(subject)) = event.ask else { panic!("{:?}", event.ask) };
+        let values: Vec<_> = subject.identifiers.iter().map(|i| i.value.as_str()).collect();
+        assert_eq!(values, ["7", "a@example.com"]);
+        assert_eq!(decoded("shop/redact", &json!({"shop_id": 1})).unwrap().ask, Some(PrivacyAsk::EraseShop));
     }
 }

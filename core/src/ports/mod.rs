@@ -5,8 +5,10 @@
 
 pub mod cache;
 pub mod clock;
+pub mod directory;
 pub mod locks;
 pub mod outbox;
+pub mod privacy;
 pub mod queue;
 pub mod store;
 pub mod tenants;

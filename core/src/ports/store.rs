@@ -4,16 +4,19 @@
 //! is the lock order: identifiers are claimed before profiles are locked, both sorted, so two workers never wait for each
 //! other in a circle. Where a worker still loses a race, the store answers [`StoreError::Conflict`] and the batch is run again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use async_trait::async_trait;
+use rust_decimal::Decimal;
+use sha2::{Digest, Sha256};
 
-use crate::domain::customer360::CustomerRecord;
-use crate::domain::event::Event;
-use crate::domain::identity::Identifier;
+use crate::domain::customer360::{CustomerRecord, StoredEvent};
+use crate::domain::event::{Consent, Event, Product};
+use crate::domain::identity::{Identifier, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::domain::order::Order;
+use crate::domain::order::OrderRecord;
 use crate::domain::profile::Profile;
+use crate::domain::time::Timestamp;
 use crate::ports::outbox::Stage;
 
 /// Why a store did not do as asked.
@@ -46,17 +49,158 @@ pub struct EventRow<'a> {
     pub profile: Option<ProfileId>,
 }
 
-/// An order with the profile it belongs to, if to any.
-#[derive(Clone, Copy, Debug)]
-pub struct OrderRow<'a> {
-    /// Whose order.
+/// Which order: `(brand, shop, Shopify's id)`.
+pub type OrderKey = (BrandId, String, String);
+
+/// An order of a brand.
+pub type BrandOrder = (BrandId, OrderRecord);
+
+/// The columns of an order that are made of several of its fields, or written as JSON.
+pub(crate) struct OrderColumns<'a> {
+    pub(crate) currency: &'a str,
+    pub(crate) total: Decimal,
+    pub(crate) gift_cards: Decimal,
+    pub(crate) items: String,
+    pub(crate) presentment: Option<String>,
+    pub(crate) refunds: String,
+    pub(crate) fulfillments: String,
+}
+
+impl<'a> OrderColumns<'a> {
+    pub(crate) fn of(record: &'a OrderRecord) -> Result<Self, StoreError> {
+        fn json<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
+            serde_json::to_string(value).map_err(|error| StoreError::Invalid(format!("an order: {error}")))
+        }
+        let order = record.order();
+        Ok(Self {
+            currency: order.map_or("XXX", |order| &order.currency),
+            total: order.map_or(Decimal::ZERO, |order| order.total),
+            gift_cards: order.map_or(Decimal::ZERO, |order| order.gift_cards),
+            items: json(&order.map_or(&[][..], |order| &order.items))?,
+            presentment: order.and_then(|order| order.presentment.as_ref()).map(json).transpose()?,
+            refunds: json(&record.refunds)?,
+            fulfillments: json(&record.fulfillments)?,
+        })
+    }
+}
+
+/// What is kept of an identifier whose owner was erased: it is known again, and cannot be read.
+pub(crate) fn suppression(brand: BrandId, identifier: &Identifier) -> [u8; 32] {
+    Sha256::digest(format!("{brand}:{}:{}", identifier.kind.as_str(), identifier.value)).into()
+}
+
+/// What a delivery says of a product.
+#[derive(Clone, Debug)]
+pub struct ProductRow<'a> {
+    /// Whose product.
     pub brand: BrandId,
-    /// The delivery that reports it: decides between two of the same `updated_at`.
+    /// Of which shop.
+    pub shop: &'a str,
+    /// The delivery: decides between two of the same time.
     pub message_id: &'a str,
-    /// The order.
-    pub order: &'a Order,
-    /// Whose it is.
-    pub profile: Option<ProfileId>,
+    /// What it says. Without a state - the product was deleted, and nothing else is known - `updated_at` is 1970.
+    pub product: Product,
+}
+
+/// What an event says of consent.
+#[derive(Clone, Copy, Debug)]
+pub struct ConsentRow<'a> {
+    /// Of which brand.
+    pub brand: BrandId,
+    /// The event.
+    pub message_id: &'a str,
+    /// Whose consent.
+    pub profile: ProfileId,
+    /// What it says.
+    pub consent: &'a Consent,
+}
+
+/// A merge, as it is recorded before it is done.
+#[derive(Clone, Debug)]
+pub struct MergeRow {
+    /// Its id.
+    pub id: uuid::Uuid,
+    /// Of which brand.
+    pub brand: BrandId,
+    /// What moves.
+    pub moved: Move,
+    /// When.
+    pub at: Timestamp,
+    /// The event that linked the two.
+    pub message_id: String,
+    /// The profile that is given up, as it was: [`crate::domain::history::Snapshot`] as JSON.
+    pub state: String,
+}
+
+/// How two profiles are related that are not one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RelationKind {
+    /// A split took them apart: no event joins them again.
+    Split,
+    /// A link between them was refused by a limit.
+    Refused,
+}
+
+impl RelationKind {
+    /// The name in the stores and on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Split => "split",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// The kind of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Split, Self::Refused].into_iter().find(|kind| kind.as_str() == name)
+    }
+}
+
+/// Two profiles that are related and not one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relation {
+    /// Of which brand.
+    pub brand: BrandId,
+    /// The older profile.
+    pub a: ProfileId,
+    /// The younger one.
+    pub b: ProfileId,
+    /// How.
+    pub kind: RelationKind,
+    /// Why, for people.
+    pub reason: String,
+    /// Since when.
+    pub at: Timestamp,
+}
+
+/// What a split gave back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GivenBack {
+    /// The identifiers.
+    pub identifiers: Vec<Identifier>,
+    /// How many events.
+    pub events: u64,
+    /// How many orders.
+    pub orders: u64,
+}
+
+/// A request in the name of privacy, to be carried out by [`crate::services::privacy`].
+#[derive(Clone, Debug)]
+pub struct PrivacyRow {
+    /// Its id.
+    pub id: uuid::Uuid,
+    /// Of which brand.
+    pub brand: BrandId,
+    /// What makes two deliveries one request.
+    pub message_id: String,
+    /// `export`, `erase` or `erase_shop`.
+    pub kind: &'static str,
+    /// Whom it is about: [`crate::domain::event::Subject`] as JSON, or a shop's domain.
+    pub subject: String,
+    /// Who asked.
+    pub source: String,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// All that a profile owns goes from one to another.
@@ -72,7 +216,7 @@ pub struct Move {
 pub type KnownEvents = HashMap<(BrandId, String), Option<ProfileId>>;
 
 /// The store in numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct StoreStats {
     /// Profiles that are not merged away.
     pub profiles: i64,
@@ -132,11 +276,58 @@ pub trait StoreTx: Send {
     /// Writes profiles, new and old.
     async fn save_profiles(&mut self, profiles: &[Profile]) -> Result<(), StoreError>;
 
-    /// Moves identifiers, events and orders between profiles.
-    async fn move_owned(&mut self, moves: &[Move]) -> Result<(), StoreError>;
+    /// Those of these identifiers that belonged to customers who were erased.
+    async fn suppressed(
+        &mut self,
+        identifiers: &[BrandIdentifier],
+    ) -> Result<HashSet<BrandIdentifier>, StoreError>;
 
-    /// Writes orders where they are newer than what is there. `rows` holds each order once, sorted.
-    async fn save_orders(&mut self, rows: &[OrderRow<'_>]) -> Result<(), StoreError>;
+    /// Where profiles stand, without locking them.
+    async fn standings(&mut self, ids: &[ProfileId]) -> Result<HashMap<ProfileId, Standing>, StoreError>;
+
+    /// The relations that speak of any of these profiles.
+    async fn relations(
+        &mut self,
+        ids: &[ProfileId],
+    ) -> Result<BTreeSet<(ProfileId, ProfileId, RelationKind)>, StoreError>;
+
+    /// Adds relations. The profiles are locked, and are saved as related.
+    async fn relate(&mut self, relations: &[Relation]) -> Result<(), StoreError>;
+
+    /// Records merges with what is about to move: before [`StoreTx::move_owned`].
+    async fn record_merges(&mut self, merges: &[MergeRow]) -> Result<(), StoreError>;
+
+    /// Moves identifiers, events, orders and consents between profiles; where `related`, relations too.
+    async fn move_owned(&mut self, moves: &[Move], related: bool) -> Result<(), StoreError>;
+
+    /// What is known of these orders. `keys` must be sorted.
+    async fn orders(&mut self, keys: &[OrderKey]) -> Result<Vec<BrandOrder>, StoreError>;
+
+    /// Writes orders. [`StoreError::Conflict`] when another transaction wrote one since it was read. `rows` must be sorted.
+    async fn save_orders(&mut self, rows: &[BrandOrder]) -> Result<(), StoreError>;
+
+    /// Writes products where they are newer than what is there; one that was deleted stays deleted. `rows` holds each product once, sorted.
+    async fn save_products(&mut self, rows: &[ProductRow<'_>]) -> Result<(), StoreError>;
+
+    /// Adds what customers said of consent.
+    async fn save_consents(&mut self, rows: &[ConsentRow<'_>]) -> Result<(), StoreError>;
+
+    /// Adds requests in the name of privacy that are not there yet.
+    async fn ask(&mut self, rows: &[PrivacyRow]) -> Result<(), StoreError>;
+
+    /// Gives back to `to` what came first to it, or to a profile merged into it, and belongs to `from` now. Both are locked.
+    async fn give_back(&mut self, from: ProfileId, to: ProfileId) -> Result<GivenBack, StoreError>;
+
+    /// The events of a profile after `(timestamp, message id)`, oldest first, at most `limit`.
+    async fn events_of(
+        &mut self,
+        id: ProfileId,
+        after: Option<&(Timestamp, String)>,
+        limit: i64,
+    ) -> Result<Vec<StoredEvent>, StoreError>;
+
+    /// Marks a merge as undone. [`StoreError::Conflict`] when it is already.
+    async fn undo_merge(&mut self, id: uuid::Uuid, at: Timestamp) -> Result<(), StoreError>;
 
     /// Stamps profiles, which this transaction has locked, with a fencing token. [`StoreError::Fenced`] unless the token is
     /// strictly higher than each one's last; so one token commits once a profile. Without a token it draws the next one.

@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::store::StoreError;
 use crate::domain::ids::BrandId;
+use crate::domain::settings::BrandSettings;
+use crate::domain::time::Timestamp;
 
 /// What a key may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyKind {
     /// Send events. It may be public: every browser of a shop has it.
@@ -39,6 +41,35 @@ pub struct KeyGrant {
     pub brand: BrandId,
     /// What it may do.
     pub kind: KeyKind,
+    /// How many requests a second it may make; any number, unless set.
+    pub rate_limit: Option<u32>,
+    /// When it ends; never, unless set.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl KeyGrant {
+    /// A key without limits.
+    pub fn new(brand: BrandId, kind: KeyKind) -> Self {
+        Self { brand, kind, rate_limit: None, expires_at: None }
+    }
+}
+
+/// A key as it is listed: never its text, which nobody has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRecord {
+    /// What people name it by: the first twelve digits of its hash.
+    pub id: String,
+    /// What it may do, until when, how often.
+    pub grant: KeyGrant,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last used, to the minute; `None` for never.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// What people name a key by.
+pub fn key_id(hash: &[u8; 32]) -> String {
+    hash[..6].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A shop that sends webhooks.
@@ -52,6 +83,10 @@ pub struct Shop {
     pub secret: String,
     /// The secret before the last rotation: Shopify signs with it for up to an hour more.
     pub previous_secret: Option<String>,
+    /// When its owner took the app out, if they did.
+    pub uninstalled_at: Option<Timestamp>,
+    /// When its customers were erased, if they were: what it sends afterwards is not kept.
+    pub redacted_at: Option<Timestamp>,
 }
 
 impl std::fmt::Debug for Shop {
@@ -75,15 +110,42 @@ pub trait Tenants: Send + Sync {
     /// Every brand, by id.
     async fn brands(&self) -> Result<Vec<(BrandId, String)>, StoreError>;
 
+    /// A brand's settings; the usual ones for a brand that is not there.
+    async fn settings(&self, brand: BrandId) -> Result<BrandSettings, StoreError>;
+
+    /// Sets a brand's settings.
+    async fn set_settings(&self, brand: BrandId, settings: &BrandSettings) -> Result<(), StoreError>;
+
     /// Adds a key by the SHA-256 of its text.
     async fn add_key(&self, hash: &[u8; 32], grant: KeyGrant) -> Result<(), StoreError>;
 
-    /// The key of that hash.
+    /// The key of that hash, also one that has ended.
     async fn key(&self, hash: &[u8; 32]) -> Result<Option<KeyGrant>, StoreError>;
+
+    /// A brand's keys, the oldest first, also those that have ended.
+    async fn keys(&self, brand: BrandId) -> Result<Vec<KeyRecord>, StoreError>;
+
+    /// Lets a key end at a time, at the latest. Answers whether the brand has such a key.
+    async fn end_key(&self, brand: BrandId, id: &str, at: Timestamp) -> Result<bool, StoreError>;
+
+    /// Limits a key to so many requests a second, or lifts the limit. Answers whether the brand has such a key.
+    async fn limit_key(&self, brand: BrandId, id: &str, limit: Option<u32>) -> Result<bool, StoreError>;
+
+    /// Notes when keys were last used.
+    async fn keys_used(&self, used: &[(String, Timestamp)]) -> Result<(), StoreError>;
 
     /// Adds a shop. For one that is there, its secret becomes the previous one; [`StoreError::Invalid`] when it is
     /// another brand's.
     async fn add_shop(&self, domain: &str, brand: BrandId, secret: &str) -> Result<(), StoreError>;
+
+    /// A brand's shops, by domain.
+    async fn shops(&self, brand: BrandId) -> Result<Vec<Shop>, StoreError>;
+
+    /// Notes that a shop has taken the app out. One that is added again is installed again.
+    async fn shop_uninstalled(&self, domain: &str, at: Timestamp) -> Result<(), StoreError>;
+
+    /// Notes that a shop's customers were erased.
+    async fn shop_redacted(&self, domain: &str, at: Timestamp) -> Result<(), StoreError>;
 
     /// The shop of that domain.
     async fn shop(&self, domain: &str) -> Result<Option<Shop>, StoreError>;

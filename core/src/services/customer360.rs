@@ -8,7 +8,8 @@ use crate::context::Context;
 use crate::domain::customer360::Customer360;
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::ports::cache::INVALIDATION_MARK;
+use crate::domain::time::from_ms;
+use crate::ports::cache::{CacheError, INVALIDATION_MARK};
 use crate::ports::store::StoreError;
 
 /// How long an answer is kept, unless set otherwise.
@@ -56,7 +57,8 @@ pub fn answer_key(brand: BrandId, id: ProfileId) -> String {
     format!("{brand}:c360:{id}")
 }
 
-fn last_copy_key(brand: BrandId, id: ProfileId) -> String {
+/// The key of a profile's last known copy.
+pub(crate) fn last_copy_key(brand: BrandId, id: ProfileId) -> String {
     format!("{brand}:c360-last:{id}")
 }
 
@@ -66,6 +68,12 @@ fn way_key(brand: BrandId, asked: &Asked) -> String {
         Asked::Id(id) => format!("{brand}:c360-way:id:{id}"),
         Asked::Identifier(i) => format!("{brand}:c360-way:{}:{}", i.kind.as_str(), i.value),
     }
+}
+
+/// The keys of what may lead to these profiles, or from these identifiers.
+pub(crate) fn ways(brand: BrandId, ids: &[ProfileId], identifiers: &[Identifier]) -> Vec<String> {
+    let by_id = ids.iter().map(|id| way_key(brand, &Asked::Id(*id)));
+    by_id.chain(identifiers.iter().map(|i| way_key(brand, &Asked::Identifier(i.clone())))).collect()
 }
 
 /// The answer, as JSON; `None` when nobody of this brand is meant.
@@ -129,7 +137,8 @@ async fn read(
             None => return Ok(None),
         },
     };
-    Ok(context.store.customer(brand, id).await?.map(Customer360::of))
+    let now = from_ms(context.clock.now_ms());
+    Ok(context.store.customer(brand, id).await?.map(|record| Customer360::of(record, now)))
 }
 
 async fn remember(
@@ -142,19 +151,25 @@ async fn remember(
 ) {
     let leads_on = !matches!(asked, Asked::Id(own) if *own == id);
     let (answer, copy) = (answer_key(brand, id), last_copy_key(brand, id));
-    let results = tokio::join!(
-        context.cache.put(&answer, json.clone(), ttl),
-        context.cache.replace(&copy, json.clone(), LAST_COPY_TTL),
-        async {
-            match leads_on {
-                true => {
-                    context.cache.replace(&way_key(brand, asked), id.to_string().into(), LAST_COPY_TTL).await
-                }
-                false => Ok(()),
-            }
-        },
-    );
-    if let (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) = results {
+    let mut lasting = vec![(copy, json.clone())];
+    if leads_on {
+        lasting.push((way_key(brand, asked), id.to_string().into()));
+    }
+    let kept = async {
+        if !context.cache.put(&answer, json.clone(), ttl).await? {
+            return Ok(());
+        }
+        for (key, value) in &lasting {
+            context.cache.replace(key, value.clone(), LAST_COPY_TTL).await?;
+        }
+        // Whoever forgets a customer drops the answer and these together: if the answer is gone, these must go, too.
+        if context.cache.get(&answer).await?.is_none() {
+            let keys: Vec<String> = lasting.iter().map(|(key, _)| key.clone()).collect();
+            context.cache.invalidate(&keys).await?;
+        }
+        Ok::<(), CacheError>(())
+    };
+    if let Err(error) = kept.await {
         tracing::debug!(%error, "an answer was not cached");
     }
 }

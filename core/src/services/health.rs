@@ -12,7 +12,7 @@ use crate::ports::queue::QueueStats;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A verdict, the worst last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Works.
@@ -24,7 +24,7 @@ pub enum Status {
 }
 
 /// One thing that was looked at.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Check {
     /// The verdict.
     pub status: Status,
@@ -53,7 +53,7 @@ impl Check {
 }
 
 /// The whole verdict.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Health {
     /// The worst of the checks.
     pub status: Status,

@@ -1,11 +1,15 @@
 //! What Tributary does, over the ports. Routes and workers call these alike.
 
+pub mod brands;
 pub mod customer360;
+pub mod directory;
 pub mod health;
+pub mod identity;
 pub mod ingest;
 pub mod locks;
 pub mod merge;
 pub mod outbox;
+pub mod privacy;
 pub mod process;
 pub mod queues;
 pub mod spool;

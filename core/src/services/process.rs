@@ -7,23 +7,32 @@
 //! 4. where profiles are to be merged, take their merge lock ([`crate::services::merge`]), and let the store check its
 //!    fencing token;
 //! 5. lock the profiles, sorted; if one was merged away meanwhile, start again;
-//! 6. add the events, apply them to the profiles, merge the profiles that they link, write orders; commit.
+//! 6. add the events, apply them to the profiles, merge the profiles that they link, write orders and what else they say; commit.
 //!
 //! Step 1 and the unique key of step 6 make the effect happen once, whatever the queue delivers.
+//!
+//! Limits, splits and erased customers are rare, so a batch is first run as if there were none. Where a check finds one, the
+//! batch is run again with care: after step 2 it asks where the profiles stand, and leaves out the links that must not be.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use crate::domain::event::Event;
-use crate::domain::identity::{self, Group};
+use crate::domain::event::{Event, PrivacyAsk};
+use crate::domain::history::Snapshot;
+use crate::domain::identity::{self, Group, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
+use crate::domain::order::OrderRecord;
 use crate::domain::profile::Profile;
+use crate::domain::settings::{BrandSettings, Limits};
+use crate::domain::time::{Timestamp, from_ms};
 use crate::failpoint;
 use crate::ports::clock::Clock;
 use crate::ports::locks::Locks;
 use crate::ports::store::{
-    BrandIdentifier, EventRow, KnownEvents, Move, OrderRow, Store, StoreError, StoreTx,
+    BrandIdentifier, BrandOrder, ConsentRow, EventRow, KnownEvents, MergeRow, Move, OrderKey, PrivacyRow,
+    ProductRow, Relation, RelationKind, Store, StoreError, StoreTx,
 };
 use crate::services::merge::{self, Grant, Taking};
 
@@ -36,6 +45,18 @@ const RERUN_WAIT: Duration = Duration::from_millis(20);
 /// How often a transaction looks again for identifiers that others were faster to claim.
 const MAX_LOOKS: u32 = 4;
 
+/// The settings of the brands that a batch speaks of. A brand that is not in it has the usual ones.
+#[derive(Clone, Debug, Default)]
+pub struct Book(pub HashMap<BrandId, Arc<BrandSettings>>);
+
+impl Book {
+    /// A brand's limits.
+    pub fn limits(&self, brand: BrandId) -> &Limits {
+        static USUAL: LazyLock<Limits> = LazyLock::new(Limits::default);
+        self.0.get(&brand).map_or(&USUAL, |settings| &settings.limits)
+    }
+}
+
 /// What a batch did.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Processed {
@@ -47,6 +68,20 @@ pub struct Processed {
     pub touched: Vec<(BrandId, ProfileId)>,
 }
 
+/// Why a run came to nothing.
+enum Lost {
+    /// Run it again, with care.
+    Careful,
+    /// The store's own word.
+    Store(StoreError),
+}
+
+impl From<StoreError> for Lost {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
 /// Processes `events` in one transaction.
 ///
 /// # Errors
@@ -55,38 +90,57 @@ pub async fn process(
     store: &dyn Store,
     locks: &dyn Locks,
     clock: &Arc<dyn Clock>,
+    book: &Book,
     events: &[Event],
 ) -> Result<Processed, StoreError> {
-    let mut run = 1;
-    let mut seed = None;
+    let mut try_ = Try { run: 1, seed: None, careful: false };
     loop {
-        let lost = match once(store, locks, clock, events, seed, run).await {
-            Err(lost @ (StoreError::Conflict(_) | StoreError::Fenced(_))) if run < MAX_RUNS => lost,
-            outcome => return outcome,
+        let lost = match once(store, locks, clock, book, events, try_).await {
+            Ok(processed) => return Ok(processed),
+            Err(Lost::Careful) => {
+                try_.careful = true;
+                continue;
+            }
+            Err(Lost::Store(lost @ (StoreError::Conflict(_) | StoreError::Fenced(_))))
+                if try_.run < MAX_RUNS =>
+            {
+                lost
+            }
+            Err(Lost::Store(error)) => return Err(error),
         };
         metrics::counter!("tributary_process_conflicts_total").increment(1);
-        tracing::debug!(run, %lost, "run again");
+        tracing::debug!(try_.run, %lost, "run again");
         if matches!(lost, StoreError::Fenced(_)) {
             // The tokens' counter ran backwards: a restart from an old copy, or a failover.
-            seed = Some(store.last_fence().await?);
+            try_.seed = Some(store.last_fence().await?);
         }
-        tokio::time::sleep(RERUN_WAIT.mul_f64(rand::random::<f64>() * f64::from(run))).await;
-        run += 1;
+        tokio::time::sleep(RERUN_WAIT.mul_f64(rand::random::<f64>() * f64::from(try_.run))).await;
+        try_.run += 1;
     }
 }
 
-/// One run. `seed` is the highest fencing token that was used, where the locks' counter is known to be behind.
+/// How a run is done.
+#[derive(Clone, Copy)]
+struct Try {
+    run: u32,
+    /// The highest fencing token that was used, where the locks' counter is known to be behind.
+    seed: Option<i64>,
+    /// Whether limits, splits and erased customers are looked at before anything is claimed.
+    careful: bool,
+}
+
+/// One run.
 async fn once(
     store: &dyn Store,
     locks: &dyn Locks,
     clock: &Arc<dyn Clock>,
+    book: &Book,
     events: &[Event],
-    seed: Option<i64>,
-    run: u32,
-) -> Result<Processed, StoreError> {
+    try_: Try,
+) -> Result<Processed, Lost> {
     let mut tx = store.begin().await?;
     let known = tx.known_events(events).await?;
-    let fresh = first_of_each(events, &known);
+    let mut fresh = first_of_each(events, &known);
     // A worker may have died between its commit and dropping the cached answers: whoever gets its items does it.
     let touched: BTreeSet<(BrandId, ProfileId)> =
         known.iter().filter_map(|((brand, _), profile)| Some((*brand, (*profile)?))).collect();
@@ -97,47 +151,61 @@ async fn once(
             touched: touched.into_iter().collect(),
         });
     }
+    if try_.careful {
+        forget_erased(&mut *tx, &mut fresh).await?;
+    }
     let mut cast = Cast::of(&fresh);
-    let groups = cast.settle(&mut *tx, clock).await?;
+    let groups = cast.settle(&mut *tx, clock, book, &fresh, try_.careful).await?;
     let merging = merging(&groups, &cast, &fresh);
-    let batch = Settled { events, fresh, cast, groups, touched };
+    let now = from_ms(clock.now_ms());
+    let batch = Settled { count: events.len(), fresh, cast, groups, touched, now, try_ };
+    let limits = |brand| book.limits(brand);
     if merging.is_empty() {
-        return finish(tx, batch, &[], None).await;
+        return finish(tx, batch, &limits, &[], None).await;
     }
     let ids: Vec<ProfileId> = merging.iter().map(|(_, id)| *id).collect();
-    if run > RUNS_UNDER_LOCK {
+    if try_.run > RUNS_UNDER_LOCK {
         // Whoever holds the lock may be dead, or slow. It only saves work: the store decides.
-        return finish(tx, batch, &ids, Some(Grant::none())).await;
+        return finish(tx, batch, &limits, &ids, Some(Grant::none())).await;
     }
     // One try: a transaction must not wait for a lock whose holder may wait for this transaction.
     let names = merging.iter().map(|(brand, id)| merge::lock_name(*brand, *id)).collect();
-    let taking = Taking { seed, inside_transaction: true, ..Taking::default() };
+    let taking = Taking { seed: try_.seed, inside_transaction: true, ..Taking::default() };
     merge::with_merge_lock(locks, store, names, taking, |grant| async move {
-        finish(tx, batch, &ids, Some(grant)).await
+        match finish(tx, batch, &limits, &ids, Some(grant)).await {
+            Ok(done) => Ok(Ok(done)),
+            Err(Lost::Careful) => Ok(Err(Lost::Careful)),
+            Err(Lost::Store(error)) => Err(error),
+        }
     })
-    .await
+    .await?
 }
 
 /// A batch whose customers are known.
 struct Settled<'e> {
-    events: &'e [Event],
+    /// How many events there were.
+    count: usize,
     /// Those that take effect.
-    fresh: Vec<&'e Event>,
+    fresh: Vec<Cow<'e, Event>>,
     cast: Cast,
     groups: Vec<Group>,
     /// Profiles whose cached answers must go.
     touched: BTreeSet<(BrandId, ProfileId)>,
+    now: Timestamp,
+    try_: Try,
 }
 
 /// The rest of the transaction: the profiles `merging` are merged under `grant`.
-async fn finish(
+async fn finish<'l>(
     mut tx: Box<dyn StoreTx>,
     batch: Settled<'_>,
+    limits: &(impl Fn(BrandId) -> &'l Limits + Sync),
     merging: &[ProfileId],
     grant: Option<Grant>,
-) -> Result<Processed, StoreError> {
-    let Settled { events, fresh, cast, groups, mut touched } = batch;
-    let mut profiles = lock(&mut *tx, &groups, &cast.minted).await?;
+) -> Result<Processed, Lost> {
+    let Settled { count, fresh, cast, groups, mut touched, now, try_ } = batch;
+    let mut profiles = lock(&mut *tx, &groups, &cast, try_.run).await?;
+    stands(&groups, &cast, &fresh, &profiles, limits, try_.careful)?;
     if let Some(grant) = &grant {
         tx.fence(merging, grant.fence).await?;
     }
@@ -145,7 +213,7 @@ async fn finish(
     let rows: Vec<EventRow<'_>> =
         fresh.iter().zip(&homes).map(|(event, home)| EventRow { event, profile: *home }).collect();
     let added = tx.add_events(&rows).await?;
-    let moves = merge(&groups, &cast, &fresh, &mut profiles);
+    let Merged { moves, records, related } = merge(&groups, &cast, &fresh, &mut profiles, now);
     for (event, home) in fresh.iter().zip(&homes) {
         if let Some(profile) = home.and_then(|id| profiles.get_mut(&id))
             && added.contains(&(event.brand, event.message_id.clone()))
@@ -153,55 +221,94 @@ async fn finish(
             profile.apply(event);
         }
     }
+    let relations = flag(&cast, &mut profiles, now);
     touched.extend(profiles.values().map(|p| (p.brand, p.id)));
     if !profiles.is_empty() {
         tx.save_profiles(&profiles.into_values().collect::<Vec<_>>()).await?;
     }
+    if !records.is_empty() {
+        tx.record_merges(&records).await?;
+    }
     if !moves.is_empty() {
-        tx.move_owned(&moves).await?;
+        tx.move_owned(&moves, related).await?;
     }
-    let orders = newest_orders(&rows, &added);
-    if !orders.is_empty() {
-        tx.save_orders(&orders).await?;
+    if !relations.is_empty() {
+        tx.relate(&relations).await?;
     }
+    let effective: Vec<EventRow<'_>> = rows
+        .into_iter()
+        .filter(|row| added.contains(&(row.event.brand, row.event.message_id.clone())))
+        .collect();
+    save_orders(&mut *tx, &effective, &mut touched).await?;
+    save_the_rest(&mut *tx, &effective, now).await?;
     failpoint::reached("events_added_before_commit");
     if let Some(grant) = &grant {
         failpoint::reached("merge_checked_before_commit");
         if !grant.is_valid() {
-            return Err(StoreError::Conflict("the merge's lock ran out before the commit".into()));
+            return Err(StoreError::Conflict("the merge's lock ran out before the commit".into()).into());
         }
     }
     tx.commit().await?;
     Ok(Processed {
         effective: added.len(),
-        duplicates: events.len() - added.len(),
+        duplicates: count - added.len(),
         touched: touched.into_iter().collect(),
     })
 }
 
 /// The events that are not known, the first of each message id, sorted by it.
-fn first_of_each<'e>(events: &'e [Event], known: &KnownEvents) -> Vec<&'e Event> {
+fn first_of_each<'e>(events: &'e [Event], known: &KnownEvents) -> Vec<Cow<'e, Event>> {
     let mut fresh: Vec<&Event> =
         events.iter().filter(|e| !known.contains_key(&(e.brand, e.message_id.clone()))).collect();
     fresh.sort_by(|a, b| (a.brand, &a.message_id).cmp(&(b.brand, &b.message_id)));
     fresh.dedup_by(|later, first| (later.brand, &later.message_id) == (first.brand, &first.message_id));
-    fresh
+    fresh.into_iter().map(Cow::Borrowed).collect()
+}
+
+/// Takes out what must not come back. An event that names somebody who was erased is kept without anything about them; a
+/// browser or a cart of theirs, which others may use, is only left out.
+async fn forget_erased(tx: &mut dyn StoreTx, fresh: &mut [Cow<'_, Event>]) -> Result<(), StoreError> {
+    let named: BTreeSet<BrandIdentifier> =
+        fresh.iter().flat_map(|e| e.identifiers.iter().map(|i| (e.brand, i.clone()))).collect();
+    let erased = tx.suppressed(&named.into_iter().collect::<Vec<_>>()).await?;
+    for event in fresh {
+        let brand = event.brand;
+        let is_erased = |i: &identity::Identifier| erased.contains(&(brand, i.clone()));
+        if !event.identifiers.iter().any(is_erased) {
+            continue;
+        }
+        let personal = event.identifiers.iter().any(|i| i.kind.is_personal() && is_erased(i));
+        if personal || event.identifiers.iter().all(is_erased) {
+            *event = Cow::Owned(event.anonymised());
+        } else {
+            event.to_mut().identifiers.retain(|i| !erased.contains(&(brand, i.clone())));
+        }
+    }
+    Ok(())
 }
 
 /// The identifiers that a batch speaks of, and what is known of their owners.
 struct Cast {
     /// Sorted, each once.
     identifiers: Vec<BrandIdentifier>,
-    /// For each event, its identifiers as indices.
+    /// For each event, its identifiers as indices; with care, without those whose link must not be.
     of_event: Vec<Vec<usize>>,
     /// For each identifier, its owner.
     owners: Vec<Option<ProfileId>>,
     /// Ids made by this transaction, which no profile has yet.
     minted: BTreeSet<ProfileId>,
+    /// Identifiers that this transaction gave away.
+    given: BTreeSet<usize>,
+    /// With care: where the owners stood when links were left out.
+    standings: HashMap<ProfileId, Standing>,
+    /// With care: profiles to be flagged, with the limit.
+    limited: BTreeMap<ProfileId, String>,
+    /// With care: links between profiles that a limit refused, and that are not known yet.
+    refused: BTreeMap<(ProfileId, ProfileId), String>,
 }
 
 impl Cast {
-    fn of(events: &[&Event]) -> Self {
+    fn of(events: &[Cow<'_, Event>]) -> Self {
         let mut places: BTreeMap<BrandIdentifier, usize> = BTreeMap::new();
         for event in events {
             for identifier in &event.identifiers {
@@ -222,7 +329,16 @@ impl Cast {
             })
             .collect();
         let identifiers: Vec<BrandIdentifier> = places.into_keys().collect();
-        Self { owners: vec![None; identifiers.len()], identifiers, of_event, minted: BTreeSet::new() }
+        Self {
+            owners: vec![None; identifiers.len()],
+            identifiers,
+            of_event,
+            minted: BTreeSet::new(),
+            given: BTreeSet::new(),
+            standings: HashMap::new(),
+            limited: BTreeMap::new(),
+            refused: BTreeMap::new(),
+        }
     }
 
     /// Gives every identifier an owner, and groups the events by theirs.
@@ -230,9 +346,16 @@ impl Cast {
         &mut self,
         tx: &mut dyn StoreTx,
         clock: &Arc<dyn Clock>,
-    ) -> Result<Vec<Group>, StoreError> {
+        book: &Book,
+        events: &[Cow<'_, Event>],
+        careful: bool,
+    ) -> Result<Vec<Group>, Lost> {
+        let whole = careful.then(|| self.of_event.clone());
         for _ in 0..MAX_LOOKS {
             self.look(tx).await?;
+            if let Some(whole) = &whole {
+                self.prune(tx, book, events, whole).await?;
+            }
             let groups = identity::group(&self.of_event, &self.owners);
             let claims = self.claims(&groups, clock);
             if claims.is_empty() {
@@ -243,13 +366,72 @@ impl Cast {
                 if given.contains(identifier) {
                     let place = self.place(identifier);
                     self.owners[place] = Some(*profile);
+                    self.given.insert(place);
                 }
             }
             if given.len() == claims.len() {
+                // Only now: whoever erases somebody claims their identifiers first, so one of the two sees the other.
+                let claimed: Vec<BrandIdentifier> =
+                    self.given.iter().map(|place| self.identifiers[*place].clone()).collect();
+                if !tx.suppressed(&claimed).await?.is_empty() {
+                    return Err(match careful {
+                        false => Lost::Careful,
+                        true => StoreError::Conflict("a customer is being erased".into()).into(),
+                    });
+                }
                 return Ok(identity::group(&self.of_event, &self.owners));
             }
         }
-        Err(StoreError::Conflict("others kept claiming the same identifiers".into()))
+        Err(StoreError::Conflict("others kept claiming the same identifiers".into()).into())
+    }
+
+    /// Leaves out the links that must not be.
+    async fn prune(
+        &mut self,
+        tx: &mut dyn StoreTx,
+        book: &Book,
+        events: &[Cow<'_, Event>],
+        whole: &[Vec<usize>],
+    ) -> Result<(), StoreError> {
+        let owners: Vec<ProfileId> =
+            self.owners.iter().flatten().copied().collect::<BTreeSet<_>>().into_iter().collect();
+        self.standings = tx.standings(&owners).await?;
+        let relations = match self.standings.values().any(|standing| standing.related) {
+            true => tx.relations(&owners).await?,
+            false => BTreeSet::new(),
+        };
+        let mut standings = self.standings.clone();
+        for place in &self.given {
+            if let Some(owner) = self.owners[*place] {
+                standings.entry(owner).or_default().counts.add(self.identifiers[*place].1.kind);
+            }
+        }
+        let apart = relations
+            .iter()
+            .filter(|(.., kind)| *kind == RelationKind::Split)
+            .map(|(a, b, _)| (*a, *b))
+            .collect();
+        let kinds: Vec<IdentifierKind> = self.identifiers.iter().map(|(_, i)| i.kind).collect();
+        let limits: Vec<&Limits> = events.iter().map(|event| book.limits(event.brand)).collect();
+        let pruned = identity::prune(whole, &kinds, &self.owners, &standings, &apart, &limits);
+        self.of_event = pruned.of_event;
+        let flagged =
+            |id: &ProfileId| self.standings.get(id).is_none_or(|standing| standing.limited.is_some());
+        self.limited = pruned.limited.into_iter().filter(|(id, _)| !flagged(id)).collect();
+        self.refused = pruned
+            .refused
+            .into_iter()
+            .filter(|((a, b), _)| {
+                !apart.contains(&(*a, *b)) && !relations.contains(&(*a, *b, RelationKind::Refused))
+            })
+            // Of profiles that exist: what this transaction makes is told by what it does not link.
+            .filter(|((a, b), _)| self.standings.contains_key(a) && self.standings.contains_key(b))
+            .map(|(pair, (place, limit))| {
+                let kind = self.identifiers[place].1.kind.as_str();
+                (pair, format!("a shared {kind} would have made {limit}"))
+            })
+            .collect();
+        Ok(())
     }
 
     /// Looks up the owners of identifiers that have none yet.
@@ -298,17 +480,28 @@ impl Cast {
 async fn lock(
     tx: &mut dyn StoreTx,
     groups: &[Group],
-    minted: &BTreeSet<ProfileId>,
+    cast: &Cast,
+    run: u32,
 ) -> Result<BTreeMap<ProfileId, Profile>, StoreError> {
-    let ids: BTreeSet<ProfileId> =
-        groups.iter().flat_map(|group| &group.owners).filter(|id| !minted.contains(id)).copied().collect();
+    let ids: BTreeSet<ProfileId> = groups
+        .iter()
+        .flat_map(|group| &group.owners)
+        .filter(|id| !cast.minted.contains(id))
+        .chain(cast.limited.keys())
+        .chain(cast.refused.keys().flat_map(|(a, b)| [a, b]))
+        .copied()
+        .collect();
     if ids.is_empty() {
         return Ok(BTreeMap::new());
     }
     let ids: Vec<ProfileId> = ids.into_iter().collect();
     let locked = tx.lock(&ids).await?;
     if locked.len() != ids.len() {
-        return Err(StoreError::Invalid("an identifier belongs to a profile that is not there".into()));
+        // Whoever was erased meanwhile is gone with all identifiers: looking again shows it.
+        return Err(match run {
+            1 | 2 => StoreError::Conflict("a customer was erased meanwhile".into()),
+            _ => StoreError::Invalid("an identifier belongs to a profile that is not there".into()),
+        });
     }
     if locked.iter().any(|profile| profile.merged_into.is_some()) {
         return Err(StoreError::Conflict("a profile was merged meanwhile".into()));
@@ -316,8 +509,81 @@ async fn lock(
     Ok(locked.into_iter().map(|profile| (profile.id, profile)).collect())
 }
 
+/// Whether the groups may be, now that their profiles are locked.
+fn stands<'l>(
+    groups: &[Group],
+    cast: &Cast,
+    events: &[Cow<'_, Event>],
+    profiles: &BTreeMap<ProfileId, Profile>,
+    limits: &impl Fn(BrandId) -> &'l Limits,
+    careful: bool,
+) -> Result<(), Lost> {
+    if careful {
+        let moved =
+            profiles.values().any(|p| cast.standings.get(&p.id).is_none_or(|seen| *seen != p.standing));
+        return match moved {
+            true => Err(StoreError::Conflict("a profile grew meanwhile".into()).into()),
+            false => Ok(()),
+        };
+    }
+    for group in groups {
+        let existing: Vec<&Profile> = group.owners.iter().filter_map(|id| profiles.get(id)).collect();
+        if existing.len() > 1 && existing.iter().any(|profile| profile.standing.related) {
+            return Err(Lost::Careful);
+        }
+        let new: Vec<Standing> = group
+            .identifiers
+            .iter()
+            .filter(|place| cast.given.contains(place))
+            .map(|place| {
+                let mut one = Standing::default();
+                one.counts.add(cast.identifiers[*place].1.kind);
+                one
+            })
+            .collect();
+        let parts = existing.iter().map(|p| (true, &p.standing)).chain(new.iter().map(|one| (false, one)));
+        if identity::over_limit(parts, limits(events[group.events[0]].brand)).is_some() {
+            return Err(Lost::Careful);
+        }
+    }
+    Ok(())
+}
+
+/// Flags profiles that a limit stopped, and relates those that it kept apart.
+fn flag(cast: &Cast, profiles: &mut BTreeMap<ProfileId, Profile>, now: Timestamp) -> Vec<Relation> {
+    for (id, limit) in &cast.limited {
+        if let Some(profile) = profiles.get_mut(id) {
+            profile.standing.limited.get_or_insert_with(|| limit.clone());
+        }
+    }
+    let mut relations = Vec::new();
+    for ((a, b), reason) in &cast.refused {
+        // One of them may have been merged into another within this batch.
+        let at = |id: &ProfileId| profiles.get(id).map(|profile| profile.merged_into.unwrap_or(*id));
+        let (Some(a), Some(b)) = (at(a), at(b)) else { continue };
+        if a == b {
+            continue;
+        }
+        let Some(brand) = profiles.get(&a).map(|profile| profile.brand) else { continue };
+        for id in [a, b] {
+            if let Some(profile) = profiles.get_mut(&id) {
+                profile.standing.related = true;
+            }
+        }
+        relations.push(Relation {
+            brand,
+            a: a.min(b),
+            b: a.max(b),
+            kind: RelationKind::Refused,
+            reason: reason.clone(),
+            at: now,
+        });
+    }
+    relations
+}
+
 /// The profiles that exist and are to become one with others, sorted.
-fn merging(groups: &[Group], cast: &Cast, events: &[&Event]) -> BTreeSet<(BrandId, ProfileId)> {
+fn merging(groups: &[Group], cast: &Cast, events: &[Cow<'_, Event>]) -> BTreeSet<(BrandId, ProfileId)> {
     let mut merging = BTreeSet::new();
     for group in groups {
         let existing: Vec<ProfileId> =
@@ -341,47 +607,175 @@ fn homes(groups: &[Group], events: usize) -> Vec<Option<ProfileId>> {
     homes
 }
 
+/// What merging came to.
+struct Merged {
+    moves: Vec<Move>,
+    records: Vec<MergeRow>,
+    /// Whether relations speak of any of them.
+    related: bool,
+}
+
 /// Makes one profile of each group, and says what is to move.
 fn merge(
     groups: &[Group],
     cast: &Cast,
-    events: &[&Event],
+    events: &[Cow<'_, Event>],
     profiles: &mut BTreeMap<ProfileId, Profile>,
-) -> Vec<Move> {
-    let mut moves = Vec::new();
+    now: Timestamp,
+) -> Merged {
+    let mut merged = Merged { moves: Vec::new(), records: Vec::new(), related: false };
     for group in groups {
         let Some(&survivor) = group.owners.first() else { continue };
-        let brand = events[group.events[0]].brand;
+        let first = &events[group.events[0]];
+        let brand = first.brand;
         let mut whole = profiles.remove(&survivor).unwrap_or_else(|| Profile::new(survivor, brand));
+        for &place in group.identifiers.iter().filter(|place| cast.given.contains(place)) {
+            whole.standing.counts.add(cast.identifiers[place].1.kind);
+        }
         for &loser in group.owners.iter().skip(1) {
-            moves.push(Move { from: loser, into: survivor });
+            let moved = Move { from: loser, into: survivor };
+            merged.moves.push(moved);
             // A minted id that lost its race has identifiers, but no profile.
             if !cast.minted.contains(&loser)
                 && let Some(profile) = profiles.get_mut(&loser)
             {
+                merged.related |= profile.standing.related;
+                let linking = group.events.iter().map(|at| &events[*at]);
+                let linking = linking
+                    .filter(|event| links(cast, event, loser))
+                    .map(|event| &event.message_id)
+                    .min()
+                    .unwrap_or(&first.message_id);
+                merged.records.push(MergeRow {
+                    id: uuid::Uuid::now_v7(),
+                    brand,
+                    moved,
+                    at: now,
+                    message_id: linking.clone(),
+                    state: serde_json::json!(Snapshot::of(profile)).to_string(),
+                });
                 whole.absorb(profile);
             }
         }
         profiles.insert(survivor, whole);
     }
-    moves
+    merged
 }
 
-/// The newest state of each order among the events that were added.
-fn newest_orders<'e>(rows: &[EventRow<'e>], added: &HashSet<(BrandId, String)>) -> Vec<OrderRow<'e>> {
-    let mut newest: HashMap<(BrandId, &str, &str), OrderRow<'e>> = HashMap::new();
-    for EventRow { event, profile } in rows {
-        let Some(order) = &event.order else { continue };
-        if !added.contains(&(event.brand, event.message_id.clone())) {
+/// Whether an event speaks of a profile and of somebody else.
+fn links(cast: &Cast, event: &Event, profile: ProfileId) -> bool {
+    let owners: BTreeSet<ProfileId> = event
+        .identifiers
+        .iter()
+        .filter_map(|identifier| {
+            let place = cast.identifiers.binary_search(&(event.brand, identifier.clone())).ok()?;
+            cast.owners[place]
+        })
+        .collect();
+    owners.len() > 1 && owners.contains(&profile)
+}
+
+/// Reads the orders that the events speak of, takes in what they say, and writes them.
+async fn save_orders(
+    tx: &mut dyn StoreTx,
+    rows: &[EventRow<'_>],
+    touched: &mut BTreeSet<(BrandId, ProfileId)>,
+) -> Result<(), StoreError> {
+    let updates = || rows.iter().filter_map(|row| Some((row, row.event.order.as_ref()?)));
+    let keys: BTreeSet<OrderKey> =
+        updates().map(|(row, update)| (row.event.brand, update.shop.clone(), update.id.clone())).collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<OrderKey> = keys.into_iter().collect();
+    let mut known: BTreeMap<OrderKey, OrderRecord> = tx
+        .orders(&keys)
+        .await?
+        .into_iter()
+        .map(|(brand, record)| ((brand, record.shop.clone(), record.id.clone()), record))
+        .collect();
+    for (row, update) in updates() {
+        let key = (row.event.brand, update.shop.clone(), update.id.clone());
+        let record = known.entry(key).or_insert_with(|| OrderRecord::new(&update.shop, &update.id));
+        // Also when an order moves from one customer to another: the first one's answer is old, too.
+        touched.extend(record.profile.map(|profile| (row.event.brand, profile)));
+        record.apply(update, &row.event.message_id, row.profile);
+        touched.extend(record.profile.map(|profile| (row.event.brand, profile)));
+    }
+    let records: Vec<BrandOrder> = known.into_iter().map(|((brand, ..), record)| (brand, record)).collect();
+    tx.save_orders(&records).await
+}
+
+/// Writes what else the events say: products, consent, requests in the name of privacy.
+async fn save_the_rest(
+    tx: &mut dyn StoreTx,
+    rows: &[EventRow<'_>],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let products = newest_products(rows);
+    if !products.is_empty() {
+        tx.save_products(&products).await?;
+    }
+    let consents: Vec<ConsentRow<'_>> = rows
+        .iter()
+        .filter_map(|row| Some((row.event, row.profile?)))
+        .flat_map(|(event, profile)| {
+            let said = event.consents.iter();
+            said.map(move |consent| ConsentRow {
+                brand: event.brand,
+                message_id: &event.message_id,
+                profile,
+                consent,
+            })
+        })
+        .collect();
+    if !consents.is_empty() {
+        tx.save_consents(&consents).await?;
+    }
+    let asked: Vec<PrivacyRow> = rows.iter().filter_map(|row| asked(row.event, now)).collect();
+    if !asked.is_empty() {
+        tx.ask(&asked).await?;
+    }
+    Ok(())
+}
+
+fn asked(event: &Event, now: Timestamp) -> Option<PrivacyRow> {
+    let shop = event.shop.clone().unwrap_or_default();
+    let (kind, subject) = match event.ask.as_ref()? {
+        PrivacyAsk::Export(subject) => ("export", serde_json::json!(subject).to_string()),
+        PrivacyAsk::Erase(subject) => ("erase", serde_json::json!(subject).to_string()),
+        PrivacyAsk::EraseShop => ("erase_shop", serde_json::json!(shop).to_string()),
+    };
+    Some(PrivacyRow {
+        id: uuid::Uuid::now_v7(),
+        brand: event.brand,
+        message_id: event.message_id.clone(),
+        kind,
+        subject,
+        source: format!("shopify {shop}"),
+        at: now,
+    })
+}
+
+/// The newest state of each product, and when it was deleted.
+fn newest_products<'e>(rows: &[EventRow<'e>]) -> Vec<ProductRow<'e>> {
+    let mut newest: BTreeMap<(BrandId, &str, String), ProductRow<'e>> = BTreeMap::new();
+    for EventRow { event, .. } in rows {
+        let (Some(product), Some(shop)) = (&event.product, event.shop.as_deref()) else { continue };
+        let row =
+            ProductRow { brand: event.brand, shop, message_id: &event.message_id, product: product.clone() };
+        let Some(held) = newest.get_mut(&(event.brand, shop, product.id.clone())) else {
+            newest.insert((event.brand, shop, product.id.clone()), row);
             continue;
-        }
-        let row = OrderRow { brand: event.brand, message_id: &event.message_id, order, profile: *profile };
-        let held = newest.entry((event.brand, &order.shop, &order.id)).or_insert(row);
-        if (order.updated_at, row.message_id) > (held.order.updated_at, held.message_id) {
+        };
+        let deleted_at = match (held.product.deleted_at, product.deleted_at) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        if (product.updated_at, row.message_id) > (held.product.updated_at, held.message_id) {
             *held = row;
         }
+        held.product.deleted_at = deleted_at;
     }
-    let mut orders: Vec<OrderRow<'e>> = newest.into_values().collect();
-    orders.sort_by(|a, b| (a.brand, &a.order.shop, &a.order.id).cmp(&(b.brand, &b.order.shop, &b.order.id)));
-    orders
+    newest.into_values().collect()
 }

@@ -1,11 +1,13 @@
 //! Making and recognising API keys.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use rand::Rng;
 use sha2::{Digest, Sha256};
 
 use crate::domain::ids::BrandId;
+use crate::domain::time::Timestamp;
 use crate::ports::store::StoreError;
 use crate::ports::tenants::{KeyGrant, KeyKind, Tenants};
 
@@ -17,6 +19,34 @@ const KEY_BYTES: usize = 20;
 /// # Errors
 /// The store's own.
 pub async fn new_key(tenants: &dyn Tenants, brand: BrandId, kind: KeyKind) -> Result<String, StoreError> {
+    granted(tenants, KeyGrant::new(brand, kind)).await
+}
+
+/// How long the old key stays good after a rotation, unless told otherwise.
+pub const ROTATION_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Makes a key like an old one, which ends after `grace`. `None` when the brand has no such key, or it has ended.
+///
+/// # Errors
+/// The store's own.
+pub async fn rotate_key(
+    tenants: &dyn Tenants,
+    brand: BrandId,
+    id: &str,
+    now: Timestamp,
+    grace: Duration,
+) -> Result<Option<String>, StoreError> {
+    let old = tenants.keys(brand).await?.into_iter().find(|key| key.id == id);
+    let Some(old) = old.filter(|key| key.grant.expires_at.is_none_or(|end| end > now)) else {
+        return Ok(None);
+    };
+    let key = granted(tenants, KeyGrant { expires_at: None, ..old.grant }).await?;
+    tenants.end_key(brand, id, now + grace).await?;
+    Ok(Some(key))
+}
+
+async fn granted(tenants: &dyn Tenants, grant: KeyGrant) -> Result<String, StoreError> {
+    let kind = grant.kind;
     let mut random = [0_u8; KEY_BYTES];
     rand::rng().fill_bytes(&mut random);
     let mut key = match kind {
@@ -26,7 +56,7 @@ pub async fn new_key(tenants: &dyn Tenants, brand: BrandId, kind: KeyKind) -> Re
     for byte in random {
         let _ = write!(key, "{byte:02x}");
     }
-    tenants.add_key(&hash(&key), KeyGrant { brand, kind }).await?;
+    tenants.add_key(&hash(&key), grant).await?;
     Ok(key)
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::context::Context;
 use crate::domain::backoff::{MAX_ATTEMPTS, full_jitter};
 use crate::domain::envelope::Envelope;
-use crate::domain::event::Event;
+use crate::domain::event::{Event, Rejection};
 use crate::failpoint;
 use crate::ports::queue::{Item, Then, Unfinished};
 use crate::ports::store::StoreError;
@@ -36,10 +36,21 @@ pub struct Worked {
 /// Works off `items`. Never fails as a whole; what could not be done is in the answer.
 pub async fn work(context: &Context, items: &[Item]) -> Worked {
     let mut worked = Worked::default();
+    let envelopes: Vec<(&Item, Result<Envelope<'_>, Rejection>)> =
+        items.iter().map(|item| (item, Envelope::read(&item.payload))).collect();
+    let brands = envelopes.iter().filter_map(|(_, envelope)| Some(envelope.as_ref().ok()?.brand));
+    let (book, rules) = match context.brands.of(brands.collect()).await {
+        Ok(known) => known,
+        Err(away) => {
+            release(&mut worked, &items.iter().collect::<Vec<_>>());
+            worked.store_away = Some(away);
+            return worked;
+        }
+    };
     let mut readable: Vec<&Item> = Vec::with_capacity(items.len());
     let mut events: Vec<Event> = Vec::with_capacity(items.len());
-    for item in items {
-        match Envelope::read(&item.payload).and_then(|envelope| envelope.decode()) {
+    for (item, envelope) in envelopes {
+        match envelope.and_then(|envelope| envelope.decode(&rules[&envelope.brand])) {
             Ok(event) => {
                 readable.push(item);
                 events.push(event);
@@ -65,7 +76,7 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
             continue;
         }
         let processing =
-            process::process(&*context.store, &*context.locks, &context.clock, &events[part.clone()]);
+            process::process(&*context.store, &*context.locks, &context.clock, &book, &events[part.clone()]);
         let outcome = match tokio::time::timeout(PROCESS_TIMEOUT, processing).await {
             Ok(outcome) => outcome,
             Err(_) => Err(too_long(context).await),
@@ -76,6 +87,7 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
                 worked.duplicates += done.duplicates;
                 failpoint::reached("committed_before_invalidate");
                 invalidate(context, &done).await;
+                note_uninstalled(context, &events[part.clone()]).await;
             }
             Err(error) if part.len() == 1 && !matches!(error, StoreError::Unavailable(_)) => {
                 worked.unfinished.push(try_later(readable[part.start], &error.to_string()));
@@ -119,6 +131,17 @@ fn try_later(item: &Item, error: &str) -> Unfinished {
         Then::Retry { delay: full_jitter(attempt, rand::random()), error: error.to_owned() }
     };
     Unfinished { item: item.clone(), then }
+}
+
+/// A shop that has taken the app out sends nothing more; who looks after it sees that. Best effort: it changes no customer.
+async fn note_uninstalled(context: &Context, events: &[Event]) {
+    let gone = events.iter().filter(|event| event.name.as_deref() == Some("App Uninstalled"));
+    for (event, shop) in gone.filter_map(|event| Some((event, event.shop.as_deref()?))) {
+        tracing::warn!(shop, "the app was uninstalled");
+        if let Err(error) = context.tenants.shop_uninstalled(shop, event.timestamp).await {
+            tracing::warn!(%error, shop, "that the app was uninstalled could not be noted");
+        }
+    }
 }
 
 /// After the commit, and before the ack: a reader that asks after the ack sees the new state.

@@ -4,6 +4,7 @@
 
 pub mod back_door;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ use tributary_core::adapters::redis::queue::RedisQueue;
 use tributary_core::adapters::sqlite::db::Db;
 use tributary_core::adapters::sqlite::{customers::SqliteStore, queue::SqliteQueue, tenants::SqliteTenants};
 use tributary_core::context::{Backend, Context};
+use tributary_core::domain::ids::BrandId;
+use tributary_core::domain::settings::{BrandSettings, Limits};
 use tributary_core::ports::cache::Cache;
 use tributary_core::ports::clock::{ManualClock, SystemClock};
 use tributary_core::ports::locks::Locks;
@@ -32,6 +35,7 @@ use tributary_core::ports::queue::{
 };
 use tributary_core::ports::store::Store;
 use tributary_core::ports::tenants::Tenants;
+use tributary_core::services::process::Book;
 
 static SERVICES: OnceCell<Services> = OnceCell::const_new();
 
@@ -273,6 +277,12 @@ impl Queue for AwayQueue {
     fn lease(&self) -> Duration {
         LEASE
     }
+}
+
+/// Settings without limits.
+pub fn unlimited(brand: BrandId) -> Book {
+    let settings = BrandSettings { limits: Limits::none(), ..BrandSettings::default() };
+    Book(HashMap::from([(brand, Arc::new(settings))]))
 }
 
 /// A store under test, with its tenants and the locks of its profile.

@@ -13,10 +13,17 @@ use tributary_core::ports::queue::NewItem;
 
 use super::segment::{MAX_BATCH_EVENTS, Reception, count, json, key_in, writer};
 use crate::body::{self, MAX_BATCH_BYTES};
+use crate::codes::TAKING;
 use crate::error::ApiError;
+use crate::errors;
 use crate::state::AppState;
 
+errors!(TakeErrors: TAKING, &["too_many_events"]);
+
 /// Takes events: 202 `{"accepted", "rejected": [{"index", "code", "error"}]}`, also when all are rejected.
+#[utoipa::path(post, path = "/api/events", tag = "Events", security(("write_key" = [])),
+    request_body(content = Object, description = "A message in Segment's format, or an array of them"),
+    responses((status = 202, description = "What was taken, and why others were not", body = Object), TakeErrors))]
 pub async fn take(
     State(state): State<AppState>,
     headers: HeaderMap,

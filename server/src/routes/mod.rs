@@ -3,6 +3,8 @@
 pub mod customers;
 pub mod events;
 pub mod monitoring;
+pub mod privacy;
 pub mod queues;
 pub mod segment;
+pub mod settings;
 pub mod shopify;

@@ -8,32 +8,34 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tributary_core::context::EVENTS_QUEUE;
-use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::shopify::Delivery;
 use tributary_core::ports::queue::{Claim, DeadPlace, MAX_DEAD_PAGE, Queue};
-use tributary_core::ports::tenants::KeyKind;
 use tributary_core::services::queues::{self, Letter, Page, Scope, Which};
 
-use crate::auth;
+use crate::auth::Secret;
+use crate::codes::SECRET;
 use crate::error::ApiError;
+use crate::errors;
 use crate::state::AppState;
 
 /// Dead letters of a page, unless asked otherwise.
 const PAGE: usize = 20;
 
 /// Which page.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Paging {
     after: Option<String>,
     limit: Option<usize>,
 }
 
 /// Which delivery: the headers that Shopify sent.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct DeliveryIds {
     shop: String,
     webhook_id: Option<String>,
@@ -42,31 +44,41 @@ pub struct DeliveryIds {
     resource_id: Option<String>,
 }
 
+errors!(AllErrors: SECRET, &["queue_unavailable"]);
+errors!(OneErrors: SECRET, &["not_found", "queue_unavailable"]);
+errors!(ListErrors: SECRET, &["not_found", "invalid_query", "invalid_limit", "invalid_after", "queue_unavailable"]);
+errors!(PauseErrors: SECRET, &["not_found", "shared_queue", "queue_unavailable"]);
+errors!(ClaimErrors: SECRET, &["not_found", "invalid_query", "missing_ids", "queue_unavailable"]);
+
 type Answer<T = Value> = Result<Json<T>, ApiError>;
 
 /// Every queue in numbers, with its rates; and the outbox, where items wait for a queue that is away.
-pub async fn all(State(state): State<AppState>, headers: HeaderMap) -> Answer {
-    brand(&state, &headers).await?;
+#[utoipa::path(get, path = "/api/queues", tag = "Queues", security(("secret_key" = [])),
+    responses((status = 200, body = Object), AllErrors))]
+pub async fn all(State(state): State<AppState>, _: Secret) -> Answer {
     // The store may be away; the queue's numbers are wanted then more than ever.
     let outbox = state.context.outbox.stats().await.ok();
     Ok(Json(json!({EVENTS_QUEUE: numbers(&state).await?, "outbox": outbox})))
 }
 
 /// One queue in numbers, with its rates.
-pub async fn one(State(state): State<AppState>, Path(name): Path<String>, headers: HeaderMap) -> Answer {
-    brand(&state, &headers).await?;
+#[utoipa::path(get, path = "/api/queues/{queue}", tag = "Queues", security(("secret_key" = [])),
+    params(("queue" = String, Path)), responses((status = 200, body = Object), OneErrors))]
+pub async fn one(State(state): State<AppState>, Path(name): Path<String>, _: Secret) -> Answer {
     queue(&state, &name)?;
     Ok(Json(numbers(&state).await?))
 }
 
 /// The brand's dead letters, newest first.
+#[utoipa::path(get, path = "/api/queues/{queue}/dead", tag = "Queues", security(("secret_key" = [])),
+    params(("queue" = String, Path), Paging), responses((status = 200, body = Object), ListErrors))]
 pub async fn list(
     State(state): State<AppState>,
     Path(name): Path<String>,
+    secret: Secret,
     paging: Result<Query<Paging>, QueryRejection>,
-    headers: HeaderMap,
 ) -> Answer<Page> {
-    let brand = brand(&state, &headers).await?;
+    let brand = secret.brand;
     let Query(paging) = paging.map_err(invalid_query)?;
     let limit = paging.limit.unwrap_or(PAGE);
     if !(1..=MAX_DEAD_PAGE).contains(&limit) {
@@ -85,79 +97,85 @@ pub async fn list(
 }
 
 /// One dead letter.
+#[utoipa::path(get, path = "/api/queues/{queue}/dead/{id}", tag = "Queues", security(("secret_key" = [])),
+    params(("queue" = String, Path), ("id" = String, Path)), responses((status = 200, body = Object), OneErrors))]
 pub async fn show(
     State(state): State<AppState>,
     Path((name, id)): Path<(String, String)>,
-    headers: HeaderMap,
+    secret: Secret,
 ) -> Answer<Letter> {
-    let brand = brand(&state, &headers).await?;
+    let brand = secret.brand;
     let found = queues::letter(&**queue(&state, &name)?, Scope::Brand(brand), &id).await?;
     found.map(Json).ok_or_else(|| no_letter(&id))
 }
 
 /// Puts one dead letter back to pending.
+#[utoipa::path(post, path = "/api/queues/{queue}/dead/{id}/retry", tag = "Queues", security(("secret_key" = [])),
+    params(("queue" = String, Path), ("id" = String, Path)), responses((status = 200, body = Object), OneErrors))]
 pub async fn retry_one(
     State(state): State<AppState>,
     Path((name, id)): Path<(String, String)>,
-    headers: HeaderMap,
+    secret: Secret,
 ) -> Answer {
-    let brand = brand(&state, &headers).await?;
+    let brand = secret.brand;
     let which = Which::Ids(vec![id.clone()]);
     let back = queues::retry(&**queue(&state, &name)?, Scope::Brand(brand), which).await?;
     one_or_none(&id, "retried", back)
 }
 
 /// Puts all the brand's dead letters back to pending.
-pub async fn retry_all(
-    State(state): State<AppState>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-) -> Answer {
-    let brand = brand(&state, &headers).await?;
+#[utoipa::path(post, path = "/api/queues/{queue}/dead/retry", tag = "Queues", security(("secret_key" = [])),
+    params(("queue" = String, Path)), responses((status = 200, body = Object), OneErrors))]
+pub async fn retry_all(State(state): State<AppState>, Path(name): Path<String>, secret: Secret) -> Answer {
+    let brand = secret.brand;
     let back = queues::retry(&**queue(&state, &name)?, Scope::Brand(brand), Which::All).await?;
     Ok(Json(json!({"retried": back})))
 }
 
 /// Discards one dead letter.
+#[utoipa::path(delete, path = "/api/queues/{queue}/dead/{id}", tag = "Queues", security(("secret_key" = [])),
+    params(("queue" = String, Path), ("id" = String, Path)), responses((status = 200, body = Object), OneErrors))]
 pub async fn discard_one(
     State(state): State<AppState>,
     Path((name, id)): Path<(String, String)>,
-    headers: HeaderMap,
+    secret: Secret,
 ) -> Answer {
-    let brand = brand(&state, &headers).await?;
+    let brand = secret.brand;
     let which = Which::Ids(vec![id.clone()]);
     let gone = queues::discard(&**queue(&state, &name)?, Scope::Brand(brand), which).await?;
     one_or_none(&id, "discarded", gone)
 }
 
 /// Discards all the brand's dead letters.
-pub async fn discard_all(
-    State(state): State<AppState>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-) -> Answer {
-    let brand = brand(&state, &headers).await?;
+#[utoipa::path(delete, path = "/api/queues/{queue}/dead", tag = "Queues", security(("secret_key" = [])),
+    params(("queue" = String, Path)), responses((status = 200, body = Object), OneErrors))]
+pub async fn discard_all(State(state): State<AppState>, Path(name): Path<String>, secret: Secret) -> Answer {
+    let brand = secret.brand;
     let gone = queues::discard(&**queue(&state, &name)?, Scope::Brand(brand), Which::All).await?;
     Ok(Json(json!({"discarded": gone})))
 }
 
 /// Pauses the queue.
-pub async fn pause(state: State<AppState>, name: Path<String>, headers: HeaderMap) -> Answer {
-    set_paused(state, name, headers, true).await
+#[utoipa::path(post, path = "/api/queues/{queue}/pause", tag = "Queues", security(("secret_key" = [])),
+    params(("queue" = String, Path)), responses((status = 200, body = Object), PauseErrors))]
+pub async fn pause(state: State<AppState>, name: Path<String>, secret: Secret) -> Answer {
+    set_paused(state, name, secret, true).await
 }
 
 /// Resumes the queue.
-pub async fn resume(state: State<AppState>, name: Path<String>, headers: HeaderMap) -> Answer {
-    set_paused(state, name, headers, false).await
+#[utoipa::path(post, path = "/api/queues/{queue}/resume", tag = "Queues", security(("secret_key" = [])),
+    params(("queue" = String, Path)), responses((status = 200, body = Object), PauseErrors))]
+pub async fn resume(state: State<AppState>, name: Path<String>, secret: Secret) -> Answer {
+    set_paused(state, name, secret, false).await
 }
 
 async fn set_paused(
     State(state): State<AppState>,
     Path(name): Path<String>,
-    headers: HeaderMap,
+    secret: Secret,
     paused: bool,
 ) -> Answer {
-    let brand = brand(&state, &headers).await?;
+    let brand = secret.brand;
     let queue = queue(&state, &name)?;
     if state.context.tenants.brands().await?.iter().any(|(other, _)| *other != brand) {
         let message =
@@ -170,13 +188,15 @@ async fn set_paused(
 }
 
 /// What is remembered of a webhook's first delivery: when it came, and when, by what and how it ended.
+#[utoipa::path(get, path = "/api/queues/{queue}/claims", tag = "Queues", security(("secret_key" = [])),
+    params(("queue" = String, Path), DeliveryIds), responses((status = 200, body = Object), ClaimErrors))]
 pub async fn claim(
     State(state): State<AppState>,
     Path(name): Path<String>,
+    secret: Secret,
     ids: Result<Query<DeliveryIds>, QueryRejection>,
-    headers: HeaderMap,
 ) -> Answer<Claim> {
-    let brand = brand(&state, &headers).await?;
+    let brand = secret.brand;
     let queue = queue(&state, &name)?;
     let Query(ids) = ids.map_err(invalid_query)?;
     let domain = ids.shop.to_lowercase();
@@ -199,10 +219,6 @@ pub async fn claim(
         })?,
     };
     queue.claim(&key).await?.map(Json).ok_or_else(nothing)
-}
-
-async fn brand(state: &AppState, headers: &HeaderMap) -> Result<BrandId, ApiError> {
-    state.keys.brand(auth::from_headers(headers).as_deref(), KeyKind::Secret).await
 }
 
 fn queue<'s>(state: &'s AppState, name: &str) -> Result<&'s Arc<dyn Queue>, ApiError> {

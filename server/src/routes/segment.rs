@@ -22,7 +22,9 @@ use uuid::Uuid;
 
 use crate::auth;
 use crate::body::{self, MAX_BATCH_BYTES};
+use crate::codes::{EVENT, TAKING};
 use crate::error::ApiError;
+use crate::errors;
 use crate::state::AppState;
 
 /// The most events a batch (Segment's limit).
@@ -101,7 +103,13 @@ pub(super) fn key_in(message: &RawValue) -> Option<String> {
     serde_json::from_str::<Keyed<'_>>(message.get()).ok()?.write_key.map(Cow::into_owned)
 }
 
+errors!(OneErrors: TAKING, EVENT);
+errors!(BatchErrors: TAKING, EVENT, &["too_many_events", "context_too_large", "no_type", "invalid_type"]);
+
 /// One message, whose kind the route says.
+#[utoipa::path(post, path = "/v1/track", tag = "Events", security(("write_key" = [])),
+    request_body(content = Object, description = "A message in Segment's format"),
+    responses((status = 200, description = "Taken, durably", body = Object), OneErrors))]
 pub async fn one(
     kind: EventKind,
     State(state): State<AppState>,
@@ -120,6 +128,9 @@ pub async fn one(
 }
 
 /// A batch of messages, each with its type.
+#[utoipa::path(post, path = "/v1/batch", tag = "Events", security(("write_key" = [])),
+    request_body(content = Object, description = "`{\"batch\": […]}`, at most 2,500 messages and 500 KB"),
+    responses((status = 200, description = "Taken, durably", body = Object), BatchErrors))]
 pub async fn batch(
     State(state): State<AppState>,
     headers: HeaderMap,

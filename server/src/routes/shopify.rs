@@ -25,6 +25,7 @@ use tributary_core::ports::tenants::Shop;
 use super::segment::count;
 use crate::body::{self, MAX_WEBHOOK_BYTES};
 use crate::error::ApiError;
+use crate::errors;
 use crate::state::AppState;
 
 /// The resource's id.
@@ -34,7 +35,18 @@ struct Resource<'a> {
     id: Option<&'a RawValue>,
 }
 
+errors!(TakeErrors: &[
+    "payload_too_large", "invalid_body", "body_timeout", "missing_header", "invalid_hmac", "invalid_json", "idempotency_conflict",
+    "queue_unavailable", "queue_full", "store_unavailable",
+]);
+
 /// Takes a webhook: 200 `{"success":true,"duplicate":false}`; 401 for a bad signature, 400 for missing headers.
+#[utoipa::path(post, path = "/api/webhooks/shopify", tag = "Events",
+    params(("x-shopify-hmac-sha256" = String, Header), ("x-shopify-shop-domain" = String, Header), ("x-shopify-topic" = String, Header),
+        ("x-shopify-webhook-id" = String, Header), ("x-shopify-api-version" = String, Header), ("x-shopify-event-id" = Option<String>, Header),
+        ("x-shopify-triggered-at" = Option<String>, Header)),
+    request_body(content = Object, description = "As Shopify sends it"),
+    responses((status = 200, description = "Taken, or known from before", body = Object), TakeErrors))]
 pub async fn take(
     State(state): State<AppState>,
     headers: HeaderMap,
@@ -55,6 +67,11 @@ pub async fn take(
             "the signature does not fit this shop's secret",
         )
     })?;
+    if shop.redacted_at.is_some() {
+        // Its customers were erased, and it has not been added again: what it still sends is not kept.
+        metrics::counter!("tributary_webhooks_unwanted_total").increment(1);
+        return Ok(Json(json!({"success": true, "duplicate": false, "ignored": true})).into_response());
+    }
     let body: &RawValue = parse(&bytes)?;
     let resource_id =
         parse::<Resource<'_>>(&bytes)?.id.map(|id| id.get().trim_matches('"')).filter(|id| *id != "null");

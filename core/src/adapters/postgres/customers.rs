@@ -1,19 +1,30 @@
 //! Reading customers.
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use rust_decimal::Decimal;
+use serde::de::DeserializeOwned;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 use uuid::Uuid;
 
 use super::db::failed;
-use super::processing::PgTx;
-use crate::domain::customer360::{CustomerRecord, OrderTotals, RECENT_EVENTS, RECENT_ORDERS, StoredEvent};
-use crate::domain::identity::{Identifier, IdentifierKind};
+use super::processing::{ORDER, PgTx};
+use crate::domain::customer360::{
+    CustomerRecord, GROUPS, OrderTotals, RECENT_EVENTS, RelatedProfile, StoredConsent, StoredEvent,
+};
+use crate::domain::event::EventKind;
+use crate::domain::identity::{Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::domain::order::Order;
+use crate::domain::insights::{ACTIVITY, Activity, KnownProduct, ORDERS, PRODUCT_EVENTS, product_ids};
+use crate::domain::order::{Order, OrderRecord};
 use crate::domain::profile::Profile;
-use crate::ports::store::{Store, StoreError, StoreStats, StoreTx};
+use crate::ports::store::{BrandOrder, Store, StoreError, StoreStats, StoreTx};
+
+/// Most statements of consent that are read of a customer.
+const CONSENTS: i64 = 500;
+/// Most related profiles that are read.
+const RELATED: i64 = 20;
 
 /// The store on PostgreSQL.
 pub struct PgStore {
@@ -52,12 +63,20 @@ impl Store for PgStore {
             self.pool.begin_with("begin isolation level repeatable read read only").await.map_err(failed)?;
         let Some(profile) = survivor(&mut tx, brand, id).await? else { return Ok(None) };
         let id = profile.id;
+        let activity = activity(&mut tx, brand, id).await?;
+        let orders = recent_orders(&mut tx, brand, id).await?;
+        let related = if profile.standing.related { related(&mut tx, brand, id).await? } else { vec![] };
         Ok(Some(CustomerRecord {
             profile,
             identifiers: identifiers(&mut tx, brand, id).await?,
             totals: totals(&mut tx, brand, id).await?,
             recent_events: recent_events(&mut tx, brand, id).await?,
-            recent_orders: recent_orders(&mut tx, brand, id).await?,
+            products: products(&mut tx, brand, &product_ids(&activity, &orders)).await?,
+            consents: consents(&mut tx, brand, id, CONSENTS).await?,
+            groups: groups(&mut tx, brand, id).await?,
+            activity,
+            orders,
+            related,
         }))
     }
 
@@ -100,7 +119,8 @@ async fn survivor(
             union all
             select p.* from profiles p join trail t on p.id = t.merged_into and p.brand_id = $2
         )
-        select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into
+        select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into, counts, merges,
+            limited, related
         from trail where merged_into is null",
     )
     .bind(id.0)
@@ -135,10 +155,10 @@ async fn totals(
     id: ProfileId,
 ) -> Result<Vec<OrderTotals>, StoreError> {
     let rows = sqlx::query(
-        "select currency, count(*) as count, sum(total) as total, sum(refunded) as refunded,
-            max(ordered_at) as last_ordered_at
+        "select currency, count(*) as count, sum(revenue) as total, sum(refunded) as refunded,
+            min(ordered_at) as first_ordered_at, max(ordered_at) as last_ordered_at
         from orders
-        where profile_id = $1 and brand_id = $2 and not test and cancelled_at is null
+        where profile_id = $1 and brand_id = $2 and counts
         group by currency order by currency",
     )
     .bind(id.0)
@@ -153,6 +173,7 @@ async fn totals(
                 count: u64::try_from(row.try_get::<i64, _>("count")?).unwrap_or_default(),
                 total: row.try_get::<Decimal, _>("total")?,
                 refunded: row.try_get::<Decimal, _>("refunded")?,
+                first_ordered_at: row.try_get("first_ordered_at")?,
                 last_ordered_at: row.try_get("last_ordered_at")?,
             })
         })
@@ -166,7 +187,7 @@ async fn recent_events(
     id: ProfileId,
 ) -> Result<Vec<StoredEvent>, StoreError> {
     let rows = sqlx::query(
-        "select message_id, kind, name, \"timestamp\", body::text as body from events
+        "select message_id, kind, name, \"timestamp\", body::text as body, active from events
         where profile_id = $1 and brand_id = $2
         order by \"timestamp\" desc, message_id desc limit $3",
     )
@@ -176,13 +197,31 @@ async fn recent_events(
     .fetch_all(&mut *tx)
     .await
     .map_err(failed)?;
+    rows.iter().map(stored_event).collect::<Result<_, _>>().map_err(failed)
+}
+
+async fn activity(tx: &mut PgConnection, brand: BrandId, id: ProfileId) -> Result<Vec<Activity>, StoreError> {
+    // bodies only where they are looked at
+    let rows = sqlx::query(
+        "select \"timestamp\", kind, name, active, case when kind = 'track' and name = any($3) then body::text end as body
+        from events where profile_id = $1 and brand_id = $2
+        order by \"timestamp\" desc, message_id desc limit $4",
+    )
+    .bind(id.0)
+    .bind(brand.0)
+    .bind(PRODUCT_EVENTS.map(|(name, _)| name))
+    .bind(ACTIVITY as i64)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
     rows.iter()
         .map(|row| {
-            Ok(StoredEvent {
-                message_id: row.try_get("message_id")?,
-                kind: row.try_get("kind")?,
-                name: row.try_get("name")?,
+            let kind: String = row.try_get("kind")?;
+            Ok(Activity {
                 timestamp: row.try_get("timestamp")?,
+                visit: row.try_get::<bool, _>("active")? && kind != EventKind::Shopify.as_str(),
+                page: [EventKind::Page.as_str(), EventKind::Screen.as_str()].contains(&&*kind),
+                name: row.try_get("name")?,
                 body: row.try_get("body")?,
             })
         })
@@ -190,27 +229,115 @@ async fn recent_events(
         .map_err(failed)
 }
 
+async fn products(
+    tx: &mut PgConnection,
+    brand: BrandId,
+    ids: &[String],
+) -> Result<Vec<KnownProduct>, StoreError> {
+    if ids.is_empty() {
+        return Ok(vec![]);
+    }
+    let rows: Vec<(String, Option<String>, Option<String>)> = sqlx::query_as(
+        "select id, title, category from products where brand_id = $1 and id = any($2) order by id, shop",
+    )
+    .bind(brand.0)
+    .bind(ids)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    Ok(rows.into_iter().map(|(id, title, category)| KnownProduct { id, title, category }).collect())
+}
+
+/// What a customer said of consent, newest first, at most `limit`.
+pub(super) async fn consents(
+    conn: &mut PgConnection,
+    brand: BrandId,
+    id: ProfileId,
+    limit: i64,
+) -> Result<Vec<StoredConsent>, StoreError> {
+    let rows = sqlx::query(
+        "select channel, state, level, at, message_id from consents where profile_id = $1 and brand_id = $2
+        order by at desc, message_id desc limit $3",
+    )
+    .bind(id.0)
+    .bind(brand.0)
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+    .map_err(failed)?;
+    let consent = |row: &PgRow| {
+        Ok(StoredConsent {
+            channel: row.try_get("channel")?,
+            state: row.try_get("state")?,
+            level: row.try_get("level")?,
+            at: row.try_get("at")?,
+            message_id: row.try_get("message_id")?,
+        })
+    };
+    rows.iter().map(consent).collect::<Result<_, sqlx::Error>>().map_err(failed)
+}
+
+async fn groups(
+    tx: &mut PgConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Vec<StoredEvent>, StoreError> {
+    let rows = sqlx::query(
+        "select * from (
+            select distinct on (name) message_id, kind, name, \"timestamp\", body::text as body, active from events
+            where profile_id = $1 and brand_id = $2 and kind = 'group'
+            order by name, \"timestamp\" desc, message_id desc) newest
+        order by \"timestamp\" desc, message_id desc limit $3",
+    )
+    .bind(id.0)
+    .bind(brand.0)
+    .bind(GROUPS as i64)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    rows.iter().map(stored_event).collect::<Result<_, _>>().map_err(failed)
+}
+
+pub(super) async fn related(
+    tx: &mut PgConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Vec<RelatedProfile>, StoreError> {
+    let rows: Vec<(Uuid, String, String)> = sqlx::query_as(
+        "select case when a = $1 then b else a end, kind, reason from relations
+        where (a = $1 or b = $1) and brand_id = $2 order by at desc, a, b limit $3",
+    )
+    .bind(id.0)
+    .bind(brand.0)
+    .bind(RELATED)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    Ok(rows
+        .into_iter()
+        .map(|(id, kind, reason)| RelatedProfile { id: ProfileId(id), kind, reason })
+        .collect())
+}
+
 async fn recent_orders(
     tx: &mut PgConnection,
     brand: BrandId,
     id: ProfileId,
-) -> Result<Vec<Order>, StoreError> {
-    let rows = sqlx::query(
-        "select shop, id, name, ordered_at, updated_at, cancelled_at, test, currency, total, refunded,
-            financial_status, fulfillment_status, items::text as items
-        from orders where profile_id = $1 and brand_id = $2
-        order by ordered_at desc, id desc limit $3",
-    )
+) -> Result<Vec<OrderRecord>, StoreError> {
+    let rows = sqlx::query(AssertSqlSafe(format!(
+        "select {ORDER} from orders where profile_id = $1 and brand_id = $2
+        order by ordered_at desc, id desc limit $3"
+    )))
     .bind(id.0)
     .bind(brand.0)
-    .bind(RECENT_ORDERS as i64)
+    .bind(ORDERS as i64)
     .fetch_all(&mut *tx)
     .await
     .map_err(failed)?;
-    rows.iter().map(order).collect::<Result<_, sqlx::Error>>().map_err(failed)
+    rows.iter().map(|row| Ok(brand_order(row)?.1)).collect::<Result<_, sqlx::Error>>().map_err(failed)
 }
 
-/// A profile from `id, brand_id, first_seen, last_seen, events_count, traits::text, merged_into`.
+/// A profile from all its columns, `traits::text`.
 pub(super) fn profile(row: &PgRow) -> Result<Profile, StoreError> {
     let traits: String = row.try_get("traits").map_err(failed)?;
     let read = || -> Result<Profile, sqlx::Error> {
@@ -222,26 +349,75 @@ pub(super) fn profile(row: &PgRow) -> Result<Profile, StoreError> {
             events_count: row.try_get("events_count")?,
             traits: serde_json::from_str(&traits).map_err(|error| sqlx::Error::Decode(error.into()))?,
             merged_into: row.try_get::<Option<Uuid>, _>("merged_into")?.map(ProfileId),
+            standing: standing(row)?,
         })
     };
     read().map_err(failed)
 }
 
-fn order(row: &PgRow) -> Result<Order, sqlx::Error> {
-    let items: String = row.try_get("items")?;
-    Ok(Order {
+/// Where a profile stands, from `counts, merges, limited, related`.
+pub(super) fn standing(row: &PgRow) -> Result<Standing, sqlx::Error> {
+    Ok(Standing {
+        counts: json(row.try_get("counts")?)?,
+        merges: u32::try_from(row.try_get::<i32, _>("merges")?).unwrap_or_default(),
+        limited: row.try_get("limited")?,
+        related: row.try_get("related")?,
+    })
+}
+
+/// An event from `message_id, kind, name, timestamp, body::text, active`.
+pub(super) fn stored_event(row: &PgRow) -> Result<StoredEvent, sqlx::Error> {
+    Ok(StoredEvent {
+        message_id: row.try_get("message_id")?,
+        kind: row.try_get("kind")?,
+        name: row.try_get("name")?,
+        timestamp: row.try_get("timestamp")?,
+        body: row.try_get("body")?,
+        active: row.try_get("active")?,
+    })
+}
+
+/// An order from [`ORDER`].
+pub(super) fn brand_order(row: &PgRow) -> Result<BrandOrder, sqlx::Error> {
+    let updated_at: DateTime<Utc> = row.try_get("updated_at")?;
+    let message_id: String = row.try_get("message_id")?;
+    let refunds: Option<&str> = row.try_get("refunds")?;
+    let presentment: Option<&str> = row.try_get("presentment")?;
+    // nothing but what happened to it is known of an order without a message
+    let state = if message_id.is_empty() {
+        None
+    } else {
+        let order = Order {
+            name: row.try_get("name")?,
+            ordered_at: row.try_get("ordered_at")?,
+            cancelled_at: row.try_get("cancelled_at")?,
+            test: row.try_get("test")?,
+            currency: row.try_get("currency")?,
+            total: row.try_get("total")?,
+            gift_cards: row.try_get("gift_cards")?,
+            presentment: presentment.map(json).transpose()?,
+            financial_status: row.try_get("financial_status")?,
+            fulfillment_status: row.try_get("fulfillment_status")?,
+            items: json(row.try_get("items")?)?,
+        };
+        Some((order, (updated_at.timestamp_millis(), message_id)))
+    };
+    let record = OrderRecord {
         shop: row.try_get("shop")?,
         id: row.try_get("id")?,
-        name: row.try_get("name")?,
-        ordered_at: row.try_get("ordered_at")?,
-        updated_at: row.try_get("updated_at")?,
-        cancelled_at: row.try_get("cancelled_at")?,
-        test: row.try_get("test")?,
-        currency: row.try_get("currency")?,
-        total: row.try_get("total")?,
-        refunded: row.try_get("refunded")?,
-        financial_status: row.try_get("financial_status")?,
-        fulfillment_status: row.try_get("fulfillment_status")?,
-        items: serde_json::from_str(&items).map_err(|error| sqlx::Error::Decode(error.into()))?,
-    })
+        profile: row.try_get::<Option<Uuid>, _>("profile_id")?.map(ProfileId),
+        state,
+        refunds: refunds.map(json).transpose()?.unwrap_or_default(),
+        fulfillments: json(row.try_get("fulfillments")?)?,
+        deleted_at: row.try_get("deleted_at")?,
+        revision: row.try_get("version")?,
+    };
+    // before there were refunds one by one there was their sum
+    let sum: Decimal = row.try_get("refunded")?;
+    let record = if refunds.is_none() { record.with_refunds_in_sum(sum) } else { record };
+    Ok((BrandId(row.try_get("brand_id")?), record))
+}
+
+fn json<T: DeserializeOwned>(text: &str) -> Result<T, sqlx::Error> {
+    serde_json::from_str(text).map_err(|error| sqlx::Error::Decode(error.into()))
 }

@@ -2,6 +2,8 @@
 
 pub mod customers;
 pub mod db;
+pub mod directory;
 pub mod outbox;
+pub mod privacy;
 pub mod processing;
 pub mod tenants;

@@ -1,20 +1,30 @@
 //! The steps of a worker's transaction: one statement each, over arrays.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use async_trait::async_trait;
-use sqlx::{Postgres, Transaction};
+use sqlx::{AssertSqlSafe, Postgres, Row, Transaction};
 use uuid::Uuid;
 
-use super::customers::profile;
+use super::customers::{brand_order, profile, standing, stored_event};
 use super::db::failed;
 use super::outbox;
+use crate::domain::customer360::StoredEvent;
 use crate::domain::event::Event;
-use crate::domain::identity::{Identifier, IdentifierKind};
+use crate::domain::identity::{Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
+use crate::domain::time::{Timestamp, from_ms};
 use crate::ports::outbox::Stage;
-use crate::ports::store::{BrandIdentifier, EventRow, KnownEvents, Move, OrderRow, StoreError, StoreTx};
+use crate::ports::store::{
+    BrandIdentifier, BrandOrder, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move, OrderColumns,
+    OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, StoreError, StoreTx, suppression,
+};
+
+/// The columns of an order, as [`brand_order`] reads them.
+pub(super) const ORDER: &str = "brand_id, shop, id, profile_id, updated_at, message_id, name, ordered_at, cancelled_at, test, currency, total, \
+    refunded, financial_status, fulfillment_status, items::text as items, version, gift_cards, presentment, refunds, \
+    fulfillments, deleted_at";
 
 /// A transaction on PostgreSQL, READ COMMITTED: each statement sees what others have committed before it.
 pub struct PgTx {
@@ -76,8 +86,8 @@ impl StoreTx for PgTx {
         let profiles: Vec<Uuid> = claims.iter().map(|(_, profile)| profile.0).collect();
         // in the order given: two workers that want the same identifiers wait for each other in one order
         let rows: Vec<(i64, String, String)> = sqlx::query_as(
-            "insert into identifiers (brand_id, kind, value, profile_id)
-            select b, k, v, p from unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[])
+            "insert into identifiers (brand_id, kind, value, profile_id, origin)
+            select b, k, v, p, p from unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[])
                 with ordinality as claimed (b, k, v, p, place) order by place
             on conflict do nothing
             returning brand_id, kind, value",
@@ -95,7 +105,8 @@ impl StoreTx for PgTx {
     async fn lock(&mut self, ids: &[ProfileId]) -> Result<Vec<Profile>, StoreError> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let rows = sqlx::query(
-            "select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into
+            "select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into, counts, merges,
+                limited, related
             from profiles where id = any($1) order by id for update",
         )
         .bind(ids)
@@ -108,10 +119,11 @@ impl StoreTx for PgTx {
     async fn add_events(&mut self, rows: &[EventRow<'_>]) -> Result<HashSet<(BrandId, String)>, StoreError> {
         let events = || rows.iter().map(|row| row.event);
         let added: Vec<(i64, String)> = sqlx::query_as(
-            "insert into events (brand_id, message_id, profile_id, kind, name, \"timestamp\", received_at, body)
-            select b, m, p, k, n, t, r, body::json
+            "insert into events (brand_id, message_id, profile_id, origin, kind, name, \"timestamp\", received_at, body,
+                active, shop)
+            select b, m, p, p, k, n, t, r, body::json, a, s
             from unnest($1::bigint[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::timestamptz[],
-                $7::timestamptz[], $8::text[]) as given (b, m, p, k, n, t, r, body)
+                $7::timestamptz[], $8::text[], $9::boolean[], $10::text[]) as given (b, m, p, k, n, t, r, body, a, s)
             on conflict do nothing
             returning brand_id, message_id",
         )
@@ -123,6 +135,8 @@ impl StoreTx for PgTx {
         .bind(events().map(|e| e.timestamp).collect::<Vec<_>>())
         .bind(events().map(|e| e.received_at).collect::<Vec<_>>())
         .bind(events().map(|e| e.body.as_str()).collect::<Vec<_>>())
+        .bind(events().map(|e| e.active).collect::<Vec<_>>())
+        .bind(events().map(|e| e.shop.as_deref()).collect::<Vec<_>>())
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
@@ -135,13 +149,18 @@ impl StoreTx for PgTx {
             .map(|p| serde_json::to_string(&p.traits))
             .collect::<Result<_, _>>()
             .map_err(|error| StoreError::Invalid(format!("traits: {error}")))?;
+        let names: Vec<Option<(String, String)>> = profiles.iter().map(Profile::names).collect();
         sqlx::query(
-            "insert into profiles (id, brand_id, first_seen, last_seen, events_count, traits, merged_into)
-            select i, b, f, l, c, t::json, m
+            "insert into profiles (id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges,
+                limited, related, name, surname)
+            select i, b, f, l, c, t::json, m, counts, merges, limited, related, name, surname
             from unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::text[],
-                $7::uuid[]) as given (i, b, f, l, c, t, m)
+                $7::uuid[], $8::text[], $9::integer[], $10::text[], $11::boolean[], $12::text[], $13::text[])
+                as given (i, b, f, l, c, t, m, counts, merges, limited, related, name, surname)
             on conflict (id) do update set first_seen = excluded.first_seen, last_seen = excluded.last_seen,
-                events_count = excluded.events_count, traits = excluded.traits, merged_into = excluded.merged_into",
+                events_count = excluded.events_count, traits = excluded.traits, merged_into = excluded.merged_into,
+                counts = excluded.counts, merges = excluded.merges, limited = excluded.limited,
+                related = excluded.related, name = excluded.name, surname = excluded.surname",
         )
         .bind(profiles.iter().map(|p| p.id.0).collect::<Vec<_>>())
         .bind(profiles.iter().map(|p| p.brand.0).collect::<Vec<_>>())
@@ -150,67 +169,348 @@ impl StoreTx for PgTx {
         .bind(profiles.iter().map(|p| p.events_count).collect::<Vec<_>>())
         .bind(traits)
         .bind(profiles.iter().map(|p| p.merged_into.map(|id| id.0)).collect::<Vec<_>>())
+        .bind(profiles.iter().map(|p| serde_json::json!(p.standing.counts).to_string()).collect::<Vec<_>>())
+        .bind(profiles.iter().map(|p| i32::try_from(p.standing.merges).unwrap_or(i32::MAX)).collect::<Vec<_>>())
+        .bind(profiles.iter().map(|p| p.standing.limited.as_deref()).collect::<Vec<_>>())
+        .bind(profiles.iter().map(|p| p.standing.related).collect::<Vec<_>>())
+        .bind(names.iter().map(|n| n.as_ref().map(|n| n.0.as_str())).collect::<Vec<_>>())
+        .bind(names.iter().map(|n| n.as_ref().map(|n| n.1.as_str())).collect::<Vec<_>>())
         .execute(&mut *self.tx)
         .await
         .map_err(failed)?;
         Ok(())
     }
 
-    async fn move_owned(&mut self, moves: &[Move]) -> Result<(), StoreError> {
+    async fn suppressed(
+        &mut self,
+        identifiers: &[BrandIdentifier],
+    ) -> Result<HashSet<BrandIdentifier>, StoreError> {
+        let hashes: Vec<Vec<u8>> =
+            identifiers.iter().map(|(brand, i)| suppression(*brand, i).to_vec()).collect();
+        let found: Vec<Vec<u8>> = sqlx::query_scalar(
+            "select hash from suppressed where (brand_id, hash) in (select * from unnest($1::bigint[], $2::bytea[]))",
+        )
+        .bind(identifiers.iter().map(|(brand, _)| brand.0).collect::<Vec<_>>())
+        .bind(&hashes)
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        let found: HashSet<Vec<u8>> = found.into_iter().collect();
+        let known = identifiers.iter().zip(&hashes).filter(|(_, hash)| found.contains(*hash));
+        Ok(known.map(|(identifier, _)| identifier.clone()).collect())
+    }
+
+    async fn standings(&mut self, ids: &[ProfileId]) -> Result<HashMap<ProfileId, Standing>, StoreError> {
+        let rows =
+            sqlx::query("select id, counts, merges, limited, related from profiles where id = any($1)")
+                .bind(uuids(ids))
+                .fetch_all(&mut *self.tx)
+                .await
+                .map_err(failed)?;
+        rows.iter()
+            .map(|row| Ok((ProfileId(row.try_get("id")?), standing(row)?)))
+            .collect::<Result<_, sqlx::Error>>()
+            .map_err(failed)
+    }
+
+    async fn relations(
+        &mut self,
+        ids: &[ProfileId],
+    ) -> Result<BTreeSet<(ProfileId, ProfileId, RelationKind)>, StoreError> {
+        let rows: Vec<(Uuid, Uuid, String)> =
+            sqlx::query_as("select a, b, kind from relations where a = any($1) or b = any($1)")
+                .bind(uuids(ids))
+                .fetch_all(&mut *self.tx)
+                .await
+                .map_err(failed)?;
+        let known = |(a, b, kind): (Uuid, Uuid, String)| {
+            Some((ProfileId(a), ProfileId(b), RelationKind::parse(&kind)?))
+        };
+        Ok(rows.into_iter().filter_map(known).collect())
+    }
+
+    async fn relate(&mut self, relations: &[Relation]) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into relations (a, b, brand_id, kind, reason, at)
+            select * from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::timestamptz[])
+            on conflict do nothing",
+        )
+        .bind(relations.iter().map(|r| r.a.0).collect::<Vec<_>>())
+        .bind(relations.iter().map(|r| r.b.0).collect::<Vec<_>>())
+        .bind(relations.iter().map(|r| r.brand.0).collect::<Vec<_>>())
+        .bind(relations.iter().map(|r| r.kind.as_str()).collect::<Vec<_>>())
+        .bind(relations.iter().map(|r| r.reason.as_str()).collect::<Vec<_>>())
+        .bind(relations.iter().map(|r| r.at).collect::<Vec<_>>())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn record_merges(&mut self, merges: &[MergeRow]) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into merges (id, brand_id, survivor, loser, at, message_id, state, identifiers, orders)
+            select i, b, s, l, a, m, st::json,
+                (select coalesce(json_agg(json_build_object('kind', kind, 'value', value) order by kind, value), '[]')
+                    from identifiers where profile_id = l),
+                (select coalesce(json_agg(json_build_array(shop, o.id) order by shop, o.id), '[]')
+                    from orders o where profile_id = l)
+            from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::uuid[], $5::timestamptz[], $6::text[], $7::text[])
+                as given (i, b, s, l, a, m, st)",
+        )
+        .bind(merges.iter().map(|m| m.id).collect::<Vec<_>>())
+        .bind(merges.iter().map(|m| m.brand.0).collect::<Vec<_>>())
+        .bind(merges.iter().map(|m| m.moved.into.0).collect::<Vec<_>>())
+        .bind(merges.iter().map(|m| m.moved.from.0).collect::<Vec<_>>())
+        .bind(merges.iter().map(|m| m.at).collect::<Vec<_>>())
+        .bind(merges.iter().map(|m| m.message_id.as_str()).collect::<Vec<_>>())
+        .bind(merges.iter().map(|m| m.state.as_str()).collect::<Vec<_>>())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn move_owned(&mut self, moves: &[Move], related: bool) -> Result<(), StoreError> {
         let from: Vec<Uuid> = moves.iter().map(|m| m.from.0).collect();
         let into: Vec<Uuid> = moves.iter().map(|m| m.into.0).collect();
-        for statement in [
+        let owned = [
             "update identifiers set profile_id = i from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
             "update events set profile_id = i from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
             "update orders set profile_id = i from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
-        ] {
-            sqlx::query(statement).bind(&from).bind(&into).execute(&mut *self.tx).await.map_err(failed)?;
+            "update consents set profile_id = i from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
+        ];
+        // a relation follows its profile; one between two that are one now is over
+        let relations = [
+            "insert into relations (a, b, brand_id, kind, reason, at)
+            select least(a, b), greatest(a, b), brand_id, kind, reason, at from (
+                select coalesce(ma.i, a) as a, coalesce(mb.i, b) as b, brand_id, kind, reason, at from relations
+                left join unnest($1::uuid[], $2::uuid[]) as ma (f, i) on a = ma.f
+                left join unnest($1::uuid[], $2::uuid[]) as mb (f, i) on b = mb.f
+                where a = any($1) or b = any($1)) moved
+            where a <> b on conflict do nothing",
+            "delete from relations where (a = any($1) or b = any($1)) and cardinality($2::uuid[]) > 0",
+        ];
+        for statement in owned.iter().chain(relations.iter().filter(|_| related)) {
+            sqlx::query(*statement).bind(&from).bind(&into).execute(&mut *self.tx).await.map_err(failed)?;
         }
         Ok(())
     }
 
-    async fn save_orders(&mut self, rows: &[OrderRow<'_>]) -> Result<(), StoreError> {
-        let orders = || rows.iter().map(|row| row.order);
-        let items: Vec<String> = orders()
-            .map(|o| serde_json::to_string(&o.items))
-            .collect::<Result<_, _>>()
-            .map_err(|error| StoreError::Invalid(format!("order items: {error}")))?;
-        sqlx::query(
-            "insert into orders (brand_id, shop, id, profile_id, updated_at, message_id, name, ordered_at, cancelled_at,
-                test, currency, total, refunded, financial_status, fulfillment_status, items)
-            select b, s, i, p, u, m, n, o, c, t, cur, tot, ref, fin, ful, items::json
+    async fn orders(&mut self, keys: &[OrderKey]) -> Result<Vec<BrandOrder>, StoreError> {
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "select {ORDER} from orders where (brand_id, shop, id) in (select * from unnest($1::bigint[], $2::text[], $3::text[]))"
+        )))
+        .bind(keys.iter().map(|key| key.0.0).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.1.as_str()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key.2.as_str()).collect::<Vec<_>>())
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(brand_order).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn save_orders(&mut self, rows: &[BrandOrder]) -> Result<(), StoreError> {
+        let written: Vec<OrderColumns<'_>> =
+            rows.iter().map(|(_, order)| OrderColumns::of(order)).collect::<Result<_, _>>()?;
+        let of = || rows.iter().map(|(_, order)| order);
+        let states = || of().map(|order| order.order());
+        let done = sqlx::query(
+            "insert into orders (brand_id, shop, id, profile_id, origin, updated_at, message_id, name, ordered_at,
+                cancelled_at, test, currency, total, refunded, financial_status, fulfillment_status, items, version,
+                counts, revenue, gift_cards, presentment, refunds, fulfillments, deleted_at)
+            select b, s, i, p, p, u, m, n, o, c, t, cur, tot, refd, fin, ful, items::json, v, cnt, rev, gc, pre, refs, fuls,
+                del
             from unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[], $5::timestamptz[], $6::text[], $7::text[],
                 $8::timestamptz[], $9::timestamptz[], $10::boolean[], $11::text[], $12::numeric[], $13::numeric[],
-                $14::text[], $15::text[], $16::text[])
-                as given (b, s, i, p, u, m, n, o, c, t, cur, tot, ref, fin, ful, items)
+                $14::text[], $15::text[], $16::text[], $17::integer[], $18::boolean[], $19::numeric[], $20::numeric[],
+                $21::text[], $22::text[], $23::text[], $24::timestamptz[])
+                as given (b, s, i, p, u, m, n, o, c, t, cur, tot, refd, fin, ful, items, v, cnt, rev, gc, pre, refs, fuls, del)
             on conflict (brand_id, shop, id) do update set profile_id = excluded.profile_id,
+                origin = case when orders.profile_id = excluded.profile_id then orders.origin else excluded.origin end,
                 updated_at = excluded.updated_at, message_id = excluded.message_id, name = excluded.name,
                 ordered_at = excluded.ordered_at, cancelled_at = excluded.cancelled_at, test = excluded.test,
                 currency = excluded.currency, total = excluded.total, refunded = excluded.refunded,
                 financial_status = excluded.financial_status, fulfillment_status = excluded.fulfillment_status,
-                items = excluded.items
-            where (excluded.updated_at, excluded.message_id) > (orders.updated_at, orders.message_id)",
+                items = excluded.items, version = excluded.version, counts = excluded.counts,
+                revenue = excluded.revenue, gift_cards = excluded.gift_cards, presentment = excluded.presentment,
+                refunds = excluded.refunds, fulfillments = excluded.fulfillments, deleted_at = excluded.deleted_at
+            where orders.version = excluded.version - 1",
+        )
+        .bind(rows.iter().map(|(brand, _)| brand.0).collect::<Vec<_>>())
+        .bind(of().map(|o| o.shop.as_str()).collect::<Vec<_>>())
+        .bind(of().map(|o| o.id.as_str()).collect::<Vec<_>>())
+        .bind(of().map(|o| o.profile.map(|p| p.0)).collect::<Vec<_>>())
+        .bind(of().map(|o| from_ms(o.version().0)).collect::<Vec<_>>())
+        .bind(of().map(|o| o.version().1).collect::<Vec<_>>())
+        .bind(states().map(|o| o.and_then(|o| o.name.as_deref())).collect::<Vec<_>>())
+        .bind(of().map(|o| o.ordered_at()).collect::<Vec<_>>())
+        .bind(states().map(|o| o.and_then(|o| o.cancelled_at)).collect::<Vec<_>>())
+        .bind(states().map(|o| o.is_some_and(|o| o.test)).collect::<Vec<_>>())
+        .bind(written.iter().map(|w| w.currency).collect::<Vec<_>>())
+        .bind(written.iter().map(|w| w.total).collect::<Vec<_>>())
+        .bind(of().map(|o| o.refunded()).collect::<Vec<_>>())
+        .bind(states().map(|o| o.and_then(|o| o.financial_status.as_deref())).collect::<Vec<_>>())
+        .bind(states().map(|o| o.and_then(|o| o.fulfillment_status.as_deref())).collect::<Vec<_>>())
+        .bind(written.iter().map(|w| w.items.as_str()).collect::<Vec<_>>())
+        .bind(of().map(|o| o.revision + 1).collect::<Vec<_>>())
+        .bind(of().map(|o| o.counts()).collect::<Vec<_>>())
+        .bind(of().map(|o| o.revenue()).collect::<Vec<_>>())
+        .bind(written.iter().map(|w| w.gift_cards).collect::<Vec<_>>())
+        .bind(written.iter().map(|w| w.presentment.as_deref()).collect::<Vec<_>>())
+        .bind(written.iter().map(|w| w.refunds.as_str()).collect::<Vec<_>>())
+        .bind(written.iter().map(|w| w.fulfillments.as_str()).collect::<Vec<_>>())
+        .bind(of().map(|o| o.deleted_at).collect::<Vec<_>>())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        // What was not written had been written meanwhile; the rows are locked now, so the next run sees them.
+        match done.rows_affected() == rows.len() as u64 {
+            true => Ok(()),
+            false => Err(StoreError::Conflict("an order was written meanwhile".into())),
+        }
+    }
+
+    async fn save_products(&mut self, rows: &[ProductRow<'_>]) -> Result<(), StoreError> {
+        let of = || rows.iter().map(|row| &row.product);
+        sqlx::query(
+            "insert into products as p (brand_id, shop, id, updated_at, message_id, title, category, vendor, price, deleted_at)
+            select * from unnest($1::bigint[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::text[],
+                $8::text[], $9::numeric[], $10::timestamptz[])
+            on conflict (brand_id, shop, id) do update set
+                (updated_at, message_id, title, category, vendor, price) = (
+                    select n.updated_at, n.message_id, n.title, n.category, n.vendor, n.price from (values
+                        (excluded.updated_at, excluded.message_id, excluded.title, excluded.category, excluded.vendor, excluded.price),
+                        (p.updated_at, p.message_id, p.title, p.category, p.vendor, p.price))
+                        as n (updated_at, message_id, title, category, vendor, price)
+                    order by n.updated_at desc, n.message_id desc limit 1),
+                deleted_at = least(p.deleted_at, excluded.deleted_at)",
         )
         .bind(rows.iter().map(|row| row.brand.0).collect::<Vec<_>>())
-        .bind(orders().map(|o| o.shop.as_str()).collect::<Vec<_>>())
-        .bind(orders().map(|o| o.id.as_str()).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.profile.map(|p| p.0)).collect::<Vec<_>>())
-        .bind(orders().map(|o| o.updated_at).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.shop).collect::<Vec<_>>())
+        .bind(of().map(|p| p.id.as_str()).collect::<Vec<_>>())
+        .bind(of().map(|p| p.updated_at).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.message_id).collect::<Vec<_>>())
-        .bind(orders().map(|o| o.name.as_deref()).collect::<Vec<_>>())
-        .bind(orders().map(|o| o.ordered_at).collect::<Vec<_>>())
-        .bind(orders().map(|o| o.cancelled_at).collect::<Vec<_>>())
-        .bind(orders().map(|o| o.test).collect::<Vec<_>>())
-        .bind(orders().map(|o| o.currency.as_str()).collect::<Vec<_>>())
-        .bind(orders().map(|o| o.total).collect::<Vec<_>>())
-        .bind(orders().map(|o| o.refunded).collect::<Vec<_>>())
-        .bind(orders().map(|o| o.financial_status.as_deref()).collect::<Vec<_>>())
-        .bind(orders().map(|o| o.fulfillment_status.as_deref()).collect::<Vec<_>>())
-        .bind(items)
+        .bind(of().map(|p| p.title.as_deref()).collect::<Vec<_>>())
+        .bind(of().map(|p| p.category.as_deref()).collect::<Vec<_>>())
+        .bind(of().map(|p| p.vendor.as_deref()).collect::<Vec<_>>())
+        .bind(of().map(|p| p.price).collect::<Vec<_>>())
+        .bind(of().map(|p| p.deleted_at).collect::<Vec<_>>())
         .execute(&mut *self.tx)
         .await
         .map_err(failed)?;
         Ok(())
+    }
+
+    async fn save_consents(&mut self, rows: &[ConsentRow<'_>]) -> Result<(), StoreError> {
+        let of = || rows.iter().map(|row| row.consent);
+        sqlx::query(
+            "insert into consents (brand_id, message_id, channel, profile_id, origin, state, level, at)
+            select b, m, c, p, p, s, l, a from unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[], $5::text[],
+                $6::text[], $7::timestamptz[]) as given (b, m, c, p, s, l, a)
+            on conflict do nothing",
+        )
+        .bind(rows.iter().map(|row| row.brand.0).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.message_id).collect::<Vec<_>>())
+        .bind(of().map(|c| c.channel.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.profile.0).collect::<Vec<_>>())
+        .bind(of().map(|c| c.state.as_str()).collect::<Vec<_>>())
+        .bind(of().map(|c| c.level.as_deref()).collect::<Vec<_>>())
+        .bind(of().map(|c| c.at).collect::<Vec<_>>())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn ask(&mut self, rows: &[PrivacyRow]) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into privacy_requests (id, brand_id, message_id, kind, subject, source, created_at)
+            select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
+            on conflict do nothing",
+        )
+        .bind(rows.iter().map(|row| row.id).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.brand.0).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.message_id.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.kind).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.subject.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.source.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.at).collect::<Vec<_>>())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn give_back(&mut self, from: ProfileId, to: ProfileId) -> Result<GivenBack, StoreError> {
+        // those who were merged into it before go along
+        let back = |table: &str| {
+            AssertSqlSafe(format!(
+                "with recursive tree as (
+                    select $2::uuid as id union select p.id from profiles p join tree on p.merged_into = tree.id)
+                update {table} set profile_id = $2 where profile_id = $1 and origin in (select id from tree){}",
+                if table == "identifiers" { " returning kind, value" } else { "" }
+            ))
+        };
+        let identifiers: Vec<(String, String)> = sqlx::query_as(back("identifiers"))
+            .bind(from.0)
+            .bind(to.0)
+            .fetch_all(&mut *self.tx)
+            .await
+            .map_err(failed)?;
+        let mut counts = [0; 3];
+        for (count, table) in counts.iter_mut().zip(["events", "orders", "consents"]) {
+            let done = sqlx::query(back(table))
+                .bind(from.0)
+                .bind(to.0)
+                .execute(&mut *self.tx)
+                .await
+                .map_err(failed)?;
+            *count = done.rows_affected();
+        }
+        Ok(GivenBack {
+            identifiers: identifiers
+                .into_iter()
+                .filter_map(|(kind, value)| Some(Identifier { kind: IdentifierKind::parse(&kind)?, value }))
+                .collect(),
+            events: counts[0],
+            orders: counts[1],
+        })
+    }
+
+    async fn events_of(
+        &mut self,
+        id: ProfileId,
+        after: Option<&(Timestamp, String)>,
+        limit: i64,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        let (at, message) = after.map(|(at, message)| (*at, message.as_str())).unzip();
+        let rows = sqlx::query(
+            "select message_id, kind, name, \"timestamp\", body::text as body, active from events
+            where profile_id = $1 and ($2::timestamptz is null or (\"timestamp\", message_id) > ($2, $3))
+            order by \"timestamp\", message_id limit $4",
+        )
+        .bind(id.0)
+        .bind(at)
+        .bind(message)
+        .bind(limit)
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(stored_event).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn undo_merge(&mut self, id: Uuid, at: Timestamp) -> Result<(), StoreError> {
+        let done = sqlx::query("update merges set undone_at = $2 where id = $1 and undone_at is null")
+            .bind(id)
+            .bind(at)
+            .execute(&mut *self.tx)
+            .await
+            .map_err(failed)?;
+        match done.rows_affected() {
+            0 => Err(StoreError::Conflict("the merge is undone already".into())),
+            _ => Ok(()),
+        }
     }
 
     async fn fence(&mut self, ids: &[ProfileId], token: Option<i64>) -> Result<(), StoreError> {
@@ -238,6 +538,10 @@ impl StoreTx for PgTx {
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
         self.tx.commit().await.map_err(failed)
     }
+}
+
+pub(super) fn uuids(ids: &[ProfileId]) -> Vec<Uuid> {
+    ids.iter().map(|id| id.0).collect()
 }
 
 /// Identifiers as columns, for unnest.

@@ -1,12 +1,15 @@
 //! Brands, keys and shops.
 
 use async_trait::async_trait;
-use sqlx::PgPool;
+use sqlx::postgres::PgRow;
+use sqlx::{PgPool, Row};
 
 use super::db::failed;
 use crate::domain::ids::BrandId;
+use crate::domain::settings::BrandSettings;
+use crate::domain::time::Timestamp;
 use crate::ports::store::StoreError;
-use crate::ports::tenants::{KeyGrant, KeyKind, Shop, Tenants};
+use crate::ports::tenants::{KeyGrant, KeyKind, KeyRecord, Shop, Tenants};
 
 /// The tenants on PostgreSQL.
 pub struct PgTenants {
@@ -49,32 +52,105 @@ impl Tenants for PgTenants {
         Ok(rows.into_iter().map(|(id, name)| (BrandId(id), name)).collect())
     }
 
-    async fn add_key(&self, hash: &[u8; 32], grant: KeyGrant) -> Result<(), StoreError> {
-        sqlx::query("insert into api_keys (hash, brand_id, kind) values ($1, $2, $3)")
-            .bind(&hash[..])
-            .bind(grant.brand.0)
-            .bind(grant.kind.as_str())
+    async fn settings(&self, brand: BrandId) -> Result<BrandSettings, StoreError> {
+        let found: Option<String> = sqlx::query_scalar("select settings from brands where id = $1")
+            .bind(brand.0)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed)?;
+        let Some(text) = found else { return Ok(BrandSettings::default()) };
+        serde_json::from_str(&text)
+            .map_err(|error| StoreError::Invalid(format!("a brand's settings: {error}")))
+    }
+
+    async fn set_settings(&self, brand: BrandId, settings: &BrandSettings) -> Result<(), StoreError> {
+        let text = serde_json::json!(settings).to_string();
+        sqlx::query("update brands set settings = $2 where id = $1")
+            .bind(brand.0)
+            .bind(text)
             .execute(&self.pool)
             .await
             .map_err(failed)?;
         Ok(())
     }
 
+    async fn add_key(&self, hash: &[u8; 32], grant: KeyGrant) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into api_keys (hash, brand_id, kind, rate_limit, expires_at) values ($1, $2, $3, $4, $5)",
+        )
+        .bind(&hash[..])
+        .bind(grant.brand.0)
+        .bind(grant.kind.as_str())
+        .bind(grant.rate_limit.and_then(|limit| i32::try_from(limit).ok()))
+        .bind(grant.expires_at)
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
     async fn key(&self, hash: &[u8; 32]) -> Result<Option<KeyGrant>, StoreError> {
-        let row: Option<(i64, String)> =
-            sqlx::query_as("select brand_id, kind from api_keys where hash = $1")
-                .bind(&hash[..])
-                .fetch_optional(&self.pool)
-                .await
-                .map_err(failed)?;
-        Ok(row
-            .and_then(|(brand, kind)| Some(KeyGrant { brand: BrandId(brand), kind: KeyKind::parse(&kind)? })))
+        let row = sqlx::query("select brand_id, kind, rate_limit, expires_at from api_keys where hash = $1")
+            .bind(&hash[..])
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed)?;
+        row.map(|row| grant(&row)).transpose().map_err(failed)
+    }
+
+    async fn keys(&self, brand: BrandId) -> Result<Vec<KeyRecord>, StoreError> {
+        let rows = sqlx::query(
+            "select id, brand_id, kind, rate_limit, expires_at, created_at, last_used_at from api_keys
+            where brand_id = $1 order by created_at, id",
+        )
+        .bind(brand.0)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(record).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn end_key(&self, brand: BrandId, id: &str, at: Timestamp) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "update api_keys set expires_at = coalesce(least(expires_at, $3), $3) where brand_id = $1 and id = $2",
+        )
+        .bind(brand.0)
+        .bind(id)
+        .bind(at)
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    async fn limit_key(&self, brand: BrandId, id: &str, limit: Option<u32>) -> Result<bool, StoreError> {
+        let done = sqlx::query("update api_keys set rate_limit = $3 where brand_id = $1 and id = $2")
+            .bind(brand.0)
+            .bind(id)
+            .bind(limit.and_then(|limit| i32::try_from(limit).ok()))
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    async fn keys_used(&self, used: &[(String, Timestamp)]) -> Result<(), StoreError> {
+        sqlx::query(
+            "update api_keys set last_used_at = greatest(last_used_at, at)
+            from unnest($1::text[], $2::timestamptz[]) as used (key, at) where id = key",
+        )
+        .bind(used.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>())
+        .bind(used.iter().map(|(_, at)| *at).collect::<Vec<_>>())
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(())
     }
 
     async fn add_shop(&self, domain: &str, brand: BrandId, secret: &str) -> Result<(), StoreError> {
         let changed = sqlx::query(
             "insert into shops (domain, brand_id, secret) values ($1, $2, $3)
-            on conflict (domain) do update set secret = excluded.secret,
+            on conflict (domain) do update set secret = excluded.secret, uninstalled_at = null, redacted_at = null,
                 previous_secret = case when shops.secret = excluded.secret then shops.previous_secret else shops.secret end
             where shops.brand_id = excluded.brand_id",
         )
@@ -90,18 +166,72 @@ impl Tenants for PgTenants {
         }
     }
 
-    async fn shop(&self, domain: &str) -> Result<Option<Shop>, StoreError> {
-        let row: Option<(String, i64, String, Option<String>)> =
-            sqlx::query_as("select domain, brand_id, secret, previous_secret from shops where domain = $1")
-                .bind(domain)
-                .fetch_optional(&self.pool)
-                .await
-                .map_err(failed)?;
-        Ok(row.map(|(domain, brand, secret, previous_secret)| Shop {
-            domain,
-            brand: BrandId(brand),
-            secret,
-            previous_secret,
-        }))
+    async fn shops(&self, brand: BrandId) -> Result<Vec<Shop>, StoreError> {
+        let rows = sqlx::query("select * from shops where brand_id = $1 order by domain")
+            .bind(brand.0)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed)?;
+        rows.iter().map(shop).collect::<Result<_, _>>().map_err(failed)
     }
+
+    async fn shop_uninstalled(&self, domain: &str, at: Timestamp) -> Result<(), StoreError> {
+        sqlx::query("update shops set uninstalled_at = coalesce(uninstalled_at, $2) where domain = $1")
+            .bind(domain)
+            .bind(at)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn shop_redacted(&self, domain: &str, at: Timestamp) -> Result<(), StoreError> {
+        sqlx::query("update shops set redacted_at = coalesce(redacted_at, $2) where domain = $1")
+            .bind(domain)
+            .bind(at)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn shop(&self, domain: &str) -> Result<Option<Shop>, StoreError> {
+        let row = sqlx::query("select * from shops where domain = $1")
+            .bind(domain)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed)?;
+        row.map(|row| shop(&row)).transpose().map_err(failed)
+    }
+}
+
+fn grant(row: &PgRow) -> Result<KeyGrant, sqlx::Error> {
+    let kind: String = row.try_get("kind")?;
+    Ok(KeyGrant {
+        brand: BrandId(row.try_get("brand_id")?),
+        kind: KeyKind::parse(&kind)
+            .ok_or_else(|| sqlx::Error::Decode(format!("a key of the kind {kind:?}").into()))?,
+        rate_limit: row.try_get::<Option<i32>, _>("rate_limit")?.and_then(|limit| u32::try_from(limit).ok()),
+        expires_at: row.try_get("expires_at")?,
+    })
+}
+
+fn record(row: &PgRow) -> Result<KeyRecord, sqlx::Error> {
+    Ok(KeyRecord {
+        id: row.try_get("id")?,
+        grant: grant(row)?,
+        created_at: row.try_get("created_at")?,
+        last_used_at: row.try_get("last_used_at")?,
+    })
+}
+
+fn shop(row: &PgRow) -> Result<Shop, sqlx::Error> {
+    Ok(Shop {
+        domain: row.try_get("domain")?,
+        brand: BrandId(row.try_get("brand_id")?),
+        secret: row.try_get("secret")?,
+        previous_secret: row.try_get("previous_secret")?,
+        uninstalled_at: row.try_get("uninstalled_at")?,
+        redacted_at: row.try_get("redacted_at")?,
+    })
 }

@@ -4,18 +4,28 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use rust_decimal::Decimal;
+use serde::de::DeserializeOwned;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
+use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 
 use super::db::{Db, failed};
-use super::processing::SqliteTx;
-use crate::domain::customer360::{CustomerRecord, OrderTotals, RECENT_EVENTS, RECENT_ORDERS, StoredEvent};
-use crate::domain::identity::{Identifier, IdentifierKind};
+use super::processing::{ORDER, SqliteTx};
+use crate::domain::customer360::{
+    CustomerRecord, GROUPS, OrderTotals, RECENT_EVENTS, RelatedProfile, StoredConsent, StoredEvent,
+};
+use crate::domain::event::EventKind;
+use crate::domain::identity::{Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::domain::order::Order;
+use crate::domain::insights::{ACTIVITY, Activity, KnownProduct, ORDERS, PRODUCT_EVENTS, product_ids};
+use crate::domain::order::{Order, OrderRecord};
 use crate::domain::profile::Profile;
 use crate::domain::time::from_ms;
-use crate::ports::store::{Store, StoreError, StoreStats, StoreTx};
+use crate::ports::store::{BrandOrder, Store, StoreError, StoreStats, StoreTx};
+
+/// Most statements of consent that are read of a customer.
+const CONSENTS: i64 = 500;
+/// Most related profiles that are read.
+const RELATED: i64 = 20;
 
 /// The store on SQLite.
 pub struct SqliteStore {
@@ -53,12 +63,20 @@ impl Store for SqliteStore {
         let mut tx = self.db.read.begin_with("begin").await.map_err(failed)?;
         let Some(profile) = survivor(&mut tx, brand, id).await? else { return Ok(None) };
         let id = profile.id;
+        let activity = activity(&mut tx, brand, id).await?;
+        let orders = recent_orders(&mut tx, brand, id).await?;
+        let related = if profile.standing.related { related(&mut tx, brand, id).await? } else { vec![] };
         Ok(Some(CustomerRecord {
             profile,
             identifiers: identifiers(&mut tx, brand, id).await?,
             totals: totals(&mut tx, brand, id).await?,
             recent_events: recent_events(&mut tx, brand, id).await?,
-            recent_orders: recent_orders(&mut tx, brand, id).await?,
+            products: products(&mut tx, brand, &product_ids(&activity, &orders)).await?,
+            consents: consents(&mut tx, brand, id, CONSENTS).await?,
+            groups: groups(&mut tx, brand, id).await?,
+            activity,
+            orders,
+            related,
         }))
     }
 
@@ -101,7 +119,7 @@ async fn survivor(
             union all
             select p.* from profiles p join trail t on p.id = t.merged_into and p.brand_id = ?2
         )
-        select id, brand_id, first_seen, last_seen, events_count, traits, merged_into
+        select id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges, limited, related
         from trail where merged_into is null",
     )
     .bind(id.to_string())
@@ -137,8 +155,8 @@ async fn totals(
 ) -> Result<Vec<OrderTotals>, StoreError> {
     // SQLite would add decimals up as floats: the sums are made here
     let rows: Vec<(String, String, String, i64)> = sqlx::query_as(
-        "select currency, total, refunded, ordered_at from orders
-        where profile_id = ?1 and brand_id = ?2 and not test and cancelled_at is null",
+        "select currency, revenue, refunded, ordered_at from orders
+        where profile_id = ?1 and brand_id = ?2 and counts",
     )
     .bind(id.to_string())
     .bind(brand.0)
@@ -153,11 +171,13 @@ async fn totals(
             count: 0,
             total: Decimal::ZERO,
             refunded: Decimal::ZERO,
+            first_ordered_at: ordered_at,
             last_ordered_at: ordered_at,
         });
         sum.count += 1;
         sum.total += amount(&total).map_err(failed)?;
         sum.refunded += amount(&refunded).map_err(failed)?;
+        sum.first_ordered_at = sum.first_ordered_at.min(ordered_at);
         sum.last_ordered_at = sum.last_ordered_at.max(ordered_at);
     }
     Ok(sums.into_values().collect())
@@ -168,8 +188,8 @@ async fn recent_events(
     brand: BrandId,
     id: ProfileId,
 ) -> Result<Vec<StoredEvent>, StoreError> {
-    let rows: Vec<(String, String, Option<String>, i64, String)> = sqlx::query_as(
-        "select message_id, kind, name, \"timestamp\", body from events
+    let rows = sqlx::query(
+        "select message_id, kind, name, \"timestamp\", body, active from events
         where profile_id = ?1 and brand_id = ?2
         order by \"timestamp\" desc, message_id desc limit ?3",
     )
@@ -179,39 +199,153 @@ async fn recent_events(
     .fetch_all(&mut *tx)
     .await
     .map_err(failed)?;
-    Ok(rows
-        .into_iter()
-        .map(|(message_id, kind, name, at, body)| StoredEvent {
-            message_id,
-            kind,
-            name,
-            timestamp: from_ms(at),
-            body,
+    rows.iter().map(stored_event).collect::<Result<_, _>>().map_err(failed)
+}
+
+async fn activity(
+    tx: &mut SqliteConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Vec<Activity>, StoreError> {
+    // bodies only where they are looked at
+    let rows = sqlx::query(
+        "select \"timestamp\", kind, name, active,
+            case when kind = 'track' and name in (select value from json_each(?3)) then body end as body
+        from events where profile_id = ?1 and brand_id = ?2
+        order by \"timestamp\" desc, message_id desc limit ?4",
+    )
+    .bind(id.to_string())
+    .bind(brand.0)
+    .bind(serde_json::json!(PRODUCT_EVENTS.map(|(name, _)| name)).to_string())
+    .bind(ACTIVITY as i64)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    rows.iter()
+        .map(|row| {
+            let kind: String = row.try_get("kind")?;
+            Ok(Activity {
+                timestamp: from_ms(row.try_get("timestamp")?),
+                visit: row.try_get::<bool, _>("active")? && kind != EventKind::Shopify.as_str(),
+                page: [EventKind::Page.as_str(), EventKind::Screen.as_str()].contains(&&*kind),
+                name: row.try_get("name")?,
+                body: row.try_get("body")?,
+            })
         })
-        .collect())
+        .collect::<Result<_, sqlx::Error>>()
+        .map_err(failed)
+}
+
+async fn products(
+    tx: &mut SqliteConnection,
+    brand: BrandId,
+    ids: &[String],
+) -> Result<Vec<KnownProduct>, StoreError> {
+    if ids.is_empty() {
+        return Ok(vec![]);
+    }
+    let rows: Vec<(String, Option<String>, Option<String>)> = sqlx::query_as(
+        "select id, title, category from products
+        where brand_id = ?1 and id in (select value from json_each(?2)) order by id, shop",
+    )
+    .bind(brand.0)
+    .bind(serde_json::json!(ids).to_string())
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    Ok(rows.into_iter().map(|(id, title, category)| KnownProduct { id, title, category }).collect())
+}
+
+/// What a customer said of consent, newest first, at most `limit`.
+pub(super) async fn consents(
+    conn: &mut SqliteConnection,
+    brand: BrandId,
+    id: ProfileId,
+    limit: i64,
+) -> Result<Vec<StoredConsent>, StoreError> {
+    let rows = sqlx::query(
+        "select channel, state, level, at, message_id from consents where profile_id = ?1 and brand_id = ?2
+        order by at desc, message_id desc limit ?3",
+    )
+    .bind(id.to_string())
+    .bind(brand.0)
+    .bind(limit)
+    .fetch_all(conn)
+    .await
+    .map_err(failed)?;
+    let consent = |row: &SqliteRow| {
+        Ok(StoredConsent {
+            channel: row.try_get("channel")?,
+            state: row.try_get("state")?,
+            level: row.try_get("level")?,
+            at: from_ms(row.try_get("at")?),
+            message_id: row.try_get("message_id")?,
+        })
+    };
+    rows.iter().map(consent).collect::<Result<_, sqlx::Error>>().map_err(failed)
+}
+
+async fn groups(
+    tx: &mut SqliteConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Vec<StoredEvent>, StoreError> {
+    let rows = sqlx::query(
+        "select * from (
+            select message_id, kind, name, \"timestamp\", body, active,
+                row_number() over (partition by name order by \"timestamp\" desc, message_id desc) as place
+            from events where profile_id = ?1 and brand_id = ?2 and kind = 'group')
+        where place = 1 order by \"timestamp\" desc, message_id desc limit ?3",
+    )
+    .bind(id.to_string())
+    .bind(brand.0)
+    .bind(GROUPS as i64)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    rows.iter().map(stored_event).collect::<Result<_, _>>().map_err(failed)
+}
+
+pub(super) async fn related(
+    tx: &mut SqliteConnection,
+    brand: BrandId,
+    id: ProfileId,
+) -> Result<Vec<RelatedProfile>, StoreError> {
+    let rows: Vec<(String, String, String)> = sqlx::query_as(
+        "select iif(a = ?1, b, a), kind, reason from relations
+        where (a = ?1 or b = ?1) and brand_id = ?2 order by at desc, a, b limit ?3",
+    )
+    .bind(id.to_string())
+    .bind(brand.0)
+    .bind(RELATED)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    rows.into_iter()
+        .map(|(id, kind, reason)| Ok(RelatedProfile { id: profile_id(&id)?, kind, reason }))
+        .collect::<Result<_, sqlx::Error>>()
+        .map_err(failed)
 }
 
 async fn recent_orders(
     tx: &mut SqliteConnection,
     brand: BrandId,
     id: ProfileId,
-) -> Result<Vec<Order>, StoreError> {
-    let rows = sqlx::query(
-        "select shop, id, name, ordered_at, updated_at, cancelled_at, test, currency, total, refunded,
-            financial_status, fulfillment_status, items
-        from orders where profile_id = ?1 and brand_id = ?2
-        order by ordered_at desc, id desc limit ?3",
-    )
+) -> Result<Vec<OrderRecord>, StoreError> {
+    let rows = sqlx::query(AssertSqlSafe(format!(
+        "select {ORDER} from orders where profile_id = ?1 and brand_id = ?2
+        order by ordered_at desc, id desc limit ?3"
+    )))
     .bind(id.to_string())
     .bind(brand.0)
-    .bind(RECENT_ORDERS as i64)
+    .bind(ORDERS as i64)
     .fetch_all(&mut *tx)
     .await
     .map_err(failed)?;
-    rows.iter().map(order).collect::<Result<_, sqlx::Error>>().map_err(failed)
+    rows.iter().map(|row| Ok(brand_order(row)?.1)).collect::<Result<_, sqlx::Error>>().map_err(failed)
 }
 
-/// A profile from `id, brand_id, first_seen, last_seen, events_count, traits, merged_into`.
+/// A profile from all its columns.
 pub(super) fn profile(row: &SqliteRow) -> Result<Profile, sqlx::Error> {
     let merged_into: Option<String> = row.try_get("merged_into")?;
     Ok(Profile {
@@ -222,25 +356,75 @@ pub(super) fn profile(row: &SqliteRow) -> Result<Profile, sqlx::Error> {
         events_count: row.try_get("events_count")?,
         traits: serde_json::from_str(row.try_get("traits")?).map_err(undecodable)?,
         merged_into: merged_into.as_deref().map(profile_id).transpose()?,
+        standing: standing(row)?,
     })
 }
 
-fn order(row: &SqliteRow) -> Result<Order, sqlx::Error> {
-    Ok(Order {
+/// Where a profile stands, from `counts, merges, limited, related`.
+pub(super) fn standing(row: &SqliteRow) -> Result<Standing, sqlx::Error> {
+    Ok(Standing {
+        counts: json(row.try_get("counts")?)?,
+        merges: row.try_get("merges")?,
+        limited: row.try_get("limited")?,
+        related: row.try_get("related")?,
+    })
+}
+
+/// An event from `message_id, kind, name, timestamp, body, active`.
+pub(super) fn stored_event(row: &SqliteRow) -> Result<StoredEvent, sqlx::Error> {
+    Ok(StoredEvent {
+        message_id: row.try_get("message_id")?,
+        kind: row.try_get("kind")?,
+        name: row.try_get("name")?,
+        timestamp: from_ms(row.try_get("timestamp")?),
+        body: row.try_get("body")?,
+        active: row.try_get("active")?,
+    })
+}
+
+/// An order from [`ORDER`].
+pub(super) fn brand_order(row: &SqliteRow) -> Result<BrandOrder, sqlx::Error> {
+    let message_id: String = row.try_get("message_id")?;
+    let refunds: Option<&str> = row.try_get("refunds")?;
+    let presentment: Option<&str> = row.try_get("presentment")?;
+    let profile: Option<&str> = row.try_get("profile_id")?;
+    // nothing but what happened to it is known of an order without a message
+    let state = if message_id.is_empty() {
+        None
+    } else {
+        let order = Order {
+            name: row.try_get("name")?,
+            ordered_at: from_ms(row.try_get("ordered_at")?),
+            cancelled_at: row.try_get::<Option<i64>, _>("cancelled_at")?.map(from_ms),
+            test: row.try_get("test")?,
+            currency: row.try_get("currency")?,
+            total: amount(row.try_get("total")?)?,
+            gift_cards: amount(row.try_get("gift_cards")?)?,
+            presentment: presentment.map(json).transpose()?,
+            financial_status: row.try_get("financial_status")?,
+            fulfillment_status: row.try_get("fulfillment_status")?,
+            items: json(row.try_get("items")?)?,
+        };
+        Some((order, (row.try_get("updated_at")?, message_id)))
+    };
+    let record = OrderRecord {
         shop: row.try_get("shop")?,
         id: row.try_get("id")?,
-        name: row.try_get("name")?,
-        ordered_at: from_ms(row.try_get("ordered_at")?),
-        updated_at: from_ms(row.try_get("updated_at")?),
-        cancelled_at: row.try_get::<Option<i64>, _>("cancelled_at")?.map(from_ms),
-        test: row.try_get("test")?,
-        currency: row.try_get("currency")?,
-        total: amount(row.try_get("total")?)?,
-        refunded: amount(row.try_get("refunded")?)?,
-        financial_status: row.try_get("financial_status")?,
-        fulfillment_status: row.try_get("fulfillment_status")?,
-        items: serde_json::from_str(row.try_get("items")?).map_err(undecodable)?,
-    })
+        profile: profile.map(profile_id).transpose()?,
+        state,
+        refunds: refunds.map(json).transpose()?.unwrap_or_default(),
+        fulfillments: json(row.try_get("fulfillments")?)?,
+        deleted_at: row.try_get::<Option<i64>, _>("deleted_at")?.map(from_ms),
+        revision: row.try_get("version")?,
+    };
+    // before there were refunds one by one there was their sum
+    let sum = amount(row.try_get("refunded")?)?;
+    let record = if refunds.is_none() { record.with_refunds_in_sum(sum) } else { record };
+    Ok((BrandId(row.try_get("brand_id")?), record))
+}
+
+fn json<T: DeserializeOwned>(text: &str) -> Result<T, sqlx::Error> {
+    serde_json::from_str(text).map_err(undecodable)
 }
 
 /// Reads a profile's id.

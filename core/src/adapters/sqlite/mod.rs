@@ -2,7 +2,9 @@
 
 pub mod customers;
 pub mod db;
+pub mod directory;
 pub mod outbox;
+pub mod privacy;
 pub mod processing;
 pub mod queue;
 pub mod tenants;

@@ -1,21 +1,31 @@
 //! The steps of a worker's transaction. What asks about many rows passes them as one JSON array; what adds many rows adds
 //! a hundred at a time.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use async_trait::async_trait;
 use serde_json::json;
-use sqlx::{QueryBuilder, Sqlite, Transaction};
+use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, Transaction};
+use uuid::Uuid;
 
-use super::customers::{profile, profile_id};
+use super::customers::{brand_order, profile, profile_id, standing, stored_event};
 use super::db::{failed, pieces};
 use super::outbox;
+use crate::domain::customer360::StoredEvent;
 use crate::domain::event::Event;
-use crate::domain::identity::{Identifier, IdentifierKind};
+use crate::domain::identity::{Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
+use crate::domain::time::Timestamp;
 use crate::ports::outbox::Stage;
-use crate::ports::store::{BrandIdentifier, EventRow, KnownEvents, Move, OrderRow, StoreError, StoreTx};
+use crate::ports::store::{
+    BrandIdentifier, BrandOrder, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move, OrderColumns,
+    OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, StoreError, StoreTx, suppression,
+};
+
+/// The columns of an order, as [`brand_order`] reads them.
+pub(super) const ORDER: &str = "brand_id, shop, id, profile_id, updated_at, message_id, name, ordered_at, cancelled_at, test, currency, total, \
+    refunded, financial_status, fulfillment_status, items, version, gift_cards, presentment, refunds, fulfillments, deleted_at";
 
 /// A transaction on SQLite. It is the only one that writes, so it never meets a conflict and locks nothing more.
 pub struct SqliteTx {
@@ -75,12 +85,14 @@ impl StoreTx for SqliteTx {
     ) -> Result<Vec<BrandIdentifier>, StoreError> {
         let mut given = Vec::with_capacity(claims.len());
         for piece in pieces(claims) {
-            let mut insert =
-                QueryBuilder::<Sqlite>::new("insert into identifiers (brand_id, kind, value, profile_id) ");
+            let mut insert = QueryBuilder::<Sqlite>::new(
+                "insert into identifiers (brand_id, kind, value, profile_id, origin) ",
+            );
             insert.push_values(piece, |mut row, ((brand, identifier), profile)| {
                 row.push_bind(brand.0)
                     .push_bind(identifier.kind.as_str())
                     .push_bind(&identifier.value)
+                    .push_bind(profile.to_string())
                     .push_bind(profile.to_string());
             });
             insert.push(" on conflict do nothing returning brand_id, kind, value");
@@ -95,7 +107,8 @@ impl StoreTx for SqliteTx {
 
     async fn lock(&mut self, ids: &[ProfileId]) -> Result<Vec<Profile>, StoreError> {
         let rows = sqlx::query(
-            "select profiles.id, brand_id, first_seen, last_seen, events_count, traits, merged_into
+            "select profiles.id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges, limited,
+                related
             from json_each(?1) asked join profiles on profiles.id = asked.value",
         )
         .bind(json!(ids).to_string())
@@ -109,17 +122,21 @@ impl StoreTx for SqliteTx {
         let mut added = HashSet::with_capacity(rows.len());
         for piece in pieces(rows) {
             let mut insert = QueryBuilder::<Sqlite>::new(
-                "insert into events (brand_id, message_id, profile_id, kind, name, \"timestamp\", received_at, body) ",
+                "insert into events (brand_id, message_id, profile_id, origin, kind, name, \"timestamp\", received_at, body,
+                active, shop) ",
             );
             insert.push_values(piece, |mut row, EventRow { event, profile }| {
                 row.push_bind(event.brand.0)
                     .push_bind(&event.message_id)
                     .push_bind(profile.map(|id| id.to_string()))
+                    .push_bind(profile.map(|id| id.to_string()))
                     .push_bind(event.kind.as_str())
                     .push_bind(event.name.as_deref())
                     .push_bind(event.timestamp.timestamp_millis())
                     .push_bind(event.received_at.timestamp_millis())
-                    .push_bind(&event.body);
+                    .push_bind(&event.body)
+                    .push_bind(event.active)
+                    .push_bind(event.shop.as_deref());
             });
             insert.push(" on conflict do nothing returning brand_id, message_id");
             let keys: Vec<(i64, String)> =
@@ -132,75 +149,375 @@ impl StoreTx for SqliteTx {
     async fn save_profiles(&mut self, profiles: &[Profile]) -> Result<(), StoreError> {
         for piece in pieces(profiles) {
             let mut insert = QueryBuilder::<Sqlite>::new(
-                "insert into profiles (id, brand_id, first_seen, last_seen, events_count, traits, merged_into) ",
+                "insert into profiles (id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts,
+                merges, limited, related, name, surname) ",
             );
             insert.push_values(piece, |mut row, p| {
+                let (name, surname) = p.names().unzip();
                 row.push_bind(p.id.to_string())
                     .push_bind(p.brand.0)
                     .push_bind(p.first_seen.map(|at| at.timestamp_millis()))
                     .push_bind(p.last_seen.map(|at| at.timestamp_millis()))
                     .push_bind(p.events_count)
                     .push_bind(json!(p.traits).to_string())
-                    .push_bind(p.merged_into.map(|id| id.to_string()));
+                    .push_bind(p.merged_into.map(|id| id.to_string()))
+                    .push_bind(json!(p.standing.counts).to_string())
+                    .push_bind(p.standing.merges)
+                    .push_bind(p.standing.limited.as_deref())
+                    .push_bind(p.standing.related)
+                    .push_bind(name)
+                    .push_bind(surname);
             });
             insert.push(
                 " on conflict (id) do update set first_seen = excluded.first_seen, last_seen = excluded.last_seen,
-                events_count = excluded.events_count, traits = excluded.traits, merged_into = excluded.merged_into",
+                events_count = excluded.events_count, traits = excluded.traits, merged_into = excluded.merged_into,
+                counts = excluded.counts, merges = excluded.merges, limited = excluded.limited,
+                related = excluded.related, name = excluded.name, surname = excluded.surname",
             );
             insert.build().execute(&mut *self.tx).await.map_err(failed)?;
         }
         Ok(())
     }
 
-    async fn move_owned(&mut self, moves: &[Move]) -> Result<(), StoreError> {
-        let moved: Vec<_> = moves.iter().map(|m| json!([m.from, m.into])).collect();
-        let moved = json!(moved).to_string();
-        for statement in [
-            "update identifiers set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
-            "update events set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
-            "update orders set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
-        ] {
-            sqlx::query(statement).bind(&moved).execute(&mut *self.tx).await.map_err(failed)?;
+    async fn suppressed(
+        &mut self,
+        identifiers: &[BrandIdentifier],
+    ) -> Result<HashSet<BrandIdentifier>, StoreError> {
+        let hex = |hash: &[u8]| hash.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
+        let hashes: Vec<String> = identifiers.iter().map(|(brand, i)| hex(&suppression(*brand, i))).collect();
+        let asked: Vec<_> =
+            identifiers.iter().zip(&hashes).map(|((brand, _), hash)| json!([brand.0, hash])).collect();
+        let found: Vec<String> = sqlx::query_scalar(
+            "select hex(hash) from json_each(?1) asked
+            join suppressed on brand_id = asked.value ->> 0 and hash = unhex(asked.value ->> 1)",
+        )
+        .bind(json!(asked).to_string())
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        let found: HashSet<String> = found.into_iter().collect();
+        let known = identifiers.iter().zip(&hashes).filter(|(_, hash)| found.contains(*hash));
+        Ok(known.map(|(identifier, _)| identifier.clone()).collect())
+    }
+
+    async fn standings(&mut self, ids: &[ProfileId]) -> Result<HashMap<ProfileId, Standing>, StoreError> {
+        let rows = sqlx::query(
+            "select id, counts, merges, limited, related from profiles where id in (select value from json_each(?1))",
+        )
+        .bind(json!(ids).to_string())
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        rows.iter()
+            .map(|row| Ok((profile_id(row.try_get("id")?)?, standing(row)?)))
+            .collect::<Result<_, sqlx::Error>>()
+            .map_err(failed)
+    }
+
+    async fn relations(
+        &mut self,
+        ids: &[ProfileId],
+    ) -> Result<BTreeSet<(ProfileId, ProfileId, RelationKind)>, StoreError> {
+        let rows: Vec<(String, String, String)> = sqlx::query_as(
+            "select a, b, kind from relations
+            where a in (select value from json_each(?1)) or b in (select value from json_each(?1))",
+        )
+        .bind(json!(ids).to_string())
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        let known = |(a, b, kind): (String, String, String)| {
+            Some((ProfileId::parse(&a)?, ProfileId::parse(&b)?, RelationKind::parse(&kind)?))
+        };
+        Ok(rows.into_iter().filter_map(known).collect())
+    }
+
+    async fn relate(&mut self, relations: &[Relation]) -> Result<(), StoreError> {
+        for piece in pieces(relations) {
+            let mut insert =
+                QueryBuilder::<Sqlite>::new("insert into relations (a, b, brand_id, kind, reason, at) ");
+            insert.push_values(piece, |mut row, relation| {
+                row.push_bind(relation.a.to_string())
+                    .push_bind(relation.b.to_string())
+                    .push_bind(relation.brand.0)
+                    .push_bind(relation.kind.as_str())
+                    .push_bind(&relation.reason)
+                    .push_bind(relation.at.timestamp_millis());
+            });
+            insert.push(" on conflict do nothing");
+            insert.build().execute(&mut *self.tx).await.map_err(failed)?;
         }
         Ok(())
     }
 
-    async fn save_orders(&mut self, rows: &[OrderRow<'_>]) -> Result<(), StoreError> {
+    async fn record_merges(&mut self, merges: &[MergeRow]) -> Result<(), StoreError> {
+        let given: Vec<_> = merges
+            .iter()
+            .map(|m| {
+                let at = m.at.timestamp_millis();
+                json!([m.id, m.brand.0, m.moved.into, m.moved.from, at, m.message_id, m.state])
+            })
+            .collect();
+        sqlx::query(
+            "insert into merges (id, brand_id, survivor, loser, at, message_id, state, identifiers, orders)
+            select given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3, given.value ->> 4,
+                given.value ->> 5, given.value ->> 6,
+                (select coalesce(json_group_array(json_object('kind', kind, 'value', value)), '[]') from (
+                    select kind, i.value from identifiers i where profile_id = given.value ->> 3 order by kind, i.value)),
+                (select coalesce(json_group_array(json_array(shop, id)), '[]') from (
+                    select shop, o.id from orders o where profile_id = given.value ->> 3 order by shop, o.id))
+            from json_each(?1) given",
+        )
+        .bind(json!(given).to_string())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn move_owned(&mut self, moves: &[Move], related: bool) -> Result<(), StoreError> {
+        let moved: Vec<_> = moves.iter().map(|m| json!([m.from, m.into])).collect();
+        let moved = json!(moved).to_string();
+        let owned = [
+            "update identifiers set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
+            "update events set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
+            "update orders set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
+            "update consents set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
+        ];
+        // a relation follows its profile; one between two that are one now is over
+        let relations = [
+            "insert into relations (a, b, brand_id, kind, reason, at)
+            select min(a, b), max(a, b), brand_id, kind, reason, at from (
+                select coalesce(ma.value ->> 1, a) as a, coalesce(mb.value ->> 1, b) as b, brand_id, kind, reason, at
+                from relations
+                left join json_each(?1) ma on a = ma.value ->> 0
+                left join json_each(?1) mb on b = mb.value ->> 0
+                where ma.value is not null or mb.value is not null) moved
+            where a <> b on conflict do nothing",
+            "delete from relations where a in (select value ->> 0 from json_each(?1))
+                or b in (select value ->> 0 from json_each(?1))",
+        ];
+        for statement in owned.iter().chain(relations.iter().filter(|_| related)) {
+            sqlx::query(*statement).bind(&moved).execute(&mut *self.tx).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    async fn orders(&mut self, keys: &[OrderKey]) -> Result<Vec<BrandOrder>, StoreError> {
+        let asked: Vec<_> = keys.iter().map(|(brand, shop, id)| json!([brand.0, shop, id])).collect();
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "select {ORDER} from orders where (brand_id, shop, id) in (
+                select value ->> 0, value ->> 1, value ->> 2 from json_each(?1))"
+        )))
+        .bind(json!(asked).to_string())
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(brand_order).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn save_orders(&mut self, rows: &[BrandOrder]) -> Result<(), StoreError> {
+        let mut written = 0;
         for piece in pieces(rows) {
+            let columns: Vec<OrderColumns<'_>> =
+                piece.iter().map(|(_, order)| OrderColumns::of(order)).collect::<Result<_, _>>()?;
             let mut insert = QueryBuilder::<Sqlite>::new(
-                "insert into orders (brand_id, shop, id, profile_id, updated_at, message_id, name, ordered_at,
-                cancelled_at, test, currency, total, refunded, financial_status, fulfillment_status, items) ",
+                "insert into orders (brand_id, shop, id, profile_id, origin, updated_at, message_id, name, ordered_at,
+                cancelled_at, test, currency, total, refunded, financial_status, fulfillment_status, items, version,
+                counts, revenue, gift_cards, presentment, refunds, fulfillments, deleted_at) ",
             );
-            insert.push_values(piece, |mut row, OrderRow { brand, message_id, order, profile }| {
+            insert.push_values(piece.iter().zip(&columns), |mut row, ((brand, record), columns)| {
+                let order = record.order();
+                let (updated_ms, message_id) = record.version();
                 row.push_bind(brand.0)
-                    .push_bind(&order.shop)
-                    .push_bind(&order.id)
-                    .push_bind(profile.map(|id| id.to_string()))
-                    .push_bind(order.updated_at.timestamp_millis())
-                    .push_bind(*message_id)
-                    .push_bind(order.name.as_deref())
-                    .push_bind(order.ordered_at.timestamp_millis())
-                    .push_bind(order.cancelled_at.map(|at| at.timestamp_millis()))
-                    .push_bind(order.test)
-                    .push_bind(&order.currency)
-                    .push_bind(order.total.to_string())
-                    .push_bind(order.refunded.to_string())
-                    .push_bind(order.financial_status.as_deref())
-                    .push_bind(order.fulfillment_status.as_deref())
-                    .push_bind(json!(order.items).to_string());
+                    .push_bind(&record.shop)
+                    .push_bind(&record.id)
+                    .push_bind(record.profile.map(|id| id.to_string()))
+                    .push_bind(record.profile.map(|id| id.to_string()))
+                    .push_bind(updated_ms)
+                    .push_bind(message_id)
+                    .push_bind(order.and_then(|o| o.name.as_deref()))
+                    .push_bind(record.ordered_at().timestamp_millis())
+                    .push_bind(order.and_then(|o| o.cancelled_at).map(|at| at.timestamp_millis()))
+                    .push_bind(order.is_some_and(|o| o.test))
+                    .push_bind(columns.currency)
+                    .push_bind(columns.total.to_string())
+                    .push_bind(record.refunded().to_string())
+                    .push_bind(order.and_then(|o| o.financial_status.as_deref()))
+                    .push_bind(order.and_then(|o| o.fulfillment_status.as_deref()))
+                    .push_bind(&columns.items)
+                    .push_bind(record.revision + 1)
+                    .push_bind(record.counts())
+                    .push_bind(record.revenue().to_string())
+                    .push_bind(columns.gift_cards.to_string())
+                    .push_bind(columns.presentment.as_deref())
+                    .push_bind(&columns.refunds)
+                    .push_bind(&columns.fulfillments)
+                    .push_bind(record.deleted_at.map(|at| at.timestamp_millis()));
             });
             insert.push(
                 " on conflict (brand_id, shop, id) do update set profile_id = excluded.profile_id,
+                origin = case when orders.profile_id = excluded.profile_id then orders.origin else excluded.origin end,
                 updated_at = excluded.updated_at, message_id = excluded.message_id, name = excluded.name,
                 ordered_at = excluded.ordered_at, cancelled_at = excluded.cancelled_at, test = excluded.test,
                 currency = excluded.currency, total = excluded.total, refunded = excluded.refunded,
                 financial_status = excluded.financial_status, fulfillment_status = excluded.fulfillment_status,
-                items = excluded.items
-                where (excluded.updated_at, excluded.message_id) > (orders.updated_at, orders.message_id)",
+                items = excluded.items, version = excluded.version, counts = excluded.counts,
+                revenue = excluded.revenue, gift_cards = excluded.gift_cards, presentment = excluded.presentment,
+                refunds = excluded.refunds, fulfillments = excluded.fulfillments, deleted_at = excluded.deleted_at
+                where orders.version = excluded.version - 1",
+            );
+            written += insert.build().execute(&mut *self.tx).await.map_err(failed)?.rows_affected();
+        }
+        match written == rows.len() as u64 {
+            true => Ok(()),
+            false => Err(StoreError::Conflict("an order was written meanwhile".into())),
+        }
+    }
+
+    async fn save_products(&mut self, rows: &[ProductRow<'_>]) -> Result<(), StoreError> {
+        for piece in pieces(rows) {
+            let mut insert = QueryBuilder::<Sqlite>::new(
+                "insert into products (brand_id, shop, id, updated_at, message_id, title, category, vendor, price,
+                deleted_at) ",
+            );
+            insert.push_values(piece, |mut row, ProductRow { brand, shop, message_id, product }| {
+                row.push_bind(brand.0)
+                    .push_bind(*shop)
+                    .push_bind(&product.id)
+                    .push_bind(product.updated_at.timestamp_millis())
+                    .push_bind(*message_id)
+                    .push_bind(product.title.as_deref())
+                    .push_bind(product.category.as_deref())
+                    .push_bind(product.vendor.as_deref())
+                    .push_bind(product.price.map(|price| price.to_string()))
+                    .push_bind(product.deleted_at.map(|at| at.timestamp_millis()));
+            });
+            insert.push(" on conflict (brand_id, shop, id) do update set ");
+            for column in ["title", "category", "vendor", "price", "updated_at", "message_id"] {
+                insert.push(format!(
+                    "{column} = iif((excluded.updated_at, excluded.message_id) > (products.updated_at, products.message_id),
+                        excluded.{column}, products.{column}), "
+                ));
+            }
+            insert.push(
+                "deleted_at = coalesce(min(products.deleted_at, excluded.deleted_at), products.deleted_at, excluded.deleted_at)",
             );
             insert.build().execute(&mut *self.tx).await.map_err(failed)?;
         }
         Ok(())
+    }
+
+    async fn save_consents(&mut self, rows: &[ConsentRow<'_>]) -> Result<(), StoreError> {
+        for piece in pieces(rows) {
+            let mut insert = QueryBuilder::<Sqlite>::new(
+                "insert into consents (brand_id, message_id, channel, profile_id, origin, state, level, at) ",
+            );
+            insert.push_values(piece, |mut row, ConsentRow { brand, message_id, profile, consent }| {
+                row.push_bind(brand.0)
+                    .push_bind(*message_id)
+                    .push_bind(consent.channel.as_str())
+                    .push_bind(profile.to_string())
+                    .push_bind(profile.to_string())
+                    .push_bind(&consent.state)
+                    .push_bind(consent.level.as_deref())
+                    .push_bind(consent.at.timestamp_millis());
+            });
+            insert.push(" on conflict do nothing");
+            insert.build().execute(&mut *self.tx).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    async fn ask(&mut self, rows: &[PrivacyRow]) -> Result<(), StoreError> {
+        for piece in pieces(rows) {
+            let mut insert = QueryBuilder::<Sqlite>::new(
+                "insert into privacy_requests (id, brand_id, message_id, kind, subject, source, created_at) ",
+            );
+            insert.push_values(piece, |mut row, asked| {
+                row.push_bind(asked.id.to_string())
+                    .push_bind(asked.brand.0)
+                    .push_bind(&asked.message_id)
+                    .push_bind(asked.kind)
+                    .push_bind(&asked.subject)
+                    .push_bind(&asked.source)
+                    .push_bind(asked.at.timestamp_millis());
+            });
+            insert.push(" on conflict do nothing");
+            insert.build().execute(&mut *self.tx).await.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    async fn give_back(&mut self, from: ProfileId, to: ProfileId) -> Result<GivenBack, StoreError> {
+        // those who were merged into it before go along
+        let back = |table: &str| {
+            AssertSqlSafe(format!(
+                "with recursive tree as (
+                    select ?2 as id union select p.id from profiles p join tree on p.merged_into = tree.id)
+                update {table} set profile_id = ?2 where profile_id = ?1 and origin in (select id from tree){}",
+                if table == "identifiers" { " returning kind, value" } else { "" }
+            ))
+        };
+        let identifiers: Vec<(String, String)> = sqlx::query_as(back("identifiers"))
+            .bind(from.to_string())
+            .bind(to.to_string())
+            .fetch_all(&mut *self.tx)
+            .await
+            .map_err(failed)?;
+        let mut counts = [0; 3];
+        for (count, table) in counts.iter_mut().zip(["events", "orders", "consents"]) {
+            let done = sqlx::query(back(table))
+                .bind(from.to_string())
+                .bind(to.to_string())
+                .execute(&mut *self.tx)
+                .await
+                .map_err(failed)?;
+            *count = done.rows_affected();
+        }
+        Ok(GivenBack {
+            identifiers: identifiers
+                .into_iter()
+                .filter_map(|(kind, value)| Some(Identifier { kind: IdentifierKind::parse(&kind)?, value }))
+                .collect(),
+            events: counts[0],
+            orders: counts[1],
+        })
+    }
+
+    async fn events_of(
+        &mut self,
+        id: ProfileId,
+        after: Option<&(Timestamp, String)>,
+        limit: i64,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        let (at, message) = after.map(|(at, message)| (at.timestamp_millis(), message.as_str())).unzip();
+        let rows = sqlx::query(
+            "select message_id, kind, name, \"timestamp\", body, active from events
+            where profile_id = ?1 and (?2 is null or (\"timestamp\", message_id) > (?2, ?3))
+            order by \"timestamp\", message_id limit ?4",
+        )
+        .bind(id.to_string())
+        .bind(at)
+        .bind(message)
+        .bind(limit)
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(stored_event).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn undo_merge(&mut self, id: Uuid, at: Timestamp) -> Result<(), StoreError> {
+        let done = sqlx::query("update merges set undone_at = ?2 where id = ?1 and undone_at is null")
+            .bind(id.to_string())
+            .bind(at.timestamp_millis())
+            .execute(&mut *self.tx)
+            .await
+            .map_err(failed)?;
+        match done.rows_affected() {
+            0 => Err(StoreError::Conflict("the merge is undone already".into())),
+            _ => Ok(()),
+        }
     }
 
     async fn fence(&mut self, ids: &[ProfileId], token: Option<i64>) -> Result<(), StoreError> {

@@ -1,0 +1,384 @@
+//! Forgetting, and remembering that it was done.
+
+use std::collections::BTreeSet;
+
+use async_trait::async_trait;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgPool, Row};
+use uuid::Uuid;
+
+use super::customers::{brand_order, consents};
+use super::db::failed;
+use super::processing::{ORDER, uuids};
+use crate::domain::customer360::StoredConsent;
+use crate::domain::identity::{Identifier, IdentifierKind};
+use crate::domain::ids::{BrandId, ProfileId};
+use crate::domain::order::OrderRecord;
+use crate::domain::time::Timestamp;
+use crate::ports::privacy::{AuditEntry, Erased, Erasure, Privacy, PrivacyRequest};
+use crate::ports::store::{PrivacyRow, StoreError, suppression};
+
+/// The columns of a request, as [`request`] reads them.
+const REQUEST: &str = "id, brand_id, kind, subject, source, created_at, done_at, result";
+
+/// What is done in the name of privacy on PostgreSQL.
+pub struct PgPrivacy {
+    pool: PgPool,
+}
+
+impl PgPrivacy {
+    /// In an open pool.
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+}
+
+#[async_trait]
+impl Privacy for PgPrivacy {
+    async fn ask(&self, row: &PrivacyRow) -> Result<(), StoreError> {
+        sqlx::query("insert into privacy_requests (id, brand_id, message_id, kind, subject, source, created_at) values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing")
+            .bind(row.id)
+            .bind(row.brand.0)
+            .bind(&row.message_id)
+            .bind(row.kind)
+            .bind(&row.subject)
+            .bind(&row.source)
+            .bind(row.at)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn open_requests(&self, limit: i64) -> Result<Vec<PrivacyRequest>, StoreError> {
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "select {REQUEST} from privacy_requests where done_at is null order by created_at, id limit $1"
+        )))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(request).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn requests(&self, brand: BrandId, limit: i64) -> Result<Vec<PrivacyRequest>, StoreError> {
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "select {REQUEST} from privacy_requests where brand_id = $1 order by created_at desc, id desc limit $2"
+        )))
+        .bind(brand.0)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(request).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn request(&self, brand: BrandId, id: Uuid) -> Result<Option<PrivacyRequest>, StoreError> {
+        let row = sqlx::query(AssertSqlSafe(format!(
+            "select {REQUEST} from privacy_requests where brand_id = $1 and id = $2"
+        )))
+        .bind(brand.0)
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(failed)?;
+        row.map(|row| request(&row)).transpose().map_err(failed)
+    }
+
+    async fn done(&self, id: Uuid, at: Timestamp, result: &str, forget: bool) -> Result<(), StoreError> {
+        sqlx::query("update privacy_requests set done_at = $2, result = $3, subject = case when $4 then null else subject end where id = $1")
+            .bind(id)
+            .bind(at)
+            .bind(result)
+            .bind(forget)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn erase(&self, brand: BrandId, what: &Erasure, at: Timestamp) -> Result<Erased, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        // Claimed first, under nobody's name: a transaction that claims one of them just now is waited for, and its profile
+        // found; one that claims it later waits for this one, and sees what is suppressed.
+        let nobody = Uuid::now_v7();
+        let mut identifiers = what.identifiers.clone();
+        identifiers.sort();
+        let kinds: Vec<&str> = identifiers.iter().map(|i| i.kind.as_str()).collect();
+        let values: Vec<&str> = identifiers.iter().map(|i| i.value.as_str()).collect();
+        sqlx::query(
+            "insert into identifiers (brand_id, kind, value, profile_id, origin)
+            select $1, k, v, $4, $4 from unnest($2::text[], $3::text[]) with ordinality as given (k, v, place) order by place
+            on conflict do nothing",
+        )
+        .bind(brand.0)
+        .bind(&kinds)
+        .bind(&values)
+        .bind(nobody)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        // Everybody who was merged into them, and everything that they were merged into, is one customer.
+        let ids: Vec<Uuid> = sqlx::query_scalar(
+            "with recursive asked as (
+                select id from profiles where id = any($4) and brand_id = $1
+                union select i.profile_id from identifiers i join unnest($2::text[], $3::text[]) as given (k, v)
+                    on i.brand_id = $1 and i.kind = k and i.value = v
+            ), up as (
+                select id, merged_into from profiles where id in (select id from asked) and brand_id = $1
+                union select p.id, p.merged_into from profiles p join up on p.id = up.merged_into and p.brand_id = $1
+            ), tree as (
+                select id from up
+                union select p.id from profiles p join tree on p.merged_into = tree.id and p.brand_id = $1
+            )
+            select id from tree order by id",
+        )
+        .bind(brand.0)
+        .bind(&kinds)
+        .bind(&values)
+        .bind(uuids(&what.profiles))
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let locked: Vec<(Uuid, Option<Uuid>)> =
+            sqlx::query_as("select id, merged_into from profiles where id = any($1) order by id for update")
+                .bind(&ids)
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed)?;
+        let known: BTreeSet<Uuid> = ids.iter().copied().collect();
+        if locked.len() != ids.len()
+            || locked.iter().any(|(_, into)| into.is_some_and(|into| !known.contains(&into)))
+        {
+            return Err(StoreError::Conflict("a profile was merged meanwhile".into()));
+        }
+        let owned: Vec<(String, String)> = sqlx::query_as(
+            "delete from identifiers where profile_id = any($1) or profile_id = $2 returning kind, value",
+        )
+        .bind(&ids)
+        .bind(nobody)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let mut forgotten: BTreeSet<Identifier> = owned
+            .into_iter()
+            .filter_map(|(kind, value)| Some(Identifier { kind: IdentifierKind::parse(&kind)?, value }))
+            .collect();
+        forgotten.extend(what.identifiers.iter().cloned());
+        if what.suppress {
+            sqlx::query(
+                "insert into suppressed (brand_id, hash, kind, at)
+                select $1, h, k, $4 from unnest($2::bytea[], $3::text[]) as given (h, k) on conflict do nothing",
+            )
+            .bind(brand.0)
+            .bind(forgotten.iter().map(|i| suppression(brand, i).to_vec()).collect::<Vec<_>>())
+            .bind(forgotten.iter().map(|i| i.kind.as_str()).collect::<Vec<_>>())
+            .bind(at)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        }
+        let mut counts = [0; 2];
+        let statements = [
+            "delete from events where profile_id = any($1)",
+            "update orders set profile_id = null, origin = null, fulfillments = '{}', version = version + 1
+                where profile_id = any($1)",
+            "delete from consents where profile_id = any($1)",
+            "delete from merges where survivor = any($1) or loser = any($1)",
+            "delete from relations where a = any($1) or b = any($1)",
+            "delete from profiles where id = any($1)",
+        ];
+        for (at, statement) in statements.into_iter().enumerate() {
+            let done = sqlx::query(statement).bind(&ids).execute(&mut *tx).await.map_err(failed)?;
+            if let Some(count) = counts.get_mut(at) {
+                *count = done.rows_affected();
+            }
+        }
+        tx.commit().await.map_err(failed)?;
+        Ok(Erased {
+            profiles: ids.into_iter().map(ProfileId).collect(),
+            identifiers: forgotten.into_iter().collect(),
+            events: counts[0],
+            orders: counts[1],
+        })
+    }
+
+    async fn customers_of_shop(
+        &self,
+        brand: BrandId,
+        shop: &str,
+        limit: i64,
+    ) -> Result<Vec<ProfileId>, StoreError> {
+        let ids: Vec<Uuid> = sqlx::query_scalar(
+            "select profile_id from events where brand_id = $1 and shop = $2 and profile_id is not null
+            union select profile_id from orders where brand_id = $1 and shop = $2 and profile_id is not null
+            limit $3",
+        )
+        .bind(brand.0)
+        .bind(shop)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(ids.into_iter().map(ProfileId).collect())
+    }
+
+    async fn erase_shop(&self, brand: BrandId, shop: &str, limit: i64) -> Result<u64, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut gone = 0;
+        for statement in [
+            "delete from events where ctid = any(array(select ctid from events where brand_id = $1 and shop = $2 and profile_id is null limit $3))",
+            "delete from orders where ctid = any(array(select ctid from orders where brand_id = $1 and shop = $2 and profile_id is null limit $3))",
+            "delete from products where ctid = any(array(select ctid from products where brand_id = $1 and shop = $2 limit $3))",
+        ] {
+            let done = sqlx::query(statement)
+                .bind(brand.0)
+                .bind(shop)
+                .bind(limit)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+            gone += done.rows_affected();
+        }
+        tx.commit().await.map_err(failed)?;
+        Ok(gone)
+    }
+
+    async fn unsuppress(&self, brand: BrandId, identifiers: &[Identifier]) -> Result<u64, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut lifted = 0;
+        for identifier in identifiers {
+            let done = sqlx::query("delete from suppressed where brand_id = $1 and hash = $2")
+                .bind(brand.0)
+                .bind(suppression(brand, identifier).to_vec())
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+            lifted += done.rows_affected();
+        }
+        tx.commit().await.map_err(failed)?;
+        Ok(lifted)
+    }
+
+    async fn orders(
+        &self,
+        brand: BrandId,
+        id: ProfileId,
+        after: Option<&(String, String)>,
+        limit: i64,
+    ) -> Result<Vec<OrderRecord>, StoreError> {
+        let (shop, order) = after.map(|(shop, order)| (shop.as_str(), order.as_str())).unzip();
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "select {ORDER} from orders where profile_id = $1 and brand_id = $2
+                and ($3::text is null or (shop, id) > ($3, $4)) order by shop, id limit $5"
+        )))
+        .bind(id.0)
+        .bind(brand.0)
+        .bind(shop)
+        .bind(order)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(|row| Ok(brand_order(row)?.1)).collect::<Result<_, sqlx::Error>>().map_err(failed)
+    }
+
+    async fn consents(&self, brand: BrandId, id: ProfileId) -> Result<Vec<StoredConsent>, StoreError> {
+        let mut conn = self.pool.acquire().await.map_err(failed)?;
+        consents(&mut conn, brand, id, i64::MAX).await
+    }
+
+    async fn expire(&self, brand: BrandId, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
+        let done = sqlx::query("delete from events where ctid = any(array(select ctid from events where brand_id = $1 and received_at < $2 limit $3))")
+            .bind(brand.0)
+            .bind(before)
+            .bind(limit)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(done.rows_affected())
+    }
+
+    async fn forgotten(
+        &self,
+        brand: BrandId,
+        before: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<ProfileId>, StoreError> {
+        // a profile's id says when it was made: one that is younger than that has not been seen for so long
+        let ids: Vec<Uuid> = sqlx::query_scalar(
+            "select id from profiles p where brand_id = $1 and merged_into is null and id < $2
+                and (last_seen is null or last_seen < $3)
+                and not exists (select 1 from events where profile_id = p.id)
+                and not exists (select 1 from orders where profile_id = p.id)
+            order by id limit $4",
+        )
+        .bind(brand.0)
+        .bind(ProfileId::first_at(before.timestamp_millis()).0)
+        .bind(before)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(ids.into_iter().map(ProfileId).collect())
+    }
+
+    async fn note(&self, entry: &AuditEntry) -> Result<(), StoreError> {
+        sqlx::query("insert into audit_log (id, brand_id, at, actor, action, subject, details) values ($1, $2, $3, $4, $5, $6, $7)")
+            .bind(entry.id)
+            .bind(entry.brand.0)
+            .bind(entry.at)
+            .bind(&entry.actor)
+            .bind(&entry.action)
+            .bind(entry.subject.as_deref())
+            .bind(&entry.details)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn audit_log(
+        &self,
+        brand: BrandId,
+        before: Option<Uuid>,
+        limit: i64,
+    ) -> Result<Vec<AuditEntry>, StoreError> {
+        let rows = sqlx::query(
+            "select id, brand_id, at, actor, action, subject, details from audit_log
+            where brand_id = $1 and ($2::uuid is null or id < $2) order by id desc limit $3",
+        )
+        .bind(brand.0)
+        .bind(before)
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(entry).collect::<Result<_, _>>().map_err(failed)
+    }
+}
+
+fn request(row: &PgRow) -> Result<PrivacyRequest, sqlx::Error> {
+    Ok(PrivacyRequest {
+        id: row.try_get("id")?,
+        brand: BrandId(row.try_get("brand_id")?),
+        kind: row.try_get("kind")?,
+        subject: row.try_get("subject")?,
+        source: row.try_get("source")?,
+        created_at: row.try_get("created_at")?,
+        done_at: row.try_get("done_at")?,
+        result: row.try_get("result")?,
+    })
+}
+
+fn entry(row: &PgRow) -> Result<AuditEntry, sqlx::Error> {
+    Ok(AuditEntry {
+        id: row.try_get("id")?,
+        brand: BrandId(row.try_get("brand_id")?),
+        at: row.try_get("at")?,
+        actor: row.try_get("actor")?,
+        action: row.try_get("action")?,
+        subject: row.try_get("subject")?,
+        details: row.try_get("details")?,
+    })
+}

@@ -1,0 +1,146 @@
+//! What the stores do in the name of privacy: forget, and remember that they did.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::store::{PrivacyRow, StoreError};
+use crate::domain::customer360::StoredConsent;
+use crate::domain::identity::Identifier;
+use crate::domain::ids::{BrandId, ProfileId};
+use crate::domain::order::OrderRecord;
+use crate::domain::time::Timestamp;
+
+/// A request that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrivacyRequest {
+    /// Its id.
+    pub id: Uuid,
+    /// Of which brand.
+    pub brand: BrandId,
+    /// `export`, `erase` or `erase_shop`.
+    pub kind: String,
+    /// Whom it is about, as JSON; gone when an erasure is done.
+    pub subject: Option<String>,
+    /// Who asked.
+    pub source: String,
+    /// When.
+    pub created_at: Timestamp,
+    /// When it was carried out, if it was.
+    pub done_at: Option<Timestamp>,
+    /// What came of it, as JSON.
+    pub result: Option<String>,
+}
+
+/// What an erasure is to forget.
+#[derive(Clone, Debug, Default)]
+pub struct Erasure {
+    /// Profiles; who was merged into them goes along.
+    pub profiles: Vec<ProfileId>,
+    /// Identifiers; whoever has them goes along.
+    pub identifiers: Vec<Identifier>,
+    /// Whether what comes later under their identifiers is not kept either.
+    pub suppress: bool,
+}
+
+/// What an erasure forgot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Erased {
+    /// The profiles, also those that had been merged away.
+    pub profiles: Vec<ProfileId>,
+    /// All their identifiers.
+    pub identifiers: Vec<Identifier>,
+    /// How many events were deleted.
+    pub events: u64,
+    /// How many orders stand without their customer now.
+    pub orders: u64,
+}
+
+/// An entry of the audit log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// Its id: grows with time.
+    pub id: Uuid,
+    /// Of which brand.
+    pub brand: BrandId,
+    /// When.
+    pub at: Timestamp,
+    /// Who: a key's id, a shop, the command line, Tributary itself.
+    pub actor: String,
+    /// What they did.
+    pub action: String,
+    /// To whom: a profile's id. Never an identifier of a person.
+    pub subject: Option<String>,
+    /// The rest, as JSON.
+    pub details: String,
+}
+
+/// The privacy port.
+#[async_trait]
+pub trait Privacy: Send + Sync {
+    /// Adds a request that is not there yet.
+    async fn ask(&self, row: &PrivacyRow) -> Result<(), StoreError>;
+
+    /// Requests that wait to be carried out, the oldest first.
+    async fn open_requests(&self, limit: i64) -> Result<Vec<PrivacyRequest>, StoreError>;
+
+    /// A brand's requests, the newest first, at most `limit`.
+    async fn requests(&self, brand: BrandId, limit: i64) -> Result<Vec<PrivacyRequest>, StoreError>;
+
+    /// One request.
+    async fn request(&self, brand: BrandId, id: Uuid) -> Result<Option<PrivacyRequest>, StoreError>;
+
+    /// Notes that a request was carried out; `forget` its subject, too.
+    async fn done(&self, id: Uuid, at: Timestamp, result: &str, forget: bool) -> Result<(), StoreError>;
+
+    /// Forgets customers, in one transaction: profiles, identifiers, events, consents, merges; orders lose their customer.
+    async fn erase(&self, brand: BrandId, what: &Erasure, at: Timestamp) -> Result<Erased, StoreError>;
+
+    /// Customers with events or orders of a shop, at most `limit`.
+    async fn customers_of_shop(
+        &self,
+        brand: BrandId,
+        shop: &str,
+        limit: i64,
+    ) -> Result<Vec<ProfileId>, StoreError>;
+
+    /// Deletes what is left of a shop that belongs to no customer: events, orders, products. At most `limit` of each;
+    /// answers how many.
+    async fn erase_shop(&self, brand: BrandId, shop: &str, limit: i64) -> Result<u64, StoreError>;
+
+    /// Lets identifiers of erased customers be known again. Answers how many were suppressed.
+    async fn unsuppress(&self, brand: BrandId, identifiers: &[Identifier]) -> Result<u64, StoreError>;
+
+    /// A customer's orders, by id, after an order, at most `limit`.
+    async fn orders(
+        &self,
+        brand: BrandId,
+        id: ProfileId,
+        after: Option<&(String, String)>,
+        limit: i64,
+    ) -> Result<Vec<OrderRecord>, StoreError>;
+
+    /// All that a customer said of consent.
+    async fn consents(&self, brand: BrandId, id: ProfileId) -> Result<Vec<StoredConsent>, StoreError>;
+
+    /// Deletes events that were received before a time, at most `limit`. Answers how many.
+    async fn expire(&self, brand: BrandId, before: Timestamp, limit: i64) -> Result<u64, StoreError>;
+
+    /// Profiles without events and orders that were last there before a time, at most `limit`.
+    async fn forgotten(
+        &self,
+        brand: BrandId,
+        before: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<ProfileId>, StoreError>;
+
+    /// Adds to the audit log.
+    async fn note(&self, entry: &AuditEntry) -> Result<(), StoreError>;
+
+    /// The audit log of a brand before an entry, newest first, at most `limit`.
+    async fn audit_log(
+        &self,
+        brand: BrandId,
+        before: Option<Uuid>,
+        limit: i64,
+    ) -> Result<Vec<AuditEntry>, StoreError>;
+}

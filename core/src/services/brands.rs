@@ -1,0 +1,93 @@
+//! The settings of brands, remembered for a moment.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moka::sync::Cache;
+
+use crate::domain::identity::Rules;
+use crate::domain::ids::BrandId;
+use crate::domain::settings::BrandSettings;
+use crate::ports::store::StoreError;
+use crate::ports::tenants::Tenants;
+use crate::services::process::Book;
+
+/// How long settings are believed without asking: a change holds everywhere after that time.
+pub const SETTINGS_TTL: Duration = Duration::from_secs(5);
+/// Most brands remembered.
+const REMEMBERED: u64 = 10_000;
+
+/// What was found, and when.
+#[derive(Clone)]
+struct Found {
+    settings: Arc<BrandSettings>,
+    rules: Arc<Rules>,
+    at: Instant,
+}
+
+/// The settings of brands.
+#[derive(Clone)]
+pub struct Brands {
+    tenants: Arc<dyn Tenants>,
+    found: Cache<BrandId, Found>,
+}
+
+impl Brands {
+    /// Asks `tenants`.
+    pub fn new(tenants: Arc<dyn Tenants>) -> Self {
+        Self { tenants, found: Cache::new(REMEMBERED) }
+    }
+
+    /// The settings of these brands, for processing, and their rules of identity.
+    ///
+    /// # Errors
+    /// When the store is away.
+    pub async fn of(
+        &self,
+        brands: BTreeSet<BrandId>,
+    ) -> Result<(Book, HashMap<BrandId, Arc<Rules>>), StoreError> {
+        let (mut book, mut rules) = (Book::default(), HashMap::new());
+        for brand in brands {
+            let found = self.found(brand).await?;
+            book.0.insert(brand, found.settings);
+            rules.insert(brand, found.rules);
+        }
+        Ok((book, rules))
+    }
+
+    /// A brand's rules of identity.
+    ///
+    /// # Errors
+    /// When the store is away.
+    pub async fn rules(&self, brand: BrandId) -> Result<Arc<Rules>, StoreError> {
+        Ok(self.found(brand).await?.rules)
+    }
+
+    /// Sets a brand's settings. They hold here at once, in other processes after [`SETTINGS_TTL`].
+    ///
+    /// # Errors
+    /// The store's own.
+    pub async fn set(&self, brand: BrandId, settings: &BrandSettings) -> Result<(), StoreError> {
+        self.tenants.set_settings(brand, settings).await?;
+        self.found.invalidate(&brand);
+        Ok(())
+    }
+
+    async fn found(&self, brand: BrandId) -> Result<Found, StoreError> {
+        let held = self.found.get(&brand);
+        if let Some(held) = held.as_ref().filter(|held| held.at.elapsed() < SETTINGS_TTL) {
+            return Ok(held.clone());
+        }
+        let settings = match (self.tenants.settings(brand).await, held) {
+            (Ok(settings), _) => Arc::new(settings),
+            // Old rules serve better than none.
+            (Err(StoreError::Unavailable(_)), Some(held)) => return Ok(held),
+            (Err(error), _) => return Err(error),
+        };
+        let rules = Arc::new(Rules::of(&settings));
+        let found = Found { settings, rules, at: Instant::now() };
+        self.found.insert(brand, found.clone());
+        Ok(found)
+    }
+}

@@ -1,0 +1,439 @@
+//! What law and people ask for: all that is held on a customer, forgetting them, and a log of who did what.
+//!
+//! Erasing suppresses the customer's identifiers: what comes later - from the queue, from a dead letter that is retried, from a
+//! shop that knows nothing of it - is not kept ([`crate::services::process`]). An order stands without its customer, because the
+//! shop's accounts need it. The cache forgets at once, dead letters that speak of the customer are discarded.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::context::Context;
+use crate::domain::customer360::{Customer360, event_json, order_json};
+use crate::domain::envelope::Envelope;
+use crate::domain::event::Subject;
+use crate::domain::identity::{Identifier, Rules};
+use crate::domain::ids::{BrandId, ProfileId};
+use crate::domain::time::{self, Timestamp};
+use crate::ports::cache::CacheError;
+use crate::ports::privacy::{AuditEntry, Erased, Erasure, PrivacyRequest};
+use crate::ports::queue::{DeadPlace, MAX_DEAD_PAGE, QueueError};
+use crate::ports::store::{PrivacyRow, StoreError};
+use crate::services::customer360;
+
+/// Rows that are read or deleted at once.
+const PAGE: i64 = 1000;
+/// Requests that are carried out at once.
+const REQUESTS: i64 = 20;
+/// Customers of a shop that are erased between two looks.
+const CUSTOMERS: i64 = 100;
+/// How often an erasure is tried that loses races against workers.
+const MAX_TRIES: u32 = 20;
+/// The shortest identifier that tells of whom a text is that cannot be decoded.
+const MIN_TELLING_CHARS: usize = 6;
+/// The longest wait between two tries.
+const RETRY_WAIT: Duration = Duration::from_millis(50);
+
+/// Something that was done, for the log.
+#[derive(Debug)]
+pub struct Action {
+    /// What.
+    pub what: &'static str,
+    /// To whom.
+    pub subject: Option<ProfileId>,
+    /// The rest. Never an identifier of a person.
+    pub details: Value,
+}
+
+/// Adds to the audit log. `actor` is a key's id, a shop, or a word for what asked.
+///
+/// # Errors
+/// The store's own.
+pub async fn note(context: &Context, brand: BrandId, actor: &str, action: Action) -> Result<(), StoreError> {
+    let entry = AuditEntry {
+        id: Uuid::now_v7(),
+        brand,
+        at: context.clock.now(),
+        actor: actor.to_owned(),
+        action: action.what.to_owned(),
+        subject: action.subject.map(|id| id.to_string()),
+        details: action.details.to_string(),
+    };
+    context.privacy.note(&entry).await
+}
+
+/// Forgets customers: everywhere, for good.
+///
+/// # Errors
+/// The store's own; the queue's when its dead letters cannot be looked through. Asking again is safe.
+pub async fn erase(
+    context: &Context,
+    brand: BrandId,
+    what: &Erasure,
+    actor: &str,
+) -> Result<Erased, PrivacyError> {
+    // Before anything is gone: what is cached, and who is spoken of in dead letters, is known only now.
+    let away = |error: CacheError| StoreError::Unavailable(error.to_string());
+    context.cache.ping().await.map_err(away)?;
+    context.queue.stats().await?;
+    let rules = context.brands.rules(brand).await?;
+    let mut tries = 1;
+    let erased = loop {
+        match context.privacy.erase(brand, what, context.clock.now()).await {
+            Err(StoreError::Conflict(_)) if tries < MAX_TRIES => {
+                tries += 1;
+                tokio::time::sleep(RETRY_WAIT.mul_f64(rand::random())).await;
+            }
+            outcome => break outcome?,
+        }
+    };
+    let mut keys = customer360::ways(brand, &erased.profiles, &erased.identifiers);
+    for id in &erased.profiles {
+        keys.extend([customer360::answer_key(brand, *id), customer360::last_copy_key(brand, *id)]);
+    }
+    for keys in keys.chunks(PAGE as usize) {
+        context.cache.invalidate(keys).await.map_err(away)?;
+    }
+    let known: BTreeSet<Identifier> = erased.identifiers.iter().cloned().collect();
+    let letters = match known.is_empty() {
+        true => 0,
+        false => {
+            discard_letters(context, &|envelope, raw| speaks_of(&rules, envelope, raw, brand, &known)).await?
+        }
+    };
+    let details = json!({
+        "profiles": erased.profiles.len(), "events": erased.events, "orders": erased.orders, "dead_letters": letters,
+        "suppressed": what.suppress,
+    });
+    note(context, brand, actor, Action { what: "erase", subject: erased.profiles.first().copied(), details })
+        .await?;
+    Ok(erased)
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PrivacyError {
+    /// The store's own.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The queue's own.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// Whether a dead letter is about somebody who was erased: by its identifiers, or where it cannot be decoded by its text.
+fn speaks_of(
+    rules: &Rules,
+    envelope: Option<&Envelope<'_>>,
+    raw: &[u8],
+    brand: BrandId,
+    erased: &BTreeSet<Identifier>,
+) -> bool {
+    if envelope.is_some_and(|envelope| envelope.brand != brand) {
+        return false;
+    }
+    if let Some(event) = envelope.and_then(|envelope| envelope.decode(rules).ok()) {
+        return event.identifiers.iter().any(|identifier| erased.contains(identifier));
+    }
+    let text = String::from_utf8_lossy(raw).to_lowercase();
+    let telling = |value: &str| value.chars().count() >= MIN_TELLING_CHARS;
+    erased
+        .iter()
+        .map(|identifier| identifier.value.to_lowercase())
+        .any(|value| telling(&value) && text.contains(&value))
+}
+
+/// Discards the dead letters that `about` speaks for. Answers how many.
+async fn discard_letters(
+    context: &Context,
+    about: &(dyn Fn(Option<&Envelope<'_>>, &[u8]) -> bool + Sync),
+) -> Result<u64, QueueError> {
+    let mut after: Option<DeadPlace> = None;
+    let mut discarded = 0;
+    loop {
+        let page = context.queue.dead(after.as_ref(), MAX_DEAD_PAGE).await?;
+        let Some(last) = page.last() else { return Ok(discarded) };
+        after = Some(last.place());
+        let ids: Vec<String> = page
+            .iter()
+            .filter(|letter| about(Envelope::read(&letter.item.payload).ok().as_ref(), &letter.item.payload))
+            .map(|letter| letter.item.id.clone())
+            .collect();
+        if !ids.is_empty() {
+            discarded += context.queue.discard_dead(&ids).await?;
+        }
+        if page.len() < MAX_DEAD_PAGE {
+            return Ok(discarded);
+        }
+    }
+}
+
+/// All that is held on a customer, as JSON; `None` for nobody of this brand.
+///
+/// # Errors
+/// The store's own.
+pub async fn export(
+    context: &Context,
+    brand: BrandId,
+    id: ProfileId,
+    actor: &str,
+) -> Result<Option<Value>, StoreError> {
+    let now = context.clock.now();
+    let Some(record) = context.store.customer(brand, id).await? else { return Ok(None) };
+    let id = record.profile.id;
+    let history: Vec<Value> = record
+        .profile
+        .traits
+        .iter()
+        .map(|(name, held)| {
+            json!({"name": name, "value": held.value, "at": time::format(time::from_ms(held.at_ms)), "message_id": held.message_id})
+        })
+        .collect();
+    let mut events = Vec::new();
+    let mut before: Option<(Timestamp, String)> = None;
+    loop {
+        let page = context.directory.timeline(brand, id, before.as_ref(), PAGE).await?;
+        before = page.last().map(|last| (last.timestamp, last.message_id.clone()));
+        let full = page.len() as i64 == PAGE;
+        events.extend(page.iter().map(|event| {
+            let mut short = event_json(event);
+            // Everything, as it came.
+            short["message"] =
+                serde_json::from_str(&event.body).unwrap_or_else(|_| Value::from(event.body.as_str()));
+            short
+        }));
+        if !full {
+            break;
+        }
+    }
+    let mut orders = Vec::new();
+    let mut after: Option<(String, String)> = None;
+    loop {
+        let page = context.privacy.orders(brand, id, after.as_ref(), PAGE).await?;
+        after = page.last().map(|last| (last.shop.clone(), last.id.clone()));
+        let full = page.len() as i64 == PAGE;
+        orders.extend(page.iter().map(order_json));
+        if !full {
+            break;
+        }
+    }
+    let consents: Vec<Value> = context
+        .privacy
+        .consents(brand, id)
+        .await?
+        .into_iter()
+        .map(|c| json!({"channel": c.channel, "state": c.state, "level": c.level, "at": time::format(c.at), "message_id": c.message_id}))
+        .collect();
+    let merges = context.directory.merges(brand, id).await?;
+    let merges: Vec<crate::services::identity::MergeEntry> = merges.into_iter().map(Into::into).collect();
+    let customer = Customer360::of(record, now);
+    let details = json!({"events": events.len(), "orders": orders.len()});
+    note(context, brand, actor, Action { what: "export", subject: Some(id), details }).await?;
+    Ok(Some(json!({
+        "exported_at": time::format(now),
+        "customer": customer,
+        "traits": history,
+        "consents": consents,
+        "orders": orders,
+        "merges": merges,
+        "events": events,
+    })))
+}
+
+/// A request, as people see it.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct RequestEntry {
+    /// Its id.
+    pub id: Uuid,
+    /// `export`, `erase` or `erase_shop`.
+    pub kind: String,
+    /// Who asked.
+    pub source: String,
+    /// When.
+    pub created_at: String,
+    /// When it was carried out, if it was.
+    pub done_at: Option<String>,
+    /// What came of it.
+    pub result: Option<Value>,
+}
+
+impl From<&PrivacyRequest> for RequestEntry {
+    fn from(request: &PrivacyRequest) -> Self {
+        Self {
+            id: request.id,
+            kind: request.kind.clone(),
+            source: request.source.clone(),
+            created_at: time::format(request.created_at),
+            done_at: request.done_at.map(time::format),
+            result: request.result.as_deref().and_then(|text| serde_json::from_str(text).ok()),
+        }
+    }
+}
+
+/// The customers that a request is about, as they are now.
+///
+/// # Errors
+/// The store's own.
+pub async fn subjects(context: &Context, request: &PrivacyRequest) -> Result<Vec<ProfileId>, StoreError> {
+    let subject: Subject =
+        request.subject.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let mut found = BTreeSet::new();
+    for identifier in &subject.identifiers {
+        found.extend(context.store.owner(request.brand, identifier).await?);
+    }
+    if let Some(id) = subject.profile {
+        found.extend(context.directory.survivor(request.brand, id).await?);
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// Keeps a request, to be carried out by whoever runs [`carry_out`]. Answers its id.
+///
+/// # Errors
+/// The store's own.
+pub async fn request(
+    context: &Context,
+    brand: BrandId,
+    kind: &'static str,
+    subject: &Subject,
+    source: &str,
+) -> Result<Uuid, StoreError> {
+    let id = Uuid::now_v7();
+    let row = PrivacyRow {
+        id,
+        brand,
+        message_id: format!("request:{id}"),
+        kind,
+        subject: json!(subject).to_string(),
+        source: source.to_owned(),
+        at: context.clock.now(),
+    };
+    context.privacy.ask(&row).await?;
+    Ok(id)
+}
+
+/// Carries out what waits. Answers how many requests that were. A request that was half done is done again from the
+/// beginning, which changes nothing that was done.
+///
+/// # Errors
+/// The store's or queue's own.
+pub async fn carry_out(context: &Context) -> Result<usize, PrivacyError> {
+    let open = context.privacy.open_requests(REQUESTS).await?;
+    for request in &open {
+        let actor = request.source.as_str();
+        let (result, forget) = match request.kind.as_str() {
+            // The shop's owner fetches it under the request's id; what is held is read then.
+            "export" => (json!({"customers": subjects(context, request).await?}), false),
+            "erase_shop" => (erase_shop(context, request, actor).await?, true),
+            _ => (erase_subject(context, request, actor).await?, true),
+        };
+        context.privacy.done(request.id, context.clock.now(), &result.to_string(), forget).await?;
+        tracing::info!(request = %request.id, kind = request.kind, "carried out a privacy request");
+    }
+    Ok(open.len())
+}
+
+async fn erase_subject(
+    context: &Context,
+    request: &PrivacyRequest,
+    actor: &str,
+) -> Result<Value, PrivacyError> {
+    let subject: Subject =
+        request.subject.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let what = Erasure {
+        profiles: subject.profile.into_iter().collect(),
+        identifiers: subject.identifiers,
+        suppress: true,
+    };
+    let erased = erase(context, request.brand, &what, actor).await?;
+    Ok(json!({"profiles": erased.profiles, "events": erased.events, "orders": erased.orders}))
+}
+
+/// Forgets every customer that a shop told of, and everything else that it told. Their identifiers are not suppressed: nobody
+/// has asked for that, and another shop of the brand may know them.
+async fn erase_shop(context: &Context, request: &PrivacyRequest, actor: &str) -> Result<Value, PrivacyError> {
+    let shop: String =
+        request.subject.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    context.tenants.shop_redacted(&shop, context.clock.now()).await?;
+    let (mut customers, mut rows) = (0, 0);
+    loop {
+        let profiles = context.privacy.customers_of_shop(request.brand, &shop, CUSTOMERS).await?;
+        if profiles.is_empty() {
+            break;
+        }
+        customers += profiles.len();
+        let what = Erasure { profiles, identifiers: Vec::new(), suppress: false };
+        erase(context, request.brand, &what, actor).await?;
+    }
+    loop {
+        match context.privacy.erase_shop(request.brand, &shop, PAGE).await? {
+            0 => break,
+            gone => rows += gone,
+        }
+    }
+    let own = format!("\"{}\"", shop.to_lowercase());
+    let letters = discard_letters(context, &|envelope, raw| {
+        envelope.is_some_and(|envelope| envelope.brand == request.brand)
+            && String::from_utf8_lossy(raw).to_lowercase().contains(&own)
+    })
+    .await?;
+    Ok(json!({"customers": customers, "rows": rows, "dead_letters": letters}))
+}
+
+/// Lets identifiers be known again that were suppressed. Answers how many.
+///
+/// # Errors
+/// The store's own.
+pub async fn unsuppress(
+    context: &Context,
+    brand: BrandId,
+    identifiers: &[Identifier],
+    actor: &str,
+) -> Result<u64, StoreError> {
+    let lifted = context.privacy.unsuppress(brand, identifiers).await?;
+    note(
+        context,
+        brand,
+        actor,
+        Action { what: "unsuppress", subject: None, details: json!({"identifiers": lifted}) },
+    )
+    .await?;
+    Ok(lifted)
+}
+
+/// Deletes what is older than its brand keeps events, and profiles of which nothing is left. Answers how many events.
+///
+/// # Errors
+/// The store's or queue's own.
+pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
+    let mut deleted = 0;
+    for (brand, _) in context.tenants.brands().await? {
+        let Some(days) = context.tenants.settings(brand).await?.retention_days else { continue };
+        let before = context.clock.now() - chrono::TimeDelta::days(i64::from(days));
+        loop {
+            let page = context.privacy.expire(brand, before, PAGE).await?;
+            deleted += page;
+            if page < PAGE as u64 {
+                break;
+            }
+        }
+        loop {
+            let profiles = context.privacy.forgotten(brand, before, CUSTOMERS).await?;
+            if profiles.is_empty() {
+                break;
+            }
+            // Nobody asked to be forgotten: who comes back is known anew.
+            erase(
+                context,
+                brand,
+                &Erasure { profiles, identifiers: Vec::new(), suppress: false },
+                "retention",
+            )
+            .await?;
+        }
+    }
+    Ok(deleted)
+}

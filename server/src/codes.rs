@@ -1,0 +1,164 @@
+//! Every code that an error answer may have: its status, and what it means. The OpenAPI document is made from this table, and
+//! debug builds refuse to answer with a code that a route does not document.
+
+use std::collections::BTreeMap;
+
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
+
+/// What a code means.
+#[derive(Clone, Copy, Debug)]
+pub struct Code {
+    /// The code.
+    pub name: &'static str,
+    /// The status it comes with.
+    pub status: u16,
+    /// What it means.
+    pub meaning: &'static str,
+}
+
+const fn code(status: u16, name: &'static str, meaning: &'static str) -> Code {
+    Code { name, status, meaning }
+}
+
+/// Every code.
+pub const CODES: &[Code] = &[
+    code(400, "invalid_json", "the body is not JSON, or of another shape"),
+    code(400, "payload_too_large", "the body is larger than the route takes"),
+    code(400, "invalid_gzip", "the body says that it is gzip, and is not"),
+    code(400, "invalid_body", "the body could not be read"),
+    code(400, "too_many_events", "more events than a request may have"),
+    code(400, "context_too_large", "the batch's context, copied into its events, is too large"),
+    code(400, "missing_header", "a header of Shopify's is missing"),
+    code(400, "unknown_kind", "there is no such kind of identifier"),
+    code(400, "invalid_identifier", "the value cannot identify anybody"),
+    code(400, "invalid_query", "the query cannot be read"),
+    code(400, "invalid_limit", "limit is out of its range"),
+    code(400, "invalid_after", "the place is not one that a page before named"),
+    code(400, "missing_ids", "the delivery is not named"),
+    code(400, "invalid_settings", "a setting makes no sense; the message says which"),
+    code(400, "invalid_event", "the event cannot be read"),
+    code(400, "event_too_large", "the event has more than 32 KB"),
+    code(400, "too_deep", "the event is nested too deep"),
+    code(400, "no_user_anon_id", "userId or anonymousId is required"),
+    code(400, "no_event", "a track call needs event"),
+    code(400, "no_group_id", "a group call needs groupId"),
+    code(400, "no_previous_id", "an alias call needs userId and previousId"),
+    code(400, "invalid_message_id", "messageId is too long"),
+    code(400, "invalid_name", "a name is too long"),
+    code(400, "invalid_timestamp", "a time is not ISO 8601"),
+    code(400, "no_type", "a message of a batch needs type"),
+    code(400, "invalid_type", "type is none of Segment's"),
+    code(401, "no_key", "no key was sent"),
+    code(401, "invalid_key", "the key is not known here, or has ended"),
+    code(401, "invalid_hmac", "the signature does not fit the shop's secret"),
+    code(403, "wrong_key", "a key of the other kind is needed"),
+    code(403, "shared_queue", "other brands share the queue"),
+    code(404, "not_found", "there is no such thing, for this key's brand"),
+    code(405, "method_not_allowed", "the route has another method"),
+    code(408, "body_timeout", "the body did not arrive in time"),
+    code(409, "idempotency_conflict", "the same delivery came before with another body"),
+    code(409, "refused", "it cannot be done; the message says why"),
+    code(
+        429,
+        "rate_limited",
+        "the key has made more requests than it may; Retry-After says when to come again",
+    ),
+    code(500, "internal", "a defect; the server's log has more"),
+    code(503, "queue_unavailable", "the queue did not answer; send it again"),
+    code(503, "queue_full", "the queue is full; send it again later"),
+    code(503, "store_unavailable", "the store cannot be reached; send it again"),
+];
+
+/// Codes that any route may answer with, and that no route lists.
+pub const ANYWHERE: [&str; 2] = ["internal", "method_not_allowed"];
+
+/// What a secret key's routes may answer.
+pub const SECRET: &[&str] = &["no_key", "invalid_key", "wrong_key", "rate_limited", "store_unavailable"];
+/// Reading a body.
+pub const BODY: &[&str] = &["payload_too_large", "invalid_body", "body_timeout", "invalid_json"];
+/// Taking events in.
+pub const TAKING: &[&str] = &[
+    "payload_too_large",
+    "invalid_gzip",
+    "invalid_body",
+    "body_timeout",
+    "invalid_json",
+    "no_key",
+    "invalid_key",
+    "wrong_key",
+    "rate_limited",
+    "queue_unavailable",
+    "queue_full",
+    "store_unavailable",
+];
+/// What is wrong with a message.
+pub const EVENT: &[&str] = &[
+    "invalid_event",
+    "event_too_large",
+    "too_deep",
+    "no_user_anon_id",
+    "no_event",
+    "no_group_id",
+    "no_previous_id",
+    "invalid_message_id",
+    "invalid_name",
+    "invalid_timestamp",
+];
+
+/// The code of that name.
+pub fn of(name: &str) -> Option<&'static Code> {
+    CODES.iter().find(|code| code.name == name)
+}
+
+/// The responses of an OpenAPI operation that may fail in these ways: one a status, its codes listed in its text.
+pub fn responses(names: &[&str]) -> BTreeMap<String, RefOr<Response>> {
+    let mut by_status: BTreeMap<u16, Vec<&Code>> = BTreeMap::new();
+    for code in names.iter().filter_map(|name| of(name)) {
+        by_status.entry(code.status).or_default().push(code);
+    }
+    by_status
+        .into_iter()
+        .map(|(status, codes)| {
+            let lines: Vec<String> =
+                codes.iter().map(|code| format!("- `{}`: {}", code.name, code.meaning)).collect();
+            let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Error"))).build();
+            let response = ResponseBuilder::new()
+                .description(lines.join("\n"))
+                .content("application/json", content)
+                .build();
+            (status.to_string(), RefOr::T(response))
+        })
+        .collect()
+}
+
+/// Declares the errors of a route, for its `responses(...)`.
+#[macro_export]
+macro_rules! errors {
+    ($name:ident: $($group:expr),+ $(,)?) => {
+        /// The errors that the routes of this name document.
+        #[derive(Debug)]
+        pub struct $name;
+
+        impl utoipa::IntoResponses for $name {
+            fn responses() -> std::collections::BTreeMap<String, utoipa::openapi::RefOr<utoipa::openapi::Response>> {
+                let groups: &[&[&str]] = &[$($group),+];
+                $crate::codes::responses(&groups.concat())
+            }
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_stands_once_and_every_group_speaks_of_known_ones() {
+        for (at, code) in CODES.iter().enumerate() {
+            assert!(CODES[at + 1..].iter().all(|other| other.name != code.name), "{}", code.name);
+        }
+        for name in [SECRET, BODY, TAKING, EVENT, &ANYWHERE].concat() {
+            assert!(of(name).is_some(), "{name}");
+        }
+    }
+}

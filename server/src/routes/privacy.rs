@@ -1,0 +1,261 @@
+//! What law asks for, with a secret key: export, erasure, requests, the audit log.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tributary_core::domain::identity::Identifier;
+use tributary_core::domain::ids::ProfileId;
+use tributary_core::domain::time;
+use tributary_core::ports::privacy::{AuditEntry, Erased, Erasure};
+use tributary_core::services::privacy::{self, RequestEntry};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::customers::{customer_id, identifier, limit};
+use crate::auth::Secret;
+use crate::body::{self, MAX_BATCH_BYTES};
+use crate::codes::{BODY, SECRET};
+use crate::error::ApiError;
+use crate::errors;
+use crate::state::AppState;
+
+/// Requests that are listed.
+const REQUESTS: i64 = 100;
+/// The most identifiers of one erasure.
+const MAX_IDENTIFIERS: usize = 100;
+
+errors!(ExportErrors: SECRET, &["not_found"]);
+errors!(EraseErrors: SECRET, &["not_found", "queue_unavailable"]);
+errors!(EraseManyErrors: SECRET, BODY, &["invalid_gzip", "unknown_kind", "invalid_identifier", "queue_unavailable"]);
+errors!(RequestsErrors: SECRET);
+errors!(AuditErrors: SECRET, &["invalid_query", "invalid_limit", "invalid_after"]);
+errors!(UnsuppressErrors: SECRET, &["not_found", "unknown_kind"]);
+
+/// All that is held on a customer: profile, every trait with its source, events as they came, orders, consent, merges.
+#[utoipa::path(get, path = "/api/customers/{id}/export", tag = "Privacy", security(("secret_key" = [])),
+    params(("id" = String, Path)), responses((status = 200, body = Object), ExportErrors))]
+pub async fn export(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+) -> Result<Response, ApiError> {
+    let parsed = customer_id(&id)?;
+    let found = privacy::export(&state.context, secret.brand, parsed, &secret.actor).await?;
+    let found = found.ok_or_else(|| ApiError::not_found(format!("there is no customer {id:?}")))?;
+    Ok(private(&found))
+}
+
+/// It is about people: no proxy keeps it.
+fn private(answer: &Value) -> Response {
+    ([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response()
+}
+
+/// What an erasure forgot.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErasedAnswer {
+    /// The profiles, also those that had been merged away.
+    profiles: Vec<ProfileId>,
+    /// How many identifiers are suppressed: what comes under them later is not kept.
+    suppressed: usize,
+    /// How many events were deleted.
+    events: u64,
+    /// How many orders stand without their customer now.
+    orders: u64,
+}
+
+impl From<Erased> for ErasedAnswer {
+    fn from(erased: Erased) -> Self {
+        Self {
+            profiles: erased.profiles,
+            suppressed: erased.identifiers.len(),
+            events: erased.events,
+            orders: erased.orders,
+        }
+    }
+}
+
+/// Forgets a customer for good: profile, identifiers, events, consent, cached answers, dead letters; orders lose their customer.
+#[utoipa::path(delete, path = "/api/customers/{id}", tag = "Privacy", security(("secret_key" = [])),
+    params(("id" = String, Path)), responses((status = 200, body = ErasedAnswer), EraseErrors))]
+pub async fn erase(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+) -> Result<Json<ErasedAnswer>, ApiError> {
+    let parsed = customer_id(&id)?;
+    let known = state.context.directory.survivor(secret.brand, parsed).await?;
+    let known = known.ok_or_else(|| ApiError::not_found(format!("there is no customer {id:?}")))?;
+    let what = Erasure { profiles: vec![known], identifiers: vec![], suppress: true };
+    Ok(Json(privacy::erase(&state.context, secret.brand, &what, &secret.actor).await?.into()))
+}
+
+/// Whom to forget.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct ErasureRequest {
+    /// Identifiers, at most 100. Whoever has them is forgotten; those that nobody has are suppressed all the same.
+    identifiers: Vec<NamedIdentifier>,
+}
+
+/// An identifier in any form that is understood of events.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct NamedIdentifier {
+    kind: String,
+    value: String,
+}
+
+/// Forgets whoever has these identifiers, and keeps anybody from coming back under them.
+#[utoipa::path(post, path = "/api/privacy/erasures", tag = "Privacy", security(("secret_key" = [])),
+    request_body = ErasureRequest, responses((status = 200, body = ErasedAnswer), EraseManyErrors))]
+pub async fn erase_identifiers(
+    State(state): State<AppState>,
+    secret: Secret,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<ErasedAnswer>, ApiError> {
+    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let asked: ErasureRequest = super::segment::json(&bytes)?;
+    if asked.identifiers.is_empty() || asked.identifiers.len() > MAX_IDENTIFIERS {
+        let message = format!("identifiers must be 1 to {MAX_IDENTIFIERS}");
+        return Err(ApiError::bad_request("invalid_json", message));
+    }
+    let mut identifiers: Vec<Identifier> = Vec::new();
+    for NamedIdentifier { kind, value } in &asked.identifiers {
+        identifiers.push(identifier(&state, secret.brand, kind, value).await?.ok_or_else(|| {
+            let message =
+                format!("the {kind} {value:?} cannot identify anybody, so nothing is held under it");
+            ApiError::bad_request("invalid_identifier", message)
+        })?);
+    }
+    let what = Erasure { profiles: vec![], identifiers, suppress: true };
+    Ok(Json(privacy::erase(&state.context, secret.brand, &what, &secret.actor).await?.into()))
+}
+
+/// What was lifted.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Unsuppressed {
+    /// How many identifiers may be known again.
+    lifted: u64,
+}
+
+/// Lets an identifier be known again whose owner was erased.
+#[utoipa::path(delete, path = "/api/privacy/suppressions/{kind}/{value}", tag = "Privacy", security(("secret_key" = [])),
+    params(("kind" = String, Path), ("value" = String, Path)), responses((status = 200, body = Unsuppressed), UnsuppressErrors))]
+pub async fn unsuppress(
+    State(state): State<AppState>,
+    Path((kind, value)): Path<(String, String)>,
+    secret: Secret,
+) -> Result<Json<Unsuppressed>, ApiError> {
+    let not_suppressed = || ApiError::not_found(format!("the {kind} {value:?} is not suppressed"));
+    let identifier = identifier(&state, secret.brand, &kind, &value).await?.ok_or_else(not_suppressed)?;
+    match privacy::unsuppress(&state.context, secret.brand, &[identifier], &secret.actor).await? {
+        0 => Err(not_suppressed()),
+        lifted => Ok(Json(Unsuppressed { lifted })),
+    }
+}
+
+/// Requests in the name of privacy.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Requests {
+    /// The newest hundred, newest first.
+    requests: Vec<RequestEntry>,
+}
+
+/// The requests that Shopify has made: data requests and redactions.
+#[utoipa::path(get, path = "/api/privacy/requests", tag = "Privacy", security(("secret_key" = [])),
+    responses((status = 200, body = Requests), RequestsErrors))]
+pub async fn requests(State(state): State<AppState>, secret: Secret) -> Result<Json<Requests>, ApiError> {
+    let found = state.context.privacy.requests(secret.brand, REQUESTS).await?;
+    Ok(Json(Requests { requests: found.iter().map(RequestEntry::from).collect() }))
+}
+
+/// All that is held on whom a data request is about: an export of each customer.
+#[utoipa::path(get, path = "/api/privacy/requests/{request}/export", tag = "Privacy", security(("secret_key" = [])),
+    params(("request" = String, Path)), responses((status = 200, body = Object), ExportErrors))]
+pub async fn request_export(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+) -> Result<Response, ApiError> {
+    let unknown = || ApiError::not_found(format!("there is no data request {id:?}"));
+    let parsed = Uuid::try_parse(&id).map_err(|_| unknown())?;
+    let request = state.context.privacy.request(secret.brand, parsed).await?;
+    let request = request.filter(|request| request.kind == "export").ok_or_else(unknown)?;
+    let mut customers = Vec::new();
+    for customer in privacy::subjects(&state.context, &request).await? {
+        customers.extend(privacy::export(&state.context, secret.brand, customer, &secret.actor).await?);
+    }
+    Ok(private(&json!({"request": RequestEntry::from(&request), "customers": customers})))
+}
+
+/// Which part of the log.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct AuditQuery {
+    /// The `next` of the page before
+    before: Option<String>,
+    /// 1 to 100, 20 unless given
+    limit: Option<usize>,
+}
+
+/// An entry of the audit log.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AuditAnswer {
+    id: Uuid,
+    /// When.
+    at: String,
+    /// Who: `key ID`, `shopify SHOP`, `retention`, …
+    actor: String,
+    /// `merge`, `split`, `export`, `erase`, `unsuppress`, `settings`, `key_added`, `key_rotated`, `key_revoked`.
+    action: String,
+    /// The profile's id, where one is meant.
+    subject: Option<String>,
+    /// The rest.
+    details: Value,
+}
+
+impl From<AuditEntry> for AuditAnswer {
+    fn from(entry: AuditEntry) -> Self {
+        Self {
+            id: entry.id,
+            at: time::format(entry.at),
+            actor: entry.actor,
+            action: entry.action,
+            subject: entry.subject,
+            details: serde_json::from_str(&entry.details).unwrap_or_default(),
+        }
+    }
+}
+
+/// A page of the audit log.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AuditPage {
+    /// Newest first.
+    entries: Vec<AuditAnswer>,
+    /// Where the next page begins; null after the last.
+    next: Option<Uuid>,
+}
+
+/// Who did what to whom, newest first.
+#[utoipa::path(get, path = "/api/privacy/audit", tag = "Privacy", security(("secret_key" = [])), params(AuditQuery),
+    responses((status = 200, body = AuditPage), AuditErrors))]
+pub async fn audit(
+    State(state): State<AppState>,
+    secret: Secret,
+    query: Result<Query<AuditQuery>, QueryRejection>,
+) -> Result<Json<AuditPage>, ApiError> {
+    let Query(query) =
+        query.map_err(|rejection| ApiError::bad_request("invalid_query", rejection.body_text()))?;
+    let before = query.before.as_deref().map(|text| {
+        Uuid::try_parse(text)
+            .map_err(|_| ApiError::bad_request("invalid_after", "before is the next of the page before"))
+    });
+    let limit = limit(query.limit)?;
+    let page = state.context.privacy.audit_log(secret.brand, before.transpose()?, limit as i64).await?;
+    let next = page.last().filter(|_| page.len() == limit).map(|entry| entry.id);
+    Ok(Json(AuditPage { entries: page.into_iter().map(AuditAnswer::from).collect(), next }))
+}
