@@ -204,6 +204,7 @@ fn send(rng: &mut impl Rng, messages: Vec<Message>) -> Vec<Delivery> {
 /// What Shopify sends of an order: the checkout, the customer, the order, its payment, perhaps a refund or cancellation.
 fn order(rng: &mut impl Rng, customer: &Customer, device: &Device, clock: &mut u64) -> Vec<Delivery> {
     let cart = device.cart.clone().unwrap_or_default();
+    let token = hex(rng, 20);
     let id = 5_000_000_000_000 + customer.number;
     *clock += rng.random_range(20_000..300_000);
     let placed_ms = *clock;
@@ -220,7 +221,7 @@ fn order(rng: &mut impl Rng, customer: &Customer, device: &Device, clock: &mut u
         .collect();
     let mut body = json!({
         "id": id, "name": format!("#{}", 1000 + customer.number), "email": customer.email(), "cart_token": cart,
-        "currency": customer.currency, "total_price": shop::decimal(total_cents), "test": false,
+        "checkout_token": token, "currency": customer.currency, "total_price": shop::decimal(total_cents), "test": false,
         "created_at": shop::iso(placed_ms), "updated_at": shop::iso(placed_ms), "cancelled_at": null,
         "financial_status": "pending", "fulfillment_status": null, "line_items": line_items, "refunds": [],
         "customer": person,
@@ -233,15 +234,22 @@ fn order(rng: &mut impl Rng, customer: &Customer, device: &Device, clock: &mut u
         refunded_cents: 0,
         counts: true,
     };
-    let checkout = json!({"id": id - 1, "token": hex(rng, 20), "cart_token": cart, "email": customer.email(),
+    let checkout = json!({"id": id - 1, "token": token, "cart_token": cart, "email": customer.email(),
         "currency": customer.currency, "total_price": shop::decimal(total_cents), "created_at": shop::iso(placed_ms - 10_000),
         "updated_at": shop::iso(placed_ms - 10_000)});
     let contact = ("email", customer.email());
     let shopify_id = ("shopify_customer_id", customer.shopify_id().to_string());
-    let bridge = ("cart_token", cart);
-    let all = vec![contact.clone(), shopify_id.clone(), bridge.clone()];
+    let (bridge, checkout_bridge) = (("cart_token", cart), ("checkout_token", token));
+    let all = vec![contact.clone(), shopify_id.clone(), bridge.clone(), checkout_bridge.clone()];
     let mut deliveries = vec![
-        webhook(rng, placed_ms - 10_000, "checkouts/create", &checkout, vec![contact.clone(), bridge], None),
+        webhook(
+            rng,
+            placed_ms - 10_000,
+            "checkouts/create",
+            &checkout,
+            vec![contact.clone(), bridge, checkout_bridge],
+            None,
+        ),
         webhook(rng, placed_ms, "customers/create", &person, vec![contact, shopify_id], None),
         webhook(rng, placed_ms, "orders/create", &body, all.clone(), Some(state.clone())),
     ];

@@ -23,8 +23,8 @@ pub trait Cache: Send + Sync {
     /// The answer under a key, if it is there and not too old.
     async fn get(&self, key: &str) -> Result<Option<Bytes>, CacheError>;
 
-    /// Keeps an answer for `ttl`, unless the key holds one or was invalidated just now. Answers whether it did.
-    async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> Result<bool, CacheError>;
+    /// Keeps an answer for `ttl`, unless the key holds one or was invalidated just now.
+    async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError>;
 
     /// Writes over whatever the key holds.
     async fn replace(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError>;

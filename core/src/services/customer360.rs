@@ -14,6 +14,8 @@ use crate::ports::store::StoreError;
 
 /// How long an answer is kept, unless set otherwise.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(5 * 60);
+/// Keys that are dropped in one call.
+const KEYS_AT_ONCE: usize = 1000;
 /// How long the last known copy is kept for the time that the store is away.
 const LAST_COPY_TTL: Duration = Duration::from_secs(60 * 60);
 /// A read of the store that takes longer is given up: less than [`INVALIDATION_MARK`], or an old answer could be cached
@@ -58,7 +60,7 @@ pub fn answer_key(brand: BrandId, id: ProfileId) -> String {
 }
 
 /// The key of a profile's last known copy.
-pub(crate) fn last_copy_key(brand: BrandId, id: ProfileId) -> String {
+fn last_copy_key(brand: BrandId, id: ProfileId) -> String {
     format!("{brand}:c360-last:{id}")
 }
 
@@ -68,6 +70,32 @@ fn way_key(brand: BrandId, asked: &Asked) -> String {
         Asked::Id(id) => format!("{brand}:c360-way:id:{id}"),
         Asked::Identifier(i) => format!("{brand}:c360-way:{}:{}", i.kind.as_str(), i.value),
     }
+}
+
+/// The key of the mark that a profile was erased: there for as long as a reader could still write what it read before.
+fn gone_key(brand: BrandId, id: ProfileId) -> String {
+    format!("{brand}:c360-gone:{id}")
+}
+
+/// Forgets everything about customers who were erased.
+///
+/// # Errors
+/// When the cache is away.
+pub(crate) async fn forget(
+    context: &Context,
+    brand: BrandId,
+    ids: &[ProfileId],
+    identifiers: &[Identifier],
+) -> Result<(), CacheError> {
+    let mut keys = ways(brand, ids, identifiers);
+    for id in ids {
+        context.cache.replace(&gone_key(brand, *id), Bytes::from_static(b"1"), LAST_COPY_TTL).await?;
+        keys.extend([answer_key(brand, *id), last_copy_key(brand, *id)]);
+    }
+    for keys in keys.chunks(KEYS_AT_ONCE) {
+        context.cache.invalidate(keys).await?;
+    }
+    Ok(())
 }
 
 /// The keys of what may lead to these profiles, or from these identifiers.
@@ -156,15 +184,13 @@ async fn remember(
         lasting.push((way_key(brand, asked), id.to_string().into()));
     }
     let kept = async {
-        if !context.cache.put(&answer, json.clone(), ttl).await? {
-            return Ok(());
-        }
+        context.cache.put(&answer, json.clone(), ttl).await?;
         for (key, value) in &lasting {
             context.cache.replace(key, value.clone(), LAST_COPY_TTL).await?;
         }
-        // Whoever forgets a customer drops the answer and these together: if the answer is gone, these must go, too.
-        if context.cache.get(&answer).await?.is_none() {
-            let keys: Vec<String> = lasting.iter().map(|(key, _)| key.clone()).collect();
+        // Read before the customer was erased, and written after: it must go again.
+        if context.cache.get(&gone_key(brand, id)).await?.is_some() {
+            let keys: Vec<String> = lasting.into_iter().map(|(key, _)| key).chain([answer]).collect();
             context.cache.invalidate(&keys).await?;
         }
         Ok::<(), CacheError>(())

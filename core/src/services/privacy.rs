@@ -90,13 +90,7 @@ pub async fn erase(
             outcome => break outcome?,
         }
     };
-    let mut keys = customer360::ways(brand, &erased.profiles, &erased.identifiers);
-    for id in &erased.profiles {
-        keys.extend([customer360::answer_key(brand, *id), customer360::last_copy_key(brand, *id)]);
-    }
-    for keys in keys.chunks(PAGE as usize) {
-        context.cache.invalidate(keys).await.map_err(away)?;
-    }
+    customer360::forget(context, brand, &erased.profiles, &erased.identifiers).await.map_err(away)?;
     let known: BTreeSet<Identifier> = erased.identifiers.iter().cloned().collect();
     let letters = match known.is_empty() {
         true => 0,

@@ -60,8 +60,9 @@ impl Cache for MemoryCache {
         Ok(self.0.get(key).map(|held| held.value).filter(|value| !value.is_empty()))
     }
 
-    async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> Result<bool, CacheError> {
-        Ok(self.0.entry_by_ref(key).or_insert(Held { value, ttl }).is_fresh())
+    async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {
+        self.0.entry_by_ref(key).or_insert(Held { value, ttl });
+        Ok(())
     }
 
     async fn replace(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {

@@ -47,11 +47,10 @@ impl Cache for RedisCache {
         Ok(held.filter(|bytes| !bytes.is_empty()).map(Bytes::from))
     }
 
-    async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> Result<bool, CacheError> {
+    async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {
         let mut command = Cmd::new();
         command.arg("SET").arg(self.key(key)).arg(&value[..]).arg("NX").arg("PX").arg(ttl_ms(ttl));
-        let set: Option<String> = self.within(command.query_async(&mut self.redis.shared())).await?;
-        Ok(set.is_some())
+        self.within(command.exec_async(&mut self.redis.shared())).await
     }
 
     async fn replace(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {
