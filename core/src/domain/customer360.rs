@@ -142,8 +142,6 @@ pub struct ConsentChange {
 /// A customer's place in the web of identifiers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct IdentityState {
-    /// How many profiles were merged into this one.
-    pub merges: u32,
     /// The limit that stopped it from merging further, if one did.
     pub limited: Option<String>,
     /// Profiles that are kept apart from it.
@@ -199,7 +197,7 @@ pub struct Customer360 {
     pub groups: Vec<Value>,
     /// Computed values under the names of traits, for segments and exports.
     pub computed: BTreeMap<String, Value>,
-    /// How the profile came to be.
+    /// What keeps others apart from it.
     pub identity: IdentityState,
 }
 
@@ -248,11 +246,7 @@ impl Customer360 {
             consent,
             groups: groups.iter().map(group_json).collect(),
             computed,
-            identity: IdentityState {
-                merges: profile.standing.merges,
-                limited: profile.standing.limited,
-                related,
-            },
+            identity: IdentityState { limited: profile.standing.limited, related },
         }
     }
 }

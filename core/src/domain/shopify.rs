@@ -3,6 +3,8 @@
 //! Source: Shopify's webhook and REST resource pages. Any field may be missing or null, and ids come as numbers or as
 //! strings. What a body says beyond these fields is kept with the event, unread.
 
+use std::collections::BTreeMap;
+
 use rust_decimal::Decimal;
 use serde_json::Value;
 
@@ -12,7 +14,7 @@ use super::event::{
 };
 use super::identity::{Identifier, IdentifierKind, Rules};
 use super::money;
-use super::order::{Amount, Fulfillment, Item, Order, OrderUpdate, Refund, Version};
+use super::order::{Amount, Fulfillment, Item, Order, OrderUpdate, Refund, SUM, Version};
 use super::time::{self, Timestamp};
 
 /// The topics that a shop should send, and what each is good for. `server admin shop add` prints them.
@@ -241,7 +243,7 @@ fn order_update(
     Ok(Some(match topic {
         "orders/delete" => OrderUpdate { deleted_at: Some(updated_at), ..blank(about("id")?) },
         "refunds/create" => {
-            let refunds = [refund(body, updated_at, &version)?].into_iter().flatten().collect();
+            let refunds = BTreeMap::from([(about("id")?, paid_back(body, updated_at, &version)?)]);
             OrderUpdate { refunds, ..blank(about("order_id")?) }
         }
         "fulfillments/create" | "fulfillments/update" => {
@@ -249,11 +251,7 @@ fn order_update(
             OrderUpdate { fulfillments, ..blank(about("order_id")?) }
         }
         topic if ORDER_TOPICS.contains(&topic) => OrderUpdate {
-            refunds: list(body, "refunds")
-                .iter()
-                .map(|one| refund(one, updated_at, &version))
-                .filter_map(Result::transpose)
-                .collect::<Result<_, _>>()?,
+            refunds: refunds(body, updated_at, &version)?,
             fulfillments: list(body, "fulfillments")
                 .iter()
                 .filter_map(|one| fulfillment(one, updated_at, &version))
@@ -307,33 +305,28 @@ fn money_in(body: &Value, set: &str, side: &str) -> Result<Option<Amount>, Rejec
     Ok(Some(Amount { amount: amount(money, "amount")?, currency: currency.to_uppercase() }))
 }
 
-/// A refund by its id; `None` for one without an id. A transaction that failed or only voided an authorisation moved no
-/// money.
-fn refund(
-    refund: &Value,
+/// The refunds in an order's body, by their ids. Those without one stand under one name with their sum: the newest body that
+/// tells it holds.
+fn refunds(
+    body: &Value,
     updated_at: Timestamp,
     version: &Version,
-) -> Result<Option<(String, Refund)>, Rejection> {
-    let Some(id) = text(refund, "id").or_else(|| {
-        // Bodies of old API versions name only the transactions: their first id stands for the refund.
-        list(refund, "transactions").first().and_then(|t| text(t, "id")).map(|id| format!("t{id}"))
-    }) else {
-        return unnamed(refund, updated_at, version);
-    };
-    Ok(Some((id, paid_back(refund, updated_at, version)?)))
+) -> Result<BTreeMap<String, Refund>, Rejection> {
+    let mut refunds: BTreeMap<String, Refund> = BTreeMap::new();
+    for refund in list(body, "refunds") {
+        let paid = paid_back(refund, updated_at, version)?;
+        match text(refund, "id") {
+            Some(id) => drop(refunds.insert(id, paid)),
+            None => match refunds.get_mut(SUM) {
+                Some(sum) => sum.amount += paid.amount,
+                None => drop(refunds.insert(SUM.to_owned(), paid)),
+            },
+        }
+    }
+    Ok(refunds)
 }
 
-/// A refund that has no id at all is known by what it says.
-fn unnamed(
-    refund: &Value,
-    updated_at: Timestamp,
-    version: &Version,
-) -> Result<Option<(String, Refund)>, Rejection> {
-    let paid = paid_back(refund, updated_at, version)?;
-    let name = format!("{}:{}", paid.at_ms, paid.amount);
-    Ok((!paid.amount.is_zero()).then_some((name, paid)))
-}
-
+/// What was paid back. A transaction that failed or only voided an authorisation moved no money.
 fn paid_back(refund: &Value, updated_at: Timestamp, version: &Version) -> Result<Refund, Rejection> {
     let mut sum = Decimal::ZERO;
     let mut currency = None;
