@@ -7,6 +7,7 @@
 pub mod delivery;
 pub mod journey;
 pub mod ledger;
+pub mod oracle;
 pub mod shop;
 
 use rand::seq::SliceRandom;

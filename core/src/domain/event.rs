@@ -161,7 +161,7 @@ pub struct Event {
     pub timestamp: Timestamp,
     /// When it reached the server.
     pub received_at: Timestamp,
-    /// Who it is about. Empty: nobody we could know.
+    /// Who it is about, the most trusted first. Empty: nobody we could know.
     pub identifiers: Vec<Identifier>,
     /// What it says of the customer.
     pub traits: Vec<TraitUpdate>,

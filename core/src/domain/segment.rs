@@ -291,7 +291,6 @@ fn identifiers(
     let previous = if links { &message.previous_id } else { &Scalar::default() };
     let candidates = [
         (IdentifierKind::UserId, &message.user_id),
-        (IdentifierKind::UserId, previous),
         (IdentifierKind::AnonymousId, previous),
         (IdentifierKind::Email, &own.email),
         (IdentifierKind::Email, &in_context.email),
@@ -305,6 +304,11 @@ fn identifiers(
         candidates.into_iter().filter_map(|(kind, value)| rules.identifier(kind, value.given()?)).collect();
     found.sort();
     found.dedup();
+    // Trusted least: where a brand gives a customer one user id, the previous one stays out.
+    let as_user = previous.given().and_then(|value| rules.identifier(IdentifierKind::UserId, value));
+    if let Some(user) = as_user.filter(|user| !found.contains(user)) {
+        found.push(user);
+    }
     found
 }
 

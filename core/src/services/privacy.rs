@@ -77,8 +77,8 @@ pub async fn erase(
 ) -> Result<Erased, PrivacyError> {
     // Before anything is gone: what is cached, and who is spoken of in dead letters, is known only now.
     let away = |error: CacheError| StoreError::Unavailable(error.to_string());
-    context.cache.ping().await.map_err(away)?;
     context.queue.stats().await?;
+    context.cache.ping().await.map_err(away)?;
     let rules = context.brands.rules(brand).await?;
     let mut tries = 1;
     let erased = loop {

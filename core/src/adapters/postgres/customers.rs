@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 use uuid::Uuid;
 
-use super::db::failed;
+use super::db::{begin, failed};
 use super::processing::{ORDER, PgTx};
 use crate::domain::customer360::{
     CustomerRecord, GROUPS, OrderTotals, RECENT_EVENTS, RelatedProfile, StoredConsent, StoredEvent,
@@ -41,7 +41,7 @@ impl PgStore {
 #[async_trait]
 impl Store for PgStore {
     async fn begin(&self) -> Result<Box<dyn StoreTx>, StoreError> {
-        Ok(Box::new(PgTx::new(self.pool.begin().await.map_err(failed)?)))
+        Ok(Box::new(PgTx::new(begin(&self.pool, "begin").await?)))
     }
 
     async fn owner(&self, brand: BrandId, identifier: &Identifier) -> Result<Option<ProfileId>, StoreError> {
@@ -59,8 +59,7 @@ impl Store for PgStore {
 
     async fn customer(&self, brand: BrandId, id: ProfileId) -> Result<Option<CustomerRecord>, StoreError> {
         // one snapshot: a merge between two of the reads must not tear the answer
-        let mut tx =
-            self.pool.begin_with("begin isolation level repeatable read read only").await.map_err(failed)?;
+        let mut tx = begin(&self.pool, "begin isolation level repeatable read read only").await?;
         let Some(profile) = survivor(&mut tx, brand, id).await? else { return Ok(None) };
         let id = profile.id;
         let activity = activity(&mut tx, brand, id).await?;

@@ -3,8 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{PgPool, Postgres, Transaction};
 
 use crate::ports::store::StoreError;
 
@@ -44,6 +44,17 @@ pub async fn open(url: &str, connections: u32) -> Result<PgPool, StoreError> {
         .map_err(|error| StoreError::Unavailable(format!("migrations: {error}")))?;
     warn_of_weak_durability(&pool).await?;
     Ok(pool)
+}
+
+/// Opens a transaction with that statement. In a task of its own: if the caller is dropped while BEGIN is under way, the
+/// connection must not go back to the pool with a transaction that nobody knows of, into which others' work would disappear.
+pub(super) async fn begin(
+    pool: &PgPool,
+    statement: &'static str,
+) -> Result<Transaction<'static, Postgres>, StoreError> {
+    let pool = pool.clone();
+    let begun = tokio::spawn(async move { pool.begin_with(statement).await });
+    begun.await.map_err(|error| StoreError::Unavailable(error.to_string()))?.map_err(failed)
 }
 
 async fn warn_of_weak_durability(pool: &PgPool) -> Result<(), StoreError> {

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgPool, Row};
 use uuid::Uuid;
 
 use super::customers::{brand_order, consents};
-use super::db::failed;
+use super::db::{begin, failed};
 use super::processing::{ORDER, uuids};
 use crate::domain::customer360::StoredConsent;
 use crate::domain::identity::{Identifier, IdentifierKind};
@@ -98,7 +98,7 @@ impl Privacy for PgPrivacy {
     }
 
     async fn erase(&self, brand: BrandId, what: &Erasure, at: Timestamp) -> Result<Erased, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = begin(&self.pool, "begin").await?;
         // Claimed first, under nobody's name: a transaction that claims one of them just now is waited for, and its profile
         // found; one that claims it later waits for this one, and sees what is suppressed.
         let nobody = Uuid::now_v7();
@@ -224,7 +224,7 @@ impl Privacy for PgPrivacy {
     }
 
     async fn erase_shop(&self, brand: BrandId, shop: &str, limit: i64) -> Result<u64, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = begin(&self.pool, "begin").await?;
         let mut gone = 0;
         for statement in [
             "delete from events where ctid = any(array(select ctid from events where brand_id = $1 and shop = $2 and profile_id is null limit $3))",
@@ -245,7 +245,7 @@ impl Privacy for PgPrivacy {
     }
 
     async fn unsuppress(&self, brand: BrandId, identifiers: &[Identifier]) -> Result<u64, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = begin(&self.pool, "begin").await?;
         let mut lifted = 0;
         for identifier in identifiers {
             let done = sqlx::query("delete from suppressed where brand_id = $1 and hash = $2")

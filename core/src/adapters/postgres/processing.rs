@@ -188,7 +188,7 @@ impl StoreTx for PgTx {
         let hashes: Vec<Vec<u8>> =
             identifiers.iter().map(|(brand, i)| suppression(*brand, i).to_vec()).collect();
         let found: Vec<Vec<u8>> = sqlx::query_scalar(
-            "select hash from suppressed where (brand_id, hash) in (select * from unnest($1::bigint[], $2::bytea[]))",
+            "select hash from suppressed join unnest($1::bigint[], $2::bytea[]) as asked (b, h) on brand_id = b and hash = h",
         )
         .bind(identifiers.iter().map(|(brand, _)| brand.0).collect::<Vec<_>>())
         .bind(&hashes)
@@ -299,7 +299,8 @@ impl StoreTx for PgTx {
 
     async fn orders(&mut self, keys: &[OrderKey]) -> Result<Vec<BrandOrder>, StoreError> {
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "select {ORDER} from orders where (brand_id, shop, id) in (select * from unnest($1::bigint[], $2::text[], $3::text[]))"
+            "select {ORDER} from orders
+            join unnest($1::bigint[], $2::text[], $3::text[]) as asked (b, s, i) on brand_id = b and shop = s and id = i"
         )))
         .bind(keys.iter().map(|key| key.0.0).collect::<Vec<_>>())
         .bind(keys.iter().map(|key| key.1.as_str()).collect::<Vec<_>>())

@@ -306,8 +306,8 @@ impl StoreTx for SqliteTx {
     async fn orders(&mut self, keys: &[OrderKey]) -> Result<Vec<BrandOrder>, StoreError> {
         let asked: Vec<_> = keys.iter().map(|(brand, shop, id)| json!([brand.0, shop, id])).collect();
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "select {ORDER} from orders where (brand_id, shop, id) in (
-                select value ->> 0, value ->> 1, value ->> 2 from json_each(?1))"
+            "select {ORDER} from (select value ->> 0 as b, value ->> 1 as s, value ->> 2 as i from json_each(?1)) asked
+            cross join orders on brand_id = b and shop = s and orders.id = i"
         )))
         .bind(json!(asked).to_string())
         .fetch_all(&mut *self.tx)

@@ -150,7 +150,7 @@ impl Tenants for SqliteTenants {
         let mut tx = self.db.begin().await.map_err(failed)?;
         sqlx::query(
             "update api_keys set last_used_at = max(coalesce(last_used_at, 0), used.value ->> 1)
-            from json_each(?1) used where id = used.value ->> 0",
+            from json_each(?1) used where api_keys.id = used.value ->> 0",
         )
         .bind(serde_json::json!(used).to_string())
         .execute(&mut *tx)

@@ -1,0 +1,598 @@
+//! The OpenAPI document is true: every error that it documents is returned, every one returned is documented (debug builds
+//! refuse to answer otherwise), and no route shows one brand anything of another.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::future::join_all;
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+use server::codes::{self, ANYWHERE, CODES};
+use server::openapi::{codes_of, operations};
+use server::router::document;
+use stack::postgres::Postgres;
+use stack::redis::{Fsync, Redis};
+use stack::system::Access;
+use support::{On, SHOP, TestApp, answer, services_backend};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tributary_core::ports::queue::QueueSettings;
+use tributary_core::ports::tenants::{KeyKind, key_id};
+use tributary_core::services::tenants::{hash, new_key};
+
+/// A route that the document describes.
+#[derive(Clone, Debug)]
+struct Route {
+    method: &'static str,
+    path: String,
+    /// The kind of key that it needs; `None` for none.
+    key: Option<KeyKind>,
+    codes: BTreeSet<(u16, String)>,
+}
+
+fn routes() -> Vec<Route> {
+    operations(&document())
+        .into_iter()
+        .map(|(method, path, operation)| {
+            let codes = codes_of(&operation);
+            let has = |code: &str| codes.iter().any(|(_, known)| known == code);
+            let key = match (has("wrong_key"), path.starts_with("/v1/") || path == "/api/events") {
+                (false, _) => None,
+                (true, true) => Some(KeyKind::Write),
+                (true, false) => Some(KeyKind::Secret),
+            };
+            Route { method, path, key, codes }
+        })
+        .collect()
+}
+
+/// A path with its parameters filled in; what is not named names nobody.
+fn filled(path: &str, with: &BTreeMap<&str, String>) -> String {
+    let mut parts: Vec<String> = path.split('/').map(str::to_owned).collect();
+    for part in &mut parts {
+        let Some(name) = part.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) else { continue };
+        *part = with.get(name).cloned().unwrap_or_else(|| match name {
+            "queue" => "events".to_owned(),
+            "kind" => "user_id".to_owned(),
+            "value" => "nobody-at-all".to_owned(),
+            _ => "019b7f3e-0000-7000-8000-000000000000".to_owned(),
+        });
+    }
+    parts.join("/")
+}
+
+fn key_of(app: &TestApp, kind: KeyKind) -> &str {
+    match kind {
+        KeyKind::Write => &app.write_key,
+        KeyKind::Secret => &app.secret_key,
+    }
+}
+
+fn request(app: &TestApp, route: &Route, path: &str, query: &str) -> RequestBuilder {
+    let method = Method::from_bytes(route.method.as_bytes()).unwrap();
+    app.http.request(method, format!("{}{path}{query}", app.url))
+}
+
+/// A body that the route takes.
+fn sound_body(route: &Route) -> Value {
+    match route.path.as_str() {
+        "/api/events" => json!({"event": "E", "userId": "u"}),
+        path if path.starts_with("/v1/b") || path == "/v1/import" => {
+            json!({"batch": [{"type": "track", "event": "E", "userId": "u"}]})
+        }
+        path if path.starts_with("/v1/") => {
+            json!({"event": "E", "userId": "u", "groupId": "g", "previousId": "p"})
+        }
+        "/api/settings" => json!({}),
+        "/api/privacy/erasures" => json!({"identifiers": [{"kind": "user_id", "value": "erased-by-a-test"}]}),
+        "/api/keys" => json!({"kind": "write"}),
+        "/api/keys/{key}" => json!({"rate_limit": null}),
+        _ => json!({}),
+    }
+}
+
+fn webhook(app: &TestApp, id: &str, body: &str) -> RequestBuilder {
+    let client = app.client();
+    client.webhook(client.http(), "themes/publish", id, body.to_owned())
+}
+
+/// As another shop would send it, or with another secret.
+fn webhook_of(app: &TestApp, shop: &str, secret: &str) -> RequestBuilder {
+    let access = Access {
+        url: app.url.clone(),
+        write_key: String::new(),
+        secret_key: String::new(),
+        shop_domain: shop.into(),
+        shop_secret: secret.into(),
+    };
+    let client = stack::client::Client::new(access).unwrap();
+    client.webhook(client.http(), "themes/publish", "other", "{}".to_owned())
+}
+
+/// A request that must be answered with that code; `None` where another test provokes it.
+async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuilder> {
+    let path = filled(&route.path, &BTreeMap::new());
+    let plain = |query: &str| request(app, route, &path, query);
+    let keyed = |query: &str| match route.key {
+        Some(kind) => plain(query).bearer_auth(key_of(app, kind)),
+        None => plain(query),
+    };
+    let with = |body: &Value| keyed("").body(body.to_string());
+    let is_webhook = route.path == "/api/webhooks/shopify";
+    let padded = |size: usize| json!({"pad": "x".repeat(size)}).to_string();
+    let in_batch = |message: Value| match route.path.as_str() {
+        path if path.starts_with("/v1/b") || path == "/v1/import" => with(&json!({"batch": [message]})),
+        _ => with(&message),
+    };
+    Some(match code {
+        "no_key" => plain("").body(sound_body(route).to_string()),
+        "invalid_key" => plain("").bearer_auth("sk_nobodys").body(sound_body(route).to_string()),
+        "wrong_key" => {
+            let other = if route.key == Some(KeyKind::Write) { KeyKind::Secret } else { KeyKind::Write };
+            plain("").bearer_auth(key_of(app, other)).body(sound_body(route).to_string())
+        }
+        "rate_limited" => {
+            let tenants = &*app.context.tenants;
+            let key = new_key(tenants, app.brand, route.key.unwrap_or(KeyKind::Secret)).await.unwrap();
+            tenants.limit_key(app.brand, &key_id(&hash(&key)), Some(1)).await.unwrap();
+            let once = || plain("").bearer_auth(&key).body(sound_body(route).to_string());
+            assert_ne!(answer(once()).await.0, 429, "{route:?}");
+            once()
+        }
+        "payload_too_large" if is_webhook => webhook(app, "big", &padded(server::body::MAX_WEBHOOK_BYTES)),
+        "payload_too_large" => keyed("").body(padded(server::body::MAX_BATCH_BYTES)),
+        "invalid_gzip" => keyed("").header("content-encoding", "gzip").body("not gzip"),
+        "invalid_json" if is_webhook => webhook(app, "json", "not json"),
+        "invalid_json" => keyed("").body("not json"),
+        "invalid_query" | "invalid_limit" if route.path.ends_with("/claims") => keyed("?shop=a&shop=b"),
+        "invalid_query" => keyed("?limit=many"),
+        "invalid_limit" => keyed("?limit=0"),
+        "invalid_after" if route.path.ends_with("/dead") || route.path == "/api/customers" => {
+            keyed("?after=nowhere")
+        }
+        "invalid_after" => keyed("?before=nowhere"),
+        "missing_ids" => keyed(&format!("?shop={SHOP}")),
+        "unknown_kind" if route.path == "/api/privacy/erasures" => {
+            with(&json!({"identifiers": [{"kind": "shoe_size", "value": "42"}]}))
+        }
+        "unknown_kind" => {
+            let path = filled(&route.path, &BTreeMap::from([("kind", "shoe_size".to_owned())]));
+            request(app, route, &path, "").bearer_auth(&app.secret_key)
+        }
+        "invalid_identifier" => with(&json!({"identifiers": [{"kind": "email", "value": "nobody"}]})),
+        "invalid_settings" => with(&json!({"default_country": "Atlantis"})),
+        "not_found" if route.path.ends_with("/claims") => keyed(&format!("?shop={SHOP}&webhook_id=never")),
+        "not_found"
+            if route.path == "/api/queues/{queue}" || route.path.starts_with("/api/queues/{queue}/") =>
+        {
+            let path = filled(&route.path, &BTreeMap::from([("queue", "nowhere".to_owned())]));
+            request(app, route, &path, "").bearer_auth(&app.secret_key)
+        }
+        "not_found" => with(&sound_body(route)),
+        "refused" => {
+            let done =
+                answer(app.post("/api/events", json!({"event": "E", "userId": "one"}).to_string())).await;
+            assert_eq!(done.0, 202);
+            app.work_off().await;
+            let (_, one) = answer(app.get("/api/customers/by/user_id/one/360")).await;
+            let id = one["id"].as_str().unwrap().to_owned();
+            let merge = match route.path.contains("/split") {
+                false => String::new(),
+                true => undone_merge(app).await,
+            };
+            let with = BTreeMap::from([("id", id.clone()), ("other", id), ("merge", merge)]);
+            request(app, route, &filled(&route.path, &with), "").bearer_auth(&app.secret_key)
+        }
+        "shared_queue" => {
+            let _ = app.context.tenants.add_brand("another").await;
+            keyed("")
+        }
+        "missing_header" => plain("").body("{}"),
+        "invalid_hmac" => webhook_of(app, SHOP, "another secret"),
+        "idempotency_conflict" => {
+            let _ = answer(webhook(app, "twice", r#"{"id": 1}"#)).await;
+            webhook(app, "twice", r#"{"id": 2}"#)
+        }
+        "too_many_events" => {
+            let many = vec![json!({"type": "page", "userId": "u"}); 2501];
+            with(&if route.path == "/api/events" { json!(many) } else { json!({"batch": many}) })
+        }
+        "context_too_large" => {
+            let many = vec![json!({"type": "page", "userId": "u"}); 2400];
+            with(&json!({"batch": many, "context": {"pad": "x".repeat(6000)}}))
+        }
+        "event_too_large" => {
+            in_batch(json!({"type": "track", "event": "E", "userId": "u", "pad": "x".repeat(33_000)}))
+        }
+        "too_deep" => {
+            let deep = format!("{}1{}", "[".repeat(110), "]".repeat(110));
+            let message = format!(r#"{{"type": "track", "event": "E", "userId": "u", "deep": {deep}}}"#);
+            let whole = route.path.starts_with("/v1/b") || route.path == "/v1/import";
+            keyed("").body(if whole { format!(r#"{{"batch": [{message}]}}"#) } else { message })
+        }
+        "no_user_anon_id" => in_batch(json!({"type": "track", "event": "E"})),
+        "no_type" => in_batch(json!({"userId": "u"})),
+        "invalid_type" => in_batch(json!({"type": "dance", "userId": "u"})),
+        "invalid_event" => in_batch(json!([1])),
+        "invalid_message_id" => in_batch(
+            json!({"type": "track", "event": "E", "userId": "u", "groupId": "g", "previousId": "p", "messageId": "x".repeat(101)}),
+        ),
+        "invalid_name" => in_batch(
+            json!({"type": "track", "event": "x".repeat(501), "userId": "u", "groupId": "g", "previousId": "p"}),
+        ),
+        "invalid_timestamp" => in_batch(
+            json!({"type": "track", "event": "E", "userId": "u", "groupId": "g", "previousId": "p", "timestamp": "once"}),
+        ),
+        // Each is one kind's: where the route is of another kind, it cannot be.
+        "no_event" | "no_group_id" | "no_previous_id" => {
+            let kind = match code {
+                "no_event" => "track",
+                "no_group_id" => "group",
+                _ => "alias",
+            };
+            in_batch(json!({"type": kind, "userId": "u"}))
+        }
+        "invalid_body" | "body_timeout" | "queue_unavailable" | "queue_full" | "store_unavailable" => {
+            return None;
+        }
+        other => panic!("{} {} documents {other}, which no test provokes", route.method, route.path),
+    })
+}
+
+/// A merge that was undone already.
+async fn undone_merge(app: &TestApp) -> String {
+    for (at, user) in ["left", "right"].into_iter().enumerate() {
+        let event = json!({"event": "E", "userId": user, "messageId": format!("side{at}")});
+        assert_eq!(answer(app.post("/api/events", event.to_string())).await.0, 202);
+        app.work_off().await;
+    }
+    let mut ids = Vec::new();
+    for user in ["left", "right"] {
+        let (_, found) = answer(app.get(&format!("/api/customers/by/user_id/{user}/360"))).await;
+        ids.push(found["id"].as_str().unwrap().to_owned());
+    }
+    let url = format!("{}/api/customers/{}/merge/{}", app.url, ids[0], ids[1]);
+    let (status, merged) = answer(app.http.post(url).bearer_auth(&app.secret_key)).await;
+    assert_eq!(status, 200, "{merged}");
+    let merge = merged["merge"].as_str().unwrap().to_owned();
+    let url = format!("{}/api/merges/{merge}/split", app.url);
+    assert_eq!(answer(app.http.post(url).bearer_auth(&app.secret_key)).await.0, 200);
+    merge
+}
+
+/// The message kind that a route of one message is for.
+fn kind_of(path: &str) -> Option<&'static str> {
+    let name = path.strip_prefix("/v1/")?.trim_end_matches('/');
+    ["track", "identify", "page", "screen", "group", "alias"]
+        .into_iter()
+        .find(|kind| *kind == name || kind[..1] == *name)
+}
+
+/// Whether a documented code is of another kind of message than the route takes.
+fn other_kinds(route: &Route, code: &str) -> bool {
+    let Some(kind) = kind_of(&route.path) else { return false };
+    match code {
+        "no_event" => kind != "track",
+        "no_group_id" => kind != "group",
+        "no_previous_id" => kind != "alias",
+        _ => false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_documented_error_is_returned() {
+    let app = TestApp::start(On::Embedded).await;
+    let mut provoked = BTreeSet::new();
+    for route in routes() {
+        for (status, code) in &route.codes {
+            if other_kinds(&route, code) {
+                continue;
+            }
+            let Some(request) = provoke(&app, &route, code).await else { continue };
+            let (found, body) = answer(request).await;
+            assert_eq!(
+                (found, body["code"].as_str()),
+                (*status, Some(code.as_str())),
+                "{} {}: {body}",
+                route.method,
+                route.path
+            );
+            assert!(body["message"].as_str().is_some_and(|text| !text.is_empty()));
+            provoked.insert(code.clone());
+        }
+    }
+    let (status, body) = answer(app.http.delete(format!("{}/openapi.json", app.url))).await;
+    assert_eq!((status, body["code"].as_str()), (405, Some("method_not_allowed")));
+    // What needs a broken body, a full queue or an outage is provoked below; a defect by a hand in the data.
+    let elsewhere = ["invalid_body", "body_timeout", "queue_unavailable", "queue_full", "store_unavailable"];
+    for code in CODES.iter().filter(|code| !ANYWHERE.contains(&code.name) && !elsewhere.contains(&code.name))
+    {
+        assert!(provoked.contains(code.name), "no route documents {}", code.name);
+    }
+    app.stop().await;
+}
+
+/// Speaks HTTP by hand, and answers status and code.
+async fn by_hand(app: &TestApp, route: &Route, headers: &str, body: &str) -> (u16, String) {
+    let address = app.url.strip_prefix("http://").unwrap();
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let key =
+        route.key.map(|kind| format!("authorization: Bearer {}\r\n", key_of(app, kind))).unwrap_or_default();
+    let path = filled(&route.path, &BTreeMap::new());
+    let head = format!("{} {path} HTTP/1.1\r\nhost: {address}\r\n{key}{headers}\r\n\r\n{body}", route.method);
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    while !String::from_utf8_lossy(&answer).contains("\"message\"") {
+        let read = socket.read(&mut buffer).await.unwrap();
+        assert!(read > 0, "{route:?}: {}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&buffer[..read]);
+    }
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    let status = text.split(' ').nth(1).unwrap().parse().unwrap();
+    let code = text.split("\"code\":\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or_default();
+    (status, code.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_breaks_off_or_never_comes_is_named() {
+    let app = TestApp::start(On::Embedded).await;
+    let all = routes();
+    let with = |code: &'static str| {
+        all.iter().filter(move |route| route.codes.iter().any(|(_, known)| known == code))
+    };
+    for route in with("invalid_body") {
+        let broken = by_hand(&app, route, "transfer-encoding: chunked", "zzz\r\n").await;
+        assert_eq!(broken, (400, "invalid_body".to_owned()), "{route:?}");
+    }
+    // All at once: each waits for as long as the server does.
+    let slow = with("body_timeout").map(async |route| {
+        let late = by_hand(&app, route, "content-length: 100", "{").await;
+        assert_eq!(late, (408, "body_timeout".to_owned()), "{route:?}");
+    });
+    assert!(join_all(slow).await.len() > 10);
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_is_named() {
+    let settings = QueueSettings { max_depth: 1, ..QueueSettings::default() };
+    let app = TestApp::start_with(On::Embedded, 0, settings).await;
+    assert_eq!(answer(app.post("/v1/track", r#"{"event": "E", "userId": "u"}"#)).await.0, 200);
+    let mut tried = 0;
+    for route in routes().iter().filter(|route| route.codes.iter().any(|(_, code)| code == "queue_full")) {
+        let response = match route.path.as_str() {
+            "/api/webhooks/shopify" => webhook(&app, "full", "{}"),
+            path => {
+                request(&app, route, path, "").bearer_auth(&app.write_key).body(sound_body(route).to_string())
+            }
+        };
+        let response = response.send().await.unwrap();
+        assert!(response.headers().contains_key("retry-after"));
+        let (status, body): (u16, Value) = (response.status().as_u16(), response.json().await.unwrap());
+        assert_eq!((status, body["code"].as_str()), (503, Some("queue_full")), "{route:?}");
+        tried += 1;
+    }
+    assert!(tried > 10);
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_away_is_named() {
+    let mut redis = Redis::start(Fsync::Always).await.unwrap();
+    let mut postgres = Postgres::start().await.unwrap();
+    let backend = services_backend(&postgres.url(), &redis.url());
+    let app = TestApp::start_on(&backend, tempfile::tempdir().unwrap(), 0, QueueSettings::default()).await;
+    let with = |code: &'static str| {
+        routes()
+            .into_iter()
+            .filter(move |route| route.codes.iter().any(|(_, known)| known == code))
+            .collect::<Vec<_>>()
+    };
+    let plain = |route: &Route, key: &str| match route.path.as_str() {
+        "/api/webhooks/shopify" => webhook(&app, "away", "{}"),
+        path => request(&app, route, &filled(path, &BTreeMap::new()), "")
+            .bearer_auth(key)
+            .body(sound_body(route).to_string()),
+    };
+    // Known from before, for the time that the store is away.
+    assert_eq!(answer(app.post("/v1/track", r#"{"event": "E", "userId": "u"}"#)).await.0, 200);
+    app.work_off().await;
+    let (_, customer) = answer(app.get("/api/customers/by/user_id/u/360")).await;
+    let id = customer["id"].as_str().unwrap().to_owned();
+    assert_eq!(answer(webhook(&app, "known", "{}")).await.0, 200);
+
+    redis.kill().unwrap();
+    let asked = with("queue_unavailable");
+    let (taking, looking): (Vec<&Route>, Vec<&Route>) = asked
+        .iter()
+        .partition(|route| route.key == Some(KeyKind::Write) || route.path == "/api/webhooks/shopify");
+    // Taking events in goes on without Redis: only where the store is away, too, there is nothing to be done.
+    let refused = async |route: &Route, request: RequestBuilder| {
+        let (status, body) = answer(request).await;
+        assert_eq!((status, body["code"].as_str()), (503, Some("queue_unavailable")), "{route:?}: {body}");
+    };
+    let looked = looking.iter().map(async |route| {
+        let here = match route.path.starts_with("/api/customers") {
+            true => BTreeMap::from([("id", id.clone())]),
+            false => BTreeMap::new(),
+        };
+        let query = if route.path.ends_with("/claims") {
+            format!("?shop={SHOP}&webhook_id=w")
+        } else {
+            String::new()
+        };
+        let asked = request(&app, route, &filled(&route.path, &here), &query);
+        refused(route, asked.bearer_auth(&app.secret_key).body(sound_body(route).to_string())).await;
+    });
+    assert!(join_all(looked).await.len() > 10);
+    postgres.kill().unwrap();
+    let taken = taking.iter().map(async |route| refused(route, plain(route, &app.write_key)).await);
+    assert!(join_all(taken).await.len() > 10);
+    redis.restart().await.unwrap();
+    while app.context.queue.stats().await.is_err() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    // A key or a shop that nobody has asked for yet.
+    let asked = with("store_unavailable");
+    let unknown = asked.iter().map(async |route| {
+        let request = match route.path.as_str() {
+            "/api/webhooks/shopify" => webhook_of(&app, "new.myshopify.com", "secret"),
+            _ => plain(route, "sk_new"),
+        };
+        let (status, body) = answer(request).await;
+        assert_eq!((status, body["code"].as_str()), (503, Some("store_unavailable")), "{route:?}: {body}");
+    });
+    assert!(join_all(unknown).await.len() > 30);
+    postgres.restart().await.unwrap();
+    app.stop().await;
+}
+
+/// A text that stands in everything that one brand has, and nowhere else.
+const MARK: &str = "marked7f3e";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_route_shows_one_brand_anything_of_another() {
+    for on in [On::Embedded, On::Services] {
+        let app = TestApp::start(on).await;
+        // Brand A has customers, orders, a dead letter, a merge, a privacy request, a key, settings: all of them marked.
+        let user = |name: &str| format!("{MARK}-{name}");
+        let events = json!([
+            {"type": "identify", "userId": user("ada"), "messageId": user("m1"), "traits": {"firstName": MARK, "email": format!("{MARK}@example.com")}},
+            {"type": "track", "event": MARK, "userId": user("bob"), "messageId": user("m2")},
+        ]);
+        assert_eq!(answer(app.post("/api/events", events.to_string())).await.0, 202);
+        let order = json!({"id": 77, "name": format!("#{MARK}"), "email": format!("{MARK}@example.com"), "total_price": "10.00",
+            "currency": "USD", "created_at": "2026-01-02T00:00:00Z"});
+        let client = app.client();
+        assert_eq!(
+            answer(client.webhook(client.http(), "orders/create", "w1", order.to_string())).await.0,
+            200
+        );
+        let asked = json!({"customer": {"email": format!("{MARK}@example.com")}});
+        assert_eq!(
+            answer(client.webhook(client.http(), "customers/data_request", "w2", asked.to_string())).await.0,
+            200
+        );
+        let bad = json!({"batch": [{"type": "track", "userId": user("bad")}, {"type": "page", "userId": user("bob")}]});
+        assert_eq!(answer(app.post("/v1/batch", bad.to_string())).await.0, 200);
+        app.work_off().await;
+        tributary_core::services::privacy::carry_out(&app.context).await.unwrap();
+        let settings = json!({"blocked_identifiers": [MARK]}).to_string();
+        let put =
+            app.http.put(format!("{}/api/settings", app.url)).bearer_auth(&app.secret_key).body(settings);
+        assert_eq!(answer(put).await.0, 200);
+        let merge = undone_merge(&app).await;
+        let own = async |path: &str| answer(app.get(path)).await.1;
+        let ada = own(&format!("/api/customers/by/user_id/{}/360", user("ada"))).await["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let bob = own(&format!("/api/customers/by/user_id/{}/360", user("bob"))).await["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let letter = own("/api/queues/events/dead").await["letters"][0]["id"].as_str().unwrap().to_owned();
+        let asked = own("/api/privacy/requests").await["requests"][0]["id"].as_str().unwrap().to_owned();
+        let keys = own("/api/keys").await;
+        let key = keys["keys"][0]["id"].as_str().unwrap().to_owned();
+
+        let other = app.context.tenants.add_brand("other").await.unwrap();
+        let write = new_key(&*app.context.tenants, other, KeyKind::Write).await.unwrap();
+        let secret = new_key(&*app.context.tenants, other, KeyKind::Secret).await.unwrap();
+        let before = everything(&app, &ada, &bob).await;
+        let mut tried = 0;
+        for route in routes() {
+            let id = if route.path.contains("/dead/") { letter.clone() } else { ada.clone() };
+            let with = BTreeMap::from([
+                ("id", id),
+                ("other", bob.clone()),
+                ("merge", merge.clone()),
+                ("request", asked.clone()),
+                ("key", key.clone()),
+                ("kind", "email".to_owned()),
+                ("value", format!("{MARK}@example.com")),
+            ]);
+            let query = match route.path.as_str() {
+                "/api/customers" => format!("?q={MARK}"),
+                path if path.ends_with("/claims") => format!("?shop={SHOP}&webhook_id=w1"),
+                _ => String::new(),
+            };
+            let own_key = if route.key == Some(KeyKind::Write) { &write } else { &secret };
+            let body = match route.path.as_str() {
+                "/api/privacy/erasures" => {
+                    json!({"identifiers": [{"kind": "email", "value": format!("{MARK}@example.com")}]})
+                }
+                _ => sound_body(&route),
+            };
+            let request = request(&app, &route, &filled(&route.path, &with), &query)
+                .bearer_auth(own_key)
+                .body(body.to_string());
+            let (status, found) = answer(request).await;
+            // An error may repeat what was asked for; it must not say more.
+            let told = found.to_string().replace(&format!("{MARK}@example.com"), "").replace(&ada, "");
+            assert!(
+                !told.contains(MARK) && !told.contains(&bob),
+                "{} {} ({status}): {found}",
+                route.method,
+                route.path
+            );
+            let names_one =
+                ["{id}", "{merge}", "{request}", "{key}"].iter().any(|name| route.path.contains(name));
+            if names_one {
+                assert_eq!(status, 404, "{} {}: {found}", route.method, route.path);
+            }
+            tried += 1;
+        }
+        assert!(tried > 50);
+        app.work_off().await;
+        assert_eq!(everything(&app, &ada, &bob).await, before, "and nothing was changed");
+        app.stop().await;
+    }
+}
+
+/// What the first brand sees of itself.
+async fn everything(app: &TestApp, ada: &str, bob: &str) -> Vec<Value> {
+    let mut all = Vec::new();
+    for path in [
+        format!("/api/customers/{ada}/360"),
+        format!("/api/customers/{bob}/360"),
+        "/api/customers".to_owned(),
+        "/api/queues/events/dead".to_owned(),
+        "/api/settings".to_owned(),
+        "/api/privacy/requests".to_owned(),
+    ] {
+        let (status, found) = answer(app.get(&path)).await;
+        assert_eq!(status, 200, "{path}: {found}");
+        all.push(found);
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_document_is_served_with_a_page_and_names_every_route() {
+    let app = TestApp::start(On::Embedded).await;
+    let (status, served) = answer(app.http.get(format!("{}/openapi.json", app.url))).await;
+    assert_eq!((status, served["openapi"].as_str()), (200, Some("3.1.0")));
+    let page = app.http.get(format!("{}/docs", app.url)).send().await.unwrap();
+    assert!(page.headers()["content-type"].to_str().unwrap().starts_with("text/html"));
+    for route in routes() {
+        let operation = &served["paths"][&route.path][route.method.to_lowercase()];
+        assert!(operation["tags"][0].is_string() && operation["summary"].is_string(), "{route:?}");
+        for (status, _) in &route.codes {
+            assert_eq!(
+                operation["responses"][status.to_string()]["content"]["application/json"]["schema"]["$ref"],
+                "#/components/schemas/Error"
+            );
+        }
+        // It is really there: no other answer than the fallback's says this.
+        let with = BTreeMap::new();
+        let (_, body) = answer(request(&app, &route, &filled(&route.path, &with), "")).await;
+        assert!(!body["message"].as_str().unwrap_or_default().contains("no such route"), "{route:?}");
+    }
+    assert!(codes::of("internal").is_some());
+    app.stop().await;
+}

@@ -1,0 +1,445 @@
+//! Shopify in full, through the webhooks' own route: topics in any order, repeated, half empty; and what privacy law asks for.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{On, SHOP, TestApp, answer};
+use tributary_core::services::privacy::carry_out;
+
+on_both_profiles!(
+    an_order_is_the_same_whatever_order_its_webhooks_come_in,
+    a_visitor_is_followed_from_the_first_page_through_two_devices_to_a_refund,
+    strange_bodies_are_taken_or_named,
+    consent_holds_with_its_history,
+    products_give_likes_their_names_and_categories,
+    a_data_request_and_a_redaction_are_carried_out,
+    a_shop_that_is_redacted_leaves_nothing,
+    an_uninstalled_shop_is_noted,
+);
+
+async fn deliver(app: &TestApp, topic: &str, id: &str, body: &Value) {
+    let client = app.client();
+    let (status, found) = answer(client.webhook(client.http(), topic, id, body.to_string())).await;
+    assert_eq!((status, found["success"].as_bool()), (200, Some(true)), "{topic}: {found}");
+}
+
+async fn customer(app: &TestApp, kind: &str, value: &str) -> Value {
+    let (status, found) = answer(app.get(&format!("/api/customers/by/{kind}/{value}/360"))).await;
+    assert_eq!(status, 200, "{kind} {value}: {found}");
+    found
+}
+
+async fn send(app: &TestApp, body: Value) {
+    let (status, found) = answer(app.post("/api/events", body.to_string())).await;
+    assert_eq!((status, &found["rejected"]), (202, &json!([])), "{found}");
+}
+
+fn order(updated: &str, more: Value) -> Value {
+    let mut body = json!({
+        "id": 1, "name": "#1001", "currency": "USD", "total_price": "100.00", "email": "ada@example.com",
+        "created_at": "2026-01-01T10:00:00Z", "updated_at": format!("2026-01-{updated}T10:00:00Z"),
+        "line_items": [{"title": "Mug", "product_id": 9, "quantity": 2, "price": "50.00"}],
+    });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+async fn an_order_is_the_same_whatever_order_its_webhooks_come_in(on: On) {
+    let refund = |id: u64, amount: &str| {
+        json!({"id": id, "order_id": 1, "created_at": "2026-01-04T10:00:00Z", "transactions": [
+            {"kind": "refund", "status": "success", "amount": amount, "currency": "USD"}]})
+    };
+    let deliveries = [
+        ("orders/create", order("01", json!({"financial_status": "pending"}))),
+        ("orders/paid", order("02", json!({"financial_status": "paid"}))),
+        (
+            "orders/fulfilled",
+            order(
+                "03",
+                json!({"financial_status": "paid", "fulfillment_status": "fulfilled",
+            "fulfillments": [{"id": 5, "status": "success", "updated_at": "2026-01-03T10:00:00Z"}]}),
+            ),
+        ),
+        (
+            "fulfillments/update",
+            json!({"id": 5, "order_id": 1, "status": "success", "shipment_status": "delivered",
+            "tracking_number": "1Z", "updated_at": "2026-01-05T10:00:00Z"}),
+        ),
+        ("refunds/create", refund(7, "10.00")),
+        (
+            "orders/updated",
+            order("04", json!({"financial_status": "partially_refunded", "refunds": [refund(7, "10.00")]})),
+        ),
+        ("refunds/create", refund(8, "5.50")),
+        ("orders/edited", json!({"order_edit": {"id": 3, "order_id": 1}})),
+    ];
+    let mut ends = Vec::new();
+    for seed in 0..4_usize {
+        let app = TestApp::start(on).await;
+        // Four different orders, each delivery twice.
+        let mut places: Vec<usize> = (0..deliveries.len()).collect();
+        places.sort_by_key(|place| (place * 5 + 3) * (seed * 2 + 1) % 11);
+        for round in 0..2 {
+            for &place in &places {
+                let (topic, body) = &deliveries[place];
+                deliver(&app, topic, &format!("w{place}-{round}"), body).await;
+                if seed % 2 == 0 {
+                    app.work_off().await;
+                }
+            }
+        }
+        app.work_off().await;
+        let found = customer(&app, "email", "ada@example.com").await;
+        assert_eq!(
+            (found["refunded"]["USD"].as_str(), found["revenue"]["USD"].as_str()),
+            (Some("15.50"), Some("100.00"))
+        );
+        let held = &found["recent_orders"][0];
+        assert_eq!(held["financial_status"], "partially_refunded");
+        assert_eq!(held["fulfillments"][0]["status"], "delivered");
+        assert_eq!(held["fulfillments"][0]["tracking_number"], "1Z");
+        ends.push(found["recent_orders"].clone());
+        // A deleted order counts nowhere, also where an older state of it comes afterwards.
+        deliver(&app, "orders/delete", "gone", &json!({"id": 1})).await;
+        deliver(&app, "orders/updated", "late", &order("06", json!({}))).await;
+        app.work_off().await;
+        let found = customer(&app, "email", "ada@example.com").await;
+        assert_eq!(
+            (found["orders_count"].as_u64(), found["recent_orders"][0]["counts"].as_bool()),
+            (Some(0), Some(false))
+        );
+        app.stop().await;
+    }
+    assert!(ends.windows(2).all(|pair| pair[0] == pair[1]), "{ends:#?}");
+}
+
+/// docs/WALKTHROUGH.md tells this.
+async fn a_visitor_is_followed_from_the_first_page_through_two_devices_to_a_refund(on: On) {
+    let app = TestApp::start(on).await;
+    send(&app, json!([
+        {"type": "page", "name": "Home", "anonymousId": "phone", "messageId": "1", "timestamp": "2026-01-01T09:00:00Z"},
+        {"type": "track", "event": "Product Viewed", "anonymousId": "phone", "messageId": "2", "timestamp": "2026-01-01T09:01:00Z",
+         "properties": {"product_id": "9", "name": "Mug", "category": "Kitchen"}},
+    ])).await;
+    app.work_off().await;
+    let visitor = customer(&app, "anonymous_id", "phone").await;
+    assert_eq!(
+        (visitor["lifecycle"].as_str(), visitor["sessions"]["count"].as_u64()),
+        (Some("visitor"), Some(1))
+    );
+
+    // In the evening, on the laptop: a cart, a checkout, an address.
+    send(&app, json!([
+        {"type": "page", "name": "Mug", "anonymousId": "laptop", "messageId": "3", "timestamp": "2026-01-01T20:00:00Z"},
+        {"type": "track", "event": "Product Added", "anonymousId": "laptop", "messageId": "4", "timestamp": "2026-01-01T20:01:00Z",
+         "properties": {"product_id": "9", "cart_token": "cart-1"}},
+    ])).await;
+    deliver(
+        &app,
+        "carts/create",
+        "w1",
+        &json!({"id": "cart-1", "token": "cart-1", "updated_at": "2026-01-01T20:01:01Z"}),
+    )
+    .await;
+    deliver(
+        &app,
+        "checkouts/create",
+        "w2",
+        &json!({"id": 4, "token": "check-1", "cart_token": "cart-1", "email": "Ada@Example.com",
+        "updated_at": "2026-01-01T20:02:00Z"}),
+    )
+    .await;
+    app.work_off().await;
+    let laptop = customer(&app, "anonymous_id", "laptop").await;
+    assert_eq!(laptop["lifecycle"], "lead");
+    assert_ne!(laptop["id"], visitor["id"]);
+
+    // The order knows the checkout; the phone signs in.
+    let bought = json!({"id": 1, "name": "#1001", "checkout_token": "check-1", "currency": "USD", "total_price": "50.00",
+        "created_at": "2026-01-01T20:05:00Z", "updated_at": "2026-01-01T20:05:00Z",
+        "customer": {"id": 7, "email": "ada@example.com", "first_name": "Ada", "last_name": "Lovelace", "updated_at": "2026-01-01T20:05:00Z"},
+        "line_items": [{"title": "Mug", "product_id": 9, "quantity": 1, "price": "50.00"}]});
+    deliver(&app, "orders/create", "w3", &bought).await;
+    app.work_off().await;
+    send(
+        &app,
+        json!({"type": "identify", "userId": "u7", "anonymousId": "phone", "messageId": "5",
+        "timestamp": "2026-01-02T08:00:00Z", "traits": {"email": "ada@example.com"}}),
+    )
+    .await;
+    app.work_off().await;
+    let ada = customer(&app, "user_id", "u7").await;
+    assert_eq!(ada["id"], visitor["id"], "the oldest profile survives");
+    assert_eq!((ada["events_count"].as_u64(), ada["orders_count"].as_u64()), (Some(8), Some(1)));
+    assert_eq!(ada["traits"]["firstName"], "Ada");
+    assert_eq!(
+        (ada["affinity"]["products"][0]["id"].as_str(), ada["affinity"]["products"][0]["score"].as_u64()),
+        (Some("9"), Some(9))
+    );
+    let (_, old) = answer(app.get(&format!("/api/customers/{}/360", laptop["id"].as_str().unwrap()))).await;
+    assert_eq!(old["id"], ada["id"], "old ids keep resolving");
+    let (_, history) =
+        answer(app.get(&format!("/api/customers/{}/identity", ada["id"].as_str().unwrap()))).await;
+    assert_eq!(history["merges"].as_array().unwrap().len(), 1);
+    assert_eq!(history["merges"][0]["orders"], json!(["1"]));
+
+    // And the mug breaks.
+    deliver(
+        &app,
+        "refunds/create",
+        "w4",
+        &json!({"id": 5, "order_id": 1, "created_at": "2026-01-09T00:00:00Z",
+        "transactions": [{"kind": "refund", "status": "success", "amount": "50.00"}]}),
+    )
+    .await;
+    app.work_off().await;
+    let ada = customer(&app, "email", "ada@example.com").await;
+    assert_eq!(
+        (ada["revenue"]["USD"].as_str(), ada["refunded"]["USD"].as_str()),
+        (Some("50.00"), Some("50.00"))
+    );
+    assert_eq!(ada["computed"]["net_revenue_usd"], "0.00");
+    let (_, timeline) =
+        answer(app.get(&format!("/api/customers/{}/timeline?limit=5", ada["id"].as_str().unwrap()))).await;
+    let (_, rest) = answer(app.get(&format!(
+        "/api/customers/{}/timeline?limit=5&before={}",
+        ada["id"].as_str().unwrap(),
+        timeline["next"].as_str().unwrap()
+    )))
+    .await;
+    let ids = |page: &Value| {
+        page["events"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| e["message_id"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!((ids(&timeline).len(), ids(&rest).len(), rest["next"].is_null()), (5, 3, true));
+    assert_eq!(ids(&rest).last().map(String::as_str), Some("1"));
+    app.stop().await;
+}
+
+async fn strange_bodies_are_taken_or_named(on: On) {
+    let app = TestApp::start(on).await;
+    let nulls = json!({"id": 1, "email": null, "customer": null, "line_items": null, "refunds": null, "total_price": null,
+        "cancelled_at": null, "created_at": null, "updated_at": null, "currency": null, "test": null});
+    deliver(&app, "orders/create", "nulls", &nulls).await;
+    deliver(&app, "orders/create", "guest", &json!({"id": "2", "total_price": 5, "customer": {}})).await;
+    deliver(
+        &app,
+        "orders/updated",
+        "text",
+        &json!({"id": "3", "email": "ada@example.com", "total_price": "7.00", "currency": "eur",
+        "customer": {"id": "77"}, "note_attributes": [{"unknown": true}]}),
+    )
+    .await;
+    deliver(
+        &app,
+        "orders/create",
+        "test",
+        &json!({"id": 4, "email": "ada@example.com", "total_price": "99.00", "test": true}),
+    )
+    .await;
+    deliver(
+        &app,
+        "orders/cancelled",
+        "cancelled",
+        &json!({"id": 5, "email": "ada@example.com", "total_price": "99.00"}),
+    )
+    .await;
+    deliver(&app, "refunds/create", "nobody", &json!({"id": 6})).await;
+    app.work_off().await;
+    let ada = customer(&app, "shopify_customer_id", "77").await;
+    assert_eq!((ada["orders_count"].as_u64(), &ada["revenue"]), (Some(1), &json!({"EUR": "7.00"})));
+    assert_eq!(ada["recent_orders"].as_array().unwrap().len(), 3, "tests and cancelled ones are listed");
+    let (_, export) =
+        answer(app.get(&format!("/api/customers/{}/export", ada["id"].as_str().unwrap()))).await;
+    assert!(export.to_string().contains("note_attributes"), "unknown fields are kept");
+    let stats = app.context.store.stats(app.brand).await.unwrap();
+    assert_eq!((stats.orders, stats.profiles), (5, 1), "a guest without a word about them is nobody");
+    let (_, dead) = answer(app.get("/api/queues/events/dead")).await;
+    assert!(dead["letters"][0]["error"].as_str().unwrap().contains("order_id"), "{dead}");
+    app.stop().await;
+}
+
+async fn consent_holds_with_its_history(on: On) {
+    let app = TestApp::start(on).await;
+    let said = |state: &str, day: &str| {
+        json!({"id": 7, "email": "ada@example.com", "updated_at": format!("2026-01-{day}T00:00:00Z"),
+            "email_marketing_consent": {"state": state, "opt_in_level": "single_opt_in", "consent_updated_at": format!("2026-01-{day}T00:00:00Z")},
+            "sms_marketing_consent": {"state": "not_subscribed"}})
+    };
+    for (at, (state, day)) in
+        [("subscribed", "05"), ("not_subscribed", "01"), ("unsubscribed", "09"), ("subscribed", "05")]
+            .into_iter()
+            .enumerate()
+    {
+        deliver(&app, "customers/update", &format!("w{at}"), &said(state, day)).await;
+    }
+    app.work_off().await;
+    let ada = customer(&app, "email", "ada@example.com").await;
+    let email = &ada["consent"]["email"];
+    assert_eq!((email["state"].as_str(), email["allowed"].as_bool()), (Some("unsubscribed"), Some(false)));
+    let history: Vec<&str> =
+        email["history"].as_array().unwrap().iter().map(|c| c["state"].as_str().unwrap()).collect();
+    assert_eq!(history, ["unsubscribed", "subscribed", "not_subscribed"]);
+    assert_eq!(ada["consent"]["sms"]["state"], "not_subscribed");
+    send(
+        &app,
+        json!({"type": "identify", "userId": "u", "messageId": "i", "timestamp": "2026-02-01T00:00:00Z",
+        "traits": {"email": "ada@example.com", "emailMarketingConsent": true}}),
+    )
+    .await;
+    send(&app, json!({"type": "group", "userId": "u", "groupId": "acme", "messageId": "g", "traits": {"plan": "team"}})).await;
+    app.work_off().await;
+    let ada = customer(&app, "user_id", "u").await;
+    assert_eq!(ada["consent"]["email"]["allowed"], true);
+    assert_eq!(
+        (ada["groups"][0]["id"].as_str(), &ada["groups"][0]["traits"]),
+        (Some("acme"), &json!({"plan": "team"}))
+    );
+    assert!(ada["traits"].get("plan").is_none(), "a group's traits are the group's");
+    app.stop().await;
+}
+
+async fn products_give_likes_their_names_and_categories(on: On) {
+    let app = TestApp::start(on).await;
+    deliver(&app, "products/delete", "gone", &json!({"id": 8})).await;
+    deliver(&app, "products/update", "p2", &json!({"id": 9, "title": "Blue Mug", "product_type": "Kitchen", "updated_at": "2026-01-02T00:00:00Z"})).await;
+    deliver(
+        &app,
+        "products/create",
+        "p1",
+        &json!({"id": 9, "title": "Mug", "product_type": "Misc", "updated_at": "2026-01-01T00:00:00Z"}),
+    )
+    .await;
+    deliver(
+        &app,
+        "products/create",
+        "p0",
+        &json!({"id": 8, "title": "Pot", "product_type": "Kitchen", "updated_at": "2026-01-01T00:00:00Z"}),
+    )
+    .await;
+    deliver(&app, "orders/create", "o", &order("01", json!({}))).await;
+    send(&app, json!({"event": "Product Viewed", "userId": "u", "messageId": "v", "context": {"traits": {"email": "ada@example.com"}},
+        "properties": {"product_id": 8}})).await;
+    app.work_off().await;
+    let ada = customer(&app, "user_id", "u").await;
+    let products = ada["affinity"]["products"].as_array().unwrap();
+    assert_eq!((products[0]["title"].as_str(), products[0]["bought"].as_u64()), (Some("Blue Mug"), Some(2)));
+    assert_eq!(products[1]["title"], "Pot");
+    assert_eq!(ada["affinity"]["categories"], json!([{"id": "Kitchen", "score": 11, "bought": 2}]));
+    app.stop().await;
+}
+
+async fn a_data_request_and_a_redaction_are_carried_out(on: On) {
+    let app = TestApp::start(on).await;
+    deliver(
+        &app,
+        "orders/create",
+        "o",
+        &order("01", json!({"customer": {"id": 7, "email": "ada@example.com"}})),
+    )
+    .await;
+    send(&app, json!({"event": "Viewed", "userId": "u7", "messageId": "v", "context": {"traits": {"email": "ada@example.com"}}})).await;
+    // A dead letter about her, and one about somebody else.
+    send(&app, json!({"event": "E", "userId": "other", "messageId": "fine"})).await;
+    let bad = json!({"batch": [{"type": "track", "userId": "u7", "context": {"traits": {"email": "ada@example.com"}}},
+        {"type": "track", "userId": "other"}, {"type": "page", "userId": "other", "messageId": "p"}]});
+    assert_eq!(answer(app.post("/v1/batch", bad.to_string())).await.0, 200);
+    app.work_off().await;
+    let ada = customer(&app, "email", "ada@example.com").await;
+    assert_eq!(answer(app.get("/api/customers/by/email/ada@example.com/360")).await.0, 200, "cached");
+
+    let subject = json!({"shop_domain": SHOP, "customer": {"id": 7, "email": "ada@example.com"}, "data_request": {"id": 1}});
+    deliver(&app, "customers/data_request", "ask", &subject).await;
+    app.work_off().await;
+    assert_eq!(carry_out(&app.context).await.unwrap(), 1);
+    let (_, requests) = answer(app.get("/api/privacy/requests")).await;
+    let request = &requests["requests"][0];
+    assert_eq!(
+        (request["kind"].as_str(), &request["result"]["customers"]),
+        (Some("export"), &json!([ada["id"]]))
+    );
+    let (_, export) =
+        answer(app.get(&format!("/api/privacy/requests/{}/export", request["id"].as_str().unwrap()))).await;
+    let held = &export["customers"][0];
+    assert_eq!(
+        (held["customer"]["id"].as_str(), held["orders"].as_array().unwrap().len()),
+        (ada["id"].as_str(), 1)
+    );
+    assert!(held["events"].to_string().contains("Viewed"));
+
+    deliver(&app, "customers/redact", "redact", &subject).await;
+    deliver(&app, "customers/redact", "redact-again", &subject).await;
+    app.work_off().await;
+    assert!(carry_out(&app.context).await.unwrap() >= 1);
+    assert_eq!(carry_out(&app.context).await.unwrap(), 0, "each once");
+    for path in
+        ["by/email/ada@example.com/360", "by/user_id/u7/360", &format!("{}/360", ada["id"].as_str().unwrap())]
+    {
+        assert_eq!(answer(app.get(&format!("/api/customers/{path}"))).await.0, 404, "{path}");
+    }
+    let (_, dead) = answer(app.get("/api/queues/events/dead")).await;
+    let dead = dead["letters"].as_array().unwrap();
+    // A faulty message names nobody that could be decoded; its text does.
+    assert!(dead.iter().all(|letter| !letter.to_string().contains("ada@example.com")), "{dead:?}");
+    assert!(dead.iter().any(|letter| letter.to_string().contains("other")), "nobody else's: {dead:?}");
+    // Late, under each of her names.
+    deliver(
+        &app,
+        "orders/updated",
+        "late",
+        &order("08", json!({"customer": {"id": 7, "email": "ada@example.com"}})),
+    )
+    .await;
+    send(&app, json!({"type": "identify", "userId": "u7", "messageId": "late", "traits": {"email": "ada@example.com"}})).await;
+    app.work_off().await;
+    let stats = app.context.store.stats(app.brand).await.unwrap();
+    assert_eq!((stats.profiles, stats.orders), (1, 1), "the other customer, and an order that is nobody's");
+    let (_, list) = answer(app.get("/api/customers?q=ada")).await;
+    assert_eq!(list["customers"], json!([]));
+    let (_, log) = answer(app.get("/api/privacy/audit")).await;
+    let actions: Vec<&str> =
+        log["entries"].as_array().unwrap().iter().map(|e| e["action"].as_str().unwrap()).collect();
+    assert!(actions.contains(&"erase") && actions.contains(&"export"), "{actions:?}");
+    assert!(!log.to_string().contains("ada@example.com"), "{log}");
+    app.stop().await;
+}
+
+async fn a_shop_that_is_redacted_leaves_nothing(on: On) {
+    let app = TestApp::start(on).await;
+    for at in 0..3 {
+        let body = json!({"id": at, "email": format!("c{at}@example.com"), "total_price": "5.00"});
+        deliver(&app, "orders/create", &format!("o{at}"), &body).await;
+    }
+    deliver(&app, "orders/create", "guest", &json!({"id": 50, "total_price": "5.00"})).await;
+    deliver(&app, "products/create", "p", &json!({"id": 1, "title": "Mug"})).await;
+    send(&app, json!({"event": "E", "userId": "elsewhere", "messageId": "e"})).await;
+    app.work_off().await;
+    deliver(&app, "shop/redact", "redact", &json!({"shop_domain": SHOP})).await;
+    app.work_off().await;
+    assert_eq!(carry_out(&app.context).await.unwrap(), 1);
+    let stats = app.context.store.stats(app.brand).await.unwrap();
+    assert_eq!((stats.profiles, stats.events, stats.orders), (1, 1, 0), "who came another way stays");
+    // What the shop still sends is answered, and not kept.
+    tokio::time::sleep(std::time::Duration::from_millis(5100)).await;
+    deliver(&app, "orders/create", "late", &json!({"id": 9, "email": "c1@example.com"})).await;
+    app.work_off().await;
+    assert_eq!(app.context.store.stats(app.brand).await.unwrap().orders, 0);
+    app.stop().await;
+}
+
+async fn an_uninstalled_shop_is_noted(on: On) {
+    let app = TestApp::start(on).await;
+    deliver(&app, "app/uninstalled", "bye", &json!({"id": 1, "email": "owner@example.com", "domain": SHOP}))
+        .await;
+    app.work_off().await;
+    let shops = app.context.tenants.shops(app.brand).await.unwrap();
+    assert!(shops[0].uninstalled_at.is_some());
+    assert_eq!(app.context.store.stats(app.brand).await.unwrap().profiles, 0, "the owner is no customer");
+    app.stop().await;
+}
