@@ -14,6 +14,7 @@ use proptest::test_runner::TestRunner;
 use support::{StoreUnderTest, postgres_store, sqlite_store};
 use tributary_core::domain::customer360::{CustomerRecord, StoredEvent};
 use tributary_core::domain::event::Event;
+use tributary_core::domain::history::Merge;
 use tributary_core::domain::identity::{Identifier, Standing};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::profile::Profile;
@@ -192,6 +193,12 @@ impl StoreTx for LaxTx {
     }
     async fn ask(&mut self, rows: &[PrivacyRow]) -> Result<(), StoreError> {
         self.inner.ask(rows).await
+    }
+    async fn blank_events(&mut self, events: &[(BrandId, String)]) -> Result<(), StoreError> {
+        self.inner.blank_events(events).await
+    }
+    async fn rewrite_merge(&mut self, merge: &Merge) -> Result<(), StoreError> {
+        self.inner.rewrite_merge(merge).await
     }
     async fn give_back(&mut self, from: ProfileId, to: ProfileId) -> Result<GivenBack, StoreError> {
         self.inner.give_back(from, to).await

@@ -13,7 +13,7 @@ use tributary_core::domain::customer360::Customer360;
 use tributary_core::domain::event::{Channel, Consent, Event, EventKind, TraitUpdate};
 use tributary_core::domain::identity::{Counts, Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
-use tributary_core::domain::order::{Order, OrderUpdate};
+use tributary_core::domain::order::{Order, OrderUpdate, Refund};
 use tributary_core::domain::settings::{BrandSettings, Limits};
 use tributary_core::domain::time::from_ms;
 use tributary_core::ports::privacy::Erasure;
@@ -40,6 +40,8 @@ on_every_adapter!({ embedded: crate::embedded_context, services: crate::services
     who_was_erased_does_not_come_back,
     an_erasure_and_a_first_event_at_once_leave_nobody,
     an_erased_customers_order_stands_without_them,
+    a_refund_beside_a_merge_leaves_the_order_where_it_went,
+    who_was_split_out_and_erased_is_not_in_anothers_history,
 ]);
 
 const BRAND: BrandId = BrandId(1);
@@ -453,7 +455,7 @@ async fn a_merge_is_previewed_and_made_by_hand(u: &ContextUnderTest) {
 
 async fn who_was_erased_does_not_come_back(u: &ContextUnderTest) {
     let (ada, one) = joined(u).await;
-    let what = Erasure { profiles: vec![one.id], identifiers: vec![], suppress: true };
+    let what = Erasure { profiles: vec![one.id], suppress: true, ..Erasure::default() };
     let erased = erase(&u.context, BRAND, &what, "test").await.unwrap();
     assert_eq!(erased.profiles.len(), 2, "also what was merged away");
     assert_eq!((erased.events, erased.orders, erased.identifiers.len()), (5, 2, 4));
@@ -482,7 +484,7 @@ async fn an_erasure_and_a_first_event_at_once_leave_nobody(u: &ContextUnderTest)
     // Whichever is first, the customer is not there afterwards.
     for round in 0..15 {
         let name = format!("u:user{round}");
-        let what = Erasure { profiles: vec![], identifiers: ids(&name), suppress: true };
+        let what = Erasure { identifiers: ids(&name), suppress: true, ..Erasure::default() };
         let arrive = async {
             for n in 0..4 {
                 retrying(
@@ -502,7 +504,7 @@ async fn an_erasure_and_a_first_event_at_once_leave_nobody(u: &ContextUnderTest)
 
 async fn an_erased_customers_order_stands_without_them(u: &ContextUnderTest) {
     run(u, &[order("1", "u:ada", "9", 50)]).await;
-    let what = Erasure { profiles: vec![], identifiers: ids("u:ada"), suppress: true };
+    let what = Erasure { identifiers: ids("u:ada"), suppress: true, ..Erasure::default() };
     erase(&u.context, BRAND, &what, "test").await.unwrap();
     // A newer state of it comes later.
     let mut later = order("2", "u:ada", "9", 40);
@@ -512,4 +514,52 @@ async fn an_erased_customers_order_stands_without_them(u: &ContextUnderTest) {
     let held = tx.orders(&[(BRAND, "s.example.com".into(), "9".into())]).await.unwrap();
     let (_, record) = &held[0];
     assert_eq!((record.profile, record.revenue()), (None, 40.into()));
+}
+
+async fn a_refund_beside_a_merge_leaves_the_order_where_it_went(u: &ContextUnderTest) {
+    for round in 0..12 {
+        let (one, ada, number) = (format!("a:one{round}"), format!("u:ada{round}"), format!("{round}"));
+        let book = Book::default();
+        run(u, &[event(&format!("s{round}"), &ada)]).await;
+        run(u, &[order(&format!("o{round}"), &one, &number, 10)]).await;
+        // It names only the order, so it locks no profile.
+        let mut refund = order(&format!("r{round}"), "", &number, 0);
+        let update = refund.order.as_mut().unwrap();
+        update.state = None;
+        let paid = Refund { at_ms: T0, amount: 4.into(), currency: None, version: (T0, "r".into()) };
+        update.refunds.insert("1".into(), paid);
+        let (refund, link) = ([refund], [event(&format!("l{round}"), &format!("{one} {ada}"))]);
+        tokio::join!(retrying(u, &book, &link), retrying(u, &book, &refund));
+        let found = customer(u, &ada).await;
+        assert_eq!((found.orders_count, found.refunded["USD"].as_str()), (1, "4.00"), "round {round}");
+    }
+}
+
+async fn who_was_split_out_and_erased_is_not_in_anothers_history(u: &ContextUnderTest) {
+    let pause = || tokio::time::sleep(std::time::Duration::from_millis(3));
+    run(u, &[identify("a", "u:root", 1, &[("root", "yes")])]).await;
+    pause().await;
+    run(u, &[identify("b", "a:stem", 2, &[("stem", "yes")])]).await;
+    pause().await;
+    run(u, &[identify("c", "e:leaf@example.com", 3, &[("secret", "leaf@example.com")])]).await;
+    let leaf = owner(u, "e:leaf@example.com").await.unwrap();
+    run(u, &[event("j1", "a:stem e:leaf@example.com")]).await;
+    run(u, &[event("j2", "u:root a:stem")]).await;
+    let root = owner(u, "u:root").await.unwrap();
+    let merges = history(&u.context, BRAND, root).await.unwrap().unwrap();
+    let of_leaf = merges.iter().find(|merge| merge.merged == leaf).unwrap();
+    let of_stem = merges.iter().find(|merge| merge.merged != leaf).unwrap();
+    split(&u.context, BRAND, of_leaf.id, "test").await.unwrap();
+    let what = Erasure { profiles: vec![leaf], suppress: true, ..Erasure::default() };
+    erase(&u.context, BRAND, &what, "test").await.unwrap();
+    let held = export(&u.context, BRAND, root, "test").await.unwrap().unwrap();
+    assert!(!held.to_string().contains("leaf@example.com"), "{held:#}");
+    split(&u.context, BRAND, of_stem.id, "test").await.unwrap();
+    let stem = customer(u, "a:stem").await;
+    assert_eq!(stem.traits.keys().collect::<Vec<_>>(), ["stem"]);
+    assert_eq!(
+        (stem.first_seen, stem.last_seen),
+        (Some(from_ms(T0)), Some(from_ms(T0 + 2))),
+        "its own times"
+    );
 }

@@ -463,6 +463,56 @@ async fn opposite_merges(u: &StoreUnderTest, locks: Arc<dyn Locks>) {
     assert_eq!(customer(u, "u23").await, found);
 }
 
+/// PostgreSQL's second wall: a role that owns nothing special, a transaction for one brand, statements that forget the brand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_for_one_brand_sees_no_other_whatever_it_asks() {
+    use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+    let url = support::services().await.fresh_database().await.unwrap();
+    let pool = tributary_core::adapters::postgres::db::open(&url, 4).await.unwrap();
+    let u = StoreUnderTest::on(pool, support::memory_locks().await.locks);
+    run(&u, &[event("m1", &["a"]), Event { brand: BrandId(2), ..event("m2", &["b"]) }]).await;
+    let mut database = PgConnection::connect(&url).await.unwrap();
+    let role = format!("shopkeeper_{}", uuid::Uuid::now_v7().simple());
+    for statement in [
+        format!("create role {role}"),
+        format!("grant select, insert, update, delete on all tables in schema public to {role}"),
+        format!("set role {role}"),
+    ] {
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut database).await.unwrap();
+    }
+    for (said, wanted) in [("", 2), ("1", 1), ("2", 1), ("3", 0)] {
+        let mut tx = database.begin().await.unwrap();
+        sqlx::query("select set_config('tributary.brand', $1, true)")
+            .bind(said)
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        for table in ["profiles", "identifiers", "events"] {
+            let count: i64 = sqlx::query_scalar(AssertSqlSafe(format!("select count(*) from {table}")))
+                .fetch_one(&mut *tx)
+                .await
+                .unwrap();
+            assert_eq!(count, wanted, "{table}, for {said:?}");
+        }
+        if !said.is_empty() {
+            let foreign = sqlx::query("update events set brand_id = 9").execute(&mut *tx).await;
+            assert!(wanted == 0 || foreign.is_err(), "nothing is moved to another brand");
+        }
+        tx.rollback().await.unwrap();
+    }
+    // Every table with a brand has the wall.
+    let bare: Vec<String> = sqlx::query_scalar(
+        "select table_name::text from information_schema.columns join pg_class on relname = table_name
+        where table_schema = 'public' and column_name = 'brand_id' and not relrowsecurity
+            and table_name not in ('api_keys', 'shops')",
+    )
+    .fetch_all(&mut database)
+    .await
+    .unwrap();
+    assert_eq!(bare, [] as [String; 0]);
+}
+
 /// As the queue would: a batch that lost too many races comes again.
 async fn retrying(store: &dyn Store, locks: &dyn Locks, clock: &Arc<dyn Clock>, events: &[Event]) {
     for _ in 0..50 {

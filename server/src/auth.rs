@@ -141,15 +141,17 @@ impl Keys {
 
     /// Tells the store when keys were last used.
     pub async fn tell_used(&self) {
-        let used: Vec<(String, Timestamp)> = {
-            let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-            used.drain().map(|(hash, at)| (key_id(&hash), at)).collect()
-        };
-        if used.is_empty() {
+        let drained = std::mem::take(&mut *self.used.lock().unwrap_or_else(PoisonError::into_inner));
+        if drained.is_empty() {
             return;
         }
+        let used: Vec<(String, Timestamp)> = drained.iter().map(|(hash, at)| (key_id(hash), *at)).collect();
         if let Err(error) = self.tenants.keys_used(&used).await {
-            tracing::debug!(%error, "when keys were last used could not be noted");
+            tracing::debug!(%error, "when keys were last used is told later");
+            let mut waiting = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+            for (hash, at) in drained {
+                waiting.entry(hash).or_insert(at);
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use tributary_core::ports::queue::{DeadPlace, MAX_DEAD_PAGE};
 use tributary_core::ports::tenants::KeyKind;
 use workers::settings::{QueueArgs, ServicesArgs, WorkerArgs};
 
+use crate::routes::settings::MAX_RATE_LIMIT;
 use crate::state::Settings;
 
 /// Tributary: many streams of events run into one profile for each customer.
@@ -223,7 +224,7 @@ pub enum KeyCommand {
         #[arg(long)]
         kind: Kind,
         /// How many requests a second it may make, for each server process; any number, unless given
-        #[arg(long)]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_RATE_LIMIT as i64))]
         rate_limit: Option<u32>,
     },
     /// Lists a brand's keys: id, kind, made, last used, ends, requests a second
@@ -259,7 +260,7 @@ pub enum KeyCommand {
         /// The key's id
         id: String,
         /// Requests a second, for each server process; any number, unless given
-        #[arg(long)]
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_RATE_LIMIT as i64))]
         rate_limit: Option<u32>,
     },
 }

@@ -119,3 +119,108 @@ async fn an_operator_looks_after_the_queue_beside_a_running_server() {
     assert!(!queues(&data, &["claim", "nobody"]).status.success());
     running.stop().unwrap();
 }
+
+const EXPORT: &str = "\
+Name,Email,Financial Status,Paid at,Currency,Total,Created at,Lineitem quantity,Lineitem name,Lineitem price,Refunded Amount,Id,Billing Name,Accepts Marketing
+#1001,ada@example.com,paid,2026-01-02 10:00:00 -0500,USD,30.00,2026-01-02 09:59:00 -0500,1,Mug,10.00,5.00,11,Ada Lovelace,yes
+#1001,ada@example.com,,,,,,2,\"Pot, large\",10.00,,,,
+#1002,bob@example.com,paid,,USD,ten,2026-01-03 09:59:00 -0500,1,Mug,10.00,0.00,12,Bob,no
+#1003,ada@example.com,paid,,USD,7.00,2026-01-04 09:59:00 -0500,1,Mug,7.00,0.00,13,Ada Lovelace,yes
+";
+
+#[tokio::test]
+async fn orders_from_before_are_imported_once_and_bad_lines_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let running = Guarded::start("server", &server(&data), &folder.path().join("log")).unwrap();
+    let secret = running.line_after("  secret key  ", START).unwrap();
+    let url = running.line_after("listening on ", START).unwrap();
+    let added = admin(
+        &data,
+        &[
+            "shop",
+            "add",
+            "--brand",
+            "demo",
+            "--domain",
+            "demo.myshopify.com",
+            "--secret",
+            "s",
+            "--address",
+            "https://t.example.com",
+        ],
+    );
+    stdout(&added);
+    let told = String::from_utf8_lossy(&added.stderr).into_owned();
+    for said in [
+        "https://t.example.com/api/webhooks/shopify",
+        "refunds/create",
+        "customers/redact",
+        "products/delete",
+    ] {
+        assert!(told.contains(said), "{said}: {told}");
+    }
+    let file = folder.path().join("orders.csv");
+    let import = |shop: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
+        command.args(["import", "shopify-orders"]).arg(&file).args(["--shop", shop]).args(more);
+        command.args(["--embedded", "--data"]).arg(&data).output().unwrap()
+    };
+    std::fs::write(&file, EXPORT).unwrap();
+    let unknown = import("nobody.myshopify.com", &[]);
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("shop add"), "it says what to do");
+    let first = import("demo.myshopify.com", &[]);
+    assert!(!first.status.success(), "a bad line is no success");
+    let words = String::from_utf8_lossy(&first.stderr).into_owned();
+    assert!(words.contains("line 4") && words.contains("ten"), "{words}");
+    assert!(String::from_utf8_lossy(&first.stdout).contains("2 orders imported, 1 bad"), "{first:?}");
+
+    std::fs::write(&file, EXPORT.replace("ten", "10.00")).unwrap();
+    assert!(stdout(&import("demo.myshopify.com", &[])).contains("3 orders imported, 0 bad"));
+    stdout(&import("demo.myshopify.com", &["--restart"]));
+    let read = async |email: &str| -> serde_json::Value {
+        let path = format!("{url}/api/customers/by/email/{email}/360");
+        reqwest::Client::new().get(path).bearer_auth(&secret).send().await.unwrap().json().await.unwrap()
+    };
+    let until = std::time::Instant::now() + START;
+    while read("bob@example.com").await["orders_count"] != 1
+        || read("ada@example.com").await["orders_count"] != 2
+    {
+        assert!(std::time::Instant::now() < until, "{}", read("ada@example.com").await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let ada = read("ada@example.com").await;
+    assert_eq!(
+        (ada["revenue"]["USD"].as_str(), ada["refunded"]["USD"].as_str()),
+        (Some("37.00"), Some("5.00"))
+    );
+    assert_eq!(
+        (ada["events_count"].as_u64(), ada["traits"]["lastName"].as_str()),
+        (Some(2), Some("Lovelace")),
+        "each once"
+    );
+    assert_eq!(ada["consent"]["email"]["allowed"], true);
+    assert!(!file.with_extension("csv.progress").exists());
+    running.stop().unwrap();
+}
+
+#[test]
+fn keys_and_settings_are_looked_after_at_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    stdout(&admin(data, &["brand", "add", "Acme"]));
+    let key =
+        stdout(&admin(data, &["key", "add", "--brand", "Acme", "--kind", "write", "--rate-limit", "9"]));
+    let listed = stdout(&admin(data, &["key", "list", "--brand", "Acme"]));
+    assert!(listed.contains("write") && listed.contains("9/s") && listed.contains("never"), "{listed}");
+    assert!(!listed.contains(key.trim()));
+    let id = listed.split('\t').next().unwrap();
+    let fresh = stdout(&admin(data, &["key", "rotate", "--brand", "Acme", id, "--grace-s", "0"]));
+    assert_ne!(fresh, key);
+    assert!(!admin(data, &["key", "rotate", "--brand", "Acme", id]).status.success(), "it has ended");
+    assert!(!admin(data, &["key", "revoke", "--brand", "Acme", "000000000000"]).status.success());
+    stdout(&admin(data, &["brand", "set", "Acme", r#"{"default_country":"DE"}"#]));
+    assert!(stdout(&admin(data, &["brand", "settings", "Acme"])).contains("\"DE\""));
+    let wrong = admin(data, &["brand", "set", "Acme", r#"{"default_country":"Atlantis"}"#]);
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("two letters"), "{wrong:?}");
+}

@@ -163,6 +163,8 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
             request(app, route, &path, "").bearer_auth(&app.secret_key)
         }
         "invalid_identifier" => with(&json!({"identifiers": [{"kind": "email", "value": "nobody"}]})),
+        "invalid_settings" if route.path == "/api/keys" => with(&json!({"kind": "write", "rate_limit": 0})),
+        "invalid_settings" if route.path == "/api/keys/{key}" => with(&json!({"rate_limit": 0})),
         "invalid_settings" => with(&json!({"default_country": "Atlantis"})),
         "not_found" if route.path.ends_with("/claims") => keyed(&format!("?shop={SHOP}&webhook_id=never")),
         "not_found"

@@ -39,7 +39,7 @@ fn person(number: usize, first: &str, last: &str) -> Value {
     json!({"type": "identify", "userId": format!("u{number:03}"), "messageId": format!("m{number}"),
         "timestamp": format!("2026-01-{:02}T00:00:00Z", number % 28 + 1),
         "traits": {"email": format!("{}.{number}@example.com", first.to_lowercase()), "firstName": first, "lastName": last,
-                   "plan": if number % 3 == 0 { "gold" } else { "free" }, "age": number}})
+                   "plan": if number.is_multiple_of(3) { "gold" } else { "free" }, "age": number}})
 }
 
 async fn customers_are_found_by_what_people_type(on: On) {

@@ -251,6 +251,16 @@ async fn strange_bodies_are_taken_or_named(on: On) {
     )
     .await;
     deliver(&app, "refunds/create", "nobody", &json!({"id": 6})).await;
+    // Beyond all reason, and no reason to fall over.
+    let cards =
+        json!([{"gift_card": true, "price": "1000000000000000", "quantity": 9_000_000_000_000_000_000_i64}]);
+    deliver(
+        &app,
+        "orders/create",
+        "huge",
+        &json!({"id": 7, "email": "huge@example.com", "total_price": "5.00", "line_items": cards}),
+    )
+    .await;
     app.work_off().await;
     let ada = customer(&app, "shopify_customer_id", "77").await;
     assert_eq!((ada["orders_count"].as_u64(), &ada["revenue"]), (Some(1), &json!({"EUR": "7.00"})));
@@ -259,7 +269,7 @@ async fn strange_bodies_are_taken_or_named(on: On) {
         answer(app.get(&format!("/api/customers/{}/export", ada["id"].as_str().unwrap()))).await;
     assert!(export.to_string().contains("note_attributes"), "unknown fields are kept");
     let stats = app.context.store.stats(app.brand).await.unwrap();
-    assert_eq!((stats.orders, stats.profiles), (5, 1), "a guest without a word about them is nobody");
+    assert_eq!((stats.orders, stats.profiles), (6, 2), "a guest without a word about them is nobody");
     let (_, dead) = answer(app.get("/api/queues/events/dead")).await;
     assert!(dead["letters"][0]["error"].as_str().unwrap().contains("order_id"), "{dead}");
     app.stop().await;
@@ -345,6 +355,9 @@ async fn a_data_request_and_a_redaction_are_carried_out(on: On) {
     )
     .await;
     send(&app, json!({"event": "Viewed", "userId": "u7", "messageId": "v", "context": {"traits": {"email": "ada@example.com"}}})).await;
+    // It names only the order, and tells where she lives.
+    let parcel = json!({"id": 5, "order_id": 1, "status": "success", "email": "ada@example.com", "destination": {"address1": "Chestnut Street 92"}});
+    deliver(&app, "fulfillments/create", "parcel", &parcel).await;
     // A dead letter about her, and one about somebody else.
     send(&app, json!({"event": "E", "userId": "other", "messageId": "fine"})).await;
     let bad = json!({"batch": [{"type": "track", "userId": "u7", "context": {"traits": {"email": "ada@example.com"}}},
@@ -371,13 +384,21 @@ async fn a_data_request_and_a_redaction_are_carried_out(on: On) {
         (held["customer"]["id"].as_str(), held["orders"].as_array().unwrap().len()),
         (ada["id"].as_str(), 1)
     );
-    assert!(held["events"].to_string().contains("Viewed"));
+    assert!(held["events"].to_string().contains("Viewed") && held["events"].to_string().contains("Chestnut"));
+    let before = app.context.store.stats(app.brand).await.unwrap().events;
 
     deliver(&app, "customers/redact", "redact", &subject).await;
     deliver(&app, "customers/redact", "redact-again", &subject).await;
     app.work_off().await;
     assert!(carry_out(&app.context).await.unwrap() >= 1);
     assert_eq!(carry_out(&app.context).await.unwrap(), 0, "each once");
+    let after = app.context.store.stats(app.brand).await.unwrap().events;
+    assert_eq!(after, before + 2 - 3, "two requests came; order, view and parcel went");
+    let (_, requests) = answer(app.get("/api/privacy/requests")).await;
+    assert_eq!(requests["requests"].as_array().unwrap().len(), 3);
+    let id = requests["requests"][2]["id"].as_str().unwrap();
+    let (_, again) = answer(app.get(&format!("/api/privacy/requests/{id}/export"))).await;
+    assert_eq!(again["customers"], json!([]), "and the data request names her no more");
     for path in
         ["by/email/ada@example.com/360", "by/user_id/u7/360", &format!("{}/360", ada["id"].as_str().unwrap())]
     {
@@ -425,7 +446,8 @@ async fn a_shop_that_is_redacted_leaves_nothing(on: On) {
     assert_eq!(carry_out(&app.context).await.unwrap(), 1);
     let stats = app.context.store.stats(app.brand).await.unwrap();
     assert_eq!((stats.profiles, stats.events, stats.orders), (1, 1, 0), "who came another way stays");
-    // What the shop still sends is answered, and not kept.
+    // What was under way when it was asked for is dropped; what the shop still sends is answered, and not kept.
+    deliver(&app, "orders/create", "under way", &json!({"id": 8, "email": "c2@example.com"})).await;
     tokio::time::sleep(std::time::Duration::from_millis(5100)).await;
     deliver(&app, "orders/create", "late", &json!({"id": 9, "email": "c1@example.com"})).await;
     app.work_off().await;

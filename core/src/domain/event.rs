@@ -141,9 +141,9 @@ pub enum PrivacyAsk {
 pub struct Subject {
     /// By these identifiers.
     pub identifiers: Vec<Identifier>,
-    /// A profile, where one is meant.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub profile: Option<ProfileId>,
+    /// Profiles, where they are meant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<ProfileId>,
 }
 
 /// One event, decoded and normalised. It takes effect once for each `(brand, message_id)`.

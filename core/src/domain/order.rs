@@ -146,6 +146,8 @@ pub struct OrderRecord {
     pub fulfillments: BTreeMap<String, Fulfillment>,
     /// When it was deleted, if it was.
     pub deleted_at: Option<Timestamp>,
+    /// Whether its customer was erased: it stays without one, and without what would lead to one.
+    pub erased: bool,
     /// How often the store has written it; 0 before the first time.
     pub revision: i32,
 }
@@ -161,6 +163,7 @@ impl OrderRecord {
             refunds: BTreeMap::new(),
             fulfillments: BTreeMap::new(),
             deleted_at: None,
+            erased: false,
             revision: 0,
         }
     }
@@ -182,7 +185,7 @@ impl OrderRecord {
             && self.state.as_ref().is_none_or(|(_, held)| version > *held)
         {
             self.state = Some(((**state).clone(), version));
-            self.profile = profile;
+            self.profile = profile.filter(|_| !self.erased);
         }
         for (id, refund) in &update.refunds {
             match self.refunds.get(id) {
@@ -190,7 +193,7 @@ impl OrderRecord {
                 _ => drop(self.refunds.insert(id.clone(), refund.clone())),
             }
         }
-        for (id, fulfillment) in &update.fulfillments {
+        for (id, fulfillment) in update.fulfillments.iter().filter(|_| !self.erased) {
             match self.fulfillments.get(id) {
                 Some(held) if held.version >= fulfillment.version => {}
                 _ => drop(self.fulfillments.insert(id.clone(), fulfillment.clone())),
@@ -233,7 +236,7 @@ impl OrderRecord {
         };
         let seen = order.presentment.as_ref().filter(|seen| seen.currency == currency)?;
         let part = refund.amount.checked_div(seen.amount)?;
-        let converted = (part * order.total).round_dp(minor_digits(&order.currency));
+        let converted = part.checked_mul(order.total)?.round_dp(minor_digits(&order.currency));
         (converted.abs() <= money::MAX_AMOUNT).then_some(converted)
     }
 

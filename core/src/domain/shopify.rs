@@ -275,7 +275,10 @@ fn order(body: &Value, topic: &str, updated_at: Timestamp) -> Result<Order, Reje
         .unwrap_or_else(|| "XXX".into())
         .to_uppercase();
     let cards = items.iter().filter(|item| item.gift_card);
-    let gift_cards: Decimal = cards.map(|item| item.price * Decimal::from(item.quantity)).sum();
+    // Nothing that is beyond the total counts, so nothing is lost where a sum would be beyond reason.
+    let gift_cards = cards
+        .filter_map(|item| item.price.checked_mul(Decimal::from(item.quantity)))
+        .fold(Decimal::ZERO, |sum, card| sum.checked_add(card).unwrap_or(sum));
     Ok(Order {
         name: text(body, "name"),
         ordered_at: instant(body, "processed_at")
@@ -405,7 +408,7 @@ fn ask(body: &Value, topic: &str, rules: &Rules) -> Option<PrivacyAsk> {
         .into_iter()
         .filter_map(|(kind, value)| rules.identifier(kind, &value?))
         .collect();
-        Subject { identifiers, profile: None }
+        Subject { identifiers, profiles: Vec::new() }
     };
     match topic {
         "customers/data_request" => Some(PrivacyAsk::Export(subject())),

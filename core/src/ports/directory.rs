@@ -18,8 +18,10 @@ pub const MAX_FOUND: i64 = 1000;
 /// What to look for, each in the form it is kept in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Search {
-    /// E-mail addresses, telephone numbers and user ids that begin so.
+    /// E-mail addresses and telephone numbers that begin so.
     pub identifier: Option<String>,
+    /// User ids that begin so, as they are written.
+    pub user_id: Option<String>,
     /// Names, first or last name first, that begin so; lower case.
     pub name: Option<String>,
     /// Orders that are called one of these.

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::store::{PrivacyRow, StoreError};
-use crate::domain::customer360::StoredConsent;
+use crate::domain::customer360::{StoredConsent, StoredEvent};
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
@@ -40,6 +40,8 @@ pub struct Erasure {
     pub identifiers: Vec<Identifier>,
     /// Whether what comes later under their identifiers is not kept either.
     pub suppress: bool,
+    /// Only if they have neither events nor orders; else nothing is done.
+    pub only_empty: bool,
 }
 
 /// What an erasure forgot.
@@ -88,6 +90,20 @@ pub trait Privacy: Send + Sync {
 
     /// One request.
     async fn request(&self, brand: BrandId, id: Uuid) -> Result<Option<PrivacyRequest>, StoreError>;
+
+    /// Adds what is found out about a request's subject before it is carried out, so that it can be done again.
+    async fn remember(&self, id: Uuid, subject: &str) -> Result<(), StoreError>;
+
+    /// A brand's data requests that still name their subject.
+    async fn named_exports(&self, brand: BrandId) -> Result<Vec<PrivacyRequest>, StoreError>;
+
+    /// Events of nobody that are about a customer's orders, oldest first, at most `limit`.
+    async fn order_events(
+        &self,
+        brand: BrandId,
+        id: ProfileId,
+        limit: i64,
+    ) -> Result<Vec<StoredEvent>, StoreError>;
 
     /// Notes that a request was carried out; `forget` its subject, too.
     async fn done(&self, id: Uuid, at: Timestamp, result: &str, forget: bool) -> Result<(), StoreError>;

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::customer360::{CustomerRecord, StoredEvent};
 use crate::domain::event::{Consent, Event, Product};
+use crate::domain::history::Merge;
 use crate::domain::identity::{Identifier, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
@@ -314,6 +315,12 @@ pub trait StoreTx: Send {
 
     /// Adds requests in the name of privacy that are not there yet.
     async fn ask(&mut self, rows: &[PrivacyRow]) -> Result<(), StoreError>;
+
+    /// Empties events that must not say anything: they are about somebody who was erased.
+    async fn blank_events(&mut self, events: &[(BrandId, String)]) -> Result<(), StoreError>;
+
+    /// Takes out of a recorded merge what a split below it has taken out of its profile.
+    async fn rewrite_merge(&mut self, merge: &Merge) -> Result<(), StoreError>;
 
     /// Gives back to `to` what came first to it, or to a profile merged into it, and belongs to `from` now. Both are locked.
     async fn give_back(&mut self, from: ProfileId, to: ProfileId) -> Result<GivenBack, StoreError>;

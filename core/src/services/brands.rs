@@ -31,12 +31,14 @@ struct Found {
 pub struct Brands {
     tenants: Arc<dyn Tenants>,
     found: Cache<BrandId, Found>,
+    /// Whether shops were redacted.
+    redacted: Cache<String, (bool, Instant)>,
 }
 
 impl Brands {
     /// Asks `tenants`.
     pub fn new(tenants: Arc<dyn Tenants>) -> Self {
-        Self { tenants, found: Cache::new(REMEMBERED) }
+        Self { tenants, found: Cache::new(REMEMBERED), redacted: Cache::new(REMEMBERED) }
     }
 
     /// The settings of these brands, for processing, and their rules of identity.
@@ -62,6 +64,19 @@ impl Brands {
     /// When the store is away.
     pub async fn rules(&self, brand: BrandId) -> Result<Arc<Rules>, StoreError> {
         Ok(self.found(brand).await?.rules)
+    }
+
+    /// Whether a shop's customers were erased, and it has not been added again.
+    ///
+    /// # Errors
+    /// When the store is away.
+    pub async fn redacted(&self, shop: &str) -> Result<bool, StoreError> {
+        if let Some((redacted, _)) = self.redacted.get(shop).filter(|(_, at)| at.elapsed() < SETTINGS_TTL) {
+            return Ok(redacted);
+        }
+        let redacted = self.tenants.shop(shop).await?.is_some_and(|shop| shop.redacted_at.is_some());
+        self.redacted.insert(shop.to_owned(), (redacted, Instant::now()));
+        Ok(redacted)
     }
 
     /// Sets a brand's settings. They hold here at once, in other processes after [`SETTINGS_TTL`].

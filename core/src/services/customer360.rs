@@ -64,7 +64,8 @@ fn last_copy_key(brand: BrandId, id: ProfileId) -> String {
     format!("{brand}:c360-last:{id}")
 }
 
-/// The key of what a question leads to. An entry never becomes wrong: a profile that was merged away leads on.
+/// The key of what a question leads to. A merge makes no entry wrong: a profile that was merged away leads on. A split drops
+/// those that it makes wrong.
 fn way_key(brand: BrandId, asked: &Asked) -> String {
     match asked {
         Asked::Id(id) => format!("{brand}:c360-way:id:{id}"),
@@ -131,8 +132,12 @@ pub async fn answer(
             let json =
                 Bytes::from(serde_json::to_vec(&found).map_err(|e| StoreError::Invalid(e.to_string()))?);
             // Under the same deadline: an answer that is put late could lie over a newer invalidation.
-            let _ = tokio::time::timeout_at(deadline, remember(context, ttl, brand, asked, found.id, &json))
-                .await;
+            let fresh = way.is_none();
+            let _ = tokio::time::timeout_at(
+                deadline,
+                remember(context, ttl, brand, asked, found.id, &json, fresh),
+            )
+            .await;
             Ok(Some((json, Freshness::Miss)))
         }
         Ok(Ok(None)) => Ok(None),
@@ -176,17 +181,22 @@ async fn remember(
     asked: &Asked,
     id: ProfileId,
     json: &Bytes,
+    fresh: bool,
 ) {
     let leads_on = !matches!(asked, Asked::Id(own) if *own == id);
     let (answer, copy) = (answer_key(brand, id), last_copy_key(brand, id));
     let mut lasting = vec![(copy, json.clone())];
-    if leads_on {
-        lasting.push((way_key(brand, asked), id.to_string().into()));
-    }
-    let kept = async {
+    let way = way_key(brand, asked);
+    let kept = async move {
         context.cache.put(&answer, json.clone(), ttl).await?;
         for (key, value) in &lasting {
             context.cache.replace(key, value.clone(), LAST_COPY_TTL).await?;
+        }
+        // Put, so that it cannot lie over a split that was made since it was found; and only if it was found just now, so that
+        // no way is handed on for ever.
+        if leads_on && fresh {
+            context.cache.put(&way, id.to_string().into(), LAST_COPY_TTL).await?;
+            lasting.push((way, Bytes::new()));
         }
         // Read before the customer was erased, and written after: it must go again.
         if context.cache.get(&gone_key(brand, id)).await?.is_some() {

@@ -37,6 +37,8 @@ pub struct Listing {
 /// Understands what a person types: an e-mail address, a telephone number, the number of an order, a name - or the beginning
 /// of one. `None` for nothing.
 pub fn search(text: &str) -> Option<Search> {
+    // U+0000 is in no text that is kept.
+    let text = text.replace('\0', "");
     let text = text.trim();
     let lower = text.to_lowercase();
     if text.is_empty() {
@@ -55,7 +57,7 @@ pub fn search(text: &str) -> Option<Search> {
         true => text.chars().filter(|c| *c == '+' || c.is_ascii_digit()).collect(),
         false => lower.clone(),
     };
-    Some(Search { identifier: Some(identifier), name: Some(lower), orders })
+    Some(Search { identifier: Some(identifier), user_id: Some(text.to_owned()), name: Some(lower), orders })
 }
 
 /// A customer in a list.

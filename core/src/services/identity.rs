@@ -256,7 +256,8 @@ pub async fn split(context: &Context, brand: BrandId, id: Uuid, actor: &str) -> 
             .await?
             .ok_or(IdentityError::Unknown("customer"))?;
         let names = vec![merge::lock_name(brand, from), merge::lock_name(brand, merge.loser)];
-        let work = |grant: Grant| split_under(context, brand, &merge, from, grant);
+        let above = above(context, brand, &merge, from).await?;
+        let work = |grant: Grant| split_under(context, brand, &merge, &above, from, grant);
         match merge::with_merge_lock(&*context.locks, &*context.store, names, patient(), work).await {
             Ok(done) => break done,
             Err(StoreError::Conflict(_) | StoreError::Fenced(_)) if tries < MAX_TRIES => tries += 1,
@@ -264,7 +265,7 @@ pub async fn split(context: &Context, brand: BrandId, id: Uuid, actor: &str) -> 
         }
     };
     forget_answers(context, brand, &[done.from, done.restored]).await;
-    forget_ways(context, brand, &done).await;
+    forget_ways(context, brand, &done).await?;
     let details =
         serde_json::json!({"merge": id, "from": done.from, "events": done.events, "orders": done.orders});
     note(context, brand, actor, Action { what: "split", subject: Some(done.restored), details }).await?;
@@ -275,10 +276,12 @@ async fn split_under(
     context: &Context,
     brand: BrandId,
     merge: &Merge,
+    above: &[Merge],
     from: ProfileId,
     grant: Grant,
 ) -> Result<Split, StoreError> {
     let now = context.clock.now();
+    let merge_state = merge;
     let mut tx = context.store.begin().await?;
     let [mut rest, mut back] = locked(&mut *tx, from, merge.loser).await?;
     if rest.merged_into.is_some() || back.merged_into != Some(merge.survivor) {
@@ -316,6 +319,9 @@ async fn split_under(
     let back = rebuilt(&mut *tx, brand, back, held, BTreeSet::new(), &Snapshot::default()).await?;
 
     tx.save_profiles(&[rest, back]).await?;
+    for merge in above {
+        tx.rewrite_merge(&without(merge, merge_state, &given.identifiers, events)).await?;
+    }
     let apart = Relation {
         brand,
         a: ids[0],
@@ -333,6 +339,42 @@ async fn split_under(
         events: given.events,
         orders: given.orders,
     })
+}
+
+/// The merges that carried on what `merge` brought: their records speak of it, too.
+async fn above(
+    context: &Context,
+    brand: BrandId,
+    merge: &Merge,
+    from: ProfileId,
+) -> Result<Vec<Merge>, StoreError> {
+    let all = context.directory.merges(brand, from).await?;
+    let mut path = Vec::new();
+    let mut at = merge.survivor;
+    while at != from {
+        let Some(next) = all.iter().find(|one| one.loser == at && one.undone_at.is_none()) else { break };
+        at = next.survivor;
+        path.push(next.clone());
+    }
+    Ok(path)
+}
+
+/// A merge's record without what another brought that was undone.
+fn without(merge: &Merge, undone: &Merge, identifiers: &[Identifier], events: i64) -> Merge {
+    let mut merge = merge.clone();
+    merge.state.traits.retain(|name, held| undone.state.traits.get(name) != Some(held));
+    merge.state.events_count = (merge.state.events_count - events).max(0);
+    merge.state.merges = merge.state.merges.saturating_sub(undone.state.merges + 1);
+    // Times that may have come from the other are found out from the events, should this one be undone, too.
+    if merge.state.first_seen == undone.state.first_seen {
+        merge.state.first_seen = None;
+    }
+    if merge.state.last_seen == undone.state.last_seen {
+        merge.state.last_seen = None;
+    }
+    merge.identifiers.retain(|identifier| !identifiers.contains(identifier));
+    merge.orders.retain(|order| !undone.orders.contains(order));
+    merge
 }
 
 /// A profile made anew from its events and from what it `held`, without what others said.
@@ -416,9 +458,14 @@ async fn forget_answers(context: &Context, brand: BrandId, ids: &[ProfileId]) {
 }
 
 /// Ways that led to the profile that was split lead elsewhere now.
-async fn forget_ways(context: &Context, brand: BrandId, split: &Split) {
-    let keys = customer360::ways(brand, &[split.restored], &split.identifiers);
+async fn forget_ways(context: &Context, brand: BrandId, split: &Split) -> Result<(), StoreError> {
+    let merges = context.directory.merges(brand, split.restored).await?;
+    let ids: BTreeSet<ProfileId> =
+        merges.iter().flat_map(|merge| [merge.loser, merge.survivor]).chain([split.restored]).collect();
+    let ids: Vec<ProfileId> = ids.into_iter().filter(|id| *id != split.from).collect();
+    let keys = customer360::ways(brand, &ids, &split.identifiers);
     if let Err(error) = context.cache.invalidate(&keys).await {
         tracing::warn!(%error, "cached ways could not be dropped; they grow old by themselves");
     }
+    Ok(())
 }

@@ -27,13 +27,11 @@ use crate::services::customer360;
 /// Rows that are read or deleted at once.
 const PAGE: i64 = 1000;
 /// Requests that are carried out at once.
-const REQUESTS: i64 = 20;
+const REQUESTS: i64 = 100;
 /// Customers of a shop that are erased between two looks.
 const CUSTOMERS: i64 = 100;
 /// How often an erasure is tried that loses races against workers.
 const MAX_TRIES: u32 = 20;
-/// The shortest identifier that tells of whom a text is that cannot be decoded.
-const MIN_TELLING_CHARS: usize = 6;
 /// The longest wait between two tries.
 const RETRY_WAIT: Duration = Duration::from_millis(50);
 
@@ -65,46 +63,111 @@ pub async fn note(context: &Context, brand: BrandId, actor: &str, action: Action
     context.privacy.note(&entry).await
 }
 
-/// Forgets customers: everywhere, for good.
+/// Forgets customers: everywhere, for good. What is to be forgotten is kept as a request until all of it is done, so a crash
+/// in between loses nothing of it: [`carry_out`] does it again.
 ///
 /// # Errors
-/// The store's own; the queue's when its dead letters cannot be looked through. Asking again is safe.
+/// The store's own; the queue's when its dead letters cannot be looked through.
 pub async fn erase(
     context: &Context,
     brand: BrandId,
     what: &Erasure,
     actor: &str,
 ) -> Result<Erased, PrivacyError> {
-    // Before anything is gone: what is cached, and who is spoken of in dead letters, is known only now.
+    let subject = gathered(context, brand, what).await?;
+    let id = request(context, brand, "erase", &subject, actor).await?;
+    let erased = forget(context, brand, &subject, true, actor).await?;
+    context.privacy.done(id, context.clock.now(), &outcome(&erased).to_string(), true).await?;
+    Ok(erased)
+}
+
+fn outcome(erased: &Erased) -> Value {
+    json!({"profiles": erased.profiles, "events": erased.events, "orders": erased.orders})
+}
+
+/// All that is known of whom an erasure is about: what is cached and who is spoken of in dead letters is known only before.
+async fn gathered(context: &Context, brand: BrandId, what: &Erasure) -> Result<Subject, StoreError> {
+    let mut profiles: BTreeSet<ProfileId> = what.profiles.iter().copied().collect();
+    let mut identifiers: BTreeSet<Identifier> = what.identifiers.iter().cloned().collect();
+    for identifier in &what.identifiers {
+        profiles.extend(context.store.owner(brand, identifier).await?);
+    }
+    for id in profiles.clone() {
+        profiles.extend(context.directory.survivor(brand, id).await?);
+    }
+    let ids: Vec<ProfileId> = profiles.iter().copied().collect();
+    for id in &ids {
+        let merges = context.directory.merges(brand, *id).await?;
+        profiles.extend(merges.iter().filter(|merge| merge.undone_at.is_none()).map(|merge| merge.loser));
+    }
+    identifiers.extend(context.directory.identifiers(brand, &ids).await?.into_iter().map(|(_, own)| own));
+    Ok(Subject { identifiers: identifiers.into_iter().collect(), profiles: profiles.into_iter().collect() })
+}
+
+/// The erasure itself. Done again, it changes nothing in the store, and cleans what is beside it.
+async fn forget(
+    context: &Context,
+    brand: BrandId,
+    subject: &Subject,
+    suppress: bool,
+    actor: &str,
+) -> Result<Erased, PrivacyError> {
+    // Before anything is gone: both are needed afterwards.
     let away = |error: CacheError| StoreError::Unavailable(error.to_string());
     context.queue.stats().await?;
     context.cache.ping().await.map_err(away)?;
     let rules = context.brands.rules(brand).await?;
+    let what = Erasure {
+        profiles: subject.profiles.clone(),
+        identifiers: if suppress { subject.identifiers.clone() } else { Vec::new() },
+        suppress,
+        only_empty: false,
+    };
+    let erased = erased(context, brand, &what).await?;
+    let profiles: BTreeSet<ProfileId> = erased.profiles.iter().chain(&subject.profiles).copied().collect();
+    let known: BTreeSet<Identifier> =
+        erased.identifiers.iter().chain(&subject.identifiers).cloned().collect();
+    let (profiles, names): (Vec<ProfileId>, Vec<Identifier>) =
+        (profiles.into_iter().collect(), known.iter().cloned().collect());
+    customer360::forget(context, brand, &profiles, &names).await.map_err(away)?;
+    let mut letters = 0;
+    if suppress {
+        letters = discard_letters(context, &|envelope, raw| speaks_of(&rules, envelope, raw, brand, &known))
+            .await?;
+        for request in context.privacy.named_exports(brand).await? {
+            let named = subject_of(&request).is_some_and(|s| s.identifiers.iter().any(|i| known.contains(i)));
+            if named {
+                let result = request.result.as_deref().unwrap_or("{}");
+                let at = request.done_at.unwrap_or_else(|| context.clock.now());
+                context.privacy.done(request.id, at, result, true).await?;
+            }
+        }
+    }
+    let details = json!({
+        "profiles": erased.profiles.len(), "events": erased.events, "orders": erased.orders, "dead_letters": letters,
+        "suppressed": suppress,
+    });
+    note(context, brand, actor, Action { what: "erase", subject: profiles.first().copied(), details })
+        .await?;
+    Ok(erased)
+}
+
+/// The store's part.
+async fn erased(context: &Context, brand: BrandId, what: &Erasure) -> Result<Erased, StoreError> {
     let mut tries = 1;
-    let erased = loop {
+    loop {
         match context.privacy.erase(brand, what, context.clock.now()).await {
             Err(StoreError::Conflict(_)) if tries < MAX_TRIES => {
                 tries += 1;
                 tokio::time::sleep(RETRY_WAIT.mul_f64(rand::random())).await;
             }
-            outcome => break outcome?,
+            outcome => return outcome,
         }
-    };
-    customer360::forget(context, brand, &erased.profiles, &erased.identifiers).await.map_err(away)?;
-    let known: BTreeSet<Identifier> = erased.identifiers.iter().cloned().collect();
-    let letters = match known.is_empty() {
-        true => 0,
-        false => {
-            discard_letters(context, &|envelope, raw| speaks_of(&rules, envelope, raw, brand, &known)).await?
-        }
-    };
-    let details = json!({
-        "profiles": erased.profiles.len(), "events": erased.events, "orders": erased.orders, "dead_letters": letters,
-        "suppressed": what.suppress,
-    });
-    note(context, brand, actor, Action { what: "erase", subject: erased.profiles.first().copied(), details })
-        .await?;
-    Ok(erased)
+    }
+}
+
+fn subject_of(request: &PrivacyRequest) -> Option<Subject> {
+    serde_json::from_str(request.subject.as_deref()?).ok()
 }
 
 /// Why something was not done.
@@ -118,7 +181,8 @@ pub enum PrivacyError {
     Queue(#[from] QueueError),
 }
 
-/// Whether a dead letter is about somebody who was erased: by its identifiers, or where it cannot be decoded by its text.
+/// Whether a dead letter is about somebody who was erased: by its identifiers, or, where it cannot be decoded, by a text in it. One
+/// that does not even tell its brand is left to who runs the system.
 fn speaks_of(
     rules: &Rules,
     envelope: Option<&Envelope<'_>>,
@@ -126,18 +190,12 @@ fn speaks_of(
     brand: BrandId,
     erased: &BTreeSet<Identifier>,
 ) -> bool {
-    if envelope.is_some_and(|envelope| envelope.brand != brand) {
-        return false;
-    }
-    if let Some(event) = envelope.and_then(|envelope| envelope.decode(rules).ok()) {
+    let Some(envelope) = envelope.filter(|envelope| envelope.brand == brand) else { return false };
+    if let Ok(event) = envelope.decode(rules) {
         return event.identifiers.iter().any(|identifier| erased.contains(identifier));
     }
     let text = String::from_utf8_lossy(raw).to_lowercase();
-    let telling = |value: &str| value.chars().count() >= MIN_TELLING_CHARS;
-    erased
-        .iter()
-        .map(|identifier| identifier.value.to_lowercase())
-        .any(|value| telling(&value) && text.contains(&value))
+    erased.iter().any(|identifier| text.contains(&format!("\"{}\"", identifier.value.to_lowercase())))
 }
 
 /// Discards the dead letters that `about` speaks for. Answers how many.
@@ -203,6 +261,14 @@ pub async fn export(
             break;
         }
     }
+    // What webhooks said of the customer's orders alone: refunds, parcels.
+    let about_orders = context.privacy.order_events(brand, id, PAGE).await?;
+    events.extend(about_orders.iter().map(|event| {
+        let mut short = event_json(event);
+        short["message"] =
+            serde_json::from_str(&event.body).unwrap_or_else(|_| Value::from(event.body.as_str()));
+        short
+    }));
     let mut orders = Vec::new();
     let mut after: Option<(String, String)> = None;
     loop {
@@ -272,13 +338,12 @@ impl From<&PrivacyRequest> for RequestEntry {
 /// # Errors
 /// The store's own.
 pub async fn subjects(context: &Context, request: &PrivacyRequest) -> Result<Vec<ProfileId>, StoreError> {
-    let subject: Subject =
-        request.subject.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let subject = subject_of(request).unwrap_or_default();
     let mut found = BTreeSet::new();
     for identifier in &subject.identifiers {
         found.extend(context.store.owner(request.brand, identifier).await?);
     }
-    if let Some(id) = subject.profile {
+    for id in subject.profiles {
         found.extend(context.directory.survivor(request.brand, id).await?);
     }
     Ok(found.into_iter().collect())
@@ -310,40 +375,48 @@ pub async fn request(
 }
 
 /// Carries out what waits. Answers how many requests that were. A request that was half done is done again from the
-/// beginning, which changes nothing that was done.
+/// beginning, which changes nothing that was done; one that fails holds up no other.
 ///
 /// # Errors
-/// The store's or queue's own.
+/// When the store cannot be asked what waits.
 pub async fn carry_out(context: &Context) -> Result<usize, PrivacyError> {
-    let open = context.privacy.open_requests(REQUESTS).await?;
-    for request in &open {
-        let actor = request.source.as_str();
-        let (result, forget) = match request.kind.as_str() {
-            // The shop's owner fetches it under the request's id; what is held is read then.
-            "export" => (json!({"customers": subjects(context, request).await?}), false),
-            "erase_shop" => (erase_shop(context, request, actor).await?, true),
-            _ => (erase_subject(context, request, actor).await?, true),
-        };
-        context.privacy.done(request.id, context.clock.now(), &result.to_string(), forget).await?;
-        tracing::info!(request = %request.id, kind = request.kind, "carried out a privacy request");
+    let mut done = 0;
+    for request in &context.privacy.open_requests(REQUESTS).await? {
+        match carry_out_one(context, request).await {
+            Ok((result, forget)) => {
+                context.privacy.done(request.id, context.clock.now(), &result.to_string(), forget).await?;
+                tracing::info!(request = %request.id, kind = request.kind, "carried out a privacy request");
+                done += 1;
+            }
+            Err(error) => {
+                tracing::warn!(%error, request = %request.id, kind = request.kind, "a privacy request waits; it is tried again");
+            }
+        }
     }
-    Ok(open.len())
+    Ok(done)
 }
 
-async fn erase_subject(
-    context: &Context,
-    request: &PrivacyRequest,
-    actor: &str,
-) -> Result<Value, PrivacyError> {
-    let subject: Subject =
-        request.subject.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-    let what = Erasure {
-        profiles: subject.profile.into_iter().collect(),
-        identifiers: subject.identifiers,
-        suppress: true,
-    };
-    let erased = erase(context, request.brand, &what, actor).await?;
-    Ok(json!({"profiles": erased.profiles, "events": erased.events, "orders": erased.orders}))
+/// What came of a request, and whether its subject is to be forgotten.
+async fn carry_out_one(context: &Context, request: &PrivacyRequest) -> Result<(Value, bool), PrivacyError> {
+    let actor = request.source.as_str();
+    match request.kind.as_str() {
+        // The shop's owner fetches it under the request's id; what is held is read then.
+        "export" => Ok((json!({"customers": subjects(context, request).await?}), false)),
+        "erase_shop" => Ok((erase_shop(context, request, actor).await?, true)),
+        _ => {
+            let unreadable = || StoreError::Invalid("the request's subject cannot be read".into());
+            let subject = subject_of(request).ok_or_else(unreadable)?;
+            let what = Erasure {
+                profiles: subject.profiles,
+                identifiers: subject.identifiers,
+                ..Erasure::default()
+            };
+            let subject = gathered(context, request.brand, &what).await?;
+            context.privacy.remember(request.id, &json!(subject).to_string()).await?;
+            let erased = forget(context, request.brand, &subject, true, actor).await?;
+            Ok((outcome(&erased), true))
+        }
+    }
 }
 
 /// Forgets every customer that a shop told of, and everything else that it told. Their identifiers are not suppressed: nobody
@@ -359,8 +432,9 @@ async fn erase_shop(context: &Context, request: &PrivacyRequest, actor: &str) ->
             break;
         }
         customers += profiles.len();
-        let what = Erasure { profiles, identifiers: Vec::new(), suppress: false };
-        erase(context, request.brand, &what, actor).await?;
+        let what = Erasure { profiles, ..Erasure::default() };
+        let subject = gathered(context, request.brand, &what).await?;
+        forget(context, request.brand, &subject, false, actor).await?;
     }
     loop {
         match context.privacy.erase_shop(request.brand, &shop, PAGE).await? {
@@ -405,7 +479,15 @@ pub async fn unsuppress(
 pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
     let mut deleted = 0;
     for (brand, _) in context.tenants.brands().await? {
-        let Some(days) = context.tenants.settings(brand).await?.retention_days else { continue };
+        let settings = match context.tenants.settings(brand).await {
+            Ok(settings) => settings,
+            Err(error @ StoreError::Unavailable(_)) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%error, %brand, "what a brand keeps cannot be read; its events stay");
+                continue;
+            }
+        };
+        let Some(days) = settings.retention_days else { continue };
         let before = context.clock.now() - chrono::TimeDelta::days(i64::from(days));
         loop {
             let page = context.privacy.expire(brand, before, PAGE).await?;
@@ -419,14 +501,13 @@ pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
             if profiles.is_empty() {
                 break;
             }
-            // Nobody asked to be forgotten: who comes back is known anew.
-            erase(
-                context,
-                brand,
-                &Erasure { profiles, identifiers: Vec::new(), suppress: false },
-                "retention",
-            )
-            .await?;
+            for id in profiles {
+                // Nobody asked to be forgotten: who comes back is known anew, and who has come back meanwhile stays.
+                let what = Erasure { profiles: vec![id], only_empty: true, ..Erasure::default() };
+                let gone = erased(context, brand, &what).await?;
+                let forgotten = customer360::forget(context, brand, &gone.profiles, &gone.identifiers).await;
+                forgotten.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+            }
         }
     }
     Ok(deleted)

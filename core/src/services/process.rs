@@ -359,7 +359,7 @@ impl Cast {
             let groups = identity::group(&self.of_event, &self.owners);
             let claims = self.claims(&groups, clock);
             if claims.is_empty() {
-                return Ok(groups);
+                return self.settled(tx, groups, careful).await;
             }
             let given: HashSet<BrandIdentifier> = tx.claim(&claims).await?.into_iter().collect();
             for (identifier, profile) in &claims {
@@ -370,19 +370,36 @@ impl Cast {
                 }
             }
             if given.len() == claims.len() {
-                // Only now: whoever erases somebody claims their identifiers first, so one of the two sees the other.
-                let claimed: Vec<BrandIdentifier> =
-                    self.given.iter().map(|place| self.identifiers[*place].clone()).collect();
-                if !tx.suppressed(&claimed).await?.is_empty() {
-                    return Err(match careful {
-                        false => Lost::Careful,
-                        true => StoreError::Conflict("a customer is being erased".into()).into(),
-                    });
-                }
-                return Ok(identity::group(&self.of_event, &self.owners));
+                let groups = identity::group(&self.of_event, &self.owners);
+                return self.settled(tx, groups, careful).await;
             }
         }
         Err(StoreError::Conflict("others kept claiming the same identifiers".into()).into())
+    }
+
+    /// Whether what was given away may stay so.
+    async fn settled(
+        &self,
+        tx: &mut dyn StoreTx,
+        groups: Vec<Group>,
+        careful: bool,
+    ) -> Result<Vec<Group>, Lost> {
+        if self.given.is_empty() {
+            return Ok(groups);
+        }
+        // An identifier that was given to somebody in one round, and left out of all events in the next, would be nobody's for good.
+        let grouped: BTreeSet<usize> = groups.iter().flat_map(|group| &group.identifiers).copied().collect();
+        if !self.given.is_subset(&grouped) {
+            return Err(StoreError::Conflict("others were faster, and a limit was reached".into()).into());
+        }
+        // Only now: whoever erases somebody claims their identifiers first, so one of the two sees the other.
+        let claimed: Vec<BrandIdentifier> =
+            self.given.iter().map(|place| self.identifiers[*place].clone()).collect();
+        match (tx.suppressed(&claimed).await?.is_empty(), careful) {
+            (true, _) => Ok(groups),
+            (false, false) => Err(Lost::Careful),
+            (false, true) => Err(StoreError::Conflict("a customer is being erased".into()).into()),
+        }
     }
 
     /// Leaves out the links that must not be.
@@ -694,13 +711,20 @@ async fn save_orders(
         .into_iter()
         .map(|(brand, record)| ((brand, record.shop.clone(), record.id.clone()), record))
         .collect();
+    let mut unwanted = Vec::new();
     for (row, update) in updates() {
         let key = (row.event.brand, update.shop.clone(), update.id.clone());
         let record = known.entry(key).or_insert_with(|| OrderRecord::new(&update.shop, &update.id));
+        if record.erased && row.profile.is_none() {
+            unwanted.push((row.event.brand, row.event.message_id.clone()));
+        }
         // Also when an order moves from one customer to another: the first one's answer is old, too.
         touched.extend(record.profile.map(|profile| (row.event.brand, profile)));
         record.apply(update, &row.event.message_id, row.profile);
         touched.extend(record.profile.map(|profile| (row.event.brand, profile)));
+    }
+    if !unwanted.is_empty() {
+        tx.blank_events(&unwanted).await?;
     }
     let records: Vec<BrandOrder> = known.into_iter().map(|((brand, ..), record)| (brand, record)).collect();
     tx.save_orders(&records).await

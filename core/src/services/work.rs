@@ -51,10 +51,19 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
     let mut events: Vec<Event> = Vec::with_capacity(items.len());
     for (item, envelope) in envelopes {
         match envelope.and_then(|envelope| envelope.decode(&rules[&envelope.brand])) {
-            Ok(event) => {
-                readable.push(item);
-                events.push(event);
-            }
+            Ok(event) => match unwanted(context, &event).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    readable.push(item);
+                    events.push(event);
+                }
+                Err(away) => {
+                    worked.unfinished.clear();
+                    release(&mut worked, &items.iter().collect::<Vec<_>>());
+                    worked.store_away = Some(away);
+                    return worked;
+                }
+            },
             Err(rejection) => {
                 tracing::warn!(item = item.id, %rejection, "an item cannot be read and goes to the dead letters");
                 worked.unfinished.push(Unfinished {
@@ -105,6 +114,14 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
         }
     }
     worked
+}
+
+/// Whether an event comes from a shop whose customers were erased: it was under way when that was asked for, and is dropped.
+async fn unwanted(context: &Context, event: &Event) -> Result<bool, StoreError> {
+    match &event.shop {
+        Some(shop) if event.ask.is_none() => context.brands.redacted(shop).await,
+        _ => Ok(false),
+    }
 }
 
 /// What it means that a batch found no end: the store is away without a word, or the batch is too much for it.

@@ -307,11 +307,18 @@ pub async fn sqlite_store() -> StoreUnderTest {
 pub async fn postgres_store() -> StoreUnderTest {
     let url = services().await.fresh_database().await.unwrap();
     let pool = postgres::db::open(&url, 12).await.unwrap();
-    StoreUnderTest {
-        store: Arc::new(PgStore::new(pool.clone())),
-        locks: Arc::new(RedisLocks::new(redis().await)),
-        tenants: Arc::new(PgTenants::new(pool)),
-        _folder: None,
+    StoreUnderTest::on(pool, Arc::new(RedisLocks::new(redis().await)))
+}
+
+impl StoreUnderTest {
+    /// PostgreSQL, with these locks.
+    pub fn on(pool: sqlx::PgPool, locks: Arc<dyn Locks>) -> Self {
+        Self {
+            store: Arc::new(PgStore::new(pool.clone())),
+            locks,
+            tenants: Arc::new(PgTenants::new(pool)),
+            _folder: None,
+        }
     }
 }
 

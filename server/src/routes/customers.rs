@@ -135,7 +135,7 @@ pub async fn list(
         search: query.q.as_deref().and_then(directory::search),
         with_trait: with_trait.transpose()?,
         sort,
-        after: query.after.as_deref().map(read_place).transpose()?,
+        after: query.after.as_deref().map(|text| read_place(text, sort)).transpose()?,
         limit: limit(query.limit)?,
     };
     let page = directory::list(&state.context, secret.brand, &listing).await?;
@@ -158,9 +158,15 @@ fn write_place(after: &After) -> String {
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(&place).unwrap_or_default())
 }
 
-fn read_place(text: &str) -> Result<After, ApiError> {
+fn read_place(text: &str, sort: Sort) -> Result<After, ApiError> {
     let place: Option<Place> =
         URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    // A place of a list in another order is none in this one.
+    let place = place.filter(|place| match sort {
+        Sort::LastSeen => place.ms.is_some(),
+        Sort::Name => place.name.as_ref().is_some_and(|name| !name.contains('\0')),
+        _ => true,
+    });
     let place = place.ok_or_else(|| invalid_after("after"))?;
     Ok(After { id: place.id, last_seen: place.ms.map(from_ms), name: place.name })
 }
@@ -216,7 +222,7 @@ pub async fn timeline(
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| invalid_after("before"))?;
         let (ms, message): (i64, String) =
             serde_json::from_slice(&bytes).map_err(|_| invalid_after("before"))?;
-        Ok::<(Timestamp, String), ApiError>((from_ms(ms), message))
+        Ok::<(Timestamp, String), ApiError>((from_ms(ms), message.replace('\0', "")))
     });
     let before = before.transpose()?;
     let limit = limit(query.limit)?;

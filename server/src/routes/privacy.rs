@@ -90,7 +90,7 @@ pub async fn erase(
     let parsed = customer_id(&id)?;
     let known = state.context.directory.survivor(secret.brand, parsed).await?;
     let known = known.ok_or_else(|| ApiError::not_found(format!("there is no customer {id:?}")))?;
-    let what = Erasure { profiles: vec![known], identifiers: vec![], suppress: true };
+    let what = Erasure { profiles: vec![known], suppress: true, ..Erasure::default() };
     Ok(Json(privacy::erase(&state.context, secret.brand, &what, &secret.actor).await?.into()))
 }
 
@@ -131,7 +131,7 @@ pub async fn erase_identifiers(
             ApiError::bad_request("invalid_identifier", message)
         })?);
     }
-    let what = Erasure { profiles: vec![], identifiers, suppress: true };
+    let what = Erasure { identifiers, suppress: true, ..Erasure::default() };
     Ok(Json(privacy::erase(&state.context, secret.brand, &what, &secret.actor).await?.into()))
 }
 

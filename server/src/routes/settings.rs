@@ -23,10 +23,14 @@ use crate::error::ApiError;
 use crate::errors;
 use crate::state::AppState;
 
+/// The highest limit of a key, in requests a second.
+pub const MAX_RATE_LIMIT: u32 = 1_000_000;
+
 errors!(GetErrors: SECRET);
 errors!(PutErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings"]);
-errors!(NewKeyErrors: SECRET, BODY, &["invalid_gzip"]);
-errors!(KeyBodyErrors: SECRET, BODY, &["invalid_gzip", "not_found"]);
+errors!(NewKeyErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings"]);
+errors!(RotateErrors: SECRET, BODY, &["invalid_gzip", "not_found"]);
+errors!(LimitErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings", "not_found"]);
 errors!(KeyErrors: SECRET, &["not_found"]);
 
 /// The brand's settings.
@@ -128,6 +132,7 @@ pub async fn add_key(
 ) -> Result<(StatusCode, Json<KeyText>), ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let asked: NewKey = read_json(&bytes)?;
+    check_limit(asked.rate_limit)?;
     let tenants = &*state.context.tenants;
     let key = new_key(tenants, secret.brand, asked.kind).await?;
     let id = tributary_core::ports::tenants::key_id(&tributary_core::services::tenants::hash(&key));
@@ -151,7 +156,7 @@ pub struct Rotation {
 /// Makes a key like an old one, which ends after a grace.
 #[utoipa::path(post, path = "/api/keys/{key}/rotate", tag = "Settings", security(("secret_key" = [])),
     params(("key" = String, Path, description = "The key's id, from the list")), request_body = Rotation,
-    responses((status = 201, body = KeyText), KeyBodyErrors))]
+    responses((status = 201, body = KeyText), RotateErrors))]
 pub async fn rotate(
     State(state): State<AppState>,
     Path(id): Path<String>,
@@ -182,7 +187,7 @@ pub struct KeyLimit {
 
 /// Limits how many requests a second a key may make.
 #[utoipa::path(put, path = "/api/keys/{key}", tag = "Settings", security(("secret_key" = [])), params(("key" = String, Path)),
-    request_body = KeyLimit, responses((status = 200, body = KeyLimitSet), KeyBodyErrors))]
+    request_body = KeyLimit, responses((status = 200, body = KeyLimitSet), LimitErrors))]
 pub async fn limit_key(
     State(state): State<AppState>,
     Path(id): Path<String>,
@@ -192,6 +197,7 @@ pub async fn limit_key(
 ) -> Result<Json<KeyLimitSet>, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let KeyLimit { rate_limit } = read_json(&bytes)?;
+    check_limit(rate_limit)?;
     if !state.context.tenants.limit_key(secret.brand, &id, rate_limit).await? {
         return Err(no_key(&id));
     }
@@ -231,6 +237,18 @@ pub async fn revoke(
     note(&state.context, secret.brand, &secret.actor, Action { what: "key_revoked", subject: None, details })
         .await?;
     Ok(Json(Revoked { revoked: id }))
+}
+
+fn check_limit(limit: Option<u32>) -> Result<(), ApiError> {
+    match limit {
+        Some(limit) if !(1..=MAX_RATE_LIMIT).contains(&limit) => {
+            let message = format!(
+                "rate_limit is {limit}; it may be 1 to {MAX_RATE_LIMIT}, or null. Revoke a key to stop it"
+            );
+            Err(ApiError::bad_request("invalid_settings", message))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn no_key(id: &str) -> ApiError {

@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 use uuid::Uuid;
 
-use super::db::{begin, failed};
+use super::db::{begin, begin_reading, failed};
 use super::processing::{ORDER, PgTx};
 use crate::domain::customer360::{
     CustomerRecord, GROUPS, OrderTotals, RECENT_EVENTS, RelatedProfile, StoredConsent, StoredEvent,
@@ -41,7 +41,7 @@ impl PgStore {
 #[async_trait]
 impl Store for PgStore {
     async fn begin(&self) -> Result<Box<dyn StoreTx>, StoreError> {
-        Ok(Box::new(PgTx::new(begin(&self.pool, "begin").await?)))
+        Ok(Box::new(PgTx::new(begin(&self.pool).await?)))
     }
 
     async fn owner(&self, brand: BrandId, identifier: &Identifier) -> Result<Option<ProfileId>, StoreError> {
@@ -59,7 +59,7 @@ impl Store for PgStore {
 
     async fn customer(&self, brand: BrandId, id: ProfileId) -> Result<Option<CustomerRecord>, StoreError> {
         // one snapshot: a merge between two of the reads must not tear the answer
-        let mut tx = begin(&self.pool, "begin isolation level repeatable read read only").await?;
+        let mut tx = begin_reading(&self.pool, brand).await?;
         let Some(profile) = survivor(&mut tx, brand, id).await? else { return Ok(None) };
         let id = profile.id;
         let activity = activity(&mut tx, brand, id).await?;
@@ -409,6 +409,7 @@ pub(super) fn brand_order(row: &PgRow) -> Result<BrandOrder, sqlx::Error> {
         refunds: refunds.map(json).transpose()?.unwrap_or_default(),
         fulfillments: json(row.try_get("fulfillments")?)?,
         deleted_at: row.try_get("deleted_at")?,
+        erased: row.try_get("erased")?,
         revision: row.try_get("version")?,
     };
     // before there were refunds one by one there was their sum

@@ -4,8 +4,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{PgPool, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
 
+use crate::domain::ids::BrandId;
 use crate::ports::store::StoreError;
 
 /// How long a caller waits for a free connection.
@@ -43,17 +44,37 @@ pub async fn open(url: &str, connections: u32) -> Result<PgPool, StoreError> {
         .await
         .map_err(|error| StoreError::Unavailable(format!("migrations: {error}")))?;
     warn_of_weak_durability(&pool).await?;
+    warn_of_a_role_without_wall(&pool).await?;
     Ok(pool)
 }
 
-/// Opens a transaction with that statement. In a task of its own: if the caller is dropped while BEGIN is under way, the
+/// Opens a transaction. In a task of its own: if the caller is dropped while BEGIN is under way, the
 /// connection must not go back to the pool with a transaction that nobody knows of, into which others' work would disappear.
-pub(super) async fn begin(
+pub(super) async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, StoreError> {
+    begin_with(pool, "begin".to_owned()).await
+}
+
+/// Opens a transaction that sees and changes one brand's rows only, whatever its statements forget (migration 0004).
+pub(super) async fn begin_for(
     pool: &PgPool,
-    statement: &'static str,
+    brand: BrandId,
 ) -> Result<Transaction<'static, Postgres>, StoreError> {
+    begin_with(pool, format!("begin; set local tributary.brand = '{}'", brand.0)).await
+}
+
+/// The same, for reading in one snapshot.
+pub(super) async fn begin_reading(
+    pool: &PgPool,
+    brand: BrandId,
+) -> Result<Transaction<'static, Postgres>, StoreError> {
+    let begin = "begin isolation level repeatable read read only";
+    begin_with(pool, format!("{begin}; set local tributary.brand = '{}'", brand.0)).await
+}
+
+async fn begin_with(pool: &PgPool, statement: String) -> Result<Transaction<'static, Postgres>, StoreError> {
     let pool = pool.clone();
-    let begun = tokio::spawn(async move { pool.begin_with(statement).await });
+    // Made of constants and a number.
+    let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(statement)).await });
     begun.await.map_err(|error| StoreError::Unavailable(error.to_string()))?.map_err(failed)
 }
 
@@ -68,6 +89,21 @@ async fn warn_of_weak_durability(pool: &PgPool) -> Result<(), StoreError> {
             synchronous_commit = commit,
             fsync,
             "this PostgreSQL may forget committed events in a power cut; with both on it does not"
+        );
+    }
+    Ok(())
+}
+
+async fn warn_of_a_role_without_wall(pool: &PgPool) -> Result<(), StoreError> {
+    let above: bool =
+        sqlx::query_scalar("select rolsuper or rolbypassrls from pg_roles where rolname = current_user")
+            .fetch_one(pool)
+            .await
+            .map_err(failed)?;
+    if above {
+        tracing::warn!(
+            "row-level security does not bind this PostgreSQL role, a superuser; an ordinary role that owns the tables has it \
+             as a second wall between brands"
         );
     }
     Ok(())

@@ -6,7 +6,7 @@ use sqlx::{PgPool, Postgres, QueryBuilder, Row};
 use uuid::Uuid;
 
 use super::customers::{profile, stored_event};
-use super::db::failed;
+use super::db::{begin_reading, failed};
 use super::processing::uuids;
 use crate::domain::customer360::StoredEvent;
 use crate::domain::history::Merge;
@@ -42,6 +42,7 @@ impl Directory for PgDirectory {
         after: Option<&After>,
         limit: i64,
     ) -> Result<Vec<Profile>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
         let mut list = QueryBuilder::<Postgres>::new("");
         if let Some(search) = search {
             found(&mut list, brand, search);
@@ -81,7 +82,7 @@ impl Directory for PgDirectory {
             Sort::LastSeen => " order by last_seen desc, id desc limit ",
             Sort::Name => " order by name, id limit ",
         });
-        let rows = list.push_bind(limit).build().fetch_all(&self.pool).await.map_err(failed)?;
+        let rows = list.push_bind(limit).build().fetch_all(&mut *tx).await.map_err(failed)?;
         rows.iter().map(profile).collect()
     }
 
@@ -90,13 +91,14 @@ impl Directory for PgDirectory {
         brand: BrandId,
         ids: &[ProfileId],
     ) -> Result<Vec<(ProfileId, Identifier)>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
         let rows: Vec<(Uuid, String, String)> = sqlx::query_as(
             "select profile_id, kind, value from identifiers where profile_id = any($1) and brand_id = $2
             order by profile_id, kind, value",
         )
         .bind(uuids(ids))
         .bind(brand.0)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
         Ok(rows
@@ -109,6 +111,7 @@ impl Directory for PgDirectory {
     }
 
     async fn survivor(&self, brand: BrandId, id: ProfileId) -> Result<Option<ProfileId>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
         let found: Option<Uuid> = sqlx::query_scalar(
             "with recursive trail as (
                 select id, merged_into from profiles where id = $1 and brand_id = $2
@@ -119,7 +122,7 @@ impl Directory for PgDirectory {
         )
         .bind(id.0)
         .bind(brand.0)
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *tx)
         .await
         .map_err(failed)?;
         Ok(found.map(ProfileId))
@@ -132,6 +135,7 @@ impl Directory for PgDirectory {
         before: Option<&(Timestamp, String)>,
         limit: i64,
     ) -> Result<Vec<StoredEvent>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
         let (at, message) = before.map(|(at, message)| (*at, message.as_str())).unzip();
         let rows = sqlx::query(
             "select message_id, kind, name, \"timestamp\", body::text as body, active from events
@@ -143,13 +147,14 @@ impl Directory for PgDirectory {
         .bind(at)
         .bind(message)
         .bind(limit)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
         rows.iter().map(stored_event).collect::<Result<_, _>>().map_err(failed)
     }
 
     async fn merges(&self, brand: BrandId, id: ProfileId) -> Result<Vec<Merge>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
         let rows = sqlx::query(
             "with recursive tree as (
                 select id from profiles where id = $1 and brand_id = $2
@@ -163,20 +168,21 @@ impl Directory for PgDirectory {
         .bind(id.0)
         .bind(brand.0)
         .bind(MAX_HISTORY)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
         rows.iter().map(merge).collect::<Result<_, _>>().map_err(failed)
     }
 
     async fn merge(&self, brand: BrandId, id: Uuid) -> Result<Option<Merge>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
         let row = sqlx::query(
             "select id, survivor, loser, at, message_id, state::text as state, identifiers::text as identifiers, orders::text as orders, undone_at
             from merges where id = $1 and brand_id = $2",
         )
         .bind(id)
         .bind(brand.0)
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *tx)
         .await
         .map_err(failed)?;
         row.map(|row| merge(&row)).transpose().map_err(failed)
@@ -186,13 +192,16 @@ impl Directory for PgDirectory {
 /// The profiles that a search finds, each way by an index.
 fn found(list: &mut QueryBuilder<Postgres>, brand: BrandId, search: &Search) {
     list.push("with found as (select id from profiles where false");
-    if let Some(prefix) = &search.identifier {
-        for kind in [IdentifierKind::Email, IdentifierKind::Phone, IdentifierKind::UserId] {
-            list.push(" union select * from (select profile_id from identifiers where brand_id = ")
-                .push_bind(brand.0);
-            list.push(" and kind = ").push_bind(kind.as_str());
-            between(list, "value", prefix);
-        }
+    for (kind, prefix) in [
+        (IdentifierKind::Email, &search.identifier),
+        (IdentifierKind::Phone, &search.identifier),
+        (IdentifierKind::UserId, &search.user_id),
+    ] {
+        let Some(prefix) = prefix else { continue };
+        list.push(" union select * from (select profile_id from identifiers where brand_id = ")
+            .push_bind(brand.0);
+        list.push(" and kind = ").push_bind(kind.as_str());
+        between(list, "value", prefix);
     }
     if let Some(prefix) = &search.name {
         for column in ["name", "surname"] {

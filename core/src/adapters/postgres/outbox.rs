@@ -27,7 +27,7 @@ impl PgOutbox {
 #[async_trait]
 impl Outbox for PgOutbox {
     async fn add(&self, queue: &str, items: &[NewItem], now_ms: i64) -> Result<Vec<Enqueued>, StoreError> {
-        let mut tx = begin(&self.pool, "begin").await?;
+        let mut tx = begin(&self.pool).await?;
         let mut results = vec![Enqueued::Accepted; items.len()];
         let stage = |item: &NewItem| Stage { queue: queue.to_owned(), item: item.clone() };
         // Items with keys are few; they go one by one, because a key may come twice in one call - and in the order of

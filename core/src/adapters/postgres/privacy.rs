@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgPool, Row};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 use uuid::Uuid;
 
-use super::customers::{brand_order, consents};
-use super::db::{begin, failed};
+use super::customers::{brand_order, consents, stored_event};
+use super::db::{begin_for, begin_reading, failed};
 use super::processing::{ORDER, uuids};
-use crate::domain::customer360::StoredConsent;
+use crate::domain::customer360::{StoredConsent, StoredEvent};
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
@@ -62,27 +62,72 @@ impl Privacy for PgPrivacy {
     }
 
     async fn requests(&self, brand: BrandId, limit: i64) -> Result<Vec<PrivacyRequest>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
         let rows = sqlx::query(AssertSqlSafe(format!(
             "select {REQUEST} from privacy_requests where brand_id = $1 order by created_at desc, id desc limit $2"
         )))
         .bind(brand.0)
         .bind(limit)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
         rows.iter().map(request).collect::<Result<_, _>>().map_err(failed)
     }
 
     async fn request(&self, brand: BrandId, id: Uuid) -> Result<Option<PrivacyRequest>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
         let row = sqlx::query(AssertSqlSafe(format!(
             "select {REQUEST} from privacy_requests where brand_id = $1 and id = $2"
         )))
         .bind(brand.0)
         .bind(id)
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *tx)
         .await
         .map_err(failed)?;
         row.map(|row| request(&row)).transpose().map_err(failed)
+    }
+
+    async fn remember(&self, id: Uuid, subject: &str) -> Result<(), StoreError> {
+        sqlx::query("update privacy_requests set subject = $2 where id = $1 and done_at is null")
+            .bind(id)
+            .bind(subject)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn named_exports(&self, brand: BrandId) -> Result<Vec<PrivacyRequest>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "select {REQUEST} from privacy_requests where brand_id = $1 and kind = 'export' and subject is not null"
+        )))
+        .bind(brand.0)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(request).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn order_events(
+        &self,
+        brand: BrandId,
+        id: ProfileId,
+        limit: i64,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
+        let rows = sqlx::query(
+            "select e.message_id, kind, e.name, \"timestamp\", body::text as body, active from orders o
+            join events e on e.brand_id = o.brand_id and e.shop = o.shop and e.order_id = o.id and e.profile_id is null
+            where o.profile_id = $1 and o.brand_id = $2 order by \"timestamp\", e.message_id limit $3",
+        )
+        .bind(id.0)
+        .bind(brand.0)
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(stored_event).collect::<Result<_, _>>().map_err(failed)
     }
 
     async fn done(&self, id: Uuid, at: Timestamp, result: &str, forget: bool) -> Result<(), StoreError> {
@@ -98,7 +143,7 @@ impl Privacy for PgPrivacy {
     }
 
     async fn erase(&self, brand: BrandId, what: &Erasure, at: Timestamp) -> Result<Erased, StoreError> {
-        let mut tx = begin(&self.pool, "begin").await?;
+        let mut tx = begin_for(&self.pool, brand).await?;
         // Claimed first, under nobody's name: a transaction that claims one of them just now is waited for, and its profile
         // found; one that claims it later waits for this one, and sees what is suppressed.
         let nobody = Uuid::now_v7();
@@ -119,38 +164,29 @@ impl Privacy for PgPrivacy {
         .await
         .map_err(failed)?;
         // Everybody who was merged into them, and everything that they were merged into, is one customer.
-        let ids: Vec<Uuid> = sqlx::query_scalar(
-            "with recursive asked as (
-                select id from profiles where id = any($4) and brand_id = $1
-                union select i.profile_id from identifiers i join unnest($2::text[], $3::text[]) as given (k, v)
-                    on i.brand_id = $1 and i.kind = k and i.value = v
-            ), up as (
-                select id, merged_into from profiles where id in (select id from asked) and brand_id = $1
-                union select p.id, p.merged_into from profiles p join up on p.id = up.merged_into and p.brand_id = $1
-            ), tree as (
-                select id from up
-                union select p.id from profiles p join tree on p.merged_into = tree.id and p.brand_id = $1
-            )
-            select id from tree order by id",
-        )
-        .bind(brand.0)
-        .bind(&kinds)
-        .bind(&values)
-        .bind(uuids(&what.profiles))
-        .fetch_all(&mut *tx)
-        .await
-        .map_err(failed)?;
-        let locked: Vec<(Uuid, Option<Uuid>)> =
-            sqlx::query_as("select id, merged_into from profiles where id = any($1) order by id for update")
-                .bind(&ids)
-                .fetch_all(&mut *tx)
-                .await
-                .map_err(failed)?;
-        let known: BTreeSet<Uuid> = ids.iter().copied().collect();
-        if locked.len() != ids.len()
-            || locked.iter().any(|(_, into)| into.is_some_and(|into| !known.contains(&into)))
-        {
+        let ids = tree(&mut tx, brand, &kinds, &values, &what.profiles).await?;
+        sqlx::query("select 1 from profiles where id = any($1) order by id for update")
+            .bind(&ids)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        // Whoever was merged between the look and the lock is seen now.
+        if tree(&mut tx, brand, &kinds, &values, &what.profiles).await? != ids {
             return Err(StoreError::Conflict("a profile was merged meanwhile".into()));
+        }
+        if what.only_empty {
+            // Seen again since it was looked at: then it stays.
+            let held: bool = sqlx::query_scalar(
+                "select exists (select 1 from events where profile_id = any($1))
+                    or exists (select 1 from orders where profile_id = any($1))",
+            )
+            .bind(&ids)
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed)?;
+            if held {
+                return Ok(Erased::default());
+            }
         }
         let owned: Vec<(String, String)> = sqlx::query_as(
             "delete from identifiers where profile_id = any($1) or profile_id = $2 returning kind, value",
@@ -178,10 +214,12 @@ impl Privacy for PgPrivacy {
             .await
             .map_err(failed)?;
         }
-        let mut counts = [0; 2];
+        let mut counts = [0; 3];
         let statements = [
             "delete from events where profile_id = any($1)",
-            "update orders set profile_id = null, origin = null, fulfillments = '{}', version = version + 1
+            "delete from events e using orders o where o.profile_id = any($1) and e.profile_id is null
+                and e.brand_id = o.brand_id and e.shop = o.shop and e.order_id = o.id",
+            "update orders set profile_id = null, origin = null, fulfillments = '{}', erased = true, version = version + 1
                 where profile_id = any($1)",
             "delete from consents where profile_id = any($1)",
             "delete from merges where survivor = any($1) or loser = any($1)",
@@ -198,8 +236,8 @@ impl Privacy for PgPrivacy {
         Ok(Erased {
             profiles: ids.into_iter().map(ProfileId).collect(),
             identifiers: forgotten.into_iter().collect(),
-            events: counts[0],
-            orders: counts[1],
+            events: counts[0] + counts[1],
+            orders: counts[2],
         })
     }
 
@@ -209,6 +247,7 @@ impl Privacy for PgPrivacy {
         shop: &str,
         limit: i64,
     ) -> Result<Vec<ProfileId>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
         let ids: Vec<Uuid> = sqlx::query_scalar(
             "select profile_id from events where brand_id = $1 and shop = $2 and profile_id is not null
             union select profile_id from orders where brand_id = $1 and shop = $2 and profile_id is not null
@@ -217,14 +256,14 @@ impl Privacy for PgPrivacy {
         .bind(brand.0)
         .bind(shop)
         .bind(limit)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
         Ok(ids.into_iter().map(ProfileId).collect())
     }
 
     async fn erase_shop(&self, brand: BrandId, shop: &str, limit: i64) -> Result<u64, StoreError> {
-        let mut tx = begin(&self.pool, "begin").await?;
+        let mut tx = begin_for(&self.pool, brand).await?;
         let mut gone = 0;
         for statement in [
             "delete from events where ctid = any(array(select ctid from events where brand_id = $1 and shop = $2 and profile_id is null limit $3))",
@@ -245,7 +284,7 @@ impl Privacy for PgPrivacy {
     }
 
     async fn unsuppress(&self, brand: BrandId, identifiers: &[Identifier]) -> Result<u64, StoreError> {
-        let mut tx = begin(&self.pool, "begin").await?;
+        let mut tx = begin_for(&self.pool, brand).await?;
         let mut lifted = 0;
         for identifier in identifiers {
             let done = sqlx::query("delete from suppressed where brand_id = $1 and hash = $2")
@@ -267,6 +306,7 @@ impl Privacy for PgPrivacy {
         after: Option<&(String, String)>,
         limit: i64,
     ) -> Result<Vec<OrderRecord>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
         let (shop, order) = after.map(|(shop, order)| (shop.as_str(), order.as_str())).unzip();
         let rows = sqlx::query(AssertSqlSafe(format!(
             "select {ORDER} from orders where profile_id = $1 and brand_id = $2
@@ -277,15 +317,15 @@ impl Privacy for PgPrivacy {
         .bind(shop)
         .bind(order)
         .bind(limit)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
         rows.iter().map(|row| Ok(brand_order(row)?.1)).collect::<Result<_, sqlx::Error>>().map_err(failed)
     }
 
     async fn consents(&self, brand: BrandId, id: ProfileId) -> Result<Vec<StoredConsent>, StoreError> {
-        let mut conn = self.pool.acquire().await.map_err(failed)?;
-        consents(&mut conn, brand, id, i64::MAX).await
+        let mut tx = begin_reading(&self.pool, brand).await?;
+        consents(&mut tx, brand, id, i64::MAX).await
     }
 
     async fn expire(&self, brand: BrandId, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
@@ -305,6 +345,7 @@ impl Privacy for PgPrivacy {
         before: Timestamp,
         limit: i64,
     ) -> Result<Vec<ProfileId>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
         // a profile's id says when it was made: one that is younger than that has not been seen for so long
         let ids: Vec<Uuid> = sqlx::query_scalar(
             "select id from profiles p where brand_id = $1 and merged_into is null and id < $2
@@ -317,7 +358,7 @@ impl Privacy for PgPrivacy {
         .bind(ProfileId::first_at(before.timestamp_millis()).0)
         .bind(before)
         .bind(limit)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
         Ok(ids.into_iter().map(ProfileId).collect())
@@ -344,6 +385,7 @@ impl Privacy for PgPrivacy {
         before: Option<Uuid>,
         limit: i64,
     ) -> Result<Vec<AuditEntry>, StoreError> {
+        let mut tx = begin_reading(&self.pool, brand).await?;
         let rows = sqlx::query(
             "select id, brand_id, at, actor, action, subject, details from audit_log
             where brand_id = $1 and ($2::uuid is null or id < $2) order by id desc limit $3",
@@ -351,11 +393,42 @@ impl Privacy for PgPrivacy {
         .bind(brand.0)
         .bind(before)
         .bind(limit)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
         rows.iter().map(entry).collect::<Result<_, _>>().map_err(failed)
     }
+}
+
+/// The profiles that are asked for, what they were merged into, and everybody who was merged into these.
+async fn tree(
+    tx: &mut PgConnection,
+    brand: BrandId,
+    kinds: &[&str],
+    values: &[&str],
+    profiles: &[ProfileId],
+) -> Result<Vec<Uuid>, StoreError> {
+    sqlx::query_scalar(
+        "with recursive asked as (
+                select id from profiles where id = any($4) and brand_id = $1
+                union select i.profile_id from identifiers i join unnest($2::text[], $3::text[]) as given (k, v)
+                    on i.brand_id = $1 and i.kind = k and i.value = v
+            ), up as (
+                select id, merged_into from profiles where id in (select id from asked) and brand_id = $1
+                union select p.id, p.merged_into from profiles p join up on p.id = up.merged_into and p.brand_id = $1
+            ), tree as (
+                select id from up
+                union select p.id from profiles p join tree on p.merged_into = tree.id and p.brand_id = $1
+            )
+            select id from tree order by id",
+    )
+    .bind(brand.0)
+    .bind(kinds)
+    .bind(values)
+    .bind(uuids(profiles))
+    .fetch_all(tx)
+    .await
+    .map_err(failed)
 }
 
 fn request(row: &PgRow) -> Result<PrivacyRequest, sqlx::Error> {

@@ -11,6 +11,7 @@ use super::db::failed;
 use super::outbox;
 use crate::domain::customer360::StoredEvent;
 use crate::domain::event::Event;
+use crate::domain::history::Merge;
 use crate::domain::identity::{Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
@@ -24,7 +25,7 @@ use crate::ports::store::{
 /// The columns of an order, as [`brand_order`] reads them.
 pub(super) const ORDER: &str = "brand_id, shop, id, profile_id, updated_at, message_id, name, ordered_at, cancelled_at, test, currency, total, \
     refunded, financial_status, fulfillment_status, items::text as items, version, gift_cards, presentment, refunds, \
-    fulfillments, deleted_at";
+    fulfillments, deleted_at, erased";
 
 /// A transaction on PostgreSQL, READ COMMITTED: each statement sees what others have committed before it.
 pub struct PgTx {
@@ -120,10 +121,11 @@ impl StoreTx for PgTx {
         let events = || rows.iter().map(|row| row.event);
         let added: Vec<(i64, String)> = sqlx::query_as(
             "insert into events (brand_id, message_id, profile_id, origin, kind, name, \"timestamp\", received_at, body,
-                active, shop)
-            select b, m, p, p, k, n, t, r, body::json, a, s
+                active, shop, order_id)
+            select b, m, p, p, k, n, t, r, body::json, a, s, o
             from unnest($1::bigint[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::timestamptz[],
-                $7::timestamptz[], $8::text[], $9::boolean[], $10::text[]) as given (b, m, p, k, n, t, r, body, a, s)
+                $7::timestamptz[], $8::text[], $9::boolean[], $10::text[], $11::text[])
+                as given (b, m, p, k, n, t, r, body, a, s, o)
             on conflict do nothing
             returning brand_id, message_id",
         )
@@ -137,6 +139,7 @@ impl StoreTx for PgTx {
         .bind(events().map(|e| e.body.as_str()).collect::<Vec<_>>())
         .bind(events().map(|e| e.active).collect::<Vec<_>>())
         .bind(events().map(|e| e.shop.as_deref()).collect::<Vec<_>>())
+        .bind(events().map(|e| e.order.as_ref().map(|order| order.id.as_str())).collect::<Vec<_>>())
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
@@ -275,9 +278,11 @@ impl StoreTx for PgTx {
         let from: Vec<Uuid> = moves.iter().map(|m| m.from.0).collect();
         let into: Vec<Uuid> = moves.iter().map(|m| m.into.0).collect();
         let owned = [
-            "update identifiers set profile_id = i from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
+            "update identifiers set profile_id = i,
+                origin = case when exists (select 1 from profiles where id = origin) then origin else i end
+                from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
             "update events set profile_id = i from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
-            "update orders set profile_id = i from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
+            "update orders set profile_id = i, version = version + 1 from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
             "update consents set profile_id = i from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
         ];
         // a relation follows its profile; one between two that are one now is over
@@ -443,13 +448,41 @@ impl StoreTx for PgTx {
         Ok(())
     }
 
+    async fn blank_events(&mut self, events: &[(BrandId, String)]) -> Result<(), StoreError> {
+        sqlx::query(
+            "update events set body = '{}' from unnest($1::bigint[], $2::text[]) as given (b, m) where brand_id = b and message_id = m",
+        )
+        .bind(events.iter().map(|(brand, _)| brand.0).collect::<Vec<_>>())
+        .bind(events.iter().map(|(_, message)| message.as_str()).collect::<Vec<_>>())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn rewrite_merge(&mut self, merge: &Merge) -> Result<(), StoreError> {
+        sqlx::query(
+            "update merges set state = $2::json, identifiers = $3::json, orders = $4::json where id = $1",
+        )
+        .bind(merge.id)
+        .bind(serde_json::json!(merge.state).to_string())
+        .bind(serde_json::json!(merge.identifiers).to_string())
+        .bind(serde_json::json!(merge.orders).to_string())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
     async fn give_back(&mut self, from: ProfileId, to: ProfileId) -> Result<GivenBack, StoreError> {
         // those who were merged into it before go along
         let back = |table: &str| {
             AssertSqlSafe(format!(
                 "with recursive tree as (
                     select $2::uuid as id union select p.id from profiles p join tree on p.merged_into = tree.id)
-                update {table} set profile_id = $2 where profile_id = $1 and origin in (select id from tree){}",
+                update {table} set profile_id = $2{} where profile_id = $1 and origin in (select id from tree){}",
+                // whoever has read an order before must read it again
+                if table == "orders" { ", version = version + 1" } else { "" },
                 if table == "identifiers" { " returning kind, value" } else { "" }
             ))
         };

@@ -415,6 +415,7 @@ pub(super) fn brand_order(row: &SqliteRow) -> Result<BrandOrder, sqlx::Error> {
         refunds: refunds.map(json).transpose()?.unwrap_or_default(),
         fulfillments: json(row.try_get("fulfillments")?)?,
         deleted_at: row.try_get::<Option<i64>, _>("deleted_at")?.map(from_ms),
+        erased: row.try_get("erased")?,
         revision: row.try_get("version")?,
     };
     // before there were refunds one by one there was their sum

@@ -186,13 +186,16 @@ impl Directory for SqliteDirectory {
 /// The profiles that a search finds, each way by an index.
 fn found(list: &mut QueryBuilder<Sqlite>, brand: BrandId, search: &Search) {
     list.push("with found as (select id from profiles where false");
-    if let Some(prefix) = &search.identifier {
-        for kind in [IdentifierKind::Email, IdentifierKind::Phone, IdentifierKind::UserId] {
-            list.push(" union select * from (select profile_id from identifiers where brand_id = ")
-                .push_bind(brand.0);
-            list.push(" and kind = ").push_bind(kind.as_str());
-            between(list, "value", prefix);
-        }
+    for (kind, prefix) in [
+        (IdentifierKind::Email, &search.identifier),
+        (IdentifierKind::Phone, &search.identifier),
+        (IdentifierKind::UserId, &search.user_id),
+    ] {
+        let Some(prefix) = prefix else { continue };
+        list.push(" union select * from (select profile_id from identifiers where brand_id = ")
+            .push_bind(brand.0);
+        list.push(" and kind = ").push_bind(kind.as_str());
+        between(list, "value", prefix);
     }
     if let Some(prefix) = &search.name {
         for column in ["name", "surname"] {

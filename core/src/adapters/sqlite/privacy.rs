@@ -8,11 +8,11 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite};
 use uuid::Uuid;
 
-use super::customers::{brand_order, consents, profile_id};
+use super::customers::{brand_order, consents, profile_id, stored_event};
 use super::db::{Db, failed, pieces};
 use super::directory::uuid;
 use super::processing::ORDER;
-use crate::domain::customer360::StoredConsent;
+use crate::domain::customer360::{StoredConsent, StoredEvent};
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
@@ -89,6 +89,48 @@ impl Privacy for SqlitePrivacy {
         row.map(|row| request(&row)).transpose().map_err(failed)
     }
 
+    async fn remember(&self, id: Uuid, subject: &str) -> Result<(), StoreError> {
+        let mut tx = self.db.begin().await.map_err(failed)?;
+        sqlx::query("update privacy_requests set subject = ?2 where id = ?1 and done_at is null")
+            .bind(id.to_string())
+            .bind(subject)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)
+    }
+
+    async fn named_exports(&self, brand: BrandId) -> Result<Vec<PrivacyRequest>, StoreError> {
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "select {REQUEST} from privacy_requests where brand_id = ?1 and kind = 'export' and subject is not null"
+        )))
+        .bind(brand.0)
+        .fetch_all(&self.db.read)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(request).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn order_events(
+        &self,
+        brand: BrandId,
+        id: ProfileId,
+        limit: i64,
+    ) -> Result<Vec<StoredEvent>, StoreError> {
+        let rows = sqlx::query(
+            "select e.message_id, kind, e.name, \"timestamp\", body, active from orders o
+            join events e on e.brand_id = o.brand_id and e.shop = o.shop and e.order_id = o.id and e.profile_id is null
+            where o.profile_id = ?1 and o.brand_id = ?2 order by \"timestamp\", e.message_id limit ?3",
+        )
+        .bind(id.to_string())
+        .bind(brand.0)
+        .bind(limit)
+        .fetch_all(&self.db.read)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(stored_event).collect::<Result<_, _>>().map_err(failed)
+    }
+
     async fn done(&self, id: Uuid, at: Timestamp, result: &str, forget: bool) -> Result<(), StoreError> {
         let mut tx = self.db.begin().await.map_err(failed)?;
         sqlx::query("update privacy_requests set done_at = ?2, result = ?3, subject = case when ?4 then null else subject end where id = ?1")
@@ -128,6 +170,20 @@ impl Privacy for SqlitePrivacy {
         .await
         .map_err(failed)?;
         let all = json!(ids).to_string();
+        if what.only_empty {
+            // Seen again since it was looked at: then it stays.
+            let held: bool = sqlx::query_scalar(
+                "select exists (select 1 from events where profile_id in (select value from json_each(?1)))
+                    or exists (select 1 from orders where profile_id in (select value from json_each(?1)))",
+            )
+            .bind(&all)
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed)?;
+            if held {
+                return Ok(Erased::default());
+            }
+        }
         let owned: Vec<(String, String)> = sqlx::query_as(
             "delete from identifiers where profile_id in (select value from json_each(?1)) returning kind, value",
         )
@@ -155,10 +211,14 @@ impl Privacy for SqlitePrivacy {
                 insert.build().execute(&mut *tx).await.map_err(failed)?;
             }
         }
-        let mut counts = [0; 2];
+        let mut counts = [0; 3];
         let statements = [
             "delete from events where profile_id in (select value from json_each(?1))",
-            "update orders set profile_id = null, origin = null, fulfillments = '{}', version = version + 1
+            "delete from events where rowid in (
+                select e.rowid from orders o join events e
+                on e.brand_id = o.brand_id and e.shop = o.shop and e.order_id = o.id and e.profile_id is null
+                where o.profile_id in (select value from json_each(?1)))",
+            "update orders set profile_id = null, origin = null, fulfillments = '{}', erased = true, version = version + 1
                 where profile_id in (select value from json_each(?1))",
             "delete from consents where profile_id in (select value from json_each(?1))",
             "delete from merges where survivor in (select value from json_each(?1)) or loser in (select value from json_each(?1))",
@@ -175,8 +235,8 @@ impl Privacy for SqlitePrivacy {
         Ok(Erased {
             profiles: ids.iter().map(|id| profile_id(id)).collect::<Result<_, _>>().map_err(failed)?,
             identifiers: forgotten.into_iter().collect(),
-            events: counts[0],
-            orders: counts[1],
+            events: counts[0] + counts[1],
+            orders: counts[2],
         })
     }
 

@@ -13,6 +13,7 @@ use super::db::{failed, pieces};
 use super::outbox;
 use crate::domain::customer360::StoredEvent;
 use crate::domain::event::Event;
+use crate::domain::history::Merge;
 use crate::domain::identity::{Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
@@ -25,7 +26,7 @@ use crate::ports::store::{
 
 /// The columns of an order, as [`brand_order`] reads them.
 pub(super) const ORDER: &str = "brand_id, shop, id, profile_id, updated_at, message_id, name, ordered_at, cancelled_at, test, currency, total, \
-    refunded, financial_status, fulfillment_status, items, version, gift_cards, presentment, refunds, fulfillments, deleted_at";
+    refunded, financial_status, fulfillment_status, items, version, gift_cards, presentment, refunds, fulfillments, deleted_at, erased";
 
 /// A transaction on SQLite. It is the only one that writes, so it never meets a conflict and locks nothing more.
 pub struct SqliteTx {
@@ -123,7 +124,7 @@ impl StoreTx for SqliteTx {
         for piece in pieces(rows) {
             let mut insert = QueryBuilder::<Sqlite>::new(
                 "insert into events (brand_id, message_id, profile_id, origin, kind, name, \"timestamp\", received_at, body,
-                active, shop) ",
+                active, shop, order_id) ",
             );
             insert.push_values(piece, |mut row, EventRow { event, profile }| {
                 row.push_bind(event.brand.0)
@@ -136,7 +137,8 @@ impl StoreTx for SqliteTx {
                     .push_bind(event.received_at.timestamp_millis())
                     .push_bind(&event.body)
                     .push_bind(event.active)
-                    .push_bind(event.shop.as_deref());
+                    .push_bind(event.shop.as_deref())
+                    .push_bind(event.order.as_ref().map(|order| order.id.as_str()));
             });
             insert.push(" on conflict do nothing returning brand_id, message_id");
             let keys: Vec<(i64, String)> =
@@ -279,9 +281,11 @@ impl StoreTx for SqliteTx {
         let moved: Vec<_> = moves.iter().map(|m| json!([m.from, m.into])).collect();
         let moved = json!(moved).to_string();
         let owned = [
-            "update identifiers set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
+            "update identifiers set profile_id = moved.value ->> 1,
+                origin = iif(exists (select 1 from profiles where profiles.id = origin), origin, moved.value ->> 1)
+                from json_each(?1) moved where profile_id = moved.value ->> 0",
             "update events set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
-            "update orders set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
+            "update orders set profile_id = moved.value ->> 1, version = version + 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
             "update consents set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
         ];
         // a relation follows its profile; one between two that are one now is over
@@ -449,13 +453,40 @@ impl StoreTx for SqliteTx {
         Ok(())
     }
 
+    async fn blank_events(&mut self, events: &[(BrandId, String)]) -> Result<(), StoreError> {
+        let given: Vec<_> = events.iter().map(|(brand, message)| json!([brand.0, message])).collect();
+        sqlx::query(
+            "update events set body = '{}' from json_each(?1) given
+            where brand_id = given.value ->> 0 and message_id = given.value ->> 1",
+        )
+        .bind(json!(given).to_string())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn rewrite_merge(&mut self, merge: &Merge) -> Result<(), StoreError> {
+        sqlx::query("update merges set state = ?2, identifiers = ?3, orders = ?4 where id = ?1")
+            .bind(merge.id.to_string())
+            .bind(serde_json::json!(merge.state).to_string())
+            .bind(serde_json::json!(merge.identifiers).to_string())
+            .bind(serde_json::json!(merge.orders).to_string())
+            .execute(&mut *self.tx)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
     async fn give_back(&mut self, from: ProfileId, to: ProfileId) -> Result<GivenBack, StoreError> {
         // those who were merged into it before go along
         let back = |table: &str| {
             AssertSqlSafe(format!(
                 "with recursive tree as (
                     select ?2 as id union select p.id from profiles p join tree on p.merged_into = tree.id)
-                update {table} set profile_id = ?2 where profile_id = ?1 and origin in (select id from tree){}",
+                update {table} set profile_id = ?2{} where profile_id = ?1 and origin in (select id from tree){}",
+                // whoever has read an order before must read it again
+                if table == "orders" { ", version = version + 1" } else { "" },
                 if table == "identifiers" { " returning kind, value" } else { "" }
             ))
         };
