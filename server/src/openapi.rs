@@ -78,6 +78,21 @@ pub fn also_at(document: &mut Document, path: &str, others: &[String]) {
     }
 }
 
+/// Names every operation by its method and path, as the standard wants it: each by another name.
+pub fn name_operations(document: &mut Document) {
+    for (path, item) in &mut document.paths.paths {
+        let PathItem { get, put, post, delete, .. } = item;
+        for (method, operation) in [("get", get), ("put", put), ("post", post), ("delete", delete)] {
+            let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+            let slash = if path.ends_with('/') { "_slash" } else { "" };
+            if let Some(operation) = operation {
+                let words: Vec<&str> = [method].into_iter().chain(words).collect();
+                operation.operation_id = Some(words.join("_") + slash);
+            }
+        }
+    }
+}
+
 /// The document, as JSON.
 pub fn document(json: &Arc<str>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], json.to_string()).into_response()

@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 use workers::monitor;
 
 use crate::error::ApiError;
-use crate::openapi::{self, Base, also_at};
+use crate::openapi::{self, Base, also_at, name_operations};
 use crate::routes::{customers, events, monitoring, privacy, queues, segment, settings, shopify};
 use crate::state::AppState;
 
@@ -106,6 +106,7 @@ fn complete(mut document: Document) -> Document {
         "/v1/batch",
         &BATCH_PATHS[1..].iter().map(|path| (*path).to_owned()).collect::<Vec<_>>(),
     );
+    name_operations(&mut document);
     document
 }
 

@@ -595,6 +595,25 @@ async fn the_document_is_served_with_a_page_and_names_every_route() {
         let (_, body) = answer(request(&app, &route, &filled(&route.path, &with), "")).await;
         assert!(!body["message"].as_str().unwrap_or_default().contains("no such route"), "{route:?}");
     }
+    let ids: BTreeSet<_> =
+        operations(&document()).into_iter().map(|(.., operation)| operation.operation_id).collect();
+    assert_eq!(ids.len(), routes().len(), "each operation has an id of its own");
     assert!(codes::of("internal").is_some());
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_defect_is_500_and_says_nothing_of_the_inside() {
+    use sqlx::Connection;
+
+    let app = TestApp::start(On::Embedded).await;
+    assert_eq!(answer(app.post("/v1/track", r#"{"event": "E", "userId": "u"}"#)).await.0, 200);
+    app.work_off().await;
+    let file = format!("sqlite://{}", app.data().join("store.db").display());
+    let mut store = sqlx::SqliteConnection::connect(&file).await.unwrap();
+    sqlx::query("update profiles set traits = 'a hand was here'").execute(&mut store).await.unwrap();
+    let (status, body) = answer(app.get("/api/customers/by/user_id/u/360")).await;
+    assert_eq!((status, body["code"].as_str()), (500, Some("internal")));
+    assert!(!body.to_string().contains("hand"), "{body}");
     app.stop().await;
 }
