@@ -44,7 +44,7 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
                 serde_json::from_str(&settings).context("the settings are not JSON of the right shape")?;
             settings.check()?;
             context.brands.set(brand, &settings).await?;
-            let action = Action { what: "settings", subject: None, details: serde_json::json!(settings) };
+            let action = Action { what: "settings", subject: None, details: settings.in_short() };
             note(&context, brand, ACTOR, action).await?;
             eprintln!("set; every process follows within {} s", SETTINGS_TTL.as_secs());
         }

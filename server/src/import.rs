@@ -5,6 +5,7 @@
 //! Where it stopped is noted in a file beside the import's, after what comes before is durable in the queue.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -281,8 +282,8 @@ struct Csv<R> {
     columns: Vec<String>,
     /// The first row of the next order.
     ahead: Option<csv::StringRecord>,
-    /// A row that could not be read: its line and why.
-    broken: Option<(u64, String)>,
+    /// Rows that could not be read: their lines and why.
+    broken: VecDeque<(u64, String)>,
 }
 
 /// The columns without which it is no order export.
@@ -306,7 +307,7 @@ impl<R: Read + Seek> Csv<R> {
             place.set_byte(progress.bytes).set_line(progress.line);
             rows.seek(place)?;
         }
-        let mut csv = Self { rows, columns, ahead: None, broken: None };
+        let mut csv = Self { rows, columns, ahead: None, broken: VecDeque::new() };
         csv.ahead = csv.row()?;
         Ok(csv)
     }
@@ -319,8 +320,8 @@ impl<R: Read + Seek> Csv<R> {
                 Ok(true) => return Ok(Some(row)),
                 Ok(false) => return Ok(None),
                 Err(error) if matches!(error.kind(), csv::ErrorKind::Utf8 { .. }) => {
-                    self.broken =
-                        Some((error.position().map_or(line, csv::Position::line), error.to_string()));
+                    self.broken
+                        .push_back((error.position().map_or(line, csv::Position::line), error.to_string()));
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -341,7 +342,7 @@ impl<R: Read + Seek> Iterator for Csv<R> {
         let end = |position: Option<&csv::Position>, rows: &csv::Reader<R>| {
             position.map_or((rows.position().byte(), rows.position().line()), |p| (p.byte(), p.line()))
         };
-        if let Some((line, why)) = self.broken.take() {
+        if let Some((line, why)) = self.broken.pop_front() {
             self.ahead = first;
             let (next_byte, next_line) = end(self.ahead.as_ref().and_then(|row| row.position()), &self.rows);
             return Some(Ok(Found { line, order: Err(why), next_byte, next_line }));
@@ -363,7 +364,7 @@ impl<R: Read + Seek> Iterator for Csv<R> {
                 }
                 Err(error) => return Some(Err(error)),
             }
-            if self.broken.is_some() {
+            if !self.broken.is_empty() {
                 break;
             }
         }

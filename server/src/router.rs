@@ -115,7 +115,7 @@ async fn other_method() -> ApiError {
 }
 
 /// The paths of a batch.
-const BATCH_PATHS: [&str; 5] = ["/v1/batch", "/v1/batch/", "/v1/b", "/v1/b/", "/v1/import"];
+const BATCH_PATHS: [&str; 6] = ["/v1/batch", "/v1/batch/", "/v1/b", "/v1/b/", "/v1/import", "/v1/import/"];
 
 /// The paths of one message: Segment's routes, long and short, with and without a slash at the end; the SDKs use all of them.
 fn one_paths() -> Vec<(EventKind, String)> {

@@ -80,7 +80,7 @@ fn request(app: &TestApp, route: &Route, path: &str, query: &str) -> RequestBuil
 fn sound_body(route: &Route) -> Value {
     match route.path.as_str() {
         "/api/events" => json!({"event": "E", "userId": "u"}),
-        path if path.starts_with("/v1/b") || path == "/v1/import" => {
+        path if path.starts_with("/v1/b") || path.starts_with("/v1/import") => {
             json!({"batch": [{"type": "track", "event": "E", "userId": "u"}]})
         }
         path if path.starts_with("/v1/") => {
@@ -124,7 +124,9 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
     let is_webhook = route.path == "/api/webhooks/shopify";
     let padded = |size: usize| json!({"pad": "x".repeat(size)}).to_string();
     let in_batch = |message: Value| match route.path.as_str() {
-        path if path.starts_with("/v1/b") || path == "/v1/import" => with(&json!({"batch": [message]})),
+        path if path.starts_with("/v1/b") || path.starts_with("/v1/import") => {
+            with(&json!({"batch": [message]}))
+        }
         _ => with(&message),
     };
     Some(match code {
@@ -139,7 +141,9 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
             let key = new_key(tenants, app.brand, route.key.unwrap_or(KeyKind::Secret)).await.unwrap();
             tenants.limit_key(app.brand, &key_id(&hash(&key)), Some(1)).await.unwrap();
             let once = || plain("").bearer_auth(&key).body(sound_body(route).to_string());
-            assert_ne!(answer(once()).await.0, 429, "{route:?}");
+            // More than a second's worth, all at once: the next is refused, however slow the machine.
+            let burst = join_all((0..4).map(|_| answer(once()))).await;
+            assert!(burst.iter().any(|(status, _)| *status != 429), "{route:?}");
             once()
         }
         "payload_too_large" if is_webhook => webhook(app, "big", &padded(server::body::MAX_WEBHOOK_BYTES)),
@@ -212,7 +216,7 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
         "too_deep" => {
             let deep = format!("{}1{}", "[".repeat(110), "]".repeat(110));
             let message = format!(r#"{{"type": "track", "event": "E", "userId": "u", "deep": {deep}}}"#);
-            let whole = route.path.starts_with("/v1/b") || route.path == "/v1/import";
+            let whole = route.path.starts_with("/v1/b") || route.path.starts_with("/v1/import");
             keyed("").body(if whole { format!(r#"{{"batch": [{message}]}}"#) } else { message })
         }
         "no_user_anon_id" => in_batch(json!({"type": "track", "event": "E"})),

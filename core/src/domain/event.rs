@@ -175,6 +175,8 @@ pub struct Event {
     pub ask: Option<PrivacyAsk>,
     /// The shop of a webhook.
     pub shop: Option<String>,
+    /// Whether it was about somebody who was erased: [`Event::anonymised`].
+    pub erased: bool,
     /// Whether the customer was there (false for what a server reports of them, `context.active = false`).
     pub active: bool,
     /// The message itself, as JSON, kept as it came.
@@ -198,6 +200,7 @@ impl Event {
             product: None,
             ask: None,
             shop: None,
+            erased: false,
             active: true,
             body: "{}".to_owned(),
         }
@@ -207,7 +210,9 @@ impl Event {
     #[must_use]
     pub fn anonymised(&self) -> Self {
         Self {
-            name: self.name.clone(),
+            // What happened, where the words are Shopify's; a group's name may be a person's.
+            name: self.name.clone().filter(|_| self.kind == EventKind::Shopify),
+            erased: true,
             received_at: self.received_at,
             order: self.order.clone(),
             product: self.product.clone(),

@@ -205,6 +205,13 @@ impl OrderRecord {
         };
     }
 
+    /// Takes the customer out, for good.
+    pub fn erase(&mut self) {
+        self.erased = true;
+        self.profile = None;
+        self.fulfillments.clear();
+    }
+
     /// The newest state.
     pub fn order(&self) -> Option<&Order> {
         self.state.as_ref().map(|(order, _)| order)

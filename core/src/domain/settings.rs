@@ -29,6 +29,13 @@ pub struct BrandSettings {
 }
 
 impl BrandSettings {
+    /// For the log: blocked values may be people's, so they are counted.
+    pub fn in_short(&self) -> serde_json::Value {
+        let mut short = serde_json::json!(self);
+        short["blocked_identifiers"] = self.blocked_identifiers.len().into();
+        short
+    }
+
     /// Whether they make sense.
     ///
     /// # Errors

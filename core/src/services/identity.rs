@@ -202,7 +202,10 @@ async fn merge_under(
     grant: Grant,
 ) -> Result<Uuid, StoreError> {
     let mut tx = context.store.begin().await?;
-    let [mut whole, mut gone] = locked(&mut *tx, survivor, merged).await?;
+    let mut held = locked(&mut *tx, &[survivor, merged]).await?;
+    let (Some(mut whole), Some(mut gone)) = (held.remove(&survivor), held.remove(&merged)) else {
+        return Err(StoreError::Conflict("a customer was erased meanwhile".into()));
+    };
     if whole.merged_into.is_some() || gone.merged_into.is_some() {
         return Err(StoreError::Conflict("a profile was merged meanwhile".into()));
     }
@@ -283,9 +286,17 @@ async fn split_under(
     let now = context.clock.now();
     let merge_state = merge;
     let mut tx = context.store.begin().await?;
-    let [mut rest, mut back] = locked(&mut *tx, from, merge.loser).await?;
-    if rest.merged_into.is_some() || back.merged_into != Some(merge.survivor) {
-        return Err(StoreError::Conflict("a profile was merged meanwhile".into()));
+    // Also those between the two: another split of the same chain must not move what this one gives back.
+    let between: Vec<ProfileId> = above.iter().map(|merge| merge.loser).collect();
+    let mut held = locked(&mut *tx, &[&[from, merge.loser], &between[..]].concat()).await?;
+    let led =
+        above.iter().all(|one| held.get(&one.loser).is_some_and(|p| p.merged_into == Some(one.survivor)));
+    let end = above.last().map_or(merge.survivor, |one| one.survivor);
+    let (Some(mut rest), Some(mut back)) = (held.remove(&from), held.remove(&merge.loser)) else {
+        return Err(StoreError::Conflict("a customer was erased meanwhile".into()));
+    };
+    if !led || end != from || rest.merged_into.is_some() || back.merged_into != Some(merge.survivor) {
+        return Err(StoreError::Conflict("a profile was merged or split meanwhile".into()));
     }
     let mut ids = [from, merge.loser];
     ids.sort();
@@ -427,16 +438,10 @@ async fn pair(
     Ok(both)
 }
 
-/// Locks two profiles; answers them in the order asked for.
-async fn locked(tx: &mut dyn StoreTx, one: ProfileId, other: ProfileId) -> Result<[Profile; 2], StoreError> {
-    let mut ids = [one, other];
-    ids.sort();
-    let found = tx.lock(&ids).await?;
-    let mut by_id: BTreeMap<ProfileId, Profile> = found.into_iter().map(|p| (p.id, p)).collect();
-    match (by_id.remove(&one), by_id.remove(&other)) {
-        (Some(one), Some(other)) => Ok([one, other]),
-        _ => Err(StoreError::Conflict("a customer was erased meanwhile".into())),
-    }
+/// Locks profiles, in order.
+async fn locked(tx: &mut dyn StoreTx, ids: &[ProfileId]) -> Result<BTreeMap<ProfileId, Profile>, StoreError> {
+    let ids: Vec<ProfileId> = ids.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+    Ok(tx.lock(&ids).await?.into_iter().map(|profile| (profile.id, profile)).collect())
 }
 
 async fn committed(tx: Box<dyn StoreTx>, grant: &Grant) -> Result<(), StoreError> {

@@ -7,14 +7,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::context::Context;
 use crate::domain::customer360::{Customer360, event_json, order_json};
 use crate::domain::envelope::Envelope;
-use crate::domain::event::Subject;
+use crate::domain::event::{PrivacyAsk, Subject};
 use crate::domain::identity::{Identifier, Rules};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::{self, Timestamp};
@@ -32,6 +32,8 @@ const REQUESTS: i64 = 100;
 const CUSTOMERS: i64 = 100;
 /// How often an erasure is tried that loses races against workers.
 const MAX_TRIES: u32 = 20;
+/// How long after a shop was redacted it is looked at again: longer than any process believes the old word, and works on it.
+pub const REDACTION_SETTLES: Duration = Duration::from_secs(10);
 /// The longest wait between two tries.
 const RETRY_WAIT: Duration = Duration::from_millis(50);
 
@@ -192,7 +194,11 @@ fn speaks_of(
 ) -> bool {
     let Some(envelope) = envelope.filter(|envelope| envelope.brand == brand) else { return false };
     if let Ok(event) = envelope.decode(rules) {
-        return event.identifiers.iter().any(|identifier| erased.contains(identifier));
+        let asked = match &event.ask {
+            Some(PrivacyAsk::Export(subject) | PrivacyAsk::Erase(subject)) => &subject.identifiers[..],
+            _ => &[],
+        };
+        return event.identifiers.iter().chain(asked).any(|identifier| erased.contains(identifier));
     }
     let text = String::from_utf8_lossy(raw).to_lowercase();
     erased.iter().any(|identifier| text.contains(&format!("\"{}\"", identifier.value.to_lowercase())))
@@ -262,7 +268,7 @@ pub async fn export(
         }
     }
     // What webhooks said of the customer's orders alone: refunds, parcels.
-    let about_orders = context.privacy.order_events(brand, id, PAGE).await?;
+    let about_orders = context.privacy.order_events(brand, id, i64::MAX).await?;
     events.extend(about_orders.iter().map(|event| {
         let mut short = event_json(event);
         short["message"] =
@@ -383,7 +389,8 @@ pub async fn carry_out(context: &Context) -> Result<usize, PrivacyError> {
     let mut done = 0;
     for request in &context.privacy.open_requests(REQUESTS).await? {
         match carry_out_one(context, request).await {
-            Ok((result, forget)) => {
+            Ok(None) => {}
+            Ok(Some((result, forget))) => {
                 context.privacy.done(request.id, context.clock.now(), &result.to_string(), forget).await?;
                 tracing::info!(request = %request.id, kind = request.kind, "carried out a privacy request");
                 done += 1;
@@ -396,13 +403,16 @@ pub async fn carry_out(context: &Context) -> Result<usize, PrivacyError> {
     Ok(done)
 }
 
-/// What came of a request, and whether its subject is to be forgotten.
-async fn carry_out_one(context: &Context, request: &PrivacyRequest) -> Result<(Value, bool), PrivacyError> {
+/// What came of a request, and whether its subject is to be forgotten; `None` where it is to be looked at again.
+async fn carry_out_one(
+    context: &Context,
+    request: &PrivacyRequest,
+) -> Result<Option<(Value, bool)>, PrivacyError> {
     let actor = request.source.as_str();
     match request.kind.as_str() {
         // The shop's owner fetches it under the request's id; what is held is read then.
-        "export" => Ok((json!({"customers": subjects(context, request).await?}), false)),
-        "erase_shop" => Ok((erase_shop(context, request, actor).await?, true)),
+        "export" => Ok(Some((json!({"customers": subjects(context, request).await?}), false))),
+        "erase_shop" => Ok(erase_shop(context, request, actor).await?.map(|result| (result, true))),
         _ => {
             let unreadable = || StoreError::Invalid("the request's subject cannot be read".into());
             let subject = subject_of(request).ok_or_else(unreadable)?;
@@ -414,17 +424,41 @@ async fn carry_out_one(context: &Context, request: &PrivacyRequest) -> Result<(V
             let subject = gathered(context, request.brand, &what).await?;
             context.privacy.remember(request.id, &json!(subject).to_string()).await?;
             let erased = forget(context, request.brand, &subject, true, actor).await?;
-            Ok((outcome(&erased), true))
+            Ok(Some((outcome(&erased), true)))
         }
     }
 }
 
+/// Which shop, and whether its erasure has begun.
+#[derive(Serialize, Deserialize)]
+struct ShopSubject {
+    shop: String,
+    begun: bool,
+}
+
 /// Forgets every customer that a shop told of, and everything else that it told. Their identifiers are not suppressed: nobody
-/// has asked for that, and another shop of the brand may know them.
-async fn erase_shop(context: &Context, request: &PrivacyRequest, actor: &str) -> Result<Value, PrivacyError> {
-    let shop: String =
-        request.subject.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-    context.tenants.shop_redacted(&shop, context.clock.now()).await?;
+/// has asked for that. It is done once nobody can believe any more that the shop is as it was: what was under way then is gone, too.
+async fn erase_shop(
+    context: &Context,
+    request: &PrivacyRequest,
+    actor: &str,
+) -> Result<Option<Value>, PrivacyError> {
+    let text = request.subject.as_deref().unwrap_or_default();
+    let asked: ShopSubject = match serde_json::from_str::<String>(text) {
+        Ok(shop) => ShopSubject { shop, begun: false },
+        Err(_) => serde_json::from_str(text).map_err(|error| StoreError::Invalid(error.to_string()))?,
+    };
+    let shop = asked.shop;
+    let known = context.tenants.shop(&shop).await?;
+    if asked.begun && known.as_ref().is_some_and(|shop| shop.redacted_at.is_none()) {
+        // Added again meanwhile: what it tells now is new.
+        return Ok(Some(json!({"ended": "the shop was added again"})));
+    }
+    if !asked.begun {
+        context.tenants.shop_redacted(&shop, context.clock.now()).await?;
+        let begun = ShopSubject { shop: shop.clone(), begun: true };
+        context.privacy.remember(request.id, &json!(begun).to_string()).await?;
+    }
     let (mut customers, mut rows) = (0, 0);
     loop {
         let profiles = context.privacy.customers_of_shop(request.brand, &shop, CUSTOMERS).await?;
@@ -448,7 +482,10 @@ async fn erase_shop(context: &Context, request: &PrivacyRequest, actor: &str) ->
             && String::from_utf8_lossy(raw).to_lowercase().contains(&own)
     })
     .await?;
-    Ok(json!({"customers": customers, "rows": rows, "dead_letters": letters}))
+    let since = context.tenants.shop(&shop).await?.and_then(|shop| shop.redacted_at);
+    let settled =
+        since.is_none_or(|at| (context.clock.now() - at).to_std().is_ok_and(|age| age > REDACTION_SETTLES));
+    Ok(settled.then(|| json!({"customers": customers, "rows": rows, "dead_letters": letters})))
 }
 
 /// Lets identifiers be known again that were suppressed. Answers how many.

@@ -720,6 +720,9 @@ async fn save_orders(
         }
         // Also when an order moves from one customer to another: the first one's answer is old, too.
         touched.extend(record.profile.map(|profile| (row.event.brand, profile)));
+        if row.event.erased {
+            record.erase();
+        }
         record.apply(update, &row.event.message_id, row.profile);
         touched.extend(record.profile.map(|profile| (row.event.brand, profile)));
     }

@@ -325,3 +325,14 @@ pub(super) async fn identifier(
     let rules = state.context.brands.rules(brand).await.unwrap_or_default();
     Ok(rules.identifier(known, value))
 }
+
+/// The same, for what must not go by other rules than the brand's.
+pub(super) async fn identifier_strictly(
+    state: &AppState,
+    brand: BrandId,
+    kind: &str,
+    value: &str,
+) -> Result<Option<Identifier>, ApiError> {
+    state.context.brands.rules(brand).await?;
+    identifier(state, brand, kind, value).await
+}

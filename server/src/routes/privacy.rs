@@ -16,7 +16,7 @@ use tributary_core::services::privacy::{self, RequestEntry};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::customers::{customer_id, identifier, limit};
+use super::customers::{customer_id, identifier_strictly, limit};
 use crate::auth::Secret;
 use crate::body::{self, MAX_BATCH_BYTES};
 use crate::codes::{BODY, SECRET};
@@ -125,7 +125,7 @@ pub async fn erase_identifiers(
     }
     let mut identifiers: Vec<Identifier> = Vec::new();
     for NamedIdentifier { kind, value } in &asked.identifiers {
-        identifiers.push(identifier(&state, secret.brand, kind, value).await?.ok_or_else(|| {
+        identifiers.push(identifier_strictly(&state, secret.brand, kind, value).await?.ok_or_else(|| {
             let message =
                 format!("the {kind} {value:?} cannot identify anybody, so nothing is held under it");
             ApiError::bad_request("invalid_identifier", message)
@@ -151,7 +151,8 @@ pub async fn unsuppress(
     secret: Secret,
 ) -> Result<Json<Unsuppressed>, ApiError> {
     let not_suppressed = || ApiError::not_found(format!("the {kind} {value:?} is not suppressed"));
-    let identifier = identifier(&state, secret.brand, &kind, &value).await?.ok_or_else(not_suppressed)?;
+    let identifier =
+        identifier_strictly(&state, secret.brand, &kind, &value).await?.ok_or_else(not_suppressed)?;
     match privacy::unsuppress(&state.context, secret.brand, &[identifier], &secret.actor).await? {
         0 => Err(not_suppressed()),
         lifted => Ok(Json(Unsuppressed { lifted })),
@@ -208,9 +209,10 @@ pub struct AuditAnswer {
     id: Uuid,
     /// When.
     at: String,
-    /// Who: `key ID`, `shopify SHOP`, `retention`, …
+    /// Who: `key ID`, `shopify SHOP`, `command line`.
     actor: String,
-    /// `merge`, `split`, `export`, `erase`, `unsuppress`, `settings`, `key_added`, `key_rotated`, `key_revoked`.
+    /// `merge`, `split`, `export`, `erase`, `unsuppress`, `settings`, `key_added`, `key_rotated`,
+    /// `key_limited`, `key_revoked`.
     action: String,
     /// The profile's id, where one is meant.
     subject: Option<String>,

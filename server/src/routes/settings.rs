@@ -53,7 +53,7 @@ pub async fn put(
     let settings: BrandSettings = read_json(&bytes)?;
     settings.check()?;
     state.context.brands.set(secret.brand, &settings).await?;
-    let details = json!(settings);
+    let details = settings.in_short();
     note(&state.context, secret.brand, &secret.actor, Action { what: "settings", subject: None, details })
         .await?;
     Ok(Json(settings))

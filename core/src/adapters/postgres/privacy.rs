@@ -131,7 +131,7 @@ impl Privacy for PgPrivacy {
     }
 
     async fn done(&self, id: Uuid, at: Timestamp, result: &str, forget: bool) -> Result<(), StoreError> {
-        sqlx::query("update privacy_requests set done_at = $2, result = $3, subject = case when $4 then null else subject end where id = $1")
+        sqlx::query("update privacy_requests set done_at = coalesce(done_at, $2), result = coalesce(result, $3), subject = case when $4 then null else subject end where id = $1")
             .bind(id)
             .bind(at)
             .bind(result)
@@ -214,6 +214,18 @@ impl Privacy for PgPrivacy {
             .await
             .map_err(failed)?;
         }
+        // Records of merges that were undone may name them, too.
+        sqlx::query(
+            "delete from merges m where brand_id = $1 and undone_at is not null and exists (
+                select 1 from json_array_elements(m.identifiers) held
+                join unnest($2::text[], $3::text[]) as gone (k, v) on held ->> 'kind' = k and held ->> 'value' = v)",
+        )
+        .bind(brand.0)
+        .bind(forgotten.iter().map(|i| i.kind.as_str()).collect::<Vec<_>>())
+        .bind(forgotten.iter().map(|i| i.value.as_str()).collect::<Vec<_>>())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
         let mut counts = [0; 3];
         let statements = [
             "delete from events where profile_id = any($1)",

@@ -324,14 +324,15 @@ impl StoreTx for PgTx {
         let done = sqlx::query(
             "insert into orders (brand_id, shop, id, profile_id, origin, updated_at, message_id, name, ordered_at,
                 cancelled_at, test, currency, total, refunded, financial_status, fulfillment_status, items, version,
-                counts, revenue, gift_cards, presentment, refunds, fulfillments, deleted_at)
+                counts, revenue, gift_cards, presentment, refunds, fulfillments, deleted_at, erased)
             select b, s, i, p, p, u, m, n, o, c, t, cur, tot, refd, fin, ful, items::json, v, cnt, rev, gc, pre, refs, fuls,
-                del
+                del, era
             from unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[], $5::timestamptz[], $6::text[], $7::text[],
                 $8::timestamptz[], $9::timestamptz[], $10::boolean[], $11::text[], $12::numeric[], $13::numeric[],
                 $14::text[], $15::text[], $16::text[], $17::integer[], $18::boolean[], $19::numeric[], $20::numeric[],
-                $21::text[], $22::text[], $23::text[], $24::timestamptz[])
-                as given (b, s, i, p, u, m, n, o, c, t, cur, tot, refd, fin, ful, items, v, cnt, rev, gc, pre, refs, fuls, del)
+                $21::text[], $22::text[], $23::text[], $24::timestamptz[],
+                $25::boolean[]) as given (b, s, i, p, u, m, n, o, c, t, cur, tot, refd, fin, ful, items, v, cnt, rev, gc,
+                pre, refs, fuls, del, era)
             on conflict (brand_id, shop, id) do update set profile_id = excluded.profile_id,
                 origin = case when orders.profile_id = excluded.profile_id then orders.origin else excluded.origin end,
                 updated_at = excluded.updated_at, message_id = excluded.message_id, name = excluded.name,
@@ -340,7 +341,8 @@ impl StoreTx for PgTx {
                 financial_status = excluded.financial_status, fulfillment_status = excluded.fulfillment_status,
                 items = excluded.items, version = excluded.version, counts = excluded.counts,
                 revenue = excluded.revenue, gift_cards = excluded.gift_cards, presentment = excluded.presentment,
-                refunds = excluded.refunds, fulfillments = excluded.fulfillments, deleted_at = excluded.deleted_at
+                refunds = excluded.refunds, fulfillments = excluded.fulfillments, deleted_at = excluded.deleted_at,
+                erased = excluded.erased
             where orders.version = excluded.version - 1",
         )
         .bind(rows.iter().map(|(brand, _)| brand.0).collect::<Vec<_>>())
@@ -367,6 +369,7 @@ impl StoreTx for PgTx {
         .bind(written.iter().map(|w| w.refunds.as_str()).collect::<Vec<_>>())
         .bind(written.iter().map(|w| w.fulfillments.as_str()).collect::<Vec<_>>())
         .bind(of().map(|o| o.deleted_at).collect::<Vec<_>>())
+        .bind(of().map(|o| o.erased).collect::<Vec<_>>())
         .execute(&mut *self.tx)
         .await
         .map_err(failed)?;

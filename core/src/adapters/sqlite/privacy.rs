@@ -133,7 +133,7 @@ impl Privacy for SqlitePrivacy {
 
     async fn done(&self, id: Uuid, at: Timestamp, result: &str, forget: bool) -> Result<(), StoreError> {
         let mut tx = self.db.begin().await.map_err(failed)?;
-        sqlx::query("update privacy_requests set done_at = ?2, result = ?3, subject = case when ?4 then null else subject end where id = ?1")
+        sqlx::query("update privacy_requests set done_at = coalesce(done_at, ?2), result = coalesce(result, ?3), subject = case when ?4 then null else subject end where id = ?1")
             .bind(id.to_string())
             .bind(at.timestamp_millis())
             .bind(result)
@@ -211,6 +211,18 @@ impl Privacy for SqlitePrivacy {
                 insert.build().execute(&mut *tx).await.map_err(failed)?;
             }
         }
+        // Records of merges that were undone may name them, too.
+        let gone: Vec<_> = forgotten.iter().map(|i| json!([i.kind.as_str(), i.value])).collect();
+        sqlx::query(
+            "delete from merges where brand_id = ?1 and undone_at is not null and exists (
+                select 1 from json_each(merges.identifiers) held join json_each(?2) gone
+                on held.value ->> 'kind' = gone.value ->> 0 and held.value ->> 'value' = gone.value ->> 1)",
+        )
+        .bind(brand.0)
+        .bind(json!(gone).to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
         let mut counts = [0; 3];
         let statements = [
             "delete from events where profile_id in (select value from json_each(?1))",

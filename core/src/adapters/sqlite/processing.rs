@@ -328,7 +328,7 @@ impl StoreTx for SqliteTx {
             let mut insert = QueryBuilder::<Sqlite>::new(
                 "insert into orders (brand_id, shop, id, profile_id, origin, updated_at, message_id, name, ordered_at,
                 cancelled_at, test, currency, total, refunded, financial_status, fulfillment_status, items, version,
-                counts, revenue, gift_cards, presentment, refunds, fulfillments, deleted_at) ",
+                counts, revenue, gift_cards, presentment, refunds, fulfillments, deleted_at, erased) ",
             );
             insert.push_values(piece.iter().zip(&columns), |mut row, ((brand, record), columns)| {
                 let order = record.order();
@@ -357,7 +357,8 @@ impl StoreTx for SqliteTx {
                     .push_bind(columns.presentment.as_deref())
                     .push_bind(&columns.refunds)
                     .push_bind(&columns.fulfillments)
-                    .push_bind(record.deleted_at.map(|at| at.timestamp_millis()));
+                    .push_bind(record.deleted_at.map(|at| at.timestamp_millis()))
+                    .push_bind(record.erased);
             });
             insert.push(
                 " on conflict (brand_id, shop, id) do update set profile_id = excluded.profile_id,
@@ -368,7 +369,8 @@ impl StoreTx for SqliteTx {
                 financial_status = excluded.financial_status, fulfillment_status = excluded.fulfillment_status,
                 items = excluded.items, version = excluded.version, counts = excluded.counts,
                 revenue = excluded.revenue, gift_cards = excluded.gift_cards, presentment = excluded.presentment,
-                refunds = excluded.refunds, fulfillments = excluded.fulfillments, deleted_at = excluded.deleted_at
+                refunds = excluded.refunds, fulfillments = excluded.fulfillments, deleted_at = excluded.deleted_at,
+                erased = excluded.erased
                 where orders.version = excluded.version - 1",
             );
             written += insert.build().execute(&mut *self.tx).await.map_err(failed)?.rows_affected();
