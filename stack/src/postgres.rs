@@ -13,6 +13,8 @@ use crate::guard::{Guarded, find_program, free_port};
 
 /// How long it may take to answer after its start, also while it recovers.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between one attempt to start it, or to reach it, and the next.
+const RETRY: Duration = Duration::from_millis(50);
 /// Users that PostgreSQL may run as where the tests run as root, which it refuses.
 const OTHER_USERS: [&str; 2] = ["postgres", "nobody"];
 
@@ -111,13 +113,18 @@ impl Postgres {
             .args(["-c", "shared_buffers=256MB", "-c", "max_wal_size=2GB"])
             .current_dir(self.folder.path());
         let log = self.folder.path().join("postgres.log");
-        let process = Guarded::start_as("postgres", &command, &log, self.user)?;
         let end = Instant::now() + START_TIMEOUT;
+        let mut process = Guarded::start_as("postgres", &command, &log, self.user)?;
         while PgConnection::connect(&self.url()).await.is_err() {
-            if Instant::now() > end || !process.is_running() {
+            if Instant::now() > end {
                 bail!("PostgreSQL did not come up:\n{}", process.log_end());
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(RETRY).await;
+            // It refuses to start while a process of the killed one still holds the shared memory, however long
+            // that takes to notice; what supervises a service starts it again.
+            if !process.is_running() {
+                process = Guarded::start_as("postgres", &command, &log, self.user)?;
+            }
         }
         self.process = Some(process);
         Ok(())

@@ -146,6 +146,22 @@ pub struct Subject {
     pub profiles: Vec<ProfileId>,
 }
 
+/// Which shop's customers are to be forgotten, and whether that has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShopSubject {
+    /// The shop's domain.
+    pub shop: String,
+    /// Whether the shop was noted as redacted under this request.
+    pub begun: bool,
+}
+
+impl ShopSubject {
+    /// Of a request that nobody has looked at.
+    pub fn new(shop: &str) -> Self {
+        Self { shop: shop.to_owned(), begun: false }
+    }
+}
+
 /// One event, decoded and normalised. It takes effect once for each `(brand, message_id)`.
 #[derive(Clone, Debug)]
 pub struct Event {

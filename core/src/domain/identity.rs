@@ -346,23 +346,13 @@ pub fn prune(
                 .flat_map(|a| their_profiles.iter().map(move |b| (*a.min(b), *a.max(b))))
                 .find(|pair| apart.contains(pair));
             let parts = [(!our_profiles.is_empty(), own), (!their_profiles.is_empty(), other)];
-            // Merges within a set were allowed before: count them as made.
-            let made = |profiles: &[ProfileId]| u32::try_from(profiles.len().saturating_sub(1)).unwrap_or(0);
-            let parts: Vec<(bool, Standing)> = parts
-                .into_iter()
-                .zip([our_profiles, their_profiles])
-                .map(|((exists, part), profiles)| {
-                    (exists, Standing { merges: part.merges + made(profiles), ..part.clone() })
-                })
-                .collect();
-            let limit = over_limit(parts.iter().map(|(exists, part)| (*exists, part)), limits);
+            let limit = over_limit(parts.into_iter(), limits);
             if split.is_none() && limit.is_none() {
-                let (mut profiles, joined) = whole.remove(&theirs).unwrap_or_default();
-                let mut merged = whole.remove(&ours).unwrap_or_default();
-                merged.0.append(&mut profiles);
-                merged.1 = merged.1.with(&joined);
+                let mut joined = own.with(other);
+                joined.merges += u32::from(parts.iter().all(|(exists, _)| *exists));
+                let profiles = [our_profiles.as_slice(), their_profiles].concat();
                 sets.join(first, place);
-                whole.insert(sets.root(first), merged);
+                whole.insert(sets.root(first), (profiles, joined));
                 kept.push(place);
                 continue;
             }

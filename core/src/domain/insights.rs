@@ -46,8 +46,8 @@ pub struct Activity {
     pub page: bool,
     /// Its name, if it has one.
     pub name: Option<String>,
-    /// The message, where it is one of [`PRODUCT_EVENTS`].
-    pub body: Option<String>,
+    /// What it says of a product, where it is one of [`PRODUCT_EVENTS`].
+    pub product: Option<ProductEvent>,
 }
 
 /// A product as webhooks have told of it.
@@ -170,22 +170,23 @@ pub fn sessions(activity: &[Activity]) -> Sessions {
 
 /// The products that are spoken of.
 pub fn product_ids(activity: &[Activity], orders: &[OrderRecord]) -> Vec<String> {
-    let viewed = activity.iter().filter_map(|event| ProductEvent::of(event.body.as_deref()?).id);
+    let viewed = activity.iter().filter_map(|event| event.product.as_ref()?.id.clone());
     let items = orders.iter().filter_map(OrderRecord::order).flat_map(|order| &order.items);
     let ids: BTreeSet<String> = items.filter_map(|item| item.product_id.clone()).chain(viewed).collect();
     ids.into_iter().collect()
 }
 
 /// What an event about a product says of it, by Segment's e-commerce names.
-#[derive(Default)]
-struct ProductEvent {
+#[derive(Clone, Debug, Default)]
+pub struct ProductEvent {
     id: Option<String>,
     title: Option<String>,
     category: Option<String>,
 }
 
 impl ProductEvent {
-    fn of(body: &str) -> Self {
+    /// Reads a message.
+    pub fn of(body: &str) -> Self {
         let body: Value = serde_json::from_str(body).unwrap_or_default();
         let text = |field: &str| match &body["properties"][field] {
             Value::String(text) => Some(text.clone()).filter(|text| !text.is_empty()),
@@ -234,10 +235,9 @@ pub fn affinity(record: &CustomerRecord) -> Affinity {
     }
     for event in &record.activity {
         let worth = PRODUCT_EVENTS.iter().find(|(name, _)| event.name.as_deref() == Some(*name));
-        let (Some((_, worth)), Some(body)) = (worth, &event.body) else { continue };
-        let seen = ProductEvent::of(body);
-        if let Some(id) = seen.id {
-            weigh(id, seen.title, seen.category, *worth, 0);
+        let (Some((_, worth)), Some(seen)) = (worth, &event.product) else { continue };
+        if let Some(id) = &seen.id {
+            weigh(id.clone(), seen.title.clone(), seen.category.clone(), *worth, 0);
         }
     }
     let most = |weights: BTreeMap<String, Weight>| {
@@ -302,7 +302,7 @@ mod tests {
     const DAY: i64 = 86_400_000;
 
     fn seen(minute: i64, visit: bool) -> Activity {
-        Activity { timestamp: from_ms(minute * MINUTE), visit, page: true, name: None, body: None }
+        Activity { timestamp: from_ms(minute * MINUTE), visit, page: true, name: None, product: None }
     }
 
     #[test]

@@ -49,8 +49,8 @@ pub const TOPICS: [&str; 27] = [
 ];
 /// Topics of privacy law, which are set apart at Shopify.
 pub const PRIVACY_TOPICS: [&str; 3] = ["customers/data_request", "customers/redact", "shop/redact"];
-/// The topic after which a shop sends nothing more.
-pub const UNINSTALLED: &str = "app/uninstalled";
+/// The event after which a shop sends nothing more.
+pub const APP_UNINSTALLED: &str = "App Uninstalled";
 
 /// Topics whose body is an order. Others under `orders/` (edited, risk assessments, …) have bodies of their own.
 const ORDER_TOPICS: [&str; 7] = [
@@ -94,7 +94,7 @@ const EVENT_NAMES: [(&str, &str); 20] = [
     ("customers/create", "Customer Created"),
     ("customers/update", "Customer Updated"),
     ("customers/delete", "Customer Deleted"),
-    (UNINSTALLED, "App Uninstalled"),
+    ("app/uninstalled", APP_UNINSTALLED),
 ];
 
 /// The ids by which Shopify marks a delivery.

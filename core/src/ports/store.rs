@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::customer360::{CustomerRecord, StoredEvent};
 use crate::domain::event::{Consent, Event, Product};
-use crate::domain::history::Merge;
+use crate::domain::history::{Merge, Snapshot};
 use crate::domain::identity::{Identifier, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
@@ -131,6 +131,20 @@ pub struct MergeRow {
     pub message_id: String,
     /// The profile that is given up, as it was: [`crate::domain::history::Snapshot`] as JSON.
     pub state: String,
+}
+
+impl MergeRow {
+    /// `loser`, as it is now, goes into `survivor`.
+    pub fn new(loser: &Profile, survivor: ProfileId, message_id: String, at: Timestamp) -> Self {
+        Self {
+            id: uuid::Uuid::now_v7(),
+            brand: loser.brand,
+            moved: Move { from: loser.id, into: survivor },
+            at,
+            message_id,
+            state: serde_json::json!(Snapshot::of(loser)).to_string(),
+        }
+    }
 }
 
 /// How two profiles are related that are not one.

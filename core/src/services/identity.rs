@@ -15,9 +15,9 @@ use crate::domain::event::{Event, EventKind};
 use crate::domain::history::{Merge, Rebuild, Snapshot};
 use crate::domain::identity::{Counts, Identifier, over_limit};
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::domain::profile::Profile;
+use crate::domain::profile::{Profile, Trait};
 use crate::domain::time::{self, Timestamp};
-use crate::ports::store::{MergeRow, Move, Relation, RelationKind, StoreError, StoreTx};
+use crate::ports::store::{MergeRow, Relation, RelationKind, StoreError, StoreTx};
 use crate::services::customer360;
 use crate::services::merge::{self, Grant, Taking};
 use crate::services::privacy::{Action, note};
@@ -176,7 +176,7 @@ pub async fn merge_two(
     let (survivor, merged, id) = loop {
         let [survivor, merged] = pair(context, brand, a, b).await?;
         let names = vec![merge::lock_name(brand, survivor), merge::lock_name(brand, merged)];
-        let work = |grant: Grant| merge_under(context, brand, survivor, merged, actor, grant);
+        let work = |grant: Grant| merge_under(context, survivor, merged, actor, grant);
         match merge::with_merge_lock(&*context.locks, &*context.store, names, patient(), work).await {
             Ok(id) => break (survivor, merged, id),
             Err(StoreError::Conflict(_) | StoreError::Fenced(_)) if tries < MAX_TRIES => tries += 1,
@@ -195,7 +195,6 @@ pub async fn merge_two(
 
 async fn merge_under(
     context: &Context,
-    brand: BrandId,
     survivor: ProfileId,
     merged: ProfileId,
     actor: &str,
@@ -210,14 +209,7 @@ async fn merge_under(
         return Err(StoreError::Conflict("a profile was merged meanwhile".into()));
     }
     tx.fence(&[survivor, merged], grant.fence).await?;
-    let row = MergeRow {
-        id: Uuid::now_v7(),
-        brand,
-        moved: Move { from: merged, into: survivor },
-        at: context.clock.now(),
-        message_id: format!("by hand: {actor}"),
-        state: serde_json::json!(Snapshot::of(&gone)).to_string(),
-    };
+    let row = MergeRow::new(&gone, survivor, format!("by hand: {actor}"), context.clock.now());
     let related = gone.standing.related;
     whole.absorb(&mut gone);
     tx.record_merges(std::slice::from_ref(&row)).await?;
@@ -284,7 +276,6 @@ async fn split_under(
     grant: Grant,
 ) -> Result<Split, StoreError> {
     let now = context.clock.now();
-    let merge_state = merge;
     let mut tx = context.store.begin().await?;
     // Also those between the two: another split of the same chain must not move what this one gives back.
     let between: Vec<ProfileId> = above.iter().map(|merge| merge.loser).collect();
@@ -330,8 +321,8 @@ async fn split_under(
     let back = rebuilt(&mut *tx, brand, back, held, BTreeSet::new(), &Snapshot::default()).await?;
 
     tx.save_profiles(&[rest, back]).await?;
-    for merge in above {
-        tx.rewrite_merge(&without(merge, merge_state, &given.identifiers, events)).await?;
+    for carried in above {
+        tx.rewrite_merge(&without(carried, merge, &given.identifiers, events)).await?;
     }
     let apart = Relation {
         brand,
@@ -393,7 +384,7 @@ async fn rebuilt(
     tx: &mut dyn StoreTx,
     brand: BrandId,
     profile: Profile,
-    held: BTreeMap<String, crate::domain::profile::Trait>,
+    held: BTreeMap<String, Trait>,
     mut elsewhere: BTreeSet<String>,
     doubtful: &Snapshot,
 ) -> Result<Profile, StoreError> {

@@ -7,14 +7,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::context::Context;
-use crate::domain::customer360::{Customer360, event_json, order_json};
+use crate::domain::customer360::{Customer360, StoredEvent, event_json, order_json};
 use crate::domain::envelope::Envelope;
-use crate::domain::event::{PrivacyAsk, Subject};
+use crate::domain::event::{PrivacyAsk, ShopSubject, Subject};
 use crate::domain::identity::{Identifier, Rules};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::{self, Timestamp};
@@ -23,6 +24,7 @@ use crate::ports::privacy::{AuditEntry, Erased, Erasure, PrivacyRequest};
 use crate::ports::queue::{DeadPlace, MAX_DEAD_PAGE, QueueError};
 use crate::ports::store::{PrivacyRow, StoreError};
 use crate::services::customer360;
+use crate::services::identity::MergeEntry;
 
 /// Rows that are read or deleted at once.
 const PAGE: i64 = 1000;
@@ -115,7 +117,6 @@ async fn forget(
     actor: &str,
 ) -> Result<Erased, PrivacyError> {
     // Before anything is gone: both are needed afterwards.
-    let away = |error: CacheError| StoreError::Unavailable(error.to_string());
     context.queue.stats().await?;
     context.cache.ping().await.map_err(away)?;
     let rules = context.brands.rules(brand).await?;
@@ -137,7 +138,8 @@ async fn forget(
         letters = discard_letters(context, &|envelope, raw| speaks_of(&rules, envelope, raw, brand, &known))
             .await?;
         for request in context.privacy.named_exports(brand).await? {
-            let named = subject_of(&request).is_some_and(|s| s.identifiers.iter().any(|i| known.contains(i)));
+            let named = subject_of(&request)
+                .is_ok_and(|subject: Subject| subject.identifiers.iter().any(|i| known.contains(i)));
             if named {
                 let result = request.result.as_deref().unwrap_or("{}");
                 let at = request.done_at.unwrap_or_else(|| context.clock.now());
@@ -154,6 +156,11 @@ async fn forget(
     Ok(erased)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn away(error: CacheError) -> StoreError {
+    StoreError::Unavailable(error.to_string())
+}
+
 /// The store's part.
 async fn erased(context: &Context, brand: BrandId, what: &Erasure) -> Result<Erased, StoreError> {
     let mut tries = 1;
@@ -168,8 +175,11 @@ async fn erased(context: &Context, brand: BrandId, what: &Erasure) -> Result<Era
     }
 }
 
-fn subject_of(request: &PrivacyRequest) -> Option<Subject> {
-    serde_json::from_str(request.subject.as_deref()?).ok()
+/// Whom, or which shop, a request is about.
+fn subject_of<T: DeserializeOwned>(request: &PrivacyRequest) -> Result<T, StoreError> {
+    let text = request.subject.as_deref().unwrap_or_default();
+    serde_json::from_str(text)
+        .map_err(|error| StoreError::Invalid(format!("the request's subject cannot be read: {error}")))
 }
 
 /// Why something was not done.
@@ -256,25 +266,14 @@ pub async fn export(
         let page = context.directory.timeline(brand, id, before.as_ref(), PAGE).await?;
         before = page.last().map(|last| (last.timestamp, last.message_id.clone()));
         let full = page.len() as i64 == PAGE;
-        events.extend(page.iter().map(|event| {
-            let mut short = event_json(event);
-            // Everything, as it came.
-            short["message"] =
-                serde_json::from_str(&event.body).unwrap_or_else(|_| Value::from(event.body.as_str()));
-            short
-        }));
+        events.extend(page.iter().map(in_full));
         if !full {
             break;
         }
     }
     // What webhooks said of the customer's orders alone: refunds, parcels.
     let about_orders = context.privacy.order_events(brand, id, i64::MAX).await?;
-    events.extend(about_orders.iter().map(|event| {
-        let mut short = event_json(event);
-        short["message"] =
-            serde_json::from_str(&event.body).unwrap_or_else(|_| Value::from(event.body.as_str()));
-        short
-    }));
+    events.extend(about_orders.iter().map(in_full));
     let mut orders = Vec::new();
     let mut after: Option<(String, String)> = None;
     loop {
@@ -294,7 +293,7 @@ pub async fn export(
         .map(|c| json!({"channel": c.channel, "state": c.state, "level": c.level, "at": time::format(c.at), "message_id": c.message_id}))
         .collect();
     let merges = context.directory.merges(brand, id).await?;
-    let merges: Vec<crate::services::identity::MergeEntry> = merges.into_iter().map(Into::into).collect();
+    let merges: Vec<MergeEntry> = merges.into_iter().map(MergeEntry::from).collect();
     let customer = Customer360::of(record, now);
     let details = json!({"events": events.len(), "orders": orders.len()});
     note(context, brand, actor, Action { what: "export", subject: Some(id), details }).await?;
@@ -307,6 +306,14 @@ pub async fn export(
         "merges": merges,
         "events": events,
     })))
+}
+
+/// An event as answers list it, and as it came.
+fn in_full(event: &StoredEvent) -> Value {
+    let mut listed = event_json(event);
+    listed["message"] =
+        serde_json::from_str(&event.body).unwrap_or_else(|_| Value::from(event.body.as_str()));
+    listed
 }
 
 /// A request, as people see it.
@@ -344,7 +351,8 @@ impl From<&PrivacyRequest> for RequestEntry {
 /// # Errors
 /// The store's own.
 pub async fn subjects(context: &Context, request: &PrivacyRequest) -> Result<Vec<ProfileId>, StoreError> {
-    let subject = subject_of(request).unwrap_or_default();
+    // One whose subject was forgotten is about nobody.
+    let subject: Subject = subject_of(request).unwrap_or_default();
     let mut found = BTreeSet::new();
     for identifier in &subject.identifiers {
         found.extend(context.store.owner(request.brand, identifier).await?);
@@ -414,8 +422,7 @@ async fn carry_out_one(
         "export" => Ok(Some((json!({"customers": subjects(context, request).await?}), false))),
         "erase_shop" => Ok(erase_shop(context, request, actor).await?.map(|result| (result, true))),
         _ => {
-            let unreadable = || StoreError::Invalid("the request's subject cannot be read".into());
-            let subject = subject_of(request).ok_or_else(unreadable)?;
+            let subject: Subject = subject_of(request)?;
             let what = Erasure {
                 profiles: subject.profiles,
                 identifiers: subject.identifiers,
@@ -429,13 +436,6 @@ async fn carry_out_one(
     }
 }
 
-/// Which shop, and whether its erasure has begun.
-#[derive(Serialize, Deserialize)]
-struct ShopSubject {
-    shop: String,
-    begun: bool,
-}
-
 /// Forgets every customer that a shop told of, and everything else that it told. Their identifiers are not suppressed: nobody
 /// has asked for that. It is done once nobody can believe any more that the shop is as it was: what was under way then is gone, too.
 async fn erase_shop(
@@ -443,21 +443,17 @@ async fn erase_shop(
     request: &PrivacyRequest,
     actor: &str,
 ) -> Result<Option<Value>, PrivacyError> {
-    let text = request.subject.as_deref().unwrap_or_default();
-    let asked: ShopSubject = match serde_json::from_str::<String>(text) {
-        Ok(shop) => ShopSubject { shop, begun: false },
-        Err(_) => serde_json::from_str(text).map_err(|error| StoreError::Invalid(error.to_string()))?,
-    };
-    let shop = asked.shop;
-    let known = context.tenants.shop(&shop).await?;
-    if asked.begun && known.as_ref().is_some_and(|shop| shop.redacted_at.is_none()) {
-        // Added again meanwhile: what it tells now is new.
-        return Ok(Some(json!({"ended": "the shop was added again"})));
-    }
-    if !asked.begun {
+    let ShopSubject { shop, begun } = subject_of(request)?;
+    if !begun {
         context.tenants.shop_redacted(&shop, context.clock.now()).await?;
         let begun = ShopSubject { shop: shop.clone(), begun: true };
         context.privacy.remember(request.id, &json!(begun).to_string()).await?;
+    }
+    let known = context.tenants.shop(&shop).await?;
+    let since = known.as_ref().and_then(|shop| shop.redacted_at);
+    if known.is_some() && since.is_none() {
+        // Added again meanwhile: what it tells now is new.
+        return Ok(Some(json!({"ended": "the shop was added again"})));
     }
     let (mut customers, mut rows) = (0, 0);
     loop {
@@ -482,7 +478,6 @@ async fn erase_shop(
             && String::from_utf8_lossy(raw).to_lowercase().contains(&own)
     })
     .await?;
-    let since = context.tenants.shop(&shop).await?.and_then(|shop| shop.redacted_at);
     let settled =
         since.is_none_or(|at| (context.clock.now() - at).to_std().is_ok_and(|age| age > REDACTION_SETTLES));
     Ok(settled.then(|| json!({"customers": customers, "rows": rows, "dead_letters": letters})))
@@ -542,8 +537,7 @@ pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
                 // Nobody asked to be forgotten: who comes back is known anew, and who has come back meanwhile stays.
                 let what = Erasure { profiles: vec![id], only_empty: true, ..Erasure::default() };
                 let gone = erased(context, brand, &what).await?;
-                let forgotten = customer360::forget(context, brand, &gone.profiles, &gone.identifiers).await;
-                forgotten.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+                customer360::forget(context, brand, &gone.profiles, &gone.identifiers).await.map_err(away)?;
             }
         }
     }

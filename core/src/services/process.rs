@@ -19,8 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use crate::domain::event::{Event, PrivacyAsk};
-use crate::domain::history::Snapshot;
+use crate::domain::event::{Event, PrivacyAsk, ShopSubject};
 use crate::domain::identity::{self, Group, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
@@ -159,20 +158,19 @@ async fn once(
     let merging = merging(&groups, &cast, &fresh);
     let now = from_ms(clock.now_ms());
     let batch = Settled { count: events.len(), fresh, cast, groups, touched, now, try_ };
-    let limits = |brand| book.limits(brand);
     if merging.is_empty() {
-        return finish(tx, batch, &limits, &[], None).await;
+        return finish(tx, batch, book, &[], None).await;
     }
     let ids: Vec<ProfileId> = merging.iter().map(|(_, id)| *id).collect();
     if try_.run > RUNS_UNDER_LOCK {
         // Whoever holds the lock may be dead, or slow. It only saves work: the store decides.
-        return finish(tx, batch, &limits, &ids, Some(Grant::none())).await;
+        return finish(tx, batch, book, &ids, Some(Grant::none())).await;
     }
     // One try: a transaction must not wait for a lock whose holder may wait for this transaction.
     let names = merging.iter().map(|(brand, id)| merge::lock_name(*brand, *id)).collect();
     let taking = Taking { seed: try_.seed, inside_transaction: true, ..Taking::default() };
     merge::with_merge_lock(locks, store, names, taking, |grant| async move {
-        match finish(tx, batch, &limits, &ids, Some(grant)).await {
+        match finish(tx, batch, book, &ids, Some(grant)).await {
             Ok(done) => Ok(Ok(done)),
             Err(Lost::Careful) => Ok(Err(Lost::Careful)),
             Err(Lost::Store(error)) => Err(error),
@@ -196,16 +194,16 @@ struct Settled<'e> {
 }
 
 /// The rest of the transaction: the profiles `merging` are merged under `grant`.
-async fn finish<'l>(
+async fn finish(
     mut tx: Box<dyn StoreTx>,
     batch: Settled<'_>,
-    limits: &(impl Fn(BrandId) -> &'l Limits + Sync),
+    book: &Book,
     merging: &[ProfileId],
     grant: Option<Grant>,
 ) -> Result<Processed, Lost> {
     let Settled { count, fresh, cast, groups, mut touched, now, try_ } = batch;
     let mut profiles = lock(&mut *tx, &groups, &cast, try_.run).await?;
-    stands(&groups, &cast, &fresh, &profiles, limits, try_.careful)?;
+    stands(&groups, &cast, &fresh, &profiles, book, try_.careful)?;
     if let Some(grant) = &grant {
         tx.fence(merging, grant.fence).await?;
     }
@@ -213,11 +211,13 @@ async fn finish<'l>(
     let rows: Vec<EventRow<'_>> =
         fresh.iter().zip(&homes).map(|(event, home)| EventRow { event, profile: *home }).collect();
     let added = tx.add_events(&rows).await?;
+    let effective: Vec<EventRow<'_>> = rows
+        .into_iter()
+        .filter(|row| added.contains(&(row.event.brand, row.event.message_id.clone())))
+        .collect();
     let Merged { moves, records, related } = merge(&groups, &cast, &fresh, &mut profiles, now);
-    for (event, home) in fresh.iter().zip(&homes) {
-        if let Some(profile) = home.and_then(|id| profiles.get_mut(&id))
-            && added.contains(&(event.brand, event.message_id.clone()))
-        {
+    for EventRow { event, profile } in &effective {
+        if let Some(profile) = profile.and_then(|id| profiles.get_mut(&id)) {
             profile.apply(event);
         }
     }
@@ -235,10 +235,6 @@ async fn finish<'l>(
     if !relations.is_empty() {
         tx.relate(&relations).await?;
     }
-    let effective: Vec<EventRow<'_>> = rows
-        .into_iter()
-        .filter(|row| added.contains(&(row.event.brand, row.event.message_id.clone())))
-        .collect();
     save_orders(&mut *tx, &effective, &mut touched).await?;
     save_the_rest(&mut *tx, &effective, now).await?;
     failpoint::reached("events_added_before_commit");
@@ -250,8 +246,8 @@ async fn finish<'l>(
     }
     tx.commit().await?;
     Ok(Processed {
-        effective: added.len(),
-        duplicates: count - added.len(),
+        effective: effective.len(),
+        duplicates: count - effective.len(),
         touched: touched.into_iter().collect(),
     })
 }
@@ -388,8 +384,8 @@ impl Cast {
             return Ok(groups);
         }
         // An identifier that was given to somebody in one round, and left out of all events in the next, would be nobody's for good.
-        let grouped: BTreeSet<usize> = groups.iter().flat_map(|group| &group.identifiers).copied().collect();
-        if !self.given.is_subset(&grouped) {
+        let grouped = || groups.iter().flat_map(|group| &group.identifiers).copied().collect::<BTreeSet<_>>();
+        if careful && !self.given.is_subset(&grouped()) {
             return Err(StoreError::Conflict("others were faster, and a limit was reached".into()).into());
         }
         // Only now: whoever erases somebody claims their identifiers first, so one of the two sees the other.
@@ -527,12 +523,12 @@ async fn lock(
 }
 
 /// Whether the groups may be, now that their profiles are locked.
-fn stands<'l>(
+fn stands(
     groups: &[Group],
     cast: &Cast,
     events: &[Cow<'_, Event>],
     profiles: &BTreeMap<ProfileId, Profile>,
-    limits: &impl Fn(BrandId) -> &'l Limits,
+    book: &Book,
     careful: bool,
 ) -> Result<(), Lost> {
     if careful {
@@ -559,7 +555,7 @@ fn stands<'l>(
             })
             .collect();
         let parts = existing.iter().map(|p| (true, &p.standing)).chain(new.iter().map(|one| (false, one)));
-        if identity::over_limit(parts, limits(events[group.events[0]].brand)).is_some() {
+        if identity::over_limit(parts, book.limits(events[group.events[0]].brand)).is_some() {
             return Err(Lost::Careful);
         }
     }
@@ -663,14 +659,7 @@ fn merge(
                     .map(|event| &event.message_id)
                     .min()
                     .unwrap_or(&first.message_id);
-                merged.records.push(MergeRow {
-                    id: uuid::Uuid::now_v7(),
-                    brand,
-                    moved,
-                    at: now,
-                    message_id: linking.clone(),
-                    state: serde_json::json!(Snapshot::of(profile)).to_string(),
-                });
+                merged.records.push(MergeRow::new(profile, survivor, linking.clone(), now));
                 whole.absorb(profile);
             }
         }
@@ -771,7 +760,7 @@ fn asked(event: &Event, now: Timestamp) -> Option<PrivacyRow> {
     let (kind, subject) = match event.ask.as_ref()? {
         PrivacyAsk::Export(subject) => ("export", serde_json::json!(subject).to_string()),
         PrivacyAsk::Erase(subject) => ("erase", serde_json::json!(subject).to_string()),
-        PrivacyAsk::EraseShop => ("erase_shop", serde_json::json!(shop).to_string()),
+        PrivacyAsk::EraseShop => ("erase_shop", serde_json::json!(ShopSubject::new(&shop)).to_string()),
     };
     Some(PrivacyRow {
         id: uuid::Uuid::now_v7(),

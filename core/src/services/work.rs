@@ -9,6 +9,7 @@ use crate::context::Context;
 use crate::domain::backoff::{MAX_ATTEMPTS, full_jitter};
 use crate::domain::envelope::Envelope;
 use crate::domain::event::{Event, Rejection};
+use crate::domain::shopify::APP_UNINSTALLED;
 use crate::failpoint;
 use crate::ports::queue::{Item, Then, Unfinished};
 use crate::ports::store::StoreError;
@@ -41,11 +42,7 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
     let brands = envelopes.iter().filter_map(|(_, envelope)| Some(envelope.as_ref().ok()?.brand));
     let (book, rules) = match context.brands.of(brands.collect()).await {
         Ok(known) => known,
-        Err(away) => {
-            release(&mut worked, &items.iter().collect::<Vec<_>>());
-            worked.store_away = Some(away);
-            return worked;
-        }
+        Err(away) => return untried(items, away),
     };
     let mut readable: Vec<&Item> = Vec::with_capacity(items.len());
     let mut events: Vec<Event> = Vec::with_capacity(items.len());
@@ -57,12 +54,7 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
                     readable.push(item);
                     events.push(event);
                 }
-                Err(away) => {
-                    worked.unfinished.clear();
-                    release(&mut worked, &items.iter().collect::<Vec<_>>());
-                    worked.store_away = Some(away);
-                    return worked;
-                }
+                Err(away) => return untried(items, away),
             },
             Err(rejection) => {
                 tracing::warn!(item = item.id, %rejection, "an item cannot be read and goes to the dead letters");
@@ -133,6 +125,13 @@ async fn too_long(context: &Context) -> StoreError {
     }
 }
 
+/// All of them go back: the store is away.
+fn untried(items: &[Item], away: StoreError) -> Worked {
+    let mut worked = Worked { store_away: Some(away), ..Worked::default() };
+    release(&mut worked, &items.iter().collect::<Vec<_>>());
+    worked
+}
+
 fn release(worked: &mut Worked, items: &[&Item]) {
     worked
         .unfinished
@@ -152,7 +151,7 @@ fn try_later(item: &Item, error: &str) -> Unfinished {
 
 /// A shop that has taken the app out sends nothing more; who looks after it sees that. Best effort: it changes no customer.
 async fn note_uninstalled(context: &Context, events: &[Event]) {
-    let gone = events.iter().filter(|event| event.name.as_deref() == Some("App Uninstalled"));
+    let gone = events.iter().filter(|event| event.name.as_deref() == Some(APP_UNINSTALLED));
     for (event, shop) in gone.filter_map(|event| Some((event, event.shop.as_deref()?))) {
         tracing::warn!(shop, "the app was uninstalled");
         if let Err(error) = context.tenants.shop_uninstalled(shop, event.timestamp).await {

@@ -16,7 +16,9 @@ use crate::domain::customer360::{
 use crate::domain::event::EventKind;
 use crate::domain::identity::{Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::domain::insights::{ACTIVITY, Activity, KnownProduct, ORDERS, PRODUCT_EVENTS, product_ids};
+use crate::domain::insights::{
+    ACTIVITY, Activity, KnownProduct, ORDERS, PRODUCT_EVENTS, ProductEvent, product_ids,
+};
 use crate::domain::order::{Order, OrderRecord};
 use crate::domain::profile::Profile;
 use crate::ports::store::{BrandOrder, Store, StoreError, StoreStats, StoreTx};
@@ -221,7 +223,7 @@ async fn activity(tx: &mut PgConnection, brand: BrandId, id: ProfileId) -> Resul
                 visit: row.try_get::<bool, _>("active")? && kind != EventKind::Shopify.as_str(),
                 page: [EventKind::Page.as_str(), EventKind::Screen.as_str()].contains(&&*kind),
                 name: row.try_get("name")?,
-                body: row.try_get("body")?,
+                product: row.try_get::<Option<&str>, _>("body")?.map(ProductEvent::of),
             })
         })
         .collect::<Result<_, sqlx::Error>>()

@@ -38,19 +38,15 @@ impl SqlitePrivacy {
 #[async_trait]
 impl Privacy for SqlitePrivacy {
     async fn ask(&self, row: &PrivacyRow) -> Result<(), StoreError> {
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        sqlx::query("insert into privacy_requests (id, brand_id, message_id, kind, subject, source, created_at) values (?1, ?2, ?3, ?4, ?5, ?6, ?7) on conflict do nothing")
+        let statement = sqlx::query("insert into privacy_requests (id, brand_id, message_id, kind, subject, source, created_at) values (?1, ?2, ?3, ?4, ?5, ?6, ?7) on conflict do nothing")
             .bind(row.id.to_string())
             .bind(row.brand.0)
             .bind(&row.message_id)
             .bind(row.kind)
             .bind(&row.subject)
             .bind(&row.source)
-            .bind(row.at.timestamp_millis())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
+            .bind(row.at.timestamp_millis());
+        self.db.execute(statement).await?;
         Ok(())
     }
 
@@ -90,14 +86,12 @@ impl Privacy for SqlitePrivacy {
     }
 
     async fn remember(&self, id: Uuid, subject: &str) -> Result<(), StoreError> {
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        sqlx::query("update privacy_requests set subject = ?2 where id = ?1 and done_at is null")
-            .bind(id.to_string())
-            .bind(subject)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)
+        let statement =
+            sqlx::query("update privacy_requests set subject = ?2 where id = ?1 and done_at is null")
+                .bind(id.to_string())
+                .bind(subject);
+        self.db.execute(statement).await?;
+        Ok(())
     }
 
     async fn named_exports(&self, brand: BrandId) -> Result<Vec<PrivacyRequest>, StoreError> {
@@ -132,16 +126,12 @@ impl Privacy for SqlitePrivacy {
     }
 
     async fn done(&self, id: Uuid, at: Timestamp, result: &str, forget: bool) -> Result<(), StoreError> {
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        sqlx::query("update privacy_requests set done_at = coalesce(done_at, ?2), result = coalesce(result, ?3), subject = case when ?4 then null else subject end where id = ?1")
+        let statement = sqlx::query("update privacy_requests set done_at = coalesce(done_at, ?2), result = coalesce(result, ?3), subject = case when ?4 then null else subject end where id = ?1")
             .bind(id.to_string())
             .bind(at.timestamp_millis())
             .bind(result)
-            .bind(forget)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
+            .bind(forget);
+        self.db.execute(statement).await?;
         Ok(())
     }
 
@@ -338,15 +328,11 @@ impl Privacy for SqlitePrivacy {
     }
 
     async fn expire(&self, brand: BrandId, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        let done = sqlx::query("delete from events where (brand_id, message_id) in (select brand_id, message_id from events where brand_id = ?1 and received_at < ?2 limit ?3)")
+        let statement = sqlx::query("delete from events where (brand_id, message_id) in (select brand_id, message_id from events where brand_id = ?1 and received_at < ?2 limit ?3)")
             .bind(brand.0)
             .bind(before.timestamp_millis())
-            .bind(limit)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
+            .bind(limit);
+        let done = self.db.execute(statement).await?;
         Ok(done.rows_affected())
     }
 
@@ -375,19 +361,15 @@ impl Privacy for SqlitePrivacy {
     }
 
     async fn note(&self, entry: &AuditEntry) -> Result<(), StoreError> {
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        sqlx::query("insert into audit_log (id, brand_id, at, actor, action, subject, details) values (?1, ?2, ?3, ?4, ?5, ?6, ?7)")
+        let statement = sqlx::query("insert into audit_log (id, brand_id, at, actor, action, subject, details) values (?1, ?2, ?3, ?4, ?5, ?6, ?7)")
             .bind(entry.id.to_string())
             .bind(entry.brand.0)
             .bind(entry.at.timestamp_millis())
             .bind(&entry.actor)
             .bind(&entry.action)
             .bind(entry.subject.as_deref())
-            .bind(&entry.details)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
+            .bind(&entry.details);
+        self.db.execute(statement).await?;
         Ok(())
     }
 

@@ -172,12 +172,28 @@ impl StoreTx for SqliteTx {
             });
             insert.push(
                 " on conflict (id) do update set first_seen = excluded.first_seen, last_seen = excluded.last_seen,
-                events_count = excluded.events_count, traits = excluded.traits, merged_into = excluded.merged_into,
-                counts = excluded.counts, merges = excluded.merges, limited = excluded.limited,
-                related = excluded.related, name = excluded.name, surname = excluded.surname",
+                events_count = excluded.events_count, traits = excluded.traits, counts = excluded.counts,
+                merges = excluded.merges, limited = excluded.limited, related = excluded.related",
             );
             insert.build().execute(&mut *self.tx).await.map_err(failed)?;
         }
+        // SQLite rewrites the indices of every column that an update sets, also to what it was: these change seldom
+        let indexed: Vec<_> = profiles
+            .iter()
+            .map(|p| {
+                let (name, surname) = p.names().unzip();
+                json!([p.id, p.merged_into, name, surname])
+            })
+            .collect();
+        sqlx::query(
+            "update profiles set merged_into = now.value ->> 1, name = now.value ->> 2, surname = now.value ->> 3
+            from json_each(?1) now where profiles.id = now.value ->> 0 and (merged_into is not now.value ->> 1
+                or name is not now.value ->> 2 or surname is not now.value ->> 3)",
+        )
+        .bind(json!(indexed).to_string())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
         Ok(())
     }
 

@@ -67,31 +67,21 @@ impl Tenants for SqliteTenants {
 
     async fn set_settings(&self, brand: BrandId, settings: &BrandSettings) -> Result<(), StoreError> {
         let text = serde_json::json!(settings).to_string();
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        sqlx::query("update brands set settings = ?2 where id = ?1")
-            .bind(brand.0)
-            .bind(text)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
+        let statement = sqlx::query("update brands set settings = ?2 where id = ?1").bind(brand.0).bind(text);
+        self.db.execute(statement).await?;
         Ok(())
     }
 
     async fn add_key(&self, hash: &[u8; 32], grant: KeyGrant) -> Result<(), StoreError> {
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        sqlx::query(
+        let statement = sqlx::query(
             "insert into api_keys (hash, brand_id, kind, rate_limit, expires_at, created_at) values (?1, ?2, ?3, ?4, ?5, unixepoch() * 1000)",
         )
         .bind(&hash[..])
         .bind(grant.brand.0)
         .bind(grant.kind.as_str())
         .bind(grant.rate_limit.map(i64::from))
-        .bind(grant.expires_at.map(|at| at.timestamp_millis()))
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
+        .bind(grant.expires_at.map(|at| at.timestamp_millis()));
+        self.db.execute(statement).await?;
         Ok(())
     }
 
@@ -117,51 +107,39 @@ impl Tenants for SqliteTenants {
     }
 
     async fn end_key(&self, brand: BrandId, id: &str, at: Timestamp) -> Result<bool, StoreError> {
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        let done = sqlx::query(
+        let statement = sqlx::query(
             "update api_keys set expires_at = coalesce(min(expires_at, ?3), ?3) where brand_id = ?1 and id = ?2",
         )
         .bind(brand.0)
         .bind(id)
-        .bind(at.timestamp_millis())
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
+        .bind(at.timestamp_millis());
+        let done = self.db.execute(statement).await?;
         Ok(done.rows_affected() > 0)
     }
 
     async fn limit_key(&self, brand: BrandId, id: &str, limit: Option<u32>) -> Result<bool, StoreError> {
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        let done = sqlx::query("update api_keys set rate_limit = ?3 where brand_id = ?1 and id = ?2")
+        let statement = sqlx::query("update api_keys set rate_limit = ?3 where brand_id = ?1 and id = ?2")
             .bind(brand.0)
             .bind(id)
-            .bind(limit.map(i64::from))
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
+            .bind(limit.map(i64::from));
+        let done = self.db.execute(statement).await?;
         Ok(done.rows_affected() > 0)
     }
 
     async fn keys_used(&self, used: &[(String, Timestamp)]) -> Result<(), StoreError> {
         let used: Vec<_> =
             used.iter().map(|(id, at)| serde_json::json!([id, at.timestamp_millis()])).collect();
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        sqlx::query(
+        let statement = sqlx::query(
             "update api_keys set last_used_at = max(coalesce(last_used_at, 0), used.value ->> 1)
             from json_each(?1) used where api_keys.id = used.value ->> 0",
         )
-        .bind(serde_json::json!(used).to_string())
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)
+        .bind(serde_json::json!(used).to_string());
+        self.db.execute(statement).await?;
+        Ok(())
     }
 
     async fn add_shop(&self, domain: &str, brand: BrandId, secret: &str) -> Result<(), StoreError> {
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        let changed = sqlx::query(
+        let statement = sqlx::query(
             "insert into shops (domain, brand_id, secret) values (?1, ?2, ?3)
             on conflict (domain) do update set secret = excluded.secret, uninstalled_at = null, redacted_at = null,
                 previous_secret = case when shops.secret = excluded.secret then shops.previous_secret else shops.secret end
@@ -169,11 +147,8 @@ impl Tenants for SqliteTenants {
         )
         .bind(domain)
         .bind(brand.0)
-        .bind(secret)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
+        .bind(secret);
+        let changed = self.db.execute(statement).await?;
         match changed.rows_affected() {
             0 => Err(StoreError::Invalid(format!("the shop {domain} belongs to another brand"))),
             _ => Ok(()),
@@ -190,26 +165,20 @@ impl Tenants for SqliteTenants {
     }
 
     async fn shop_uninstalled(&self, domain: &str, at: Timestamp) -> Result<(), StoreError> {
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        sqlx::query("update shops set uninstalled_at = coalesce(uninstalled_at, ?2) where domain = ?1")
-            .bind(domain)
-            .bind(at.timestamp_millis())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
+        let statement =
+            sqlx::query("update shops set uninstalled_at = coalesce(uninstalled_at, ?2) where domain = ?1")
+                .bind(domain)
+                .bind(at.timestamp_millis());
+        self.db.execute(statement).await?;
         Ok(())
     }
 
     async fn shop_redacted(&self, domain: &str, at: Timestamp) -> Result<(), StoreError> {
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        sqlx::query("update shops set redacted_at = coalesce(redacted_at, ?2) where domain = ?1")
-            .bind(domain)
-            .bind(at.timestamp_millis())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
+        let statement =
+            sqlx::query("update shops set redacted_at = coalesce(redacted_at, ?2) where domain = ?1")
+                .bind(domain)
+                .bind(at.timestamp_millis());
+        self.db.execute(statement).await?;
         Ok(())
     }
 
