@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::adapters::memory::cache::MemoryCache;
 use crate::adapters::memory::locks::MemoryLocks;
+use crate::adapters::postgres::automations::PgAutomations;
 use crate::adapters::postgres::customers::PgStore;
 use crate::adapters::postgres::directory::PgDirectory;
 use crate::adapters::postgres::outbox::PgOutbox;
@@ -16,6 +17,7 @@ use crate::adapters::redis::client::{RedisClient, RedisStartError};
 pub use crate::adapters::redis::keys::Layout;
 use crate::adapters::redis::locks::RedisLocks;
 use crate::adapters::redis::queue::RedisQueue;
+use crate::adapters::sqlite::automations::SqliteAutomations;
 use crate::adapters::sqlite::customers::SqliteStore;
 use crate::adapters::sqlite::directory::SqliteDirectory;
 use crate::adapters::sqlite::outbox::SqliteOutbox;
@@ -23,6 +25,7 @@ use crate::adapters::sqlite::privacy::SqlitePrivacy;
 use crate::adapters::sqlite::queue::SqliteQueue;
 use crate::adapters::sqlite::tenants::SqliteTenants;
 use crate::adapters::{postgres, sqlite};
+use crate::ports::automations::Automations;
 use crate::ports::cache::Cache;
 use crate::ports::clock::{Clock, SystemClock};
 use crate::ports::directory::Directory;
@@ -38,6 +41,8 @@ use crate::services::spool::SpooledQueue;
 
 /// The queue that events wait in.
 pub const EVENTS_QUEUE: &str = "events";
+/// The queue that the jobs of segments and automations wait in.
+pub const AUTOMATIONS_QUEUE: &str = "automations";
 /// How long closing may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What every key in Redis begins with, unless set otherwise.
@@ -111,8 +116,12 @@ pub struct Context {
     pub privacy: Arc<dyn Privacy>,
     /// Brands, keys and shops.
     pub tenants: Arc<dyn Tenants>,
+    /// Segments, automations and runs.
+    pub automations: Arc<dyn Automations>,
     /// The events queue.
     pub queue: Arc<dyn Queue>,
+    /// The automations queue.
+    pub automation_queue: Arc<dyn Queue>,
     /// What waits in the store for a queue.
     pub outbox: Arc<dyn Outbox>,
     /// Whether items that come while the queue is away wait there, too.
@@ -127,13 +136,15 @@ pub struct Context {
     pub brands: Brands,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// Tells contexts of one process apart.
+    pub id: uuid::Uuid,
     open: Open,
 }
 
 /// What is to be closed.
 #[derive(Clone)]
 enum Open {
-    Embedded { store: sqlite::db::Db, queue: sqlite::db::Db },
+    Embedded { store: sqlite::db::Db, queues: [sqlite::db::Db; 2] },
     Services { redis: Box<RedisClient>, pool: sqlx::PgPool },
 }
 
@@ -142,8 +153,10 @@ impl Context {
     pub async fn close(&self) {
         let close = async {
             match &self.open {
-                Open::Embedded { store, queue } => {
-                    queue.close().await;
+                Open::Embedded { store, queues } => {
+                    for queue in queues {
+                        queue.close().await;
+                    }
                     store.close().await;
                 }
                 Open::Services { redis, pool } => {
@@ -158,7 +171,16 @@ impl Context {
 
     /// The queue of that name.
     pub fn queue_named(&self, name: &str) -> Option<&Arc<dyn Queue>> {
-        (name == EVENTS_QUEUE).then_some(&self.queue)
+        match name {
+            EVENTS_QUEUE => Some(&self.queue),
+            AUTOMATIONS_QUEUE => Some(&self.automation_queue),
+            _ => None,
+        }
+    }
+
+    /// All queues, by name.
+    pub fn queues(&self) -> [(&'static str, &Arc<dyn Queue>); 2] {
+        [(EVENTS_QUEUE, &self.queue), (AUTOMATIONS_QUEUE, &self.automation_queue)]
     }
 
     /// Opens a backend: connects, brings tables up to date, refuses what could lose events.
@@ -172,34 +194,45 @@ impl Context {
                 make_folder(data)?;
                 let store = sqlite::db::Db::open_store(&data.join("store.db")).await?;
                 let queue = sqlite::db::Db::open_queue(&data.join("queue.db")).await?;
-                let open = Open::Embedded { store: store.clone(), queue: queue.clone() };
+                let jobs = sqlite::db::Db::open_queue(&data.join("automations.db")).await?;
+                let open = Open::Embedded { store: store.clone(), queues: [queue.clone(), jobs.clone()] };
                 let queue: Arc<dyn Queue> = Arc::new(SqliteQueue::new(queue, settings, clock.clone()));
+                let jobs: Arc<dyn Queue> = Arc::new(SqliteQueue::new(jobs, settings, clock.clone()));
+                let automations: Arc<dyn Automations> = Arc::new(SqliteAutomations::new(store.clone()));
                 let tenants: Arc<dyn Tenants> = Arc::new(SqliteTenants::new(store.clone()));
                 Ok(Self {
                     open,
                     outbox: Arc::new(SqliteOutbox::new(store.clone())),
                     // the queue is a file beside the store's: neither is away without the other
                     spools: false,
-                    outlets: Outlets(vec![(EVENTS_QUEUE, queue.clone())]),
+                    outlets: Outlets(vec![(EVENTS_QUEUE, queue.clone()), (AUTOMATIONS_QUEUE, jobs.clone())]),
                     locks: Arc::new(MemoryLocks::default()),
                     directory: Arc::new(SqliteDirectory::new(store.clone())),
                     privacy: Arc::new(SqlitePrivacy::new(store.clone())),
                     store: Arc::new(SqliteStore::new(store)),
-                    brands: Brands::new(tenants.clone()),
+                    brands: Brands::new(tenants.clone(), automations.clone()),
+                    automations,
                     tenants,
                     queue,
+                    automation_queue: jobs,
                     cache: Arc::new(MemoryCache::default()),
                     clock,
+                    id: uuid::Uuid::now_v7(),
                 })
             }
             Backend::Services { database_url, redis_url, key_space, connections, layout } => {
                 let redis = RedisClient::connect(redis_url, key_space).await?;
                 let queue = RedisQueue::new(redis.clone(), EVENTS_QUEUE, *layout, settings, clock.clone());
                 queue.refuse_other_layout(EVENTS_QUEUE).await?;
+                let jobs =
+                    RedisQueue::new(redis.clone(), AUTOMATIONS_QUEUE, *layout, settings, clock.clone());
+                jobs.refuse_other_layout(AUTOMATIONS_QUEUE).await?;
+                let jobs: Arc<dyn Queue> = Arc::new(jobs);
                 let pool = postgres::db::open(database_url, *connections).await?;
                 let direct: Arc<dyn Queue> = Arc::new(queue);
                 let outbox: Arc<dyn Outbox> = Arc::new(PgOutbox::new(pool.clone()));
                 let tenants: Arc<dyn Tenants> = Arc::new(PgTenants::new(pool.clone()));
+                let automations: Arc<dyn Automations> = Arc::new(PgAutomations::new(pool.clone()));
                 let queue = SpooledQueue::new(
                     direct.clone(),
                     EVENTS_QUEUE,
@@ -211,16 +244,19 @@ impl Context {
                     open: Open::Services { redis: Box::new(redis.clone()), pool: pool.clone() },
                     outbox,
                     spools: true,
-                    outlets: Outlets(vec![(EVENTS_QUEUE, direct)]),
+                    outlets: Outlets(vec![(EVENTS_QUEUE, direct), (AUTOMATIONS_QUEUE, jobs.clone())]),
                     locks: Arc::new(RedisLocks::new(redis.clone())),
                     directory: Arc::new(PgDirectory::new(pool.clone())),
                     privacy: Arc::new(PgPrivacy::new(pool.clone())),
                     store: Arc::new(PgStore::new(pool)),
-                    brands: Brands::new(tenants.clone()),
+                    brands: Brands::new(tenants.clone(), automations.clone()),
+                    automations,
                     tenants,
                     queue: Arc::new(queue),
+                    automation_queue: jobs,
                     cache: Arc::new(RedisCache::new(redis)),
                     clock,
+                    id: uuid::Uuid::now_v7(),
                 })
             }
         }

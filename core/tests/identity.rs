@@ -118,7 +118,8 @@ fn order(message: &str, names: &str, id: &str, total: i64) -> Event {
 }
 
 fn book(limits: Limits) -> Book {
-    Book(HashMap::from([(BRAND, Arc::new(BrandSettings { limits, ..BrandSettings::default() }))]))
+    let settings = Arc::new(BrandSettings { limits, ..BrandSettings::default() });
+    Book { settings: HashMap::from([(BRAND, settings)]), ..Book::default() }
 }
 
 fn at_most(kind: IdentifierKind, most: u32) -> Book {

@@ -1,9 +1,10 @@
 //! The load test: `cargo run --release -p loadtest` brings a system up, replays a day of a shop in about a minute while
 //! dashboard users read Customer360, and ends with a verdict on each KPI.
 //!
-//! `replay` sends real purchases through and compares every customer to the cent; `speed` measures how much the system
-//! takes. It reaches the system over HTTP only, and trusts none of its counters where it can count itself.
+//! `replay` sends real purchases through and compares every customer to the cent; `automations` checks that every action fires once
+//! and on time; `speed` measures how much the system takes. It reaches the system over HTTP only, and trusts none of its counters where it can count itself.
 
+mod automations;
 mod cdnow;
 mod day;
 mod html;
@@ -41,6 +42,8 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// Measures how many events the system takes, and how fast it answers
     Speed(speed::SpeedArgs),
+    /// Runs a campaign of automations and compares what was sent with a ledger
+    Automations(automations::AutomationsArgs),
 }
 
 #[tokio::main]
@@ -53,6 +56,7 @@ async fn main() -> ExitCode {
         None => day::run(&cli.target, &cli.day, &cli.out).await,
         Some(Command::Replay(args)) => replay::run(&cli.target, &args).await,
         Some(Command::Speed(args)) => speed::run(&cli.target, &args, &cli.out).await,
+        Some(Command::Automations(args)) => automations::run(&cli.target, &args).await,
     })
 }
 

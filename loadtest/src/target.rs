@@ -85,7 +85,10 @@ impl Target {
         Self::bring_up(args, |_| {}).await
     }
 
-    async fn bring_up(args: &TargetArgs, change: impl FnOnce(&mut Options)) -> anyhow::Result<Self> {
+    pub(crate) async fn bring_up(
+        args: &TargetArgs,
+        change: impl FnOnce(&mut Options),
+    ) -> anyhow::Result<Self> {
         let (profile, name) = match args.stack {
             Stack::Embedded => (Profile::Embedded, "embedded".to_owned()),
             Stack::Services => (

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tributary_core::context::{Backend, EVENTS_QUEUE};
 use tributary_core::ports::queue::{DeadPlace, MAX_DEAD_PAGE};
 use tributary_core::ports::tenants::KeyKind;
-use workers::settings::{QueueArgs, ServicesArgs, WorkerArgs};
+use workers::settings::{OutsideArgs, QueueArgs, ServicesArgs, WorkerArgs};
 
 use crate::routes::settings::MAX_RATE_LIMIT;
 use crate::state::Settings;
@@ -17,7 +17,7 @@ use crate::state::Settings;
 /// Tributary: many streams of events run into one profile for each customer.
 ///
 /// Serves ingestion and Customer360 over HTTP. With --embedded everything runs in this process, in one data folder;
-/// without, it takes DATABASE_URL and REDIS_URL, and `workers event` works off what it takes in.
+/// without, it takes DATABASE_URL and REDIS_URL, and `workers event` and `workers automation` work off what it takes in.
 #[derive(Debug, Parser)]
 #[command(name = "server", version)]
 pub struct Cli {
@@ -53,6 +53,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "the struct says it")]
     pub worker: WorkerArgs,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the struct says it")]
+    pub outside: OutsideArgs,
 }
 
 impl ServeArgs {

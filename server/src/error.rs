@@ -9,6 +9,7 @@ use serde_json::json;
 use tributary_core::domain::event::Rejection;
 use tributary_core::ports::queue::QueueError;
 use tributary_core::ports::store::StoreError;
+use tributary_core::services::automations::admin::AdminError;
 use tributary_core::services::identity::IdentityError;
 use tributary_core::services::privacy::PrivacyError;
 
@@ -121,6 +122,17 @@ impl From<IdentityError> for ApiError {
             IdentityError::Unknown(what) => Self::not_found(format!("there is no such {what}")),
             IdentityError::Refused(why) => Self::refused(why),
             IdentityError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<AdminError> for ApiError {
+    fn from(error: AdminError) -> Self {
+        match error {
+            AdminError::Wrong(rejection) => rejection.into(),
+            AdminError::Unknown(what) => Self::not_found(format!("there is no such {what}")),
+            AdminError::Refused(why) => Self::refused(why),
+            AdminError::Store(error) => error.into(),
         }
     }
 }

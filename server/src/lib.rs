@@ -29,7 +29,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
 use tributary_core::failpoint;
-use workers::{event, shutdown, telemetry};
+use workers::{automation, event, shutdown, telemetry};
 
 use crate::cli::{Cli, Command, Import, ServeArgs};
 use crate::state::AppState;
@@ -72,13 +72,18 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     println!("listening on http://{}", listener.local_addr()?);
     let stop = shutdown::on_signals();
     let stop_workers = CancellationToken::new();
-    let worker = args
-        .embedded
-        .then(|| tokio::spawn(event::run(context.clone(), args.worker.options(), stop_workers.clone())));
+    let mut workers = Vec::new();
+    if args.embedded {
+        let options = args.worker.options();
+        let events = event::run(context.clone(), options, stop_workers.clone());
+        let automations =
+            automation::run(context.clone(), args.outside.outside()?, options, stop_workers.clone());
+        workers.extend([tokio::spawn(events), tokio::spawn(automations)]);
+    }
     serve(listener, AppState::new(context.clone(), metrics, args.settings()), stop).await?;
     // Only now: what the last requests brought in is worked off while there is time.
     stop_workers.cancel();
-    if let Some(worker) = worker {
+    for worker in workers {
         worker.await?;
     }
     context.close().await;

@@ -16,7 +16,10 @@ use workers::monitor;
 
 use crate::error::ApiError;
 use crate::openapi::{self, Base, also_at, name_operations};
-use crate::routes::{customers, events, monitoring, privacy, queues, segment, settings, shopify};
+use crate::routes::{
+    automations, customers, events, monitoring, privacy, queues, segment, segments, settings, shopify,
+    unsubscribe,
+};
 use crate::state::AppState;
 
 /// How long a browser may remember that it may post here.
@@ -65,6 +68,25 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(settings::keys, settings::add_key))
         .routes(routes!(settings::limit_key, settings::revoke))
         .routes(routes!(settings::rotate))
+        .routes(routes!(segments::list))
+        .routes(routes!(segments::show, segments::put, segments::delete))
+        .routes(routes!(segments::preview))
+        .routes(routes!(segments::members))
+        .routes(routes!(segments::changes))
+        .routes(routes!(segments::of_customer))
+        .routes(routes!(automations::list, automations::create))
+        .routes(routes!(automations::show, automations::edit, automations::delete))
+        .routes(routes!(automations::activate))
+        .routes(routes!(automations::pause))
+        .routes(routes!(automations::dry_run))
+        .routes(routes!(automations::runs))
+        .routes(routes!(automations::run))
+        .routes(routes!(automations::retry))
+        .routes(routes!(automations::cancel))
+        .routes(routes!(automations::templates))
+        .routes(routes!(automations::use_template))
+        .routes(routes!(automations::signing_secret))
+        .routes(routes!(unsubscribe::ask, unsubscribe::confirm))
         .routes(routes!(queues::all))
         .routes(routes!(queues::one))
         .routes(routes!(queues::list, queues::discard_all))

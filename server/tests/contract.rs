@@ -58,6 +58,8 @@ fn filled(path: &str, with: &BTreeMap<&str, String>) -> String {
             "queue" => "events".to_owned(),
             "kind" => "user_id".to_owned(),
             "value" => "nobody-at-all".to_owned(),
+            "name" => "nobodys".to_owned(),
+            "token" => "1.019b7f3e-0000-7000-8000-000000000000.AAAA".to_owned(),
             _ => "019b7f3e-0000-7000-8000-000000000000".to_owned(),
         });
     }
@@ -89,9 +91,37 @@ fn sound_body(route: &Route) -> Value {
         "/api/settings" => json!({}),
         "/api/privacy/erasures" => json!({"identifiers": [{"kind": "user_id", "value": "erased-by-a-test"}]}),
         "/api/keys" => json!({"kind": "write"}),
+        "/api/segments/{name}" | "/api/segment-preview" => json!({"expression": "orders.count > 0"}),
+        "/api/automations" | "/api/automations/{id}" => automation("E"),
+        "/api/automations/{id}/dry-run" => json!({"customer": "019b7f3e-0000-7000-8000-000000000000"}),
         "/api/keys/{key}" => json!({"rate_limit": null}),
         _ => json!({}),
     }
+}
+
+fn automation(event: &str) -> Value {
+    json!({"name": event, "trigger": {"on": "event", "event": event}, "steps": [{"do": "add_tag", "tag": "t"}]})
+}
+
+/// With the secret key, as the brand's engineers would.
+async fn secretly(app: &TestApp, method: Method, path: &str, body: &Value) -> Value {
+    let request = app.http.request(method, format!("{}{path}", app.url)).bearer_auth(&app.secret_key);
+    let (status, answer) = answer(request.body(body.to_string())).await;
+    assert!((200..300).contains(&status), "{path}: {answer}");
+    answer
+}
+
+/// A run of that user's that has ended.
+async fn ended_run(app: &TestApp, event: &str, user: &str) -> String {
+    let made = secretly(app, Method::POST, "/api/automations", &automation(event)).await;
+    let id = made["id"].as_str().unwrap().to_owned();
+    secretly(app, Method::POST, &format!("/api/automations/{id}/activate"), &json!({})).await;
+    let message = json!({"event": event, "userId": user, "messageId": format!("{event}-{user}")});
+    assert_eq!(answer(app.post("/api/events", message.to_string())).await.0, 202);
+    app.work_off().await;
+    let runs = secretly(app, Method::GET, &format!("/api/automations/{id}/runs"), &json!({})).await;
+    assert_eq!(runs["runs"][0]["status"], "done", "{runs}");
+    runs["runs"][0]["id"].as_str().unwrap().to_owned()
 }
 
 fn webhook(app: &TestApp, id: &str, body: &str) -> RequestBuilder {
@@ -154,8 +184,35 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
         "invalid_query" | "invalid_limit" if route.path.ends_with("/claims") => keyed("?shop=a&shop=b"),
         "invalid_query" => keyed("?limit=many"),
         "invalid_limit" => keyed("?limit=0"),
-        "invalid_after" if route.path.ends_with("/dead") || route.path == "/api/customers" => {
+        "invalid_after"
+            if ["/dead", "/runs", "/changes", "/segments"].iter().any(|end| route.path.ends_with(end))
+                || route.path.ends_with("/customers") =>
+        {
             keyed("?after=nowhere")
+        }
+        "invalid_segment" => {
+            let path = filled(&route.path, &BTreeMap::from([("name", "rfm_mine".to_owned())]));
+            request(app, route, &path, "").bearer_auth(&app.secret_key).body(sound_body(route).to_string())
+        }
+        "invalid_expression" if route.path.starts_with("/api/automations") => {
+            let mut wrong = automation("E");
+            wrong["condition"] = "orders.count >".into();
+            with(&wrong)
+        }
+        "invalid_expression" => with(&json!({"expression": "order.count > 1"})),
+        "invalid_automation" => {
+            let mut wrong = automation("E");
+            wrong["steps"] = json!([]);
+            with(&wrong)
+        }
+        "refused" if route.path.starts_with("/api/segments") => {
+            let path = filled(&route.path, &BTreeMap::from([("name", "rfm_lost".to_owned())]));
+            request(app, route, &path, "").bearer_auth(&app.secret_key)
+        }
+        "refused" if route.path.starts_with("/api/runs") => {
+            let run = ended_run(app, &route.path, "whoever").await;
+            let path = filled(&route.path, &BTreeMap::from([("run", run)]));
+            request(app, route, &path, "").bearer_auth(&app.secret_key)
         }
         "invalid_after" => keyed("?before=nowhere"),
         "missing_ids" => keyed(&format!("?shop={SHOP}")),
@@ -175,6 +232,10 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
             if route.path == "/api/queues/{queue}" || route.path.starts_with("/api/queues/{queue}/") =>
         {
             let path = filled(&route.path, &BTreeMap::from([("queue", "nowhere".to_owned())]));
+            request(app, route, &path, "").bearer_auth(&app.secret_key)
+        }
+        "not_found" if route.path.contains("{name}") => {
+            let path = filled(&route.path, &BTreeMap::from([("name", "never_made".to_owned())]));
             request(app, route, &path, "").bearer_auth(&app.secret_key)
         }
         "not_found" => with(&sound_body(route)),
@@ -492,6 +553,11 @@ async fn no_route_shows_one_brand_anything_of_another() {
             app.http.put(format!("{}/api/settings", app.url)).bearer_auth(&app.secret_key).body(settings);
         assert_eq!(answer(put).await.0, 200);
         let merge = undone_merge(&app).await;
+        let run = ended_run(&app, MARK, &user("ada")).await;
+        let own_automation = own_automation(&app).await;
+        let gold = json!({"expression": format!("traits.firstName == '{MARK}'"), "description": MARK});
+        secretly(&app, Method::PUT, "/api/segments/marked", &gold).await;
+        app.work_off().await;
         let own = async |path: &str| answer(app.get(path)).await.1;
         let ada = own(&format!("/api/customers/by/user_id/{}/360", user("ada"))).await["id"]
             .as_str()
@@ -512,13 +578,19 @@ async fn no_route_shows_one_brand_anything_of_another() {
         let before = everything(&app, &ada, &bob).await;
         let mut tried = 0;
         for route in routes() {
-            let id = if route.path.contains("/dead/") { letter.clone() } else { ada.clone() };
+            let id = match route.path.as_str() {
+                path if path.contains("/dead/") => letter.clone(),
+                path if path.starts_with("/api/automations") => own_automation.clone(),
+                _ => ada.clone(),
+            };
             let with = BTreeMap::from([
                 ("id", id),
                 ("other", bob.clone()),
                 ("merge", merge.clone()),
                 ("request", asked.clone()),
                 ("key", key.clone()),
+                ("run", run.clone()),
+                ("name", "marked".to_owned()),
                 ("kind", "email".to_owned()),
                 ("value", format!("{MARK}@example.com")),
             ]);
@@ -546,8 +618,9 @@ async fn no_route_shows_one_brand_anything_of_another() {
                 route.method,
                 route.path
             );
-            let names_one =
-                ["{id}", "{merge}", "{request}", "{key}"].iter().any(|name| route.path.contains(name));
+            let names_one = ["{id}", "{merge}", "{request}", "{key}", "{run}"]
+                .iter()
+                .any(|name| route.path.contains(name));
             if names_one {
                 assert_eq!(status, 404, "{} {}: {found}", route.method, route.path);
             }
@@ -560,6 +633,12 @@ async fn no_route_shows_one_brand_anything_of_another() {
     }
 }
 
+/// The brand's automation.
+async fn own_automation(app: &TestApp) -> String {
+    let all = secretly(app, Method::GET, "/api/automations", &json!({})).await;
+    all["automations"][0]["id"].as_str().unwrap().to_owned()
+}
+
 /// What the first brand sees of itself.
 async fn everything(app: &TestApp, ada: &str, bob: &str) -> Vec<Value> {
     let mut all = Vec::new();
@@ -570,6 +649,9 @@ async fn everything(app: &TestApp, ada: &str, bob: &str) -> Vec<Value> {
         "/api/queues/events/dead".to_owned(),
         "/api/settings".to_owned(),
         "/api/privacy/requests".to_owned(),
+        "/api/automations".to_owned(),
+        "/api/segments".to_owned(),
+        "/api/segments/marked/customers".to_owned(),
     ] {
         let (status, found) = answer(app.get(&path)).await;
         assert_eq!(status, 200, "{path}: {found}");

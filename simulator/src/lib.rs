@@ -4,6 +4,7 @@
 //! The same [`Plan`] makes the same bytes. The ledger is an oracle of its own: it shares no code with Tributary's core, so
 //! that a mistake there cannot hide here.
 
+pub mod actions;
 pub mod delivery;
 pub mod journey;
 pub mod ledger;

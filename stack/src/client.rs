@@ -154,6 +154,18 @@ impl Client {
         answer["brand"]["events"].as_u64().with_context(|| format!("no brand.events in {answer}"))
     }
 
+    /// The automations queue in numbers.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn automations_queue(&self) -> anyhow::Result<(u64, u64)> {
+        let url = format!("{}/api/monitoring/queues", self.access.url);
+        let answer: Value = self.http.get(url).send().await?.error_for_status()?.json().await?;
+        let of = &answer["automations"];
+        let number = |name: &str| of[name].as_u64().with_context(|| format!("no {name} in {answer}"));
+        Ok((number("pending")? + number("in_flight")? + number("delayed")?, number("dead")?))
+    }
+
     /// Waits until the queue is empty.
     ///
     /// # Errors

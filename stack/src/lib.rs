@@ -5,10 +5,12 @@
 //! binary be server and worker too, so that `cargo run -p loadtest` needs no other binary built. [`client`] speaks to a system
 //! as browsers and Shopify do, [`proxy`] breaks connections on request, and [`verify`] compares it with the simulator's ledger.
 
+pub mod campaign;
 pub mod client;
 pub mod guard;
 pub mod postgres;
 pub mod proxy;
+pub mod receiver;
 pub mod redis;
 pub mod roles;
 pub mod services;

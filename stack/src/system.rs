@@ -39,6 +39,10 @@ pub struct Options {
     pub binary: PathBuf,
     /// Worker processes (services).
     pub workers: usize,
+    /// Automation worker processes (services).
+    pub automation_workers: usize,
+    /// Further arguments of whatever works off automations: how it reaches the world outside.
+    pub outside_args: Vec<String>,
     /// How long a lease lasts.
     pub lease: Duration,
     /// When the private Redis writes to the disk.
@@ -60,6 +64,8 @@ impl Options {
             profile,
             binary,
             workers: 1,
+            automation_workers: 1,
+            outside_args: Vec::new(),
             lease: Duration::from_secs(15),
             fsync: Fsync::Always,
             queue: "lists".into(),
@@ -92,6 +98,7 @@ pub struct System {
     options: Options,
     server: Option<Guarded>,
     workers: Vec<Guarded>,
+    automation_workers: Vec<Guarded>,
     /// The private Redis (services).
     pub redis: Option<Redis>,
     /// The private PostgreSQL (services).
@@ -120,6 +127,7 @@ impl System {
             },
             server: None,
             workers: Vec::new(),
+            automation_workers: Vec::new(),
             redis: None,
             postgres: None,
             database_url: String::new(),
@@ -144,9 +152,10 @@ impl System {
         Ok(system)
     }
 
-    /// The command of a role.
+    /// The command of a role. `automation` is one of the workers', with failpoints of its own.
     fn command(&self, role: &'static str) -> Command {
-        let mut command = roles::command(&self.options.binary, role);
+        let program = if role == "automation" { "workers" } else { role };
+        let mut command = roles::command(&self.options.binary, program);
         match &self.options.failpoints {
             Some((armed, points)) if self.armed && *armed == role => command.env("FAILPOINTS", points),
             _ => command.env_remove("FAILPOINTS"),
@@ -156,10 +165,13 @@ impl System {
 
     /// How many processes of Tributary have ended by themselves since they were started; they can be started again.
     pub fn count_dead(&mut self) -> usize {
-        let before = self.workers.len() + usize::from(self.server.is_some());
+        let running =
+            |of: &Self| of.workers.len() + of.automation_workers.len() + usize::from(of.server.is_some());
+        let before = running(self);
         self.workers.retain(Guarded::is_running);
+        self.automation_workers.retain(Guarded::is_running);
         self.server = self.server.take().filter(Guarded::is_running);
-        before - self.workers.len() - usize::from(self.server.is_some())
+        before - running(self)
     }
 
     /// Stops the oldest worker where it stands, as a machine under pressure does: it is not dead, and does nothing.
@@ -207,7 +219,27 @@ impl System {
             worker.line_after("monitor on ", START_TIMEOUT)?;
             self.workers.push(worker);
         }
+        let automation = self.options.automation_workers;
+        while self.options.profile == Profile::Services && self.automation_workers.len() < automation {
+            let mut command = self.command("automation");
+            command.arg("automation").args(self.services_args()).args(["--monitor-bind", "127.0.0.1:0"]);
+            command.args(&self.options.outside_args);
+            let worker = Guarded::start("automation", &command, &self.folder.path().join("automation.log"))?;
+            worker.line_after("monitor on ", START_TIMEOUT)?;
+            self.automation_workers.push(worker);
+        }
         Ok(())
+    }
+
+    /// Kills the oldest automation worker as a power cut would.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill_automation_worker(&mut self) -> anyhow::Result<()> {
+        if self.automation_workers.is_empty() {
+            bail!("no automation worker runs");
+        }
+        self.automation_workers.remove(0).kill()
     }
 
     /// Kills the server as a power cut would.
@@ -245,7 +277,7 @@ impl System {
     /// # Errors
     /// When one does not end.
     pub fn stop_workers(&mut self) -> anyhow::Result<()> {
-        self.workers.drain(..).try_for_each(Guarded::stop)
+        self.workers.drain(..).chain(self.automation_workers.drain(..)).try_for_each(Guarded::stop)
     }
 
     /// Ends server and workers as an operator would, and waits until they have.
@@ -278,6 +310,9 @@ impl System {
         }
         let mut command = self.command("server");
         command.args(self.profile_args()).args(["--bind", bind]).args(&self.options.server_args);
+        if self.options.profile == Profile::Embedded {
+            command.args(&self.options.outside_args);
+        }
         let server = Guarded::start("server", &command, &self.folder.path().join("server.log"))?;
         self.access.url = server.line_after("listening on ", START_TIMEOUT)?;
         self.server = Some(server);

@@ -1,11 +1,14 @@
 //! What every worker process does beside its lanes. Any number of them may do it at once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
 use tributary_core::ports::locks::Acquired;
+use tributary_core::ports::queue::Queue;
+use tributary_core::services::automations::waker::{fill_once, wake};
 use tributary_core::services::locks::acquire;
 use tributary_core::services::outbox::drain;
 use tributary_core::services::privacy::{self, carry_out};
@@ -14,6 +17,8 @@ use tributary_core::services::privacy::{self, carry_out};
 const RECLAIM_EVERY: Duration = Duration::from_millis(500);
 /// How often the outbox is looked into.
 const DRAIN_EVERY: Duration = Duration::from_millis(500);
+/// How often what is due is looked for: three looks at the beginning of an index.
+const WAKE_EVERY: Duration = Duration::from_millis(200);
 /// How often requests in the name of privacy are looked for.
 const PRIVACY_EVERY: Duration = Duration::from_secs(1);
 /// How long one process keeps the others from carrying them out.
@@ -23,10 +28,11 @@ const RETAIN_EVERY: Duration = Duration::from_secs(60 * 60);
 /// How often strays are looked for.
 const AUDIT_EVERY: Duration = Duration::from_secs(60);
 
-/// Does it until `stop`.
-pub async fn run(context: Context, stop: CancellationToken) {
+/// Does what belongs to the events queue and to the store, until `stop`.
+pub async fn beside_events(context: Context, queue: Arc<dyn Queue>, stop: CancellationToken) {
     let work = async {
-        tokio::join!(reclaim(&context), bring(&context), audit(&context), carry(&context), retain(&context))
+        let own = async { tokio::join!(reclaim(&*queue), audit(&context, &*queue, "audit")) };
+        tokio::join!(own, bring(&context), carry(&context), retain(&context))
     };
     tokio::select! {
         _ = work => {}
@@ -34,9 +40,35 @@ pub async fn run(context: Context, stop: CancellationToken) {
     }
 }
 
-async fn reclaim(context: &Context) {
+/// Does what belongs to the automations queue, until `stop`: and puts into it what is due.
+pub async fn beside_automations(context: Context, queue: Arc<dyn Queue>, stop: CancellationToken) {
+    let work = async {
+        let own = async { tokio::join!(reclaim(&*queue), audit(&context, &*queue, "audit-automations")) };
+        tokio::join!(own, bring(&context), wake_up(&context))
+    };
+    tokio::select! {
+        _ = work => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// What is due goes to its queue.
+async fn wake_up(context: &Context) {
+    while let Err(error) = fill_once(context).await {
+        tracing::debug!(%error, "asking customers what they belong to waits for the store");
+        sleep(PRIVACY_EVERY).await;
+    }
     loop {
-        match context.queue.reclaim().await {
+        if let Err(error) = wake(context).await {
+            tracing::debug!(%error, "looking for what is due failed; it is tried again");
+        }
+        sleep(WAKE_EVERY).await;
+    }
+}
+
+async fn reclaim(queue: &dyn Queue) {
+    loop {
+        match queue.reclaim().await {
             Ok(reclaimed) if reclaimed.returned + reclaimed.buried > 0 => {
                 tracing::warn!(reclaimed.returned, reclaimed.buried, "took over from a lost worker");
                 // There may be more than one call takes.
@@ -98,19 +130,19 @@ async fn retain(context: &Context) {
     }
 }
 
-async fn audit(context: &Context) {
+async fn audit(context: &Context, queue: &dyn Queue, lock: &str) {
     let mut next = Instant::now() + AUDIT_EVERY;
     loop {
         tokio::time::sleep_until(next).await;
         // Not all processes in the same moment.
         next = Instant::now() + AUDIT_EVERY.mul_f64(rand::random::<f64>() + 0.5);
         // One process at a time will do: it looks at every key.
-        let names = [String::from("audit")];
+        let names = [lock.to_owned()];
         let locked = acquire(&*context.locks, &*context.store, &names, AUDIT_EVERY / 2, None).await;
         if matches!(locked, Ok(Ok(Acquired::Busy))) {
             continue;
         }
-        match context.queue.audit().await {
+        match queue.audit().await {
             Ok(found) if found.strays + found.repaired > 0 => {
                 metrics::counter!("tributary_queue_strays_total").increment(found.strays + found.repaired);
                 tracing::error!(found.strays, found.repaired, "an audit found strays, and repaired them");

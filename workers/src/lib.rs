@@ -1,12 +1,14 @@
-//! The worker loops: [`event`] takes batches from the events queue and works them off. The binary `workers` runs one role a
-//! process; the server runs the same loop in its own process when it is embedded.
+//! The worker loops: [`event`] works off the events queue, [`automation`] the automations queue; both by the same [`lanes`]. The binary
+//! `workers` runs one role a process; the server runs both in its own process when it is embedded.
 //!
-//! [`housekeeping`] runs beside every loop: what dead workers held, what waits in the outbox, what is astray.
+//! [`housekeeping`] runs beside every loop: what dead workers held, what waits in the outbox, what is astray, what is due.
 //!
 //! [`settings`], [`telemetry`] and [`monitor`] are what every process of Tributary has in common.
 
+pub mod automation;
 pub mod event;
 pub mod housekeeping;
+pub mod lanes;
 pub mod monitor;
 pub mod settings;
 pub mod shutdown;
@@ -21,7 +23,7 @@ use tokio::net::TcpListener;
 use tributary_core::context::Context;
 use tributary_core::failpoint;
 
-use crate::settings::{QueueArgs, ServicesArgs, WorkerArgs};
+use crate::settings::{OutsideArgs, QueueArgs, ServicesArgs, WorkerArgs};
 
 /// Tributary's workers: they work off what the server has taken in.
 #[derive(Debug, Parser)]
@@ -34,11 +36,21 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Role {
     /// Works off the events queue; any number of processes may.
-    Event(EventArgs),
+    Event(RoleArgs),
+    /// Works off the automations queue: segments, runs, what they send; any number of processes may.
+    Automation(AutomationArgs),
 }
 
 #[derive(Debug, clap::Args)]
-struct EventArgs {
+struct AutomationArgs {
+    #[command(flatten)]
+    role: RoleArgs,
+    #[command(flatten)]
+    outside: OutsideArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct RoleArgs {
     #[command(flatten)]
     services: ServicesArgs,
     #[command(flatten)]
@@ -55,7 +67,10 @@ struct EventArgs {
 /// # Errors
 /// When the settings are wrong or a service cannot be reached.
 pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
-    let Role::Event(args) = Cli::parse_from(args).role;
+    let (args, outside) = match Cli::parse_from(args).role {
+        Role::Event(args) => (args, None),
+        Role::Automation(AutomationArgs { role, outside }) => (role, Some(outside.outside()?)),
+    };
     telemetry::log_to_stderr();
     failpoint::arm();
     let metrics = telemetry::record_metrics()?;
@@ -68,7 +83,10 @@ pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Resu
     let stop = shutdown::on_signals();
     let state = monitor::State { context: context.clone(), metrics, alarms: args.queue.alarms() };
     let monitor = tokio::spawn(monitor::serve(listener, state, stop.clone()));
-    event::run(context.clone(), args.worker.options(), stop).await;
+    match outside {
+        None => event::run(context.clone(), args.worker.options(), stop).await,
+        Some(outside) => automation::run(context.clone(), outside, args.worker.options(), stop).await,
+    }
     monitor.await??;
     context.close().await;
     Ok(())

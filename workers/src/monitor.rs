@@ -58,7 +58,8 @@ async fn ready(Extract(state): Extract<State>) -> Response {
 }
 
 async fn render_metrics(Extract(state): Extract<State>) -> String {
-    if let Ok(stats) = state.context.queue.stats().await {
+    for (queue, stats) in state.context.queues() {
+        let Ok(stats) = stats.stats().await else { continue };
         let gauges = [
             ("tributary_queue_pending", stats.pending),
             ("tributary_queue_in_flight", stats.in_flight),
@@ -68,7 +69,7 @@ async fn render_metrics(Extract(state): Extract<State>) -> String {
         ];
         for (name, value) in gauges {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-            metrics::gauge!(name).set(value as f64);
+            metrics::gauge!(name, "queue" => queue).set(value as f64);
         }
     }
     if let Ok(outbox) = state.context.outbox.stats().await {

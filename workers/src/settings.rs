@@ -1,14 +1,20 @@
 //! Settings that several programs share: arguments with environment variables behind them, read once in `main`.
 
+use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::FalseyValueParser;
+use tributary_core::adapters::outbound::Outbound;
 use tributary_core::context::{Backend, KEY_SPACE, Layout};
 use tributary_core::ports::queue::{MAX_FETCH, QueueSettings};
 
+use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
+use tributary_core::services::automations::runs::Outside;
 use tributary_core::services::health::Alarms;
 
-use crate::event::Options;
+use crate::lanes::Options;
 
 /// How to reach PostgreSQL and Redis.
 #[derive(Args)]
@@ -137,5 +143,46 @@ impl WorkerArgs {
             batch: usize::from(self.batch),
             grace: Duration::from_millis(self.grace_ms),
         }
+    }
+}
+
+/// How automations reach the world outside.
+#[derive(Args)]
+pub struct OutsideArgs {
+    /// The server that e-mails leave by: `smtps://user:password@host`, or `smtp://host:587?tls=required`
+    #[arg(long, env = "TRIBUTARY_SMTP_URL", hide_env_values = true)]
+    pub smtp_url: Option<String>,
+    /// Where customers reach this system, like `https://events.shop.example`: links to unsubscribe begin with it
+    #[arg(long, env = "TRIBUTARY_PUBLIC_URL")]
+    pub public_url: Option<String>,
+    /// Let automations post to private and local addresses
+    #[arg(long, env = "TRIBUTARY_ALLOW_PRIVATE_DESTINATIONS", value_parser = FalseyValueParser::new())]
+    pub allow_private_destinations: bool,
+    /// Most posts and e-mails a second to one destination, for each process
+    #[arg(long, env = "TRIBUTARY_DESTINATION_RATE", default_value_t = DEFAULT_RATE)]
+    pub destination_rate: NonZeroU32,
+}
+
+/// The URL may hold a password: it is not shown.
+impl std::fmt::Debug for OutsideArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OutsideArgs").field("public_url", &self.public_url).finish_non_exhaustive()
+    }
+}
+
+impl OutsideArgs {
+    /// What carries parcels.
+    ///
+    /// # Errors
+    /// When a URL cannot be read.
+    pub fn outside(&self) -> anyhow::Result<Outside> {
+        // Compose sets a variable that is not set to nothing.
+        let set = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
+        let courier = Outbound::new(set(&self.smtp_url).as_deref(), self.allow_private_destinations)?;
+        Ok(Outside {
+            courier: Arc::new(courier),
+            destinations: Arc::new(Destinations::new(self.destination_rate)),
+            public_url: set(&self.public_url),
+        })
     }
 }

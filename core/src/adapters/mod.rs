@@ -3,6 +3,7 @@
 //! Invariant: nothing outside [`crate::context`] names an adapter, and no adapter knows another.
 
 pub mod memory;
+pub mod outbound;
 pub mod postgres;
 pub mod redis;
 pub mod sqlite;

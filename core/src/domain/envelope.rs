@@ -8,8 +8,9 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::automation::emitted;
 use super::event::{Event, EventKind, Rejection};
-use super::identity::Rules;
+use super::identity::{Identifier, Rules};
 use super::ids::BrandId;
 use super::{segment, shopify};
 
@@ -63,6 +64,13 @@ pub enum Origin<'a> {
         #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
         triggered_at: Option<Cow<'a, str>>,
     },
+    /// An automation of the brand's.
+    Automation {
+        /// Made from the run and its step: equal for whatever is made twice.
+        message_id: String,
+        /// Whom it is about.
+        identifier: Identifier,
+    },
 }
 
 impl<'a> Envelope<'a> {
@@ -91,6 +99,7 @@ impl<'a> Envelope<'a> {
         match &self.origin {
             Origin::Segment { .. } => segment::decode(self, rules),
             Origin::Shopify { .. } => shopify::decode(self, rules),
+            Origin::Automation { .. } => emitted::decode(self),
         }
     }
 }

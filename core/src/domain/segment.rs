@@ -361,6 +361,11 @@ pub fn traits_again(kind: EventKind, body: &str, at: Timestamp) -> Vec<TraitUpda
     serde_json::from_str::<Message<'_>>(body).map(|message| traits(&message, kind, at)).unwrap_or_default()
 }
 
+/// What a kept message says of consent.
+pub(super) fn consents_again(body: &str, at: Timestamp) -> Vec<Consent> {
+    serde_json::from_str::<Message<'_>>(body).map(|message| consents(&message, at)).unwrap_or_default()
+}
+
 /// The message as it is kept: what its batch says for all is put under its own, and a write key - a credential - is left
 /// out. `None` when there is nothing to change, which is the usual case. Values are moved as they are, never rewritten.
 fn tidy(body: &RawValue, shared: Option<&str>) -> Option<Box<RawValue>> {

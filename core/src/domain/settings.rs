@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::automation::definition::Cap;
+use super::automation::quiet::{QuietHours, zone};
 use super::event::Rejection;
 use super::identity::{IdentifierKind, country_of};
 
@@ -26,6 +28,35 @@ pub struct BrandSettings {
     pub limits: Limits,
     /// After how many days events are deleted; never, unless set.
     pub retention_days: Option<u32>,
+    /// Where recency, frequency and monetary value are cut into scores.
+    pub rfm: RfmBounds,
+    /// The brand's time zone, like `Europe/Berlin`: for schedules, and for customers whose own is not known. UTC, unless set.
+    pub timezone: Option<String>,
+    /// When no customer gets marketing, in their own time zone (the trait `timezone`) or the brand's.
+    pub quiet_hours: Option<QuietHours>,
+    /// How many marketing messages a customer gets at most, of all automations.
+    pub frequency_cap: Option<Cap>,
+    /// Whom e-mails come from, like `Shop <hello@shop.example>`. Without it none are sent.
+    pub email_from: Option<String>,
+}
+
+/// Where recency, frequency and monetary value are cut into scores from 1 to 5.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RfmBounds {
+    /// Days since the last order: from each of these on, recency is one lower. Rising.
+    pub recency_days: [u32; 4],
+    /// Orders: from each of these on, frequency is one higher. Rising.
+    pub orders: [u32; 4],
+    /// What was spent, without what was paid back, in the currency of most orders: from each of these on, monetary value is one
+    /// higher. Rising.
+    pub spent: [u32; 4],
+}
+
+impl Default for RfmBounds {
+    fn default() -> Self {
+        Self { recency_days: [30, 60, 120, 240], orders: [2, 3, 5, 10], spent: [50, 150, 300, 600] }
+    }
 }
 
 impl BrandSettings {
@@ -54,6 +85,34 @@ impl BrandSettings {
         }
         if self.retention_days.is_some_and(|days| days < MIN_RETENTION_DAYS) {
             return wrong(format!("retention_days must be at least {MIN_RETENTION_DAYS}, or absent"));
+        }
+        let RfmBounds { recency_days, orders, spent } = &self.rfm;
+        if [recency_days, orders, spent]
+            .iter()
+            .any(|bounds| !bounds.is_sorted_by(|a, b| a < b) || bounds[0] == 0)
+        {
+            return wrong(
+                "rfm needs four bounds each of recency_days, orders and spent, rising from at least 1"
+                    .to_owned(),
+            );
+        }
+        if let Some(name) = &self.timezone
+            && zone(name).is_none()
+        {
+            return wrong(format!(
+                "timezone is {name:?}; it must be a name of the IANA's, like Europe/Berlin"
+            ));
+        }
+        if let Some(quiet) = &self.quiet_hours {
+            quiet.check()?;
+        }
+        if self.frequency_cap.is_some_and(|cap| cap.messages == 0 || cap.days == 0 || cap.days > 365) {
+            return wrong("frequency_cap needs at least 1 message, and 1 to 365 days".to_owned());
+        }
+        if let Some(from) = &self.email_from
+            && from.parse::<lettre::message::Mailbox>().is_err()
+        {
+            return wrong(format!("email_from is {from:?}; it must be like Shop <hello@shop.example>"));
         }
         if self.limits.identifiers == 0
             || IdentifierKind::ALL.into_iter().any(|kind| self.limits.of(kind) == 0)
@@ -120,6 +179,11 @@ mod tests {
             r#"{"default_country": "Germany"}"#,
             r#"{"retention_days": 3}"#,
             r#"{"limits": {"kinds": {"email": 0}}}"#,
+            r#"{"rfm": {"orders": [1, 2, 2, 3]}}"#,
+            r#"{"timezone": "Berlin"}"#,
+            r#"{"quiet_hours": {"from": "9pm", "to": "08:00"}}"#,
+            r#"{"frequency_cap": {"messages": 0, "days": 1}}"#,
+            r#"{"email_from": "the shop"}"#,
         ] {
             assert_eq!(read(wrong).unwrap().check().unwrap_err().code, "invalid_settings", "{wrong}");
         }

@@ -3,8 +3,10 @@
 //! Ports are held as `Arc<dyn …>` in one [`crate::context::Context`]; their methods take batches; their errors say what the
 //! caller can do about them.
 
+pub mod automations;
 pub mod cache;
 pub mod clock;
+pub mod courier;
 pub mod directory;
 pub mod locks;
 pub mod outbox;

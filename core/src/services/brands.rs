@@ -1,4 +1,4 @@
-//! The settings of brands, remembered for a moment.
+//! What brands have set - settings, segments, automations - remembered for a moment.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -9,8 +9,10 @@ use moka::sync::Cache;
 use crate::domain::identity::Rules;
 use crate::domain::ids::BrandId;
 use crate::domain::settings::BrandSettings;
+use crate::ports::automations::Automations;
 use crate::ports::store::StoreError;
 use crate::ports::tenants::Tenants;
+use crate::services::automations::playbook::{self, Playbook};
 use crate::services::process::Book;
 
 /// How long settings are believed without asking: a change holds everywhere after that time.
@@ -21,7 +23,7 @@ const REMEMBERED: u64 = 10_000;
 /// What was found, and when.
 #[derive(Clone)]
 struct Found {
-    settings: Arc<BrandSettings>,
+    playbook: Arc<Playbook>,
     rules: Arc<Rules>,
     at: Instant,
 }
@@ -30,15 +32,16 @@ struct Found {
 #[derive(Clone)]
 pub struct Brands {
     tenants: Arc<dyn Tenants>,
+    automations: Arc<dyn Automations>,
     found: Cache<BrandId, Found>,
     /// Whether shops were redacted.
     redacted: Cache<String, (bool, Instant)>,
 }
 
 impl Brands {
-    /// Asks `tenants`.
-    pub fn new(tenants: Arc<dyn Tenants>) -> Self {
-        Self { tenants, found: Cache::new(REMEMBERED), redacted: Cache::new(REMEMBERED) }
+    /// Asks `tenants` and `automations`.
+    pub fn new(tenants: Arc<dyn Tenants>, automations: Arc<dyn Automations>) -> Self {
+        Self { tenants, automations, found: Cache::new(REMEMBERED), redacted: Cache::new(REMEMBERED) }
     }
 
     /// The settings of these brands, for processing, and their rules of identity.
@@ -52,7 +55,8 @@ impl Brands {
         let (mut book, mut rules) = (Book::default(), HashMap::new());
         for brand in brands {
             let found = self.found(brand).await?;
-            book.0.insert(brand, found.settings);
+            book.settings.insert(brand, found.playbook.settings.clone());
+            book.interests.insert(brand, found.playbook.interests.clone());
             rules.insert(brand, found.rules);
         }
         Ok((book, rules))
@@ -64,6 +68,27 @@ impl Brands {
     /// When the store is away.
     pub async fn rules(&self, brand: BrandId) -> Result<Arc<Rules>, StoreError> {
         Ok(self.found(brand).await?.rules)
+    }
+
+    /// A brand's settings.
+    ///
+    /// # Errors
+    /// When the store is away.
+    pub async fn settings(&self, brand: BrandId) -> Result<Arc<BrandSettings>, StoreError> {
+        Ok(self.found(brand).await?.playbook.settings.clone())
+    }
+
+    /// What a brand has set up of segments and automations.
+    ///
+    /// # Errors
+    /// When the store is away.
+    pub async fn playbook(&self, brand: BrandId) -> Result<Arc<Playbook>, StoreError> {
+        Ok(self.found(brand).await?.playbook)
+    }
+
+    /// Forgets what is remembered of a brand: it has set up something new. Other processes see that after [`SETTINGS_TTL`].
+    pub fn forget(&self, brand: BrandId) {
+        self.found.invalidate(&brand);
     }
 
     /// Whether a shop's customers were erased, and it has not been added again.
@@ -94,14 +119,18 @@ impl Brands {
         if let Some(held) = held.as_ref().filter(|held| held.at.elapsed() < SETTINGS_TTL) {
             return Ok(held.clone());
         }
-        let settings = match (self.tenants.settings(brand).await, held) {
-            (Ok(settings), _) => Arc::new(settings),
+        let read = async {
+            let settings = Arc::new(self.tenants.settings(brand).await?);
+            playbook::read(&*self.automations, brand, settings).await
+        };
+        let playbook = match (read.await, held) {
+            (Ok(playbook), _) => Arc::new(playbook),
             // Old rules serve better than none.
             (Err(StoreError::Unavailable(_)), Some(held)) => return Ok(held),
             (Err(error), _) => return Err(error),
         };
-        let rules = Arc::new(Rules::of(&settings));
-        let found = Found { settings, rules, at: Instant::now() };
+        let rules = Arc::new(Rules::of(&playbook.settings));
+        let found = Found { playbook, rules, at: Instant::now() };
         self.found.insert(brand, found.clone());
         Ok(found)
     }

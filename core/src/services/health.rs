@@ -69,6 +69,8 @@ pub struct Health {
     pub outbox: Check,
     /// Whether the dead letters are few. They are never cleared away by themselves.
     pub dead: Check,
+    /// Whether the jobs of segments and automations are worked off in time, and few of them are dead.
+    pub automations: Check,
     /// How long the oldest event has waited, in milliseconds.
     pub lag_ms: Option<u64>,
 }
@@ -84,9 +86,10 @@ pub struct Alarms {
 
 /// Looks at everything.
 pub async fn check(context: &Context, alarms: Alarms) -> Health {
-    let (store, stats, cache, outbox) = tokio::join!(
+    let (store, stats, jobs, cache, outbox) = tokio::join!(
         tokio::time::timeout(CHECK_TIMEOUT, context.store.ping()),
         tokio::time::timeout(CHECK_TIMEOUT, context.queue.stats()),
+        tokio::time::timeout(CHECK_TIMEOUT, context.automation_queue.stats()),
         tokio::time::timeout(CHECK_TIMEOUT, context.cache.ping()),
         tokio::time::timeout(CHECK_TIMEOUT, context.outbox.stats()),
     );
@@ -96,7 +99,9 @@ pub async fn check(context: &Context, alarms: Alarms) -> Health {
     let (store, cache) = (Check::of(&store, Status::Down), Check::of(&cache, Status::Degraded));
     let dead = dead(stats.as_ref(), alarms.dead);
     let outbox = staged(outbox.ok().and_then(Result::ok), context.clock.now_ms(), alarms.max_lag);
-    let worst = [&store, &queue, &cache, &lag, &dead, &outbox]
+    let jobs = jobs.ok().and_then(Result::ok);
+    let automations = of_jobs(jobs.as_ref(), alarms);
+    let worst = [&store, &queue, &cache, &lag, &dead, &outbox, &automations]
         .map(|check| check.status)
         .into_iter()
         .max()
@@ -104,7 +109,17 @@ pub async fn check(context: &Context, alarms: Alarms) -> Health {
     // Events can be taken in as long as the queue is there, or the store in its stead.
     let takes_in = queue.status == Status::Ok || (context.spools && store.status == Status::Ok);
     let status = if takes_in { worst.min(Status::Degraded) } else { Status::Down };
-    Health { status, dead, outbox, store, queue, cache, lag, lag_ms: stats.map(|s| s.oldest_age_ms) }
+    Health {
+        status,
+        automations,
+        dead,
+        outbox,
+        store,
+        queue,
+        cache,
+        lag,
+        lag_ms: stats.map(|s| s.oldest_age_ms),
+    }
 }
 
 fn staged(stats: Option<OutboxStats>, now_ms: i64, max_lag: Duration) -> Check {
@@ -121,6 +136,22 @@ fn staged(stats: Option<OutboxStats>, now_ms: i64, max_lag: Duration) -> Check {
             .map(|age| {
                 format!("the oldest item of the outbox has waited {} s: are workers running?", age / 1000)
             }),
+    };
+    Check { status: if detail.is_some() { Status::Degraded } else { Status::Ok }, detail }
+}
+
+fn of_jobs(stats: Option<&QueueStats>, alarms: Alarms) -> Check {
+    let detail = match stats {
+        None => Some("the automations queue did not answer".to_owned()),
+        Some(stats) if u128::from(stats.oldest_age_ms) > alarms.max_lag.as_millis() => Some(format!(
+            "the oldest job of automations has waited {} s: does workers automation run?",
+            stats.oldest_age_ms / 1000
+        )),
+        Some(stats) if alarms.dead > 0 && stats.dead >= alarms.dead => Some(format!(
+            "{} dead letters of automations: look at them with server queues --name automations dead list",
+            stats.dead
+        )),
+        Some(_) => None,
     };
     Check { status: if detail.is_some() { Status::Degraded } else { Status::Ok }, detail }
 }

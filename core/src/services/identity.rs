@@ -17,7 +17,9 @@ use crate::domain::identity::{Counts, Identifier, over_limit};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::{Profile, Trait};
 use crate::domain::time::{self, Timestamp};
+use crate::ports::outbox::Stage;
 use crate::ports::store::{MergeRow, Relation, RelationKind, StoreError, StoreTx};
+use crate::services::automations::jobs::{Job, Signal};
 use crate::services::customer360;
 use crate::services::merge::{self, Grant, Taking};
 use crate::services::privacy::{Action, note};
@@ -215,6 +217,7 @@ async fn merge_under(
     tx.record_merges(std::slice::from_ref(&row)).await?;
     tx.save_profiles(&[whole, gone]).await?;
     tx.move_owned(&[row.moved], related).await?;
+    stage_signals(context, &mut *tx, row.brand, &[survivor]).await?;
     committed(tx, &grant).await?;
     Ok(row.id)
 }
@@ -333,6 +336,7 @@ async fn split_under(
         at: now,
     };
     tx.relate(&[apart]).await?;
+    stage_signals(context, &mut *tx, brand, &ids).await?;
     committed(tx, &grant).await?;
     Ok(Split {
         restored: merge.loser,
@@ -433,6 +437,18 @@ async fn pair(
 async fn locked(tx: &mut dyn StoreTx, ids: &[ProfileId]) -> Result<BTreeMap<ProfileId, Profile>, StoreError> {
     let ids: Vec<ProfileId> = ids.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
     Ok(tx.lock(&ids).await?.into_iter().map(|profile| (profile.id, profile)).collect())
+}
+
+/// What these customers belong to is asked anew.
+async fn stage_signals(
+    context: &Context,
+    tx: &mut dyn StoreTx,
+    brand: BrandId,
+    ids: &[ProfileId],
+) -> Result<(), StoreError> {
+    let signal = |id: &ProfileId| Job::Signal(Signal { brand, profile: *id, events: Vec::new() }).stage();
+    let stages: Vec<Stage> = ids.iter().map(signal).collect();
+    tx.stage(&stages, context.clock.now_ms()).await
 }
 
 async fn committed(tx: Box<dyn StoreTx>, grant: &Grant) -> Result<(), StoreError> {

@@ -1,5 +1,6 @@
 //! What Tributary does, over the ports. Routes and workers call these alike.
 
+pub mod automations;
 pub mod brands;
 pub mod customer360;
 pub mod directory;

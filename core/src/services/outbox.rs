@@ -26,7 +26,7 @@ const PAGE_BYTES: usize = 4 * 1024 * 1024;
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one process may bring a page without another joining in. It saves work; the keys make it right.
 const LOCK_TTL: Duration = Duration::from_secs(10);
-/// The lock's name.
+/// What the locks' names begin with.
 const LOCK: &str = "outbox";
 
 /// Why bringing stopped before the outbox was empty.
@@ -60,15 +60,32 @@ impl Outlets {
 /// When the store or a queue is away; what was brought before stays so.
 pub async fn drain(context: &Context) -> Result<usize, DrainError> {
     let queues = context.outlets.names();
+    // A look costs one row, however often and by however many it is taken.
+    if in_time(context.outbox.oldest(&queues, 1)).await?.is_empty() {
+        return Ok(0);
+    }
+    // Each by itself: what a full queue does not take holds up no other's.
+    let mut brought = Ok(0);
+    for queue in queues {
+        match (drain_one(context, queue).await, &mut brought) {
+            (Ok(more), Ok(items)) => *items += more,
+            (Err(error), Ok(_)) => brought = Err(error),
+            (_, Err(_)) => {}
+        }
+    }
+    brought
+}
+
+/// Brings what waits for one queue.
+async fn drain_one(context: &Context, queue: &'static str) -> Result<usize, DrainError> {
     let mut brought = 0;
     loop {
-        // A look costs one row, however often and by however many it is taken.
-        if in_time(context.outbox.oldest(&queues, 1)).await?.is_empty() {
+        if in_time(context.outbox.oldest(&[queue], 1)).await?.is_empty() {
             return Ok(brought);
         }
-        let Some(lock) = lock(context).await? else { return Ok(brought) };
+        let Some(lock) = lock(context, queue).await? else { return Ok(brought) };
         let done = async {
-            let page = in_time(context.outbox.oldest(&queues, PAGE)).await?;
+            let page = in_time(context.outbox.oldest(&[queue], PAGE)).await?;
             bring(&*context.outbox, &context.outlets, page, context.clock.now_ms()).await
         };
         let done = done.await;
@@ -86,8 +103,8 @@ async fn in_time<T>(step: impl Future<Output = Result<T, StoreError>>) -> Result
 }
 
 /// The lock, or nothing where the locks are away; `None` when somebody else has it.
-async fn lock(context: &Context) -> Result<Option<Option<Lock>>, StoreError> {
-    let names = [LOCK.to_owned()];
+async fn lock(context: &Context, queue: &str) -> Result<Option<Option<Lock>>, StoreError> {
+    let names = [format!("{LOCK}:{queue}")];
     let answer = in_time(acquire(&*context.locks, &*context.store, &names, LOCK_TTL, None)).await?;
     Ok(match answer {
         Ok(Acquired::Held(lock)) => Some(Some(lock)),

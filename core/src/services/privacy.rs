@@ -23,8 +23,8 @@ use crate::ports::cache::CacheError;
 use crate::ports::privacy::{AuditEntry, Erased, Erasure, PrivacyRequest};
 use crate::ports::queue::{DeadPlace, MAX_DEAD_PAGE, QueueError};
 use crate::ports::store::{PrivacyRow, StoreError};
-use crate::services::customer360;
 use crate::services::identity::MergeEntry;
+use crate::services::{automations, customer360};
 
 /// Rows that are read or deleted at once.
 const PAGE: i64 = 1000;
@@ -294,12 +294,16 @@ pub async fn export(
         .collect();
     let merges = context.directory.merges(brand, id).await?;
     let merges: Vec<MergeEntry> = merges.into_iter().map(MergeEntry::from).collect();
+    let automations = automations::admin::held(context, brand, id).await?;
     let customer = Customer360::of(record, now);
     let details = json!({"events": events.len(), "orders": orders.len()});
     note(context, brand, actor, Action { what: "export", subject: Some(id), details }).await?;
     Ok(Some(json!({
         "exported_at": time::format(now),
         "customer": customer,
+        "segments": automations.segments,
+        "automation_runs": automations.runs,
+        "automation_actions": automations.actions,
         "traits": history,
         "consents": consents,
         "orders": orders,

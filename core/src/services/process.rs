@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use crate::domain::automation::interests::Interests;
 use crate::domain::event::{Event, PrivacyAsk, ShopSubject};
 use crate::domain::identity::{self, Group, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
@@ -33,6 +34,7 @@ use crate::ports::store::{
     BrandIdentifier, BrandOrder, ConsentRow, EventRow, KnownEvents, MergeRow, Move, OrderKey, PrivacyRow,
     ProductRow, Relation, RelationKind, Store, StoreError, StoreTx,
 };
+use crate::services::automations::jobs;
 use crate::services::merge::{self, Grant, Taking};
 
 /// How often a batch is run that loses races, before it goes back to the queue.
@@ -44,15 +46,20 @@ const RERUN_WAIT: Duration = Duration::from_millis(20);
 /// How often a transaction looks again for identifiers that others were faster to claim.
 const MAX_LOOKS: u32 = 4;
 
-/// The settings of the brands that a batch speaks of. A brand that is not in it has the usual ones.
+/// What the brands that a batch speaks of have set. A brand that is not in it has the usual settings, and listens to nothing.
 #[derive(Clone, Debug, Default)]
-pub struct Book(pub HashMap<BrandId, Arc<BrandSettings>>);
+pub struct Book {
+    /// Their settings.
+    pub settings: HashMap<BrandId, Arc<BrandSettings>>,
+    /// What their segments and automations listen to.
+    pub interests: HashMap<BrandId, Arc<Interests>>,
+}
 
 impl Book {
     /// A brand's limits.
     pub fn limits(&self, brand: BrandId) -> &Limits {
         static USUAL: LazyLock<Limits> = LazyLock::new(Limits::default);
-        self.0.get(&brand).map_or(&USUAL, |settings| &settings.limits)
+        self.settings.get(&brand).map_or(&USUAL, |settings| &settings.limits)
     }
 }
 
@@ -235,8 +242,15 @@ async fn finish(
     if !relations.is_empty() {
         tx.relate(&relations).await?;
     }
-    save_orders(&mut *tx, &effective, &mut touched).await?;
+    let mut changed = BTreeSet::new();
+    save_orders(&mut *tx, &effective, &mut changed).await?;
+    touched.extend(&changed);
     save_the_rest(&mut *tx, &effective, now).await?;
+    changed.extend(records.iter().map(|record| (record.brand, record.moved.into)));
+    let signals = jobs::signals(book, &effective, &changed);
+    if !signals.is_empty() {
+        tx.stage(&signals, now.timestamp_millis()).await?;
+    }
     failpoint::reached("events_added_before_commit");
     if let Some(grant) = &grant {
         failpoint::reached("merge_checked_before_commit");

@@ -16,6 +16,7 @@ use crate::domain::ids::BrandId;
 use crate::ports::queue::{
     DeadLetter, DeadPlace, Failure, MAX_DEAD_PAGE, Priority, Queue, QueueError, QueueStats,
 };
+use crate::services::automations::jobs::Job;
 
 /// Dead letters that one listing looks through for a brand's, at most.
 const LOOKED_THROUGH: usize = 1000;
@@ -38,7 +39,9 @@ impl Scope {
         match self {
             Self::All => true,
             Self::Brand(brand) => {
-                Envelope::read(&letter.item.payload).is_ok_and(|envelope| envelope.brand == brand)
+                let payload = &letter.item.payload;
+                let of = Envelope::read(payload).map(|envelope| envelope.brand).ok();
+                of.or_else(|| Job::read(payload).ok().map(|job| job.brand())) == Some(brand)
             }
         }
     }

@@ -282,7 +282,7 @@ impl Queue for AwayQueue {
 /// Settings without limits.
 pub fn unlimited(brand: BrandId) -> Book {
     let settings = BrandSettings { limits: Limits::none(), ..BrandSettings::default() };
-    Book(HashMap::from([(brand, Arc::new(settings))]))
+    Book { settings: HashMap::from([(brand, Arc::new(settings))]), ..Book::default() }
 }
 
 /// A store under test, with its tenants and the locks of its profile.

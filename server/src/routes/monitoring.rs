@@ -6,7 +6,6 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use tributary_core::context::EVENTS_QUEUE;
 use tributary_core::ports::tenants::KeyKind;
 use tributary_core::services::health::{self, Health, Status};
 
@@ -49,7 +48,11 @@ pub async fn health(State(state): State<AppState>) -> Response {
 pub async fn queues(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
     // In this order: what leaves the outbox meanwhile is seen in its queue.
     let outbox = state.context.outbox.stats().await.ok();
-    Ok(Json(json!({EVENTS_QUEUE: state.context.queue.stats().await?, "outbox": outbox})))
+    let mut answer = json!({"outbox": outbox});
+    for (name, queue) in state.context.queues() {
+        answer[name] = json!(queue.stats().await?);
+    }
+    Ok(Json(answer))
 }
 
 /// The server in numbers; with a secret key its brand, too.

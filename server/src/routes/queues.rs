@@ -58,15 +58,19 @@ type Answer<T = Value> = Result<Json<T>, ApiError>;
 pub async fn all(State(state): State<AppState>, _: Secret) -> Answer {
     // The store may be away; the queue's numbers are wanted then more than ever.
     let outbox = state.context.outbox.stats().await.ok();
-    Ok(Json(json!({EVENTS_QUEUE: numbers(&state).await?, "outbox": outbox})))
+    let mut answer = json!({"outbox": outbox});
+    for (name, queue) in state.context.queues() {
+        answer[name] = numbers(&state, name, &**queue).await?;
+    }
+    Ok(Json(answer))
 }
 
 /// One queue in numbers, with its rates.
 #[utoipa::path(get, path = "/api/queues/{queue}", tag = "Queues", security(("secret_key" = [])),
     params(("queue" = String, Path)), responses((status = 200, body = Object), OneErrors))]
 pub async fn one(State(state): State<AppState>, Path(name): Path<String>, _: Secret) -> Answer {
-    queue(&state, &name)?;
-    Ok(Json(numbers(&state).await?))
+    let queue = queue(&state, &name)?;
+    Ok(Json(numbers(&state, &name, &**queue).await?))
 }
 
 /// The brand's dead letters, newest first.
@@ -222,16 +226,19 @@ pub async fn claim(
 }
 
 fn queue<'s>(state: &'s AppState, name: &str) -> Result<&'s Arc<dyn Queue>, ApiError> {
-    state
-        .context
-        .queue_named(name)
-        .ok_or_else(|| ApiError::not_found(format!("there is no queue {name:?}; there is {EVENTS_QUEUE}")))
+    state.context.queue_named(name).ok_or_else(|| {
+        let names = state.context.queues().map(|(name, _)| name).join(" and ");
+        ApiError::not_found(format!("there is no queue {name:?}; there are {names}"))
+    })
 }
 
-async fn numbers(state: &AppState) -> Result<Value, ApiError> {
-    let stats = state.context.queue.stats().await?;
+/// The events queue's rates are known, too.
+async fn numbers(state: &AppState, name: &str, queue: &dyn Queue) -> Result<Value, ApiError> {
+    let stats = queue.stats().await?;
     let mut numbers = json!(stats);
-    numbers["rates"] = json!(state.rates.rates(&stats));
+    if name == EVENTS_QUEUE {
+        numbers["rates"] = json!(state.rates.rates(&stats));
+    }
     Ok(numbers)
 }
 

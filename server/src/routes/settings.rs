@@ -11,6 +11,7 @@ use serde_json::json;
 use tributary_core::domain::settings::BrandSettings;
 use tributary_core::domain::time;
 use tributary_core::ports::tenants::{KeyKind, KeyRecord};
+use tributary_core::services::automations::admin::{refill, reschedule};
 use tributary_core::services::privacy::{Action, note};
 use tributary_core::services::tenants::{ROTATION_GRACE, new_key, rotate_key};
 use utoipa::ToSchema;
@@ -52,7 +53,16 @@ pub async fn put(
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let settings: BrandSettings = read_json(&bytes)?;
     settings.check()?;
+    let before = state.context.tenants.settings(secret.brand).await?;
     state.context.brands.set(secret.brand, &settings).await?;
+    if before.rfm != settings.rfm {
+        refill(&state.context, secret.brand).await?;
+    }
+    if before.timezone != settings.timezone
+        && let Err(error) = reschedule(&state.context, secret.brand).await
+    {
+        tracing::warn!(%error, "a schedule keeps its old hour once more");
+    }
     let details = settings.in_short();
     note(&state.context, secret.brand, &secret.actor, Action { what: "settings", subject: None, details })
         .await?;

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each suite uses its part")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use server::state::{AppState, Settings};
@@ -12,11 +13,16 @@ use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tributary_core::adapters::outbound::Outbound;
 use tributary_core::context::{Backend, Context, Layout};
 use tributary_core::domain::ids::BrandId;
 use tributary_core::ports::queue::{POLL, QueueSettings};
 use tributary_core::ports::tenants::KeyKind;
+use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
+use tributary_core::services::automations::runs::Outside;
+use tributary_core::services::automations::{waker, work as jobs};
 use tributary_core::services::health::Alarms;
+use tributary_core::services::outbox::drain;
 use tributary_core::services::tenants::new_key;
 use tributary_core::services::work::work;
 use workers::{event, telemetry};
@@ -38,6 +44,8 @@ pub struct TestApp {
     pub brand: BrandId,
     pub context: Context,
     pub http: reqwest::Client,
+    /// How automations reach the world outside: private addresses, and no SMTP unless the test sets it.
+    pub outside: Outside,
     stop: CancellationToken,
     running: Vec<JoinHandle<()>>,
     _folder: tempfile::TempDir,
@@ -94,7 +102,8 @@ impl TestApp {
             running.push(tokio::spawn(event::run(context.clone(), options, stop.clone())));
         }
         let http = reqwest::Client::new();
-        Self { url, write_key, secret_key, brand, context, http, stop, running, _folder: folder }
+        let outside = outside(None, &url);
+        Self { outside, url, write_key, secret_key, brand, context, http, stop, running, _folder: folder }
     }
 
     /// The data folder (embedded).
@@ -114,11 +123,25 @@ impl TestApp {
         Client::new(access).unwrap()
     }
 
-    /// Works off the queue in the test itself, until it is empty.
+    /// Works off the queues in the test itself, until they are empty.
     pub async fn work_off(&self) {
-        while let Some(batch) = self.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
-            let worked = work(&self.context, &batch.items).await;
-            self.context.queue.ack(&batch, &worked.unfinished).await.unwrap();
+        loop {
+            let mut done = 0;
+            while let Some(batch) = self.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
+                let worked = work(&self.context, &batch.items).await;
+                self.context.queue.ack(&batch, &worked.unfinished).await.unwrap();
+                done += batch.items.len();
+            }
+            done += waker::wake(&self.context).await.unwrap();
+            done += drain(&self.context).await.unwrap();
+            while let Some(batch) = self.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap() {
+                let worked = jobs::work(&self.context, &self.outside, &batch.items).await;
+                self.context.automation_queue.ack(&batch, &worked.unfinished).await.unwrap();
+                done += batch.items.len();
+            }
+            if done == 0 {
+                return;
+            }
         }
     }
 
@@ -138,6 +161,15 @@ impl TestApp {
         for task in self.running {
             tokio::time::timeout(POLL * 10, task).await.expect("it stops in time").unwrap();
         }
+    }
+}
+
+/// To private addresses, and to a mailbox if there is one.
+pub fn outside(smtp_url: Option<&str>, public_url: &str) -> Outside {
+    Outside {
+        courier: Arc::new(Outbound::new(smtp_url, true).unwrap()),
+        destinations: Arc::new(Destinations::new(DEFAULT_RATE)),
+        public_url: Some(public_url.to_owned()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! PostgreSQL: the store of the services profile. [`super::sqlite`] has the same files, in the same order.
 
+pub mod automations;
 pub mod customers;
 pub mod db;
 pub mod directory;

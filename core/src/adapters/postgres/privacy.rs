@@ -237,6 +237,11 @@ impl Privacy for PgPrivacy {
             "delete from merges where survivor = any($1) or loser = any($1)",
             "delete from relations where a = any($1) or b = any($1)",
             "delete from profiles where id = any($1)",
+            "delete from segment_members where profile_id = any($1)",
+            "delete from segment_changes where profile_id = any($1)",
+            "delete from segment_checks where profile_id = any($1)",
+            "delete from automation_runs where profile_id = any($1)",
+            "delete from automation_actions where profile_id = any($1)",
         ];
         for (at, statement) in statements.into_iter().enumerate() {
             let done = sqlx::query(statement).bind(&ids).execute(&mut *tx).await.map_err(failed)?;

@@ -284,6 +284,15 @@ impl StoreTx for PgTx {
             "update events set profile_id = i from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
             "update orders set profile_id = i, version = version + 1 from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
             "update consents set profile_id = i from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
+            "update automation_runs set profile_id = i from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
+            "update automation_actions set profile_id = i from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
+            "update segment_changes set profile_id = i from unnest($1::uuid[], $2::uuid[]) as moved (f, i) where profile_id = f",
+            // who is one now comes into nothing that either belonged to; what they belong to is asked anew
+            "insert into segment_members (brand_id, segment, profile_id, since_ms)
+                select brand_id, segment, i, since_ms from unnest($1::uuid[], $2::uuid[]) as moved (f, i)
+                join segment_members on profile_id = f on conflict do nothing",
+            "delete from segment_members where profile_id = any($1) and cardinality($2::uuid[]) > 0",
+            "delete from segment_checks where profile_id = any($1) and cardinality($2::uuid[]) > 0",
         ];
         // a relation follows its profile; one between two that are one now is over
         let relations = [

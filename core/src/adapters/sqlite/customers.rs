@@ -21,7 +21,7 @@ use crate::domain::insights::{
 };
 use crate::domain::order::{Order, OrderRecord};
 use crate::domain::profile::Profile;
-use crate::domain::time::from_ms;
+use crate::domain::time::{Timestamp, from_ms};
 use crate::ports::store::{BrandOrder, Store, StoreError, StoreStats, StoreTx};
 
 /// Most statements of consent that are read of a customer.
@@ -156,18 +156,34 @@ async fn totals(
     id: ProfileId,
 ) -> Result<Vec<OrderTotals>, StoreError> {
     // SQLite would add decimals up as floats: the sums are made here
-    let rows: Vec<(String, String, String, i64)> = sqlx::query_as(
-        "select currency, revenue, refunded, ordered_at from orders
-        where profile_id = ?1 and brand_id = ?2 and counts",
+    let rows = sqlx::query(
+        "select currency, revenue, refunded, ordered_at from orders where profile_id = ?1 and brand_id = ?2 and counts",
     )
     .bind(id.to_string())
     .bind(brand.0)
     .fetch_all(&mut *tx)
     .await
     .map_err(failed)?;
+    Ok(summed(rows.iter().map(counted).collect::<Result<Vec<_>, _>>().map_err(failed)?))
+}
+
+/// An order that counts: its currency, revenue, refunds, and when it was placed.
+pub(super) type Counted = (String, Decimal, Decimal, Timestamp);
+
+/// One from `currency, revenue, refunded, ordered_at`.
+pub(super) fn counted(row: &SqliteRow) -> Result<Counted, sqlx::Error> {
+    Ok((
+        row.try_get("currency")?,
+        amount(row.try_get("revenue")?)?,
+        amount(row.try_get("refunded")?)?,
+        from_ms(row.try_get("ordered_at")?),
+    ))
+}
+
+/// Their sums, by currency.
+pub(super) fn summed(orders: Vec<Counted>) -> Vec<OrderTotals> {
     let mut sums: BTreeMap<String, OrderTotals> = BTreeMap::new();
-    for (currency, total, refunded, ordered_at) in rows {
-        let ordered_at = from_ms(ordered_at);
+    for (currency, total, refunded, ordered_at) in orders {
         let sum = sums.entry(currency.clone()).or_insert_with(|| OrderTotals {
             currency,
             count: 0,
@@ -177,12 +193,12 @@ async fn totals(
             last_ordered_at: ordered_at,
         });
         sum.count += 1;
-        sum.total += amount(&total).map_err(failed)?;
-        sum.refunded += amount(&refunded).map_err(failed)?;
+        sum.total += total;
+        sum.refunded += refunded;
         sum.first_ordered_at = sum.first_ordered_at.min(ordered_at);
         sum.last_ordered_at = sum.last_ordered_at.max(ordered_at);
     }
-    Ok(sums.into_values().collect())
+    sums.into_values().collect()
 }
 
 async fn recent_events(
@@ -275,16 +291,18 @@ pub(super) async fn consents(
     .fetch_all(conn)
     .await
     .map_err(failed)?;
-    let consent = |row: &SqliteRow| {
-        Ok(StoredConsent {
-            channel: row.try_get("channel")?,
-            state: row.try_get("state")?,
-            level: row.try_get("level")?,
-            at: from_ms(row.try_get("at")?),
-            message_id: row.try_get("message_id")?,
-        })
-    };
     rows.iter().map(consent).collect::<Result<_, sqlx::Error>>().map_err(failed)
+}
+
+/// One from `channel, state, level, at, message_id`.
+pub(super) fn consent(row: &SqliteRow) -> Result<StoredConsent, sqlx::Error> {
+    Ok(StoredConsent {
+        channel: row.try_get("channel")?,
+        state: row.try_get("state")?,
+        level: row.try_get("level")?,
+        at: from_ms(row.try_get("at")?),
+        message_id: row.try_get("message_id")?,
+    })
 }
 
 async fn groups(

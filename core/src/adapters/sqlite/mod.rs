@@ -1,5 +1,6 @@
 //! SQLite: store and queue of the embedded profile. [`super::postgres`] has the same files, in the same order.
 
+pub mod automations;
 pub mod customers;
 pub mod db;
 pub mod directory;

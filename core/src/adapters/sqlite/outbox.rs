@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
-use super::db::{Db, failed};
+use super::db::{Db, failed, pieces};
 use crate::ports::outbox::{Outbox, OutboxStats, Stage, Staged};
 use crate::ports::queue::{Enqueued, Idempotency, NewItem, Priority};
 use crate::ports::store::StoreError;
@@ -64,7 +64,9 @@ impl Outbox for SqliteOutbox {
     }
 
     async fn remove(&self, ids: &[Uuid]) -> Result<(), StoreError> {
-        each(&self.db, ids, |id| sqlx::query("delete from outbox where id = ?1").bind(id.to_string())).await
+        let statement = sqlx::query("delete from outbox where id in (select value from json_each(?1))")
+            .bind(serde_json::json!(ids).to_string());
+        self.db.execute(statement).await.map(drop)
     }
 
     async fn refuse(&self, ids: &[Uuid], why: &str) -> Result<(), StoreError> {
@@ -156,29 +158,26 @@ pub(super) async fn insert(
     stages: &[Stage],
     now_ms: i64,
 ) -> Result<Vec<Uuid>, StoreError> {
-    let mut ids = Vec::with_capacity(stages.len());
-    for Stage { queue, item } in stages {
-        let id = Uuid::now_v7();
-        let known = item.idempotency.as_ref();
-        sqlx::query(
-            "insert into outbox (id, queue, priority, delay_ms, keys, digest, ttl_ms, payload, staged_ms)
-            values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-        )
-        .bind(id.to_string())
-        .bind(queue)
-        .bind(item.priority.index() as i64)
-        .bind(ms(item.delay))
-        .bind(keys(item))
-        .bind(known.map(|known| known.digest.as_str()))
-        .bind(known.and_then(|known| known.ttl).map(ms))
-        .bind(&item.payload[..])
-        .bind(now_ms)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        ids.push(id);
+    let rows: Vec<(Uuid, &Stage)> = stages.iter().map(|stage| (Uuid::now_v7(), stage)).collect();
+    for piece in pieces(&rows) {
+        let mut insert = QueryBuilder::<Sqlite>::new(
+            "insert into outbox (id, queue, priority, delay_ms, keys, digest, ttl_ms, payload, staged_ms) ",
+        );
+        insert.push_values(piece, |mut row, (id, Stage { queue, item })| {
+            let known = item.idempotency.as_ref();
+            row.push_bind(id.to_string())
+                .push_bind(queue)
+                .push_bind(item.priority.index() as i64)
+                .push_bind(ms(item.delay))
+                .push_bind(keys(item))
+                .push_bind(known.map(|known| known.digest.as_str()))
+                .push_bind(known.and_then(|known| known.ttl).map(ms))
+                .push_bind(&item.payload[..])
+                .push_bind(now_ms);
+        });
+        insert.build().execute(&mut *tx).await.map_err(failed)?;
     }
-    Ok(ids)
+    Ok(rows.into_iter().map(|(id, _)| id).collect())
 }
 
 fn keys(item: &NewItem) -> String {

@@ -226,6 +226,11 @@ impl Privacy for SqlitePrivacy {
             "delete from merges where survivor in (select value from json_each(?1)) or loser in (select value from json_each(?1))",
             "delete from relations where a in (select value from json_each(?1)) or b in (select value from json_each(?1))",
             "delete from profiles where id in (select value from json_each(?1))",
+            "delete from segment_members where profile_id in (select value from json_each(?1))",
+            "delete from segment_changes where profile_id in (select value from json_each(?1))",
+            "delete from segment_checks where profile_id in (select value from json_each(?1))",
+            "delete from automation_runs where profile_id in (select value from json_each(?1))",
+            "delete from automation_actions where profile_id in (select value from json_each(?1))",
         ];
         for (at, statement) in statements.into_iter().enumerate() {
             let done = sqlx::query(statement).bind(&all).execute(&mut *tx).await.map_err(failed)?;

@@ -303,6 +303,15 @@ impl StoreTx for SqliteTx {
             "update events set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
             "update orders set profile_id = moved.value ->> 1, version = version + 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
             "update consents set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
+            "update automation_runs set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
+            "update automation_actions set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
+            "update segment_changes set profile_id = moved.value ->> 1 from json_each(?1) moved where profile_id = moved.value ->> 0",
+            // who is one now comes into nothing that either belonged to; what they belong to is asked anew
+            "insert into segment_members (brand_id, segment, profile_id, since_ms)
+                select brand_id, segment, moved.value ->> 1, since_ms from json_each(?1) moved
+                join segment_members on profile_id = moved.value ->> 0 where true on conflict do nothing",
+            "delete from segment_members where profile_id in (select value ->> 0 from json_each(?1))",
+            "delete from segment_checks where profile_id in (select value ->> 0 from json_each(?1))",
         ];
         // a relation follows its profile; one between two that are one now is over
         let relations = [

@@ -1,0 +1,60 @@
+//! What leaves the system: webhooks and chats over HTTP, e-mail over SMTP.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::ports::courier::{Content, Courier, Delivery, Parcel};
+
+pub mod smtp;
+pub mod webhook;
+
+use smtp::Smtp;
+use webhook::Webhooks;
+
+/// How long a receiver may take, from the first byte to the last.
+pub const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why parcels cannot be carried.
+#[derive(Debug, thiserror::Error)]
+pub enum OutboundError {
+    /// The SMTP server's URL.
+    #[error("the SMTP server's URL cannot be read: {0}; it must be like smtps://user:password@host")]
+    Smtp(String),
+    /// HTTP.
+    #[error("HTTP cannot be spoken: {0}")]
+    Http(String),
+}
+
+/// Carries everything.
+pub struct Outbound {
+    webhooks: Webhooks,
+    smtp: Option<Smtp>,
+}
+
+impl Outbound {
+    /// Sends e-mail by `smtp_url`, if there is one; posts to private addresses only where `allow_private`.
+    ///
+    /// # Errors
+    /// When the URL cannot be read.
+    pub fn new(smtp_url: Option<&str>, allow_private: bool) -> Result<Self, OutboundError> {
+        let smtp = smtp_url.map(Smtp::new).transpose()?;
+        Ok(Self { webhooks: Webhooks::new(allow_private)?, smtp })
+    }
+}
+
+#[async_trait]
+impl Courier for Outbound {
+    async fn carry(&self, parcel: &Parcel) -> Delivery {
+        match &parcel.content {
+            Content::Webhook { url, body, secret, at } => {
+                self.webhooks.post(url, body, &parcel.key, Some((secret, *at))).await
+            }
+            Content::Chat { url, body } => self.webhooks.post(url, body, &parcel.key, None).await,
+            Content::Email(email) => match &self.smtp {
+                Some(smtp) => smtp.send(email, &parcel.key).await,
+                None => Delivery::Refused("no SMTP server is set (TRIBUTARY_SMTP_URL)".to_owned()),
+            },
+        }
+    }
+}

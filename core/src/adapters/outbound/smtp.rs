@@ -1,0 +1,135 @@
+//! E-mail over SMTP, by the crate `lettre`.
+
+use lettre::message::header::{ContentType, Header, HeaderName, HeaderValue};
+use lettre::message::{Mailbox, MultiPart, SinglePart};
+use lettre::transport::smtp::Error;
+use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
+
+use super::{OutboundError, TIMEOUT};
+use crate::ports::courier::{Delivery, Email};
+
+/// Sends e-mail.
+pub struct Smtp {
+    transport: AsyncSmtpTransport<Tokio1Executor>,
+}
+
+impl Smtp {
+    /// By the server at `smtp://…` or `smtps://…`.
+    ///
+    /// # Errors
+    /// When the URL cannot be read.
+    pub fn new(url: &str) -> Result<Self, OutboundError> {
+        let builder = AsyncSmtpTransport::<Tokio1Executor>::from_url(url)
+            .map_err(|error| OutboundError::Smtp(error.to_string()))?;
+        Ok(Self { transport: builder.timeout(Some(TIMEOUT)).build() })
+    }
+
+    /// Sends an e-mail; `key` is in its Message-ID, so that what is sent twice is one to whoever reads it.
+    pub(super) async fn send(&self, email: &Email, key: &str) -> Delivery {
+        let message = match compose(email, key) {
+            Ok(message) => message,
+            Err(error) => return Delivery::Refused(format!("the e-mail cannot be written: {error}")),
+        };
+        match tokio::time::timeout(TIMEOUT, self.transport.send(message)).await {
+            Ok(Ok(response)) => Delivery::Done(format!("accepted: {}", response.code())),
+            Ok(Err(error)) => failed(&error),
+            Err(_) => Delivery::Later { error: format!("no answer in {} s", TIMEOUT.as_secs()), after: None },
+        }
+    }
+}
+
+fn failed(error: &Error) -> Delivery {
+    let why = error.to_string();
+    if error.is_permanent() {
+        return Delivery::Refused(why);
+    }
+    // With a code, the server has answered: about this letter, not about itself.
+    Delivery::Later { error: why, after: error.status().map(|_| std::time::Duration::ZERO) }
+}
+
+fn compose(email: &Email, key: &str) -> Result<Message, Box<dyn std::error::Error + Send + Sync>> {
+    let from: Mailbox = email.from.parse()?;
+    let to: Mailbox = email.to.parse()?;
+    let id = format!("<{key}@{}>", from.email.domain());
+    let mut builder = Message::builder().from(from).to(to).subject(&email.subject).message_id(Some(id));
+    let mut text = email.text.clone();
+    let mut html = email.html.clone();
+    if let Some(link) = &email.unsubscribe {
+        builder = builder
+            .header(ListUnsubscribe(format!("<{link}>")))
+            .header(ListUnsubscribePost("List-Unsubscribe=One-Click".to_owned()));
+        text = format!("{}\n\n--\nUnsubscribe: {link}\n", text.trim_end());
+        html = html.map(|html| format!("{html}\n<p><a href=\"{link}\">Unsubscribe</a></p>\n"));
+    }
+    let plain = SinglePart::builder().header(ContentType::TEXT_PLAIN).body(text);
+    Ok(match html {
+        Some(html) => {
+            let html = SinglePart::builder().header(ContentType::TEXT_HTML).body(html);
+            builder.multipart(MultiPart::alternative().singlepart(plain).singlepart(html))?
+        }
+        None => builder.singlepart(plain)?,
+    })
+}
+
+macro_rules! header {
+    ($name:ident, $text:literal) => {
+        #[derive(Clone)]
+        struct $name(String);
+
+        impl Header for $name {
+            fn name() -> HeaderName {
+                HeaderName::new_from_ascii_str($text)
+            }
+
+            fn parse(text: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+                Ok(Self(text.to_owned()))
+            }
+
+            fn display(&self) -> HeaderValue {
+                // Not to be encoded: it is a link of plain characters.
+                HeaderValue::dangerous_new_pre_encoded(Self::name(), self.0.clone(), self.0.clone())
+            }
+        }
+    };
+}
+
+header!(ListUnsubscribe, "List-Unsubscribe");
+header!(ListUnsubscribePost, "List-Unsubscribe-Post");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn email() -> Email {
+        Email {
+            from: "Shop <hello@shop.example>".into(),
+            to: "ada@example.com".into(),
+            subject: "Grüße".into(),
+            text: "Hello".into(),
+            html: Some("<p>Hello</p>".into()),
+            unsubscribe: Some("https://t.example/unsubscribe/abc".into()),
+        }
+    }
+
+    #[test]
+    fn marketing_can_be_unsubscribed_from_with_one_click() {
+        let text = String::from_utf8(compose(&email(), "run-1").unwrap().formatted()).unwrap();
+        for part in [
+            "List-Unsubscribe: <https://t.example/unsubscribe/abc>",
+            "List-Unsubscribe-Post: List-Unsubscribe=One-Click",
+            "Message-ID: <run-1@shop.example>",
+            "multipart/alternative",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn nothing_can_be_smuggled_into_the_headers() {
+        let evil = Email { to: "ada@example.com\r\nBcc: all@example.com".into(), ..email() };
+        assert!(compose(&evil, "k").is_err());
+        let evil = Email { subject: "a\r\nBcc: all@example.com".into(), ..email() };
+        let text = String::from_utf8(compose(&evil, "k").unwrap().formatted()).unwrap();
+        assert!(!text.lines().any(|line| line.starts_with("Bcc:")), "{text}");
+    }
+}

@@ -1,0 +1,17 @@
+//! From a signal to an action: what belongs to a segment, and what an automation does about it.
+//!
+//! Facts about a customer ([`facts`]) are what expressions ([`expression`]) speak of. A [`segment`] is an expression with a name.
+//! A definition ([`definition`]) becomes a [`plan`], whose nodes a [`run`] goes through for one customer; [`template`] writes the
+//! texts that it sends, and [`ready`] has definitions to begin with.
+
+pub mod definition;
+pub mod emitted;
+pub mod expression;
+pub mod facts;
+pub mod interests;
+pub mod plan;
+pub mod quiet;
+pub mod ready;
+pub mod run;
+pub mod segment;
+pub mod template;

@@ -1,0 +1,121 @@
+//! Definitions to begin with: an automation made from one of them is a draft that its brand edits.
+
+use serde_json::json;
+
+use super::definition::Definition;
+
+/// A definition to begin with.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// What it is named by.
+    pub name: &'static str,
+    /// The definition.
+    pub definition: Definition,
+}
+
+/// All of them.
+pub fn all() -> Vec<Ready> {
+    let definitions = [
+        (
+            "abandoned_cart",
+            json!({
+                "name": "Abandoned cart",
+                "description": "Reminds who has started a checkout and not bought within an hour, and again a day later.",
+                "trigger": {"on": "event", "event": "Checkout Started"},
+                "cancel_on": [{"event": "Order Created"}, {"event": "Order Completed"}],
+                "reentry": {"mode": "after_end", "after": {"days": 1}},
+                "steps": [
+                    {"do": "wait", "for": {"hours": 1}},
+                    {"do": "email",
+                     "subject": "You left something behind",
+                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hello{% if name %} {{ name }}{% endif %},\n\nyour cart is still here{% if event.properties.abandoned_checkout_url %}: {{ event.properties.abandoned_checkout_url }}{% endif %}\n"},
+                    {"do": "wait", "for": {"days": 1}},
+                    {"do": "email",
+                     "subject": "Your cart will not wait for ever",
+                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hello{% if name %} {{ name }}{% endif %},\n\nthis is the last we say of it{% if event.properties.abandoned_checkout_url %}: {{ event.properties.abandoned_checkout_url }}{% endif %}\n"}
+                ]
+            }),
+        ),
+        (
+            "welcome",
+            json!({
+                "name": "Welcome",
+                "description": "Greets who has consented to e-mail, once in a life.",
+                "trigger": {"on": "event", "event": "Customer Created"},
+                "reentry": {"mode": "once"},
+                "steps": [
+                    {"do": "wait", "for": {"minutes": 5}},
+                    {"do": "email",
+                     "subject": "{% set name = customer.traits.firstName or customer.traits.first_name %}Welcome{% if name %}, {{ name }}{% endif %}",
+                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hello{% if name %} {{ name }}{% endif %},\n\ngood to have you here.\n"},
+                    {"do": "add_tag", "tag": "welcomed"}
+                ]
+            }),
+        ),
+        (
+            "win_back",
+            json!({
+                "name": "Win back",
+                "description": "Writes to who bought more than once and has stayed away.",
+                "trigger": {"on": "segment_enter", "segment": "rfm_at_risk"},
+                "cancel_on": [{"event": "Order Created"}, {"event": "Order Completed"}],
+                "reentry": {"mode": "after_end", "after": {"days": 90}},
+                "steps": [
+                    {"do": "email",
+                     "subject": "We have missed you",
+                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hello{% if name %} {{ name }}{% endif %},\n\nit has been a while since {{ customer.orders.last }}. Come and see what is new.\n"},
+                    {"do": "wait_until", "event": "Order Created", "within": {"days": 14},
+                     "otherwise": [{"do": "add_tag", "tag": "win_back_failed"}]}
+                ]
+            }),
+        ),
+        (
+            "post_purchase_review",
+            json!({
+                "name": "Review after the purchase",
+                "description": "Asks for a review two weeks after the parcel was sent.",
+                "trigger": {"on": "event", "event": "Order Fulfilled"},
+                "cancel_on": [{"event": "Order Cancelled"}, {"event": "Order Refunded"}],
+                "reentry": {"mode": "always", "after": {"days": 30}},
+                "steps": [
+                    {"do": "wait", "for": {"days": 14}},
+                    {"do": "email",
+                     "subject": "How do you like it?",
+                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hello{% if name %} {{ name }}{% endif %},\n\nwe should be glad to hear what you think of order {{ event.properties.name }}.\n"}
+                ]
+            }),
+        ),
+        (
+            "vip",
+            json!({
+                "name": "VIP",
+                "description": "Tags the best customers, and thanks them.",
+                "trigger": {"on": "segment_enter", "segment": "rfm_champions"},
+                "reentry": {"mode": "once"},
+                "steps": [
+                    {"do": "add_tag", "tag": "vip"},
+                    {"do": "email",
+                     "subject": "Thank you",
+                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hello{% if name %} {{ name }}{% endif %},\n\nyou are one of our best customers. We have not overlooked it.\n"}
+                ]
+            }),
+        ),
+    ];
+    let read = |(name, json)| Some(Ready { name, definition: serde_json::from_value(json).ok()? });
+    definitions.into_iter().filter_map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::automation::plan::Plan;
+
+    #[test]
+    fn each_can_be_used_as_it_is() {
+        let names: Vec<&str> = all().iter().map(|ready| ready.name).collect();
+        assert_eq!(names, ["abandoned_cart", "welcome", "win_back", "post_purchase_review", "vip"]);
+        for ready in all() {
+            Plan::of(&ready.definition).unwrap_or_else(|error| panic!("{}: {error}", ready.name));
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What a brand has set up, ready to be used.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+
+use moka::sync::Cache;
+use uuid::Uuid;
+
+use crate::domain::automation::expression::{Expression, Scope};
+use crate::domain::automation::interests::Interests;
+use crate::domain::automation::plan::Plan;
+use crate::domain::automation::segment::{Segment, own};
+use crate::domain::ids::BrandId;
+use crate::domain::settings::BrandSettings;
+use crate::ports::automations::{AutomationStatus, Automations};
+use crate::ports::store::StoreError;
+
+/// Versions of an automation whose runs are woken at once by what they wait for. Runs of older ones see it when their wait ends.
+const VERSIONS: i32 = 20;
+/// Versions that are remembered as they were read.
+const REMEMBERED: u64 = 10_000;
+
+/// An automation, ready to be used.
+#[derive(Clone, Debug)]
+pub struct Playing {
+    /// Its id.
+    pub id: Uuid,
+    /// Its present version.
+    pub version: i32,
+    /// Whether it runs.
+    pub status: AutomationStatus,
+    /// What it does.
+    pub plan: Arc<Plan>,
+}
+
+/// What a brand has set up.
+#[derive(Debug)]
+pub struct Playbook {
+    /// Its settings.
+    pub settings: Arc<BrandSettings>,
+    /// Its segments, those that every brand has among them.
+    pub segments: Vec<Segment>,
+    /// Its automations.
+    pub automations: HashMap<Uuid, Playing>,
+    /// What all of it listens to.
+    pub interests: Arc<Interests>,
+}
+
+/// Reads what a brand has set up. What this program cannot read - a newer one wrote it - is left out, and said.
+///
+/// # Errors
+/// When the store is away.
+pub async fn read(
+    automations: &dyn Automations,
+    brand: BrandId,
+    settings: Arc<BrandSettings>,
+) -> Result<Playbook, StoreError> {
+    let mut segments = own();
+    for row in automations.segments(brand).await? {
+        match Expression::parse(&row.expression, Scope::Segment) {
+            Ok(expression) => segments.push(Segment { name: row.name, expression }),
+            Err(error) => tracing::error!(segment = row.name, %error, "a segment cannot be read"),
+        }
+    }
+    let mut playing = HashMap::new();
+    for row in automations.automations(brand).await? {
+        if let Some(plan) = planned(row.id, row.version, &row.definition) {
+            playing.insert(row.id, Playing { id: row.id, version: row.version, status: row.status, plan });
+        }
+    }
+    let versions = automations.versions(brand, VERSIONS).await?;
+    let plans: Vec<Arc<Plan>> =
+        versions.iter().filter_map(|(id, version, definition)| planned(*id, *version, definition)).collect();
+    let interests = Arc::new(Interests::of(&segments, plans.iter().map(|plan| &**plan)));
+    Ok(Playbook { settings, segments, automations: playing, interests })
+}
+
+static PLANS: LazyLock<Cache<(Uuid, i32), Arc<Plan>>> = LazyLock::new(|| Cache::new(REMEMBERED));
+
+/// A version never changes: it is read once.
+fn planned(id: Uuid, version: i32, definition: &str) -> Option<Arc<Plan>> {
+    if let Some(plan) = PLANS.get(&(id, version)) {
+        return Some(plan);
+    }
+    let read = serde_json::from_str(definition).map_err(|error| error.to_string());
+    match read.and_then(|definition| Plan::of(&definition).map_err(|error| error.to_string())) {
+        Ok(plan) => {
+            let plan = Arc::new(plan);
+            PLANS.insert((id, version), plan.clone());
+            Some(plan)
+        }
+        Err(error) => {
+            tracing::error!(automation = %id, version, error, "an automation cannot be read");
+            None
+        }
+    }
+}
+
+impl Playbook {
+    /// What a version of an automation does; `None` when it is gone.
+    ///
+    /// # Errors
+    /// When the store is away.
+    pub async fn plan(
+        &self,
+        automations: &dyn Automations,
+        id: Uuid,
+        version: i32,
+    ) -> Result<Option<Arc<Plan>>, StoreError> {
+        if let Some(playing) = self.automations.get(&id).filter(|playing| playing.version == version) {
+            return Ok(Some(playing.plan.clone()));
+        }
+        if let Some(plan) = PLANS.get(&(id, version)) {
+            return Ok(Some(plan));
+        }
+        let definition = automations.version(id, version).await?;
+        Ok(definition.and_then(|definition| planned(id, version, &definition)))
+    }
+}

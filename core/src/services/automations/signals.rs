@@ -1,0 +1,360 @@
+//! Something happened to customers: who belongs to what now, which runs begin, which are woken.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::context::Context;
+use crate::domain::automation::definition::Trigger as Starts;
+use crate::domain::automation::facts::{Facts, Trigger};
+use crate::domain::automation::run::{Cause, MAX_TRIGGER_AGE_MS, Past, Run, Status, may_enter};
+use crate::domain::automation::segment::Change;
+use crate::domain::customer360::StoredEvent;
+use crate::domain::ids::{BrandId, ProfileId};
+use crate::domain::time::Timestamp;
+use crate::ports::automations::{AutomationStatus, AutomationsTx, Check};
+use crate::ports::outbox::Stage;
+use crate::ports::store::StoreError;
+use crate::services::automations::jobs::{Job, Signal};
+use crate::services::automations::playbook::{Playbook, Playing};
+
+/// Customers of a page of a schedule, or of all customers.
+pub const PAGE: i64 = 500;
+
+/// What a brand has set up, by brand.
+pub(super) type Playbooks = HashMap<BrandId, Arc<Playbook>>;
+
+pub(super) async fn playbooks(context: &Context, brands: BTreeSet<BrandId>) -> Result<Playbooks, StoreError> {
+    let mut all = HashMap::new();
+    for brand in brands {
+        all.insert(brand, context.brands.playbook(brand).await?);
+    }
+    Ok(all)
+}
+
+/// Works off signals, in one transaction. Who comes into a segment of `quiet`, or goes out of it, starts no run by that.
+///
+/// # Errors
+/// The store's own. Nothing has changed then.
+pub async fn take(context: &Context, signals: &[Signal], quiet: &[String]) -> Result<(), StoreError> {
+    let playbooks = playbooks(context, signals.iter().map(|signal| signal.brand).collect()).await?;
+    let now = context.clock.now();
+    let now_ms = now.timestamp_millis();
+    let mut tx = context.automations.begin().await?;
+    let all = playbooks.values().flat_map(|book| book.automations.values());
+    let starting: Vec<Uuid> =
+        all.filter(|own| own.status == AutomationStatus::Active).map(|own| own.id).collect();
+    let statuses = if starting.is_empty() { HashMap::new() } else { tx.statuses(&starting).await? };
+    let asked: BTreeSet<ProfileId> = signals.iter().map(|signal| signal.profile).collect();
+    let moved = tx.lock(&asked.into_iter().collect::<Vec<_>>()).await?;
+    let mut told: BTreeMap<ProfileId, (BrandId, BTreeSet<String>)> = BTreeMap::new();
+    for signal in signals {
+        // Who is not there was erased.
+        let Some(id) = moved.get(&signal.profile) else { continue };
+        let (_, events) = told.entry(*id).or_insert_with(|| (signal.brand, BTreeSet::new()));
+        events.extend(signal.events.iter().cloned());
+    }
+    let profiles: Vec<ProfileId> = told.keys().copied().collect();
+    let sees_events = playbooks.values().any(|book| {
+        let of_plans = book.automations.values().flat_map(|playing| playing.plan.condition.as_ref());
+        book.segments
+            .iter()
+            .map(|s| &s.expression)
+            .chain(of_plans)
+            .any(|expression| expression.speaks_of("events"))
+    });
+    let mut facts = tx.facts(&profiles, sees_events).await?;
+    let ids: Vec<(BrandId, String)> =
+        told.values().flat_map(|(brand, ids)| ids.iter().map(|id| (*brand, id.clone()))).collect();
+    let events = if ids.is_empty() { HashMap::new() } else { tx.events(&ids).await? };
+
+    let mut changes: Vec<Change> = Vec::new();
+    let mut checks: Vec<Check> = Vec::new();
+    let mut entering = Entering::new(now);
+    for (id, (brand, message_ids)) in &told {
+        let (Some(book), Some(facts)) = (playbooks.get(brand), facts.get_mut(id)) else { continue };
+        let from = changes.len();
+        let next = belongs(book, *brand, facts, now, &mut changes);
+        checks.push((*brand, *id, next.map(|at| at.timestamp_millis())));
+        let heard: Vec<Change> =
+            changes[from..].iter().filter(|change| !quiet.contains(&change.segment)).cloned().collect();
+        let mut happened: Vec<&StoredEvent> =
+            message_ids.iter().filter_map(|id| events.get(&(*brand, id.clone()))).collect();
+        happened.sort_by(|a, b| (a.timestamp, &a.message_id).cmp(&(b.timestamp, &b.message_id)));
+        // As the store has it: what is remembered may be old.
+        let active = |playing: &&Playing| statuses.get(&playing.id) == Some(&AutomationStatus::Active);
+        for playing in book.automations.values().filter(active) {
+            for (cause, event) in causes(playing, &happened, &heard, now) {
+                let trigger = event.cloned().map(Trigger);
+                entering.consider(book, playing, *brand, facts, cause, trigger.as_ref());
+            }
+        }
+    }
+    // Nothing to write where nobody came or went.
+    if !changes.is_empty() {
+        tx.change_members(&changes).await?;
+    }
+    tx.set_checks(&checks).await?;
+    let mut stages = entering.enter(&mut *tx).await?;
+    if quiet.is_empty() {
+        stages.extend(waken(context, &mut *tx, &playbooks, &told, &events, now_ms).await?);
+    }
+    if !stages.is_empty() {
+        tx.stage(&stages, now_ms).await?;
+    }
+    tx.commit().await?;
+    let count = |entered: bool| changes.iter().filter(|change| change.entered == entered).count() as u64;
+    metrics::counter!("tributary_segments_entered_total").increment(count(true));
+    metrics::counter!("tributary_segments_left_total").increment(count(false));
+    Ok(())
+}
+
+/// What a customer belongs to now: changes are added, and the facts say so from then on. Answers when time may next change it.
+fn belongs(
+    book: &Playbook,
+    brand: BrandId,
+    facts: &mut Facts,
+    now: Timestamp,
+    changes: &mut Vec<Change>,
+) -> Option<Timestamp> {
+    let mut next: Option<Timestamp> = None;
+    let mut of: Vec<(&str, bool)> = Vec::new();
+    for segment in &book.segments {
+        let verdict = segment.expression.holds(facts, None, &book.settings, now);
+        next = [next, verdict.next].into_iter().flatten().min();
+        of.push((&segment.name, verdict.holds));
+    }
+    let at_ms = now.timestamp_millis();
+    for (name, holds) in of {
+        if holds == facts.segments.contains_key(name) {
+            continue;
+        }
+        if holds {
+            facts.segments.insert(name.to_owned(), at_ms);
+        } else {
+            facts.segments.remove(name);
+        }
+        let id = Uuid::now_v7();
+        changes.push(Change {
+            id,
+            brand,
+            segment: name.to_owned(),
+            profile: facts.profile.id,
+            entered: holds,
+            at_ms,
+        });
+    }
+    next
+}
+
+/// What of all that happened starts a run of an automation.
+fn causes<'e>(
+    playing: &Playing,
+    happened: &[&'e StoredEvent],
+    changes: &[Change],
+    now: Timestamp,
+) -> Vec<(Cause, Option<&'e StoredEvent>)> {
+    let changed = |segment: &str, entered: bool| {
+        let what = if entered { "came into" } else { "went out of" };
+        let of = changes.iter().filter(move |change| change.segment == segment && change.entered == entered);
+        of.map(move |change| {
+            let why = format!("the customer {what} the segment {}", change.segment);
+            (Cause { key: format!("change:{}", change.id), message_id: None, at_ms: change.at_ms, why }, None)
+        })
+        .collect()
+    };
+    match &playing.plan.definition.trigger {
+        Starts::Event { event } => happened
+            .iter()
+            .filter(|happened| happened.name.as_deref() == Some(event))
+            .filter(|happened| (now - happened.timestamp).num_milliseconds() <= MAX_TRIGGER_AGE_MS)
+            .map(|happened| {
+                let id = happened.message_id.clone();
+                let why = format!("{event} ({id})");
+                let at_ms = happened.timestamp.timestamp_millis();
+                (Cause { key: format!("event:{id}"), message_id: Some(id), at_ms, why }, Some(*happened))
+            })
+            .collect(),
+        Starts::SegmentEnter { segment } => changed(segment, true),
+        Starts::SegmentLeave { segment } => changed(segment, false),
+        Starts::Schedule { .. } => Vec::new(),
+    }
+}
+
+/// Runs that may begin.
+struct Entering {
+    now: Timestamp,
+    candidates: Vec<Run>,
+    plans: HashMap<Uuid, Arc<crate::domain::automation::plan::Plan>>,
+}
+
+impl Entering {
+    fn new(now: Timestamp) -> Self {
+        Self { now, candidates: Vec::new(), plans: HashMap::new() }
+    }
+
+    /// Notes a run, if the condition holds.
+    fn consider(
+        &mut self,
+        book: &Playbook,
+        playing: &Playing,
+        brand: BrandId,
+        facts: &Facts,
+        cause: Cause,
+        trigger: Option<&Trigger>,
+    ) {
+        let condition = playing.plan.condition.as_ref();
+        if condition.is_some_and(|condition| !condition.holds(facts, trigger, &book.settings, self.now).holds)
+        {
+            return;
+        }
+        let now_ms = self.now.timestamp_millis();
+        let run =
+            Run::new(brand, playing.id, playing.version, &playing.plan, facts.profile.id, &cause, now_ms);
+        self.candidates.push(run);
+        self.plans.insert(playing.id, playing.plan.clone());
+    }
+
+    /// Begins those that the rule of re-entry lets in; answers their jobs. The customers are locked.
+    async fn enter(self, tx: &mut dyn AutomationsTx) -> Result<Vec<Stage>, StoreError> {
+        if self.candidates.is_empty() {
+            return Ok(Vec::new());
+        }
+        let automations: BTreeSet<Uuid> = self.candidates.iter().map(|run| run.automation).collect();
+        let profiles: BTreeSet<ProfileId> = self.candidates.iter().map(|run| run.profile).collect();
+        let (automations, profiles): (Vec<_>, Vec<_>) =
+            (automations.into_iter().collect(), profiles.into_iter().collect());
+        let mut past = tx.past(&automations, &profiles).await?;
+        let mut runs = Vec::new();
+        for run in self.candidates {
+            let before = past.entry((run.automation, run.profile)).or_default();
+            let Some(plan) = self.plans.get(&run.automation) else { continue };
+            if may_enter(plan, before, self.now).is_err() {
+                continue;
+            }
+            before.push(Past { status: run.status, started_ms: run.started_ms });
+            runs.push(run);
+        }
+        if runs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let added: BTreeSet<Uuid> = tx.add_runs(&runs).await?.into_iter().collect();
+        metrics::counter!("tributary_runs_started_total").increment(added.len() as u64);
+        let job = |run: &Run| Job::Run { brand: run.brand, run: run.id, revision: run.revision }.stage();
+        Ok(runs.iter().filter(|run| added.contains(&run.id)).map(job).collect())
+    }
+}
+
+/// Wakes the runs that an event ends, or that wait for it; answers their jobs. What they make of it they see for themselves.
+async fn waken(
+    context: &Context,
+    tx: &mut dyn AutomationsTx,
+    playbooks: &Playbooks,
+    told: &BTreeMap<ProfileId, (BrandId, BTreeSet<String>)>,
+    events: &HashMap<(BrandId, String), StoredEvent>,
+    now_ms: i64,
+) -> Result<Vec<Stage>, StoreError> {
+    let profiles: Vec<ProfileId> = told.keys().copied().collect();
+    let mut woken = Vec::new();
+    for mut run in tx.live_runs(&profiles).await? {
+        // A queued one looks for itself; one without a time stands still.
+        if run.status != Status::Waiting || run.due_ms.is_none() {
+            continue;
+        }
+        let (Some(book), Some((brand, ids))) = (playbooks.get(&run.brand), told.get(&run.profile)) else {
+            continue;
+        };
+        let Some(plan) = book.plan(&*context.automations, run.automation, run.version).await? else {
+            continue;
+        };
+        let names: BTreeSet<&str> = plan.cancelling().chain(plan.awaited()).collect();
+        let mut happened = ids.iter().filter_map(|id| events.get(&(*brand, id.clone())));
+        // After a merge nobody says which events are new to it.
+        let by_merge = ids.is_empty() && !names.is_empty();
+        if by_merge || happened.any(|event| event.name.as_deref().is_some_and(|name| names.contains(name))) {
+            run.status = Status::Queued;
+            run.due_ms = None;
+            run.revision += 1;
+            run.updated_ms = now_ms;
+            woken.push(run);
+        }
+    }
+    if woken.is_empty() {
+        return Ok(Vec::new());
+    }
+    tx.save_runs(&woken).await?;
+    Ok(woken
+        .iter()
+        .map(|run| Job::Run { brand: run.brand, run: run.id, revision: run.revision }.stage())
+        .collect())
+}
+
+/// A page of a schedule: runs begin for members of its segment, and the next page is staged.
+///
+/// # Errors
+/// The store's own. Nothing has changed then.
+pub async fn schedule(
+    context: &Context,
+    brand: BrandId,
+    automation: Uuid,
+    at_ms: i64,
+    after: Option<ProfileId>,
+) -> Result<(), StoreError> {
+    let book = context.brands.playbook(brand).await?;
+    // As the store has it: what is remembered may be old.
+    let Some(row) = context.automations.automation(brand, automation).await? else { return Ok(()) };
+    let Some(plan) = book.plan(&*context.automations, automation, row.version).await? else { return Ok(()) };
+    let Starts::Schedule { segment, .. } = &plan.definition.trigger else { return Ok(()) };
+    if row.status != AutomationStatus::Active {
+        tracing::info!(%automation, "a schedule came up for an automation that does not run");
+        return Ok(());
+    }
+    let playing = &Playing { id: automation, version: row.version, status: row.status, plan: plan.clone() };
+    let members = context.automations.members(brand, segment, after, PAGE).await?;
+    let now = context.clock.now();
+    let ids: Vec<ProfileId> = members.iter().map(|(id, _)| *id).collect();
+    let mut tx = context.automations.begin().await?;
+    let there: BTreeSet<ProfileId> = tx.lock(&ids).await?.into_values().collect();
+    let there: Vec<ProfileId> = there.into_iter().collect();
+    let sees = playing.plan.condition.as_ref().is_some_and(|condition| condition.speaks_of("events"));
+    let facts = tx.facts(&there, sees).await?;
+    let mut entering = Entering::new(now);
+    for id in &there {
+        let Some(facts) = facts.get(id) else { continue };
+        let why = format!("the schedule, in the segment {segment}");
+        let cause = Cause { key: format!("schedule:{at_ms}:{id}"), message_id: None, at_ms, why };
+        entering.consider(&book, playing, brand, facts, cause, None);
+    }
+    let mut stages = entering.enter(&mut *tx).await?;
+    if members.len() as i64 == PAGE {
+        let after = ids.last().copied();
+        stages.push(Job::Schedule { brand, automation, at_ms, after }.stage());
+    }
+    tx.stage(&stages, now.timestamp_millis()).await?;
+    tx.commit().await
+}
+
+/// A page of all customers: what they belong to is asked anew, and the next page is staged.
+///
+/// # Errors
+/// The store's own.
+pub async fn fill(
+    context: &Context,
+    brand: BrandId,
+    segments: &[String],
+    after: Option<ProfileId>,
+) -> Result<(), StoreError> {
+    context.brands.forget(brand);
+    let ids = context.automations.profiles(brand, after, PAGE).await?;
+    let signals: Vec<Signal> =
+        ids.iter().map(|id| Signal { brand, profile: *id, events: Vec::new() }).collect();
+    take(context, &signals, segments).await?;
+    if ids.len() as i64 == PAGE {
+        let mut tx = context.automations.begin().await?;
+        let next = Job::Fill { brand, segments: segments.to_vec(), after: ids.last().copied() };
+        tx.stage(&[next.stage()], context.clock.now_ms()).await?;
+        tx.commit().await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! Links by which a customer takes consent back, and the brand's secret that signs them, and webhooks.
+
+use std::sync::LazyLock;
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use hmac::{Hmac, KeyInit, Mac};
+use moka::sync::Cache;
+use rand::Rng;
+use sha2::Sha256;
+
+use crate::context::Context;
+use crate::domain::automation::emitted;
+use crate::domain::event::Channel;
+use crate::domain::ids::{BrandId, ProfileId};
+use crate::ports::queue::{NewItem, QueueError};
+use crate::ports::store::StoreError;
+
+/// What a secret begins with, by the Standard Webhooks scheme.
+pub const PREFIX: &str = "whsec_";
+/// Random bytes of a secret.
+const SECRET_BYTES: usize = 32;
+
+/// The brand's secret; made when it is first asked for.
+///
+/// # Errors
+/// When the store is away.
+pub async fn secret(context: &Context, brand: BrandId) -> Result<String, StoreError> {
+    // It never changes. A process may serve several stores, in tests.
+    static KNOWN: LazyLock<Cache<(uuid::Uuid, BrandId), String>> = LazyLock::new(|| Cache::new(10_000));
+    let key = (context.id, brand);
+    if let Some(known) = KNOWN.get(&key) {
+        return Ok(known);
+    }
+    let mut random = [0_u8; SECRET_BYTES];
+    rand::rng().fill_bytes(&mut random);
+    let fresh = format!("{PREFIX}{}", STANDARD.encode(random));
+    let secret = context.automations.signing_secret(brand, &fresh).await?;
+    KNOWN.insert(key, secret.clone());
+    Ok(secret)
+}
+
+fn signature(secret: &str, brand: BrandId, profile: ProfileId) -> Vec<u8> {
+    // HMAC takes keys of any length.
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any key will do");
+    mac.update(format!("unsubscribe:email:{brand}:{profile}").as_bytes());
+    mac.finalize().into_bytes().to_vec()
+}
+
+/// The link of a customer.
+pub fn link(public_url: &str, secret: &str, brand: BrandId, profile: ProfileId) -> String {
+    let signed = URL_SAFE_NO_PAD.encode(signature(secret, brand, profile));
+    format!("{}/unsubscribe/{brand}.{profile}.{signed}", public_url.trim_end_matches('/'))
+}
+
+/// Why a link does nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum UnsubscribeError {
+    /// It was not made here, or its customer is gone.
+    #[error("the link is not valid")]
+    Unknown,
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The queue.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// Whose link it is.
+///
+/// # Errors
+/// [`UnsubscribeError::Unknown`] for what was not made here.
+pub async fn whose(context: &Context, token: &str) -> Result<(BrandId, ProfileId), UnsubscribeError> {
+    let mut parts = token.splitn(3, '.');
+    let (brand, profile, signed) = (parts.next(), parts.next(), parts.next());
+    let brand = brand.and_then(|text| text.parse().ok()).map(BrandId);
+    let profile = profile.and_then(ProfileId::parse);
+    let signed = signed.and_then(|text| URL_SAFE_NO_PAD.decode(text).ok());
+    let (Some(brand), Some(profile), Some(signed)) = (brand, profile, signed) else {
+        return Err(UnsubscribeError::Unknown);
+    };
+    if !context.tenants.brands().await?.iter().any(|(id, _)| *id == brand) {
+        return Err(UnsubscribeError::Unknown);
+    }
+    let secret = secret(context, brand).await?;
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any key will do");
+    mac.update(format!("unsubscribe:email:{brand}:{profile}").as_bytes());
+    mac.verify_slice(&signed).map_err(|_| UnsubscribeError::Unknown)?;
+    Ok((brand, profile))
+}
+
+/// Takes a customer's consent to e-mail back, as an event of theirs.
+///
+/// # Errors
+/// When the link is not valid, or store or queue are away.
+pub async fn unsubscribe(context: &Context, token: &str) -> Result<(), UnsubscribeError> {
+    let (brand, profile) = whose(context, token).await?;
+    let record = context.store.customer(brand, profile).await?.ok_or(UnsubscribeError::Unknown)?;
+    let mut identifiers = record.identifiers;
+    identifiers.sort();
+    let identifier = identifiers.first().ok_or(UnsubscribeError::Unknown)?;
+    let now_ms = context.clock.now_ms();
+    let message_id = format!("unsubscribe-{}", uuid::Uuid::now_v7());
+    let body = emitted::unsubscribe(Channel::Email);
+    let payload = emitted::envelope(brand, &message_id, identifier, &body, now_ms).unwrap_or_default();
+    context.queue.enqueue(&[NewItem { payload: payload.into(), ..NewItem::default() }]).await?;
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! Working off a batch of the automations queue: what becomes of each item.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use crate::context::Context;
+use crate::domain::backoff::{MAX_ATTEMPTS, full_jitter};
+use crate::ports::queue::{Item, PUT_BACK, Then, Unfinished};
+use crate::ports::store::StoreError;
+use crate::services::automations::jobs::{Job, Signal};
+use crate::services::automations::runs::{self, Next, Outside, Wanted};
+use crate::services::automations::signals;
+use crate::services::work::Worked;
+
+/// How often a transaction is run again that lost a race.
+const MAX_RUNS: u32 = 5;
+/// The longest wait before it is.
+const RERUN_WAIT: Duration = Duration::from_millis(40);
+
+/// Works off `items`. Never fails as a whole; what could not be done is in the answer.
+pub async fn work(context: &Context, outside: &Outside, items: &[Item]) -> Worked {
+    let mut worked = Worked::default();
+    let (mut told, mut wanted, mut pages) = (Vec::new(), Vec::new(), Vec::new());
+    for item in items {
+        match Job::read(&item.payload) {
+            Ok(Job::Signal(signal)) => told.push((item, signal)),
+            Ok(Job::Run { brand, run, revision }) => {
+                let put_back = item.history.last().is_some_and(|last| last.error == PUT_BACK);
+                wanted.push((item, Wanted { brand, run, revision, put_back }));
+            }
+            Ok(page) => pages.push((item, page)),
+            Err(error) => {
+                tracing::warn!(item = item.id, error, "an item cannot be read and goes to the dead letters");
+                worked.unfinished.push(Unfinished { item: item.clone(), then: Then::Bury { error } });
+            }
+        }
+    }
+    let signals: Vec<Signal> = told.iter().map(|(_, signal)| signal.clone()).collect();
+    let items: Vec<&Item> = told.iter().map(|(item, _)| *item).collect();
+    in_halves(context, outside, &mut worked, &items, Jobs::Signals(&signals)).await;
+
+    // A run may have two jobs in one batch: the later one finds it gone on.
+    wanted.sort_by_key(|(_, one)| (one.run, one.revision));
+    let mut again = Vec::new();
+    for at in (1..wanted.len()).rev() {
+        if wanted[at].1.run == wanted[at - 1].1.run {
+            again.push(wanted.remove(at - 1));
+        }
+    }
+    for wanted in [wanted, again] {
+        let of: Vec<Wanted> = wanted.iter().map(|(_, one)| *one).collect();
+        let items: Vec<&Item> = wanted.iter().map(|(item, _)| *item).collect();
+        in_halves(context, outside, &mut worked, &items, Jobs::Runs(&of)).await;
+    }
+    for (item, page) in &pages {
+        in_halves(context, outside, &mut worked, &[item], Jobs::Page(page)).await;
+    }
+    worked
+}
+
+/// Jobs of a kind.
+#[derive(Clone, Copy)]
+enum Jobs<'j> {
+    Signals(&'j [Signal]),
+    Runs(&'j [Wanted]),
+    Page(&'j Job),
+}
+
+impl Jobs<'_> {
+    /// Works off those of a part, together.
+    async fn attempt(
+        self,
+        context: &Context,
+        outside: &Outside,
+        part: Range<usize>,
+    ) -> Result<Vec<Next>, StoreError> {
+        let all_done = vec![Next::Done; part.len()];
+        match self {
+            Self::Signals(signals) => signals::take(context, &signals[part], &[]).await.map(|()| all_done),
+            Self::Runs(wanted) => runs::go_on(context, outside, &wanted[part]).await,
+            Self::Page(Job::Schedule { brand, automation, at_ms, after }) => {
+                signals::schedule(context, *brand, *automation, *at_ms, *after).await.map(|()| all_done)
+            }
+            Self::Page(Job::Fill { brand, segments, after }) => {
+                signals::fill(context, *brand, segments, *after).await.map(|()| all_done)
+            }
+            Self::Page(Job::Signal(_) | Job::Run { .. }) => Ok(all_done),
+        }
+    }
+}
+
+/// Works off items together. Where the store refuses them, or races are lost over and over, halves of them, until the one is found
+/// that is to blame.
+async fn in_halves(
+    context: &Context,
+    outside: &Outside,
+    worked: &mut Worked,
+    items: &[&Item],
+    jobs: Jobs<'_>,
+) {
+    let whole = 0..items.len();
+    let mut parts = Vec::from([whole]);
+    while let Some(part) = parts.pop() {
+        if part.is_empty() {
+            continue;
+        }
+        if worked.store_away.is_some() {
+            leave(worked, &items[part.clone()], |_| Then::Release);
+            continue;
+        }
+        match patiently(context, outside, jobs, &part).await {
+            Ok(next) => {
+                worked.effective += part.len();
+                for (item, next) in items[part].iter().zip(next) {
+                    let then = match next {
+                        Next::Done => continue,
+                        Next::Retry { delay, error } => Then::Retry { delay, error },
+                        Next::Bury { error } => {
+                            tracing::warn!(
+                                item = item.id,
+                                error,
+                                "an action cannot be done: its run has failed"
+                            );
+                            Then::Bury { error }
+                        }
+                    };
+                    worked.unfinished.push(Unfinished { item: (*item).clone(), then });
+                }
+            }
+            Err(away @ StoreError::Unavailable(_)) => {
+                leave(worked, &items[part.clone()], |_| Then::Release);
+                worked.store_away = Some(away);
+            }
+            Err(error) if part.len() == 1 => {
+                leave(worked, &items[part], |item| try_later(item, &error.to_string()));
+            }
+            Err(_) => {
+                let middle = part.start + part.len() / 2;
+                parts.push(middle..part.end);
+                parts.push(part.start..middle);
+            }
+        }
+    }
+}
+
+fn leave(worked: &mut Worked, items: &[&Item], then: impl Fn(&Item) -> Then) {
+    let unfinished = items.iter().map(|item| Unfinished { item: (*item).clone(), then: then(item) });
+    worked.unfinished.extend(unfinished);
+}
+
+/// Tries again where a race was lost.
+async fn patiently(
+    context: &Context,
+    outside: &Outside,
+    jobs: Jobs<'_>,
+    part: &Range<usize>,
+) -> Result<Vec<Next>, StoreError> {
+    let mut run = 1;
+    loop {
+        match jobs.attempt(context, outside, part.clone()).await {
+            Err(StoreError::Conflict(_)) if run < MAX_RUNS => {
+                tokio::time::sleep(RERUN_WAIT.mul_f64(rand::random::<f64>()) * run).await;
+                run += 1;
+            }
+            done => return done,
+        }
+    }
+}
+
+fn try_later(item: &Item, error: &str) -> Then {
+    let attempt = item.attempt + 1;
+    if attempt >= MAX_ATTEMPTS {
+        return Then::Bury { error: format!("failed {attempt} times, at last: {error}") };
+    }
+    tracing::warn!(item = item.id, attempt, error, "a job failed and will be tried again");
+    Then::Retry { delay: full_jitter(attempt, rand::random()), error: error.to_owned() }
+}

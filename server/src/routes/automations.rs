@@ -1,0 +1,316 @@
+//! Automations and their runs, with a secret key.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tributary_core::domain::automation::definition::Definition;
+use tributary_core::domain::automation::ready;
+use tributary_core::domain::automation::run::Status;
+use tributary_core::domain::ids::ProfileId;
+use tributary_core::ports::automations::{AutomationStatus, RunFilter};
+use tributary_core::services::automations::admin::{self, AutomationAnswer, DryAnswer, DryRun, RunAnswer};
+use tributary_core::services::automations::unsubscribe;
+use tributary_core::services::privacy::{Action, note};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use super::customers::{customer_id, limit};
+use super::segment::json as read_json;
+use super::segments::{cursor, invalid_query};
+use crate::auth::Secret;
+use crate::body::{self, MAX_BATCH_BYTES};
+use crate::codes::{BODY, SECRET};
+use crate::error::ApiError;
+use crate::errors;
+use crate::state::AppState;
+
+errors!(ListErrors: SECRET);
+errors!(OneErrors: SECRET, &["not_found"]);
+errors!(NewErrors: SECRET, BODY, &["invalid_gzip", "invalid_automation", "invalid_expression"]);
+errors!(EditErrors: SECRET, BODY, &["invalid_gzip", "invalid_automation", "invalid_expression", "not_found"]);
+errors!(DryErrors: SECRET, BODY, &["invalid_gzip", "not_found"]);
+errors!(RunsErrors: SECRET, &["not_found", "invalid_query", "invalid_limit", "invalid_after"]);
+errors!(ChangeErrors: SECRET, &["not_found", "refused"]);
+
+/// A brand's automations.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AutomationList {
+    /// The oldest first.
+    automations: Vec<AutomationAnswer>,
+}
+
+/// Lists the brand's automations.
+#[utoipa::path(get, path = "/api/automations", tag = "Automations", security(("secret_key" = [])),
+    responses((status = 200, body = AutomationList), ListErrors))]
+pub async fn list(State(state): State<AppState>, secret: Secret) -> Result<Json<AutomationList>, ApiError> {
+    Ok(Json(AutomationList { automations: admin::automations(&state.context, secret.brand).await? }))
+}
+
+async fn noted(state: &AppState, secret: &Secret, what: &'static str, id: Uuid) -> Result<(), ApiError> {
+    let action = Action { what, subject: None, details: json!({"automation": id}) };
+    Ok(note(&state.context, secret.brand, &secret.actor, action).await?)
+}
+
+/// Makes an automation: a draft, which does nothing until it is activated.
+#[utoipa::path(post, path = "/api/automations", tag = "Automations", security(("secret_key" = [])), request_body = Definition,
+    responses((status = 201, body = AutomationAnswer), NewErrors))]
+pub async fn create(
+    State(state): State<AppState>,
+    secret: Secret,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<AutomationAnswer>), ApiError> {
+    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let definition: Definition = read_json(&bytes)?;
+    let made = admin::create(&state.context, secret.brand, &definition).await?;
+    noted(&state, &secret, "automation_made", made.id).await?;
+    Ok((StatusCode::CREATED, Json(made)))
+}
+
+/// One automation, with how its runs stand.
+#[utoipa::path(get, path = "/api/automations/{id}", tag = "Automations", security(("secret_key" = [])), params(("id" = String, Path)),
+    responses((status = 200, body = AutomationAnswer), OneErrors))]
+pub async fn show(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+) -> Result<Json<AutomationAnswer>, ApiError> {
+    Ok(Json(admin::automation(&state.context, secret.brand, automation_id(&id)?).await?))
+}
+
+/// Edits an automation. Runs that are under way finish on the version that they began with.
+#[utoipa::path(put, path = "/api/automations/{id}", tag = "Automations", security(("secret_key" = [])), params(("id" = String, Path)),
+    request_body = Definition, responses((status = 200, body = AutomationAnswer), EditErrors))]
+pub async fn edit(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<AutomationAnswer>, ApiError> {
+    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let definition: Definition = read_json(&bytes)?;
+    let id = automation_id(&id)?;
+    let edited = admin::edit(&state.context, secret.brand, id, &definition).await?;
+    noted(&state, &secret, "automation_edited", id).await?;
+    Ok(Json(edited))
+}
+
+/// An automation that was taken out.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct AutomationDeleted {
+    /// Its id.
+    deleted: Uuid,
+}
+
+/// Takes an automation out. Its live runs are cancelled.
+#[utoipa::path(delete, path = "/api/automations/{id}", tag = "Automations", security(("secret_key" = [])), params(("id" = String, Path)),
+    responses((status = 200, body = AutomationDeleted), OneErrors))]
+pub async fn delete(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+) -> Result<Json<AutomationDeleted>, ApiError> {
+    let id = automation_id(&id)?;
+    admin::delete(&state.context, secret.brand, id).await?;
+    noted(&state, &secret, "automation_deleted", id).await?;
+    Ok(Json(AutomationDeleted { deleted: id }))
+}
+
+/// Lets an automation run. It listens everywhere within 5 s.
+#[utoipa::path(post, path = "/api/automations/{id}/activate", tag = "Automations", security(("secret_key" = [])),
+    params(("id" = String, Path)), responses((status = 200, body = AutomationAnswer), OneErrors))]
+pub async fn activate(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+) -> Result<Json<AutomationAnswer>, ApiError> {
+    set_status(&state, &secret, &id, AutomationStatus::Active, "automation_activated").await
+}
+
+/// Pauses an automation: it starts nothing, and its runs stand still until it is activated again.
+#[utoipa::path(post, path = "/api/automations/{id}/pause", tag = "Automations", security(("secret_key" = [])),
+    params(("id" = String, Path)), responses((status = 200, body = AutomationAnswer), OneErrors))]
+pub async fn pause(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+) -> Result<Json<AutomationAnswer>, ApiError> {
+    set_status(&state, &secret, &id, AutomationStatus::Paused, "automation_paused").await
+}
+
+async fn set_status(
+    state: &AppState,
+    secret: &Secret,
+    id: &str,
+    status: AutomationStatus,
+    what: &'static str,
+) -> Result<Json<AutomationAnswer>, ApiError> {
+    let id = automation_id(id)?;
+    let changed = admin::set_status(&state.context, secret.brand, id, status).await?;
+    noted(state, secret, what, id).await?;
+    Ok(Json(changed))
+}
+
+/// What an automation would do for a customer, by what is known of them now. Nothing is done.
+#[utoipa::path(post, path = "/api/automations/{id}/dry-run", tag = "Automations", security(("secret_key" = [])),
+    params(("id" = String, Path)), request_body = DryRun, responses((status = 200, body = DryAnswer), DryErrors))]
+pub async fn dry_run(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<DryAnswer>, ApiError> {
+    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let asked: DryRun = read_json(&bytes)?;
+    Ok(Json(admin::dry_run(&state.context, secret.brand, automation_id(&id)?, &asked).await?))
+}
+
+/// Which runs.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct RunsQuery {
+    /// The `next` of the page before
+    after: Option<String>,
+    /// 1 to 100; 20 if absent
+    limit: Option<usize>,
+    /// Only those that stand so
+    status: Option<Status>,
+    /// Only those of this customer
+    customer: Option<String>,
+}
+
+/// A page of runs.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RunPage {
+    /// Newest first.
+    runs: Vec<RunAnswer>,
+    /// Where the next page begins; null after the last.
+    next: Option<Uuid>,
+}
+
+/// An automation's runs, newest first, with every step and why it was taken or skipped.
+#[utoipa::path(get, path = "/api/automations/{id}/runs", tag = "Automations", security(("secret_key" = [])),
+    params(("id" = String, Path), RunsQuery), responses((status = 200, body = RunPage), RunsErrors))]
+pub async fn runs(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+    query: Result<Query<RunsQuery>, QueryRejection>,
+) -> Result<Json<RunPage>, ApiError> {
+    let Query(query) = query.map_err(invalid_query)?;
+    let id = automation_id(&id)?;
+    let profile: Option<ProfileId> = query.customer.as_deref().map(customer_id).transpose()?;
+    let limit = limit(query.limit)?;
+    let before = cursor(query.after.as_deref())?;
+    admin::automation(&state.context, secret.brand, id).await?;
+    let filter = RunFilter { automation: Some(id), profile, status: query.status };
+    let page = state.context.automations.runs(secret.brand, filter, before, limit as i64).await?;
+    let next = page.last().filter(|_| page.len() == limit).map(|run| run.id);
+    Ok(Json(RunPage { runs: page.iter().map(RunAnswer::from).collect(), next }))
+}
+
+/// One run, with what it did outside.
+#[utoipa::path(get, path = "/api/runs/{run}", tag = "Automations", security(("secret_key" = [])), params(("run" = String, Path)),
+    responses((status = 200, body = RunAnswer), OneErrors))]
+pub async fn run(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+) -> Result<Json<RunAnswer>, ApiError> {
+    Ok(Json(admin::run(&state.context, secret.brand, run_id(&id)?).await?))
+}
+
+/// Tries a failed run's action again.
+#[utoipa::path(post, path = "/api/runs/{run}/retry", tag = "Automations", security(("secret_key" = [])),
+    params(("run" = String, Path)), responses((status = 200, body = RunAnswer), ChangeErrors))]
+pub async fn retry(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+) -> Result<Json<RunAnswer>, ApiError> {
+    Ok(Json(admin::retry(&state.context, secret.brand, run_id(&id)?, &secret.actor).await?))
+}
+
+/// Ends a run. What it is doing outside at this moment may still be done.
+#[utoipa::path(post, path = "/api/runs/{run}/cancel", tag = "Automations", security(("secret_key" = [])),
+    params(("run" = String, Path)), responses((status = 200, body = RunAnswer), ChangeErrors))]
+pub async fn cancel(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+) -> Result<Json<RunAnswer>, ApiError> {
+    Ok(Json(admin::cancel(&state.context, secret.brand, run_id(&id)?, &secret.actor).await?))
+}
+
+/// A definition to begin with.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TemplateAnswer {
+    /// What it is named by.
+    name: &'static str,
+    /// The definition.
+    definition: Definition,
+}
+
+/// Definitions to begin with.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TemplateList {
+    /// All of them.
+    templates: Vec<TemplateAnswer>,
+}
+
+/// Definitions to begin with: abandoned cart, welcome, win-back, review, VIP.
+#[utoipa::path(get, path = "/api/automation-templates", tag = "Automations", security(("secret_key" = [])),
+    responses((status = 200, body = TemplateList), ListErrors))]
+pub async fn templates(State(_): State<AppState>, _: Secret) -> Result<Json<TemplateList>, ApiError> {
+    let answer = |ready: ready::Ready| TemplateAnswer { name: ready.name, definition: ready.definition };
+    Ok(Json(TemplateList { templates: ready::all().into_iter().map(answer).collect() }))
+}
+
+/// Makes a draft of a definition to begin with.
+#[utoipa::path(post, path = "/api/automation-templates/{template}", tag = "Automations", security(("secret_key" = [])),
+    params(("template" = String, Path)), responses((status = 201, body = AutomationAnswer), OneErrors))]
+pub async fn use_template(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    secret: Secret,
+) -> Result<(StatusCode, Json<AutomationAnswer>), ApiError> {
+    let all = ready::all();
+    let names: Vec<&str> = all.iter().map(|ready| ready.name).collect();
+    let missing =
+        || ApiError::not_found(format!("there is no template {name:?}; there are {}", names.join(", ")));
+    let chosen = all.iter().find(|ready| ready.name == name).ok_or_else(missing)?;
+    let made = admin::create(&state.context, secret.brand, &chosen.definition).await?;
+    noted(&state, &secret, "automation_made", made.id).await?;
+    Ok((StatusCode::CREATED, Json(made)))
+}
+
+/// What webhooks are signed with.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct SigningSecret {
+    /// By the Standard Webhooks scheme: `whsec_…`.
+    secret: String,
+}
+
+/// The secret that the brand's webhooks are signed with, by the Standard Webhooks scheme.
+#[utoipa::path(get, path = "/api/signing-secret", tag = "Automations", security(("secret_key" = [])),
+    responses((status = 200, body = SigningSecret), ListErrors))]
+pub async fn signing_secret(
+    State(state): State<AppState>,
+    secret: Secret,
+) -> Result<Json<SigningSecret>, ApiError> {
+    Ok(Json(SigningSecret { secret: unsubscribe::secret(&state.context, secret.brand).await? }))
+}
+
+fn automation_id(id: &str) -> Result<Uuid, ApiError> {
+    Uuid::try_parse(id).map_err(|_| ApiError::not_found(format!("there is no automation {id:?}")))
+}
+
+fn run_id(id: &str) -> Result<Uuid, ApiError> {
+    Uuid::try_parse(id).map_err(|_| ApiError::not_found(format!("there is no run {id:?}")))
+}

@@ -1,0 +1,52 @@
+//! Where the links in marketing e-mails lead: open to whoever has the link.
+
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use tributary_core::services::automations::unsubscribe::{self, UnsubscribeError};
+
+use crate::error::ApiError;
+use crate::errors;
+use crate::state::AppState;
+
+errors!(LinkErrors: &["not_found", "store_unavailable"]);
+
+/// Asks whether to unsubscribe. Looking at the link changes nothing: programs look at links before people do.
+#[utoipa::path(get, path = "/unsubscribe/{token}", tag = "Unsubscribe", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String), LinkErrors))]
+pub async fn ask(State(state): State<AppState>, Path(token): Path<String>) -> Result<Response, ApiError> {
+    unsubscribe::whose(&state.context, &token).await.map_err(told)?;
+    Ok(page(
+        "<p>Do you want no more marketing by e-mail?</p><form method=\"post\"><button>Unsubscribe</button></form>",
+    ))
+}
+
+/// Takes consent to marketing by e-mail back: the page's button, or the one click of a mail program (RFC 8058).
+#[utoipa::path(post, path = "/unsubscribe/{token}", tag = "Unsubscribe", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String), LinkErrors))]
+pub async fn confirm(State(state): State<AppState>, Path(token): Path<String>) -> Result<Response, ApiError> {
+    unsubscribe::unsubscribe(&state.context, &token).await.map_err(told)?;
+    Ok(page("<p>You get no more marketing by e-mail.</p>"))
+}
+
+fn page(what: &str) -> Response {
+    let html = format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+         <meta name=\"robots\" content=\"noindex\"><title>Unsubscribe</title>\
+         <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:32em;margin:20vh auto;padding:0 1em;text-align:center}}\
+         button{{font:inherit;padding:.5em 1.5em}}</style><main>{what}</main></html>"
+    );
+    let headers = [(header::CACHE_CONTROL, "no-store"), (header::REFERRER_POLICY, "no-referrer")];
+    (StatusCode::OK, headers, Html(html)).into_response()
+}
+
+fn told(error: UnsubscribeError) -> ApiError {
+    match error {
+        UnsubscribeError::Unknown => ApiError::not_found("this link is not valid"),
+        UnsubscribeError::Store(error) => error.into(),
+        UnsubscribeError::Queue(error) => {
+            tracing::warn!(%error, "a consent could not be taken back");
+            ApiError::unavailable("store_unavailable", "it could not be noted; try again")
+        }
+    }
+}

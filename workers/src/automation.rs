@@ -1,0 +1,43 @@
+//! The automation worker: [`tributary_core::services::automations`] decides what becomes of each job. Beside its lanes it looks for
+//! what is due.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+use tributary_core::context::Context;
+use tributary_core::ports::queue::{Item, Queue};
+use tributary_core::services::automations::runs::Outside;
+use tributary_core::services::automations::work::work;
+use tributary_core::services::work::Worked;
+
+use crate::housekeeping;
+use crate::lanes::{self, Line, Options};
+
+struct Automations {
+    outside: Outside,
+}
+
+#[async_trait]
+impl Line for Automations {
+    fn name(&self) -> &'static str {
+        "automation"
+    }
+
+    fn queue<'c>(&self, context: &'c Context) -> &'c dyn Queue {
+        &*context.automation_queue
+    }
+
+    async fn work(&self, context: &Context, items: &[Item]) -> Worked {
+        work(context, &self.outside, items).await
+    }
+}
+
+/// Works off the automations queue, and fills it with what is due, until `stop`; then finishes what is under way within the grace,
+/// gives back the rest.
+pub async fn run(context: Context, outside: Outside, options: Options, stop: CancellationToken) {
+    let queue = context.automation_queue.clone();
+    let housekeeping = tokio::spawn(housekeeping::beside_automations(context.clone(), queue, stop.clone()));
+    lanes::run(context, Arc::new(Automations { outside }), options, stop).await;
+    let _ = housekeeping.await;
+}

@@ -1,0 +1,277 @@
+//! Lanes: fetch, work off, ack, a few batches at once, of whatever queue.
+//!
+//! A [`Line`] decides what becomes of each item; a lane keeps the lease alive meanwhile, stops when it has lost it, and gives back
+//! what it cannot finish. A batch that is worked off but cannot be acked comes again, and has no effect the second time.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::FutureExt;
+use tokio::sync::RwLock;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tributary_core::context::Context;
+use tributary_core::domain::backoff::jittered;
+use tributary_core::failpoint;
+use tributary_core::ports::queue::{Acked, Batch, Item, POLL, Queue, Then, Unfinished};
+use tributary_core::services::work::Worked;
+
+/// The first wait when something is away, and the longest.
+const AWAY_BASE: Duration = Duration::from_millis(100);
+/// See [`AWAY_BASE`].
+const AWAY_CAP: Duration = Duration::from_secs(2);
+/// The part of a batch that a lane fetches first after the store was away; it doubles with each batch that works.
+const RAMP: usize = 16;
+
+/// How the loop runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Lanes: batches worked off at once.
+    pub concurrency: usize,
+    /// Most items a batch.
+    pub batch: usize,
+    /// How long a batch under way may go on after `stop`.
+    pub grace: Duration,
+}
+
+/// A queue, and what is done with its items.
+#[async_trait]
+pub trait Line: Send + Sync {
+    /// What it is called in logs and metrics.
+    fn name(&self) -> &'static str;
+
+    /// The queue.
+    fn queue<'c>(&self, context: &'c Context) -> &'c dyn Queue;
+
+    /// Works off items. Never fails as a whole; what could not be done is in the answer.
+    async fn work(&self, context: &Context, items: &[Item]) -> Worked;
+}
+
+/// Works off a line's queue until `stop`; then finishes what is under way within the grace, gives back the rest.
+pub async fn run(context: Context, line: Arc<dyn Line>, options: Options, stop: CancellationToken) {
+    // Cancelled when the grace is over: lanes give back what they hold.
+    let give_back = CancellationToken::new();
+    // Held shared by lanes at work, and alone by the one that works on a suspect.
+    let quarantine = Arc::new(RwLock::new(()));
+    let name = line.name();
+    let mut lanes = JoinSet::new();
+    for _ in 0..options.concurrency {
+        let at = Lane {
+            context: context.clone(),
+            line: line.clone(),
+            stop: stop.clone(),
+            give_back: give_back.clone(),
+        };
+        lanes.spawn(at.go(options, quarantine.clone()));
+    }
+    tracing::info!(lanes = options.concurrency, batch = options.batch, "{name} worker started");
+    stop.cancelled().await;
+    let finish = async { while lanes.join_next().await.is_some() {} };
+    if tokio::time::timeout(options.grace, finish).await.is_err() {
+        give_back.cancel();
+        while lanes.join_next().await.is_some() {}
+    }
+    tracing::info!("{name} worker stopped");
+}
+
+/// One of them.
+struct Lane {
+    context: Context,
+    line: Arc<dyn Line>,
+    stop: CancellationToken,
+    give_back: CancellationToken,
+}
+
+impl Lane {
+    fn queue(&self) -> &dyn Queue {
+        self.line.queue(&self.context)
+    }
+
+    async fn go(self, options: Options, quarantine: Arc<RwLock<()>>) {
+        let mut failures = 0;
+        let mut want = options.batch;
+        while !self.stop.is_cancelled() {
+            // Nothing is taken while another lane works on a suspect.
+            drop(quarantine.read().await);
+            // Not dropped half-way when `stop` comes: a batch fetched for nobody would wait for its lease to end.
+            match self.queue().fetch(want, POLL).await {
+                Ok(None) => failures = 0,
+                Ok(Some(batch)) => {
+                    failures = 0;
+                    let store_was_there = if batch.items.iter().any(|item| item.suspect) {
+                        self.run_suspect(batch, &quarantine).await
+                    } else {
+                        let _with_others = quarantine.read().await;
+                        self.run_batch(batch).await
+                    };
+                    want = ramp(want, options.batch, store_was_there);
+                }
+                Err(error) => {
+                    failures += 1;
+                    if failures == 1 {
+                        tracing::warn!(%error, "fetching failed; trying again until it works");
+                    }
+                    pause(failures, &self.stop).await;
+                }
+            }
+        }
+    }
+
+    /// Works off a suspect while no other lane holds anything: if it kills this process, nobody else's loss counts. One that
+    /// was fetched while others are at work goes back first, so that it is not lost with them either.
+    async fn run_suspect(&self, batch: Batch, quarantine: &RwLock<()>) -> bool {
+        if let Ok(_alone) = quarantine.try_write() {
+            return self.run_batch(batch).await;
+        }
+        self.ack(&batch, &given_back(&batch).unfinished).await;
+        let _alone = quarantine.write().await;
+        if self.stop.is_cancelled() {
+            return true;
+        }
+        match self.queue().fetch(1, Duration::ZERO).await {
+            Ok(Some(batch)) => self.run_batch(batch).await,
+            // Somebody else has it, or the queue is away: the lane finds out.
+            Ok(None) | Err(_) => true,
+        }
+    }
+
+    /// Works off one batch: fetched, so it must be acked, given back, or lost. Answers whether the store was there.
+    async fn run_batch(&self, batch: Batch) -> bool {
+        let started = Instant::now();
+        failpoint::reached("fetched_before_handler");
+        batch.items.iter().for_each(|item| failpoint::held(&item.payload));
+        let worked = tokio::select! {
+            worked = AssertUnwindSafe(self.line.work(&self.context, &batch.items)).catch_unwind() => match worked {
+                Ok(worked) => worked,
+                Err(_) => {
+                    // As if the process had died: the lease ends, each item comes alone, and the one that does this is buried.
+                    metrics::counter!("tributary_worker_panics_total").increment(1);
+                    tracing::error!(items = batch.items.len(), "working off a batch panicked; its items will come again, alone");
+                    return true;
+                }
+            },
+            () = self.lease_lost(&batch) => {
+                metrics::counter!("tributary_worker_leases_lost_total").increment(1);
+                tracing::warn!(items = batch.items.len(), "the lease was lost; somebody else works on this batch now");
+                return true;
+            }
+            () = self.give_back.cancelled() => given_back(&batch),
+        };
+        record(self.line.name(), &worked, batch.items.len(), started.elapsed());
+        failpoint::reached("committed_before_ack");
+        tokio::select! {
+            () = self.ack(&batch, &worked.unfinished) => {}
+            // Kept alive meanwhile: what is committed must not come again only because the queue was away for a moment.
+            () = self.lease_lost(&batch) => {
+                tracing::warn!(items = batch.items.len(), "a batch could not be acked; it will come again, without effect");
+            }
+        }
+        failpoint::reached("acked_before_next");
+        let Some(error) = worked.store_away else { return true };
+        tracing::warn!(%error, "waiting for the store");
+        self.wait_for_store().await;
+        false
+    }
+
+    /// Returns when the lease is lost; keeps it alive until then.
+    async fn lease_lost(&self, batch: &Batch) {
+        let third = self.queue().lease() / 3;
+        let mut held_until = Instant::now() + self.queue().lease();
+        loop {
+            sleep(third).await;
+            let asked = Instant::now();
+            match self.queue().beat(std::slice::from_ref(&batch.id)).await {
+                Ok(lost) if lost.is_empty() => held_until = asked + self.queue().lease(),
+                Ok(_) => return,
+                // Whether the beat arrived is unknown: what is known is how long the last one holds.
+                Err(_) if Instant::now() >= held_until => return,
+                Err(error) => tracing::debug!(%error, "a beat failed"),
+            }
+        }
+    }
+
+    /// Tries until there is an answer; the caller gives up when the lease is lost.
+    async fn ack(&self, batch: &Batch, unfinished: &[Unfinished]) {
+        for attempt in 1.. {
+            match self.queue().ack(batch, unfinished).await {
+                Ok(Acked::Done) => return,
+                // Also when an earlier try of this loop arrived and only its answer was lost.
+                Ok(Acked::Lost) => {
+                    tracing::debug!(attempt, "the batch was no longer ours to ack");
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, attempt, "an ack failed");
+                    sleep(jittered(AWAY_BASE, AWAY_CAP, attempt, rand::random())).await;
+                }
+            }
+        }
+    }
+
+    async fn wait_for_store(&self) {
+        let mut failures = 0;
+        while !self.stop.is_cancelled() && self.context.store.ping().await.is_err() {
+            failures += 1;
+            pause(failures, &self.stop).await;
+        }
+        // All lanes come back at once otherwise.
+        pause(1, &self.stop).await;
+    }
+}
+
+/// How many items a lane fetches next: few after an outage, so that a store that has just come back is not met by all
+/// that waited for it, then more and more.
+fn ramp(want: usize, most: usize, store_was_there: bool) -> usize {
+    if store_was_there { (want * 2).min(most) } else { most.div_ceil(RAMP) }
+}
+
+fn given_back(batch: &Batch) -> Worked {
+    let back = |item: &_| Unfinished { item: Clone::clone(item), then: Then::Release };
+    Worked { unfinished: batch.items.iter().map(back).collect(), ..Worked::default() }
+}
+
+async fn pause(failures: u32, stop: &CancellationToken) {
+    let wait = jittered(AWAY_BASE, AWAY_CAP, failures, rand::random::<f64>().max(0.1));
+    tokio::select! {
+        () = sleep(wait) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "metrics are floats")]
+fn record(line: &'static str, worked: &Worked, items: usize, took: Duration) {
+    let buried = worked.unfinished.iter().filter(|u| matches!(u.then, Then::Bury { .. })).count();
+    // The events' counters came first, and have no label.
+    if line == "event" {
+        metrics::counter!("tributary_events_effective_total").increment(worked.effective as u64);
+        metrics::counter!("tributary_events_duplicate_total").increment(worked.duplicates as u64);
+        metrics::counter!("tributary_events_buried_total").increment(buried as u64);
+        metrics::histogram!("tributary_batch_seconds").record(took.as_secs_f64());
+        metrics::histogram!("tributary_batch_items").record(items as f64);
+    } else {
+        metrics::counter!("tributary_jobs_done_total").increment(worked.effective as u64);
+        metrics::counter!("tributary_jobs_buried_total").increment(buried as u64);
+        metrics::histogram!("tributary_jobs_batch_seconds").record(took.as_secs_f64());
+        metrics::histogram!("tributary_jobs_batch_items").record(items as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_comes_back_from_an_outage_step_by_step() {
+        let mut want = ramp(500, 500, false);
+        let mut steps = vec![want];
+        while want < 500 {
+            want = ramp(want, 500, true);
+            steps.push(want);
+        }
+        assert_eq!(steps, [32, 64, 128, 256, 500]);
+        assert_eq!((ramp(1, 1, false), ramp(1, 1, true), ramp(500, 500, true)), (1, 1, 500));
+    }
+}
