@@ -132,18 +132,20 @@ fn untried(items: &[Item], away: StoreError) -> Worked {
     worked
 }
 
-fn release(worked: &mut Worked, items: &[&Item]) {
+/// They go back as they were.
+pub(crate) fn release(worked: &mut Worked, items: &[&Item]) {
     worked
         .unfinished
         .extend(items.iter().map(|item| Unfinished { item: (*item).clone(), then: Then::Release }));
 }
 
-fn try_later(item: &Item, error: &str) -> Unfinished {
+/// What becomes of an item that failed: another try, as long as there is one.
+pub(crate) fn try_later(item: &Item, error: &str) -> Unfinished {
     let attempt = item.attempt + 1;
     let then = if attempt >= MAX_ATTEMPTS {
         Then::Bury { error: format!("failed {attempt} times, at last: {error}") }
     } else {
-        tracing::warn!(item = item.id, attempt, error, "an event failed and will be tried again");
+        tracing::warn!(item = item.id, attempt, error, "an item failed and will be tried again");
         Then::Retry { delay: full_jitter(attempt, rand::random()), error: error.to_owned() }
     };
     Unfinished { item: item.clone(), then }

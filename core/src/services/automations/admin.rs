@@ -626,7 +626,7 @@ async fn change(
         tx.save_actions(&actions).await?;
     }
     if queued {
-        tx.stage(&[Job::Run { brand, run: id, revision: held.revision }.stage()], now_ms).await?;
+        tx.stage(&[Job::of(&held).stage()], now_ms).await?;
     }
     tx.commit().await?;
     run(context, brand, id).await

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::context::AUTOMATIONS_QUEUE;
+use crate::domain::automation::run::Run;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::ports::outbox::Stage;
 use crate::ports::queue::{NewItem, Priority};
@@ -70,6 +71,11 @@ impl Job {
     /// What is wrong with it.
     pub fn read(payload: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(payload).map_err(|error| format!("not a job of an automation: {error}"))
+    }
+
+    /// The job for a run as it stands.
+    pub fn of(run: &Run) -> Self {
+        Self::Run { brand: run.brand, run: run.id, revision: run.revision }
     }
 
     /// Whose job.

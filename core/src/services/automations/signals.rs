@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::context::Context;
 use crate::domain::automation::definition::Trigger as Starts;
 use crate::domain::automation::facts::{Facts, Trigger};
+use crate::domain::automation::plan::Plan;
 use crate::domain::automation::run::{Cause, MAX_TRIGGER_AGE_MS, Past, Run, Status, may_enter};
 use crate::domain::automation::segment::Change;
 use crate::domain::customer360::StoredEvent;
@@ -186,7 +187,7 @@ fn causes<'e>(
 struct Entering {
     now: Timestamp,
     candidates: Vec<Run>,
-    plans: HashMap<Uuid, Arc<crate::domain::automation::plan::Plan>>,
+    plans: HashMap<Uuid, Arc<Plan>>,
 }
 
 impl Entering {
@@ -241,8 +242,7 @@ impl Entering {
         }
         let added: BTreeSet<Uuid> = tx.add_runs(&runs).await?.into_iter().collect();
         metrics::counter!("tributary_runs_started_total").increment(added.len() as u64);
-        let job = |run: &Run| Job::Run { brand: run.brand, run: run.id, revision: run.revision }.stage();
-        Ok(runs.iter().filter(|run| added.contains(&run.id)).map(job).collect())
+        Ok(runs.iter().filter(|run| added.contains(&run.id)).map(|run| Job::of(run).stage()).collect())
     }
 }
 
@@ -284,10 +284,7 @@ async fn waken(
         return Ok(Vec::new());
     }
     tx.save_runs(&woken).await?;
-    Ok(woken
-        .iter()
-        .map(|run| Job::Run { brand: run.brand, run: run.id, revision: run.revision }.stage())
-        .collect())
+    Ok(woken.iter().map(|run| Job::of(run).stage()).collect())
 }
 
 /// A page of a schedule: runs begin for members of its segment, and the next page is staged.

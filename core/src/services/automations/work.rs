@@ -4,13 +4,12 @@ use std::ops::Range;
 use std::time::Duration;
 
 use crate::context::Context;
-use crate::domain::backoff::{MAX_ATTEMPTS, full_jitter};
 use crate::ports::queue::{Item, PUT_BACK, Then, Unfinished};
 use crate::ports::store::StoreError;
 use crate::services::automations::jobs::{Job, Signal};
 use crate::services::automations::runs::{self, Next, Outside, Wanted};
 use crate::services::automations::signals;
-use crate::services::work::Worked;
+use crate::services::work::{Worked, release, try_later};
 
 /// How often a transaction is run again that lost a race.
 const MAX_RUNS: u32 = 5;
@@ -105,7 +104,7 @@ async fn in_halves(
             continue;
         }
         if worked.store_away.is_some() {
-            leave(worked, &items[part.clone()], |_| Then::Release);
+            release(worked, &items[part]);
             continue;
         }
         match patiently(context, outside, jobs, &part).await {
@@ -128,11 +127,11 @@ async fn in_halves(
                 }
             }
             Err(away @ StoreError::Unavailable(_)) => {
-                leave(worked, &items[part.clone()], |_| Then::Release);
+                release(worked, &items[part]);
                 worked.store_away = Some(away);
             }
             Err(error) if part.len() == 1 => {
-                leave(worked, &items[part], |item| try_later(item, &error.to_string()));
+                worked.unfinished.push(try_later(items[part.start], &error.to_string()));
             }
             Err(_) => {
                 let middle = part.start + part.len() / 2;
@@ -141,11 +140,6 @@ async fn in_halves(
             }
         }
     }
-}
-
-fn leave(worked: &mut Worked, items: &[&Item], then: impl Fn(&Item) -> Then) {
-    let unfinished = items.iter().map(|item| Unfinished { item: (*item).clone(), then: then(item) });
-    worked.unfinished.extend(unfinished);
 }
 
 /// Tries again where a race was lost.
@@ -165,13 +159,4 @@ async fn patiently(
             done => return done,
         }
     }
-}
-
-fn try_later(item: &Item, error: &str) -> Then {
-    let attempt = item.attempt + 1;
-    if attempt >= MAX_ATTEMPTS {
-        return Then::Bury { error: format!("failed {attempt} times, at last: {error}") };
-    }
-    tracing::warn!(item = item.id, attempt, error, "a job failed and will be tried again");
-    Then::Retry { delay: full_jitter(attempt, rand::random()), error: error.to_owned() }
 }
