@@ -11,6 +11,8 @@ use chrono::{DateTime, FixedOffset};
 use moka::sync::Cache;
 
 use super::facts::{Facts, LISTED, Trigger};
+use super::meter::{self, EXPRESSION, Overrun};
+use super::metered;
 use crate::domain::event::Rejection;
 use crate::domain::settings::BrandSettings;
 use crate::domain::time::Timestamp;
@@ -35,8 +37,6 @@ pub const EVENT: &str = "event";
 /// Functions beyond CEL's own: how long ago a time was, in whole days or hours.
 pub const FUNCTIONS: [&str; 2] = ["days_since", "hours_since"];
 
-/// The stack of the thread that parses: the parser calls itself often for each bracket.
-const PARSER_STACK: usize = 64 * 1024 * 1024;
 /// Expressions that are remembered as they were read.
 const REMEMBERED: u64 = 10_000;
 const HOUR_MS: i64 = 3_600_000;
@@ -104,7 +104,8 @@ pub enum Scope {
 
 /// An expression that was read.
 pub struct Expression {
-    program: Program,
+    /// The tree that is evaluated: it pays for what it does.
+    paying: cel::IdedExpr,
     variables: BTreeSet<String>,
     functions: BTreeSet<String>,
 }
@@ -124,6 +125,8 @@ pub struct Verdict {
     pub next: Option<Timestamp>,
     /// Why it could not be answered, where it could not.
     pub why: Option<String>,
+    /// Whether it could not because it took too much: then nothing is known of this customer, and what held before still does.
+    pub overrun: bool,
 }
 
 fn wrong(message: String) -> Rejection {
@@ -160,14 +163,13 @@ impl Expression {
         if nesting(text) > MAX_DEPTH {
             return Err(wrong(format!("an expression is nested deeper than {MAX_DEPTH} brackets")));
         }
-        let source = text.to_owned();
-        let parsing =
-            std::thread::Builder::new().stack_size(PARSER_STACK).spawn(move || Program::compile(&source));
-        let parsed =
-            parsing.map_err(|error| wrong(format!("an expression could not be read: {error}")))?.join();
-        let program = parsed
-            .map_err(|_| wrong("an expression could not be read".to_owned()))?
-            .map_err(|errors| wrong(first_error(text, &errors)))?;
+        // On a deep stack: the parser calls itself often for each bracket, and whoever goes through the tree for each level.
+        meter::deep(|| Self::compiled(text, scope))
+            .map_err(|error| wrong(format!("an expression could not be read: {error}")))?
+    }
+
+    fn compiled(text: &str, scope: Scope) -> Result<Self, Rejection> {
+        let program = Program::compile(text).map_err(|errors| wrong(first_error(text, &errors)))?;
         let (nodes, loops) = size(program.expression());
         if nodes > MAX_NODES {
             return Err(wrong(format!(
@@ -212,7 +214,7 @@ impl Expression {
         if let Some(name) = functions.iter().find(|name| !known(name)) {
             return Err(wrong(format!("{}: there is no function {name:?}", place(text, name))));
         }
-        let read = Self { program, variables, functions };
+        let read = Self { paying: metered::paying(program.expression()), variables, functions };
         read.rehearse()?;
         Ok(read)
     }
@@ -221,7 +223,11 @@ impl Expression {
     fn rehearse(&self) -> Result<(), Rejection> {
         let facts = Facts::example();
         let trigger = Trigger::example();
-        match self.value(&facts, Some(&trigger), &BrandSettings::default(), Timestamp::default()).0 {
+        let answered = self.value(&facts, Some(&trigger), &BrandSettings::default(), Timestamp::default());
+        if let Some(over) = answered.over {
+            return Err(wrong(format!("{over}, already for a customer of whom little is known")));
+        }
+        match answered.value {
             Ok(Value::Bool(_)) => Ok(()),
             Ok(other) => {
                 let kind = other.type_of();
@@ -252,7 +258,15 @@ impl Expression {
         settings: &BrandSettings,
         now: Timestamp,
     ) -> Verdict {
-        let (value, next) = self.value(facts, trigger, settings, now);
+        let answered = meter::deep(|| self.value(facts, trigger, settings, now));
+        let Ok(Answered { value, next, over }) = answered else {
+            let why = Some(meter::Panicked.to_string());
+            return Verdict { holds: false, next: None, why, overrun: true };
+        };
+        // What ran out may have looked like false to the rest of the expression.
+        if let Some(over) = over {
+            return Verdict { holds: false, next, why: Some(over.to_string()), overrun: true };
+        }
         let (holds, why) = match value {
             Ok(Value::Bool(holds)) => (holds, None),
             Ok(other) => {
@@ -260,7 +274,7 @@ impl Expression {
             }
             Err(error) => (false, Some(error.to_string())),
         };
-        Verdict { holds, next, why }
+        Verdict { holds, next, why, overrun: false }
     }
 
     fn value(
@@ -269,9 +283,26 @@ impl Expression {
         trigger: Option<&Trigger>,
         settings: &BrandSettings,
         now: Timestamp,
-    ) -> (Result<Value, ExecutionError>, Option<Timestamp>) {
+    ) -> Answered {
         let next = Arc::new(Mutex::new(None));
-        let mut context = Context::default();
+        let (value, over) = meter::within(EXPRESSION, || {
+            let context = self.context(facts, trigger, settings, now, &next);
+            context.resolve(&self.paying)
+        });
+        let next = *next.lock().unwrap_or_else(PoisonError::into_inner);
+        Answered { value, next, over }
+    }
+
+    /// What it is evaluated in; when time may next change what it comes to goes into `next`.
+    fn context(
+        &self,
+        facts: &Facts,
+        trigger: Option<&Trigger>,
+        settings: &BrandSettings,
+        now: Timestamp,
+        next: &Arc<Mutex<Option<Timestamp>>>,
+    ) -> Context<'static, 'static> {
+        let mut context = Context::with_env(metered::environment());
         for (name, unit) in [(FUNCTIONS[0], 24 * HOUR_MS), (FUNCTIONS[1], HOUR_MS)] {
             let next = next.clone();
             let since = move |at: Value| -> Result<i64, ExecutionError> {
@@ -291,18 +322,24 @@ impl Expression {
                 "rfm" => {
                     let (scores, changes) = facts.rfm(settings, now);
                     if let Some(at) = changes {
-                        sooner(&next, at);
+                        sooner(next, at);
                     }
                     scores
                 }
                 name => facts.value(name),
             };
+            metered::pay_for(&value);
             context.add_variable_from_value(name.clone(), value);
         }
-        let value = self.program.execute(&context);
-        let next = *next.lock().unwrap_or_else(PoisonError::into_inner);
-        (value, next)
+        context
     }
+}
+
+/// What an evaluation came to.
+struct Answered {
+    value: Result<Value, ExecutionError>,
+    next: Option<Timestamp>,
+    over: Option<Overrun>,
 }
 
 fn sooner(next: &Mutex<Option<Timestamp>>, at: Timestamp) {
@@ -358,7 +395,7 @@ fn place(text: &str, name: &str) -> String {
 type Node = cel::IdedExpr;
 
 /// The parts of a node.
-fn parts(node: &Node) -> Vec<&Node> {
+pub(super) fn parts(node: &Node) -> Vec<&Node> {
     use cel::common::ast::Expr;
     match &node.expr {
         Expr::Call(call) => call.target.as_deref().into_iter().chain(&call.args).collect(),
@@ -486,5 +523,63 @@ mod tests {
         assert_eq!(next("days_since(orders.last) > 90"), (true, Some("2026-06-16T12:00:00.000Z".into())));
         assert_eq!(next("hours_since(orders.last) > 90"), (true, Some("2026-06-15T13:00:00.000Z".into())));
         assert_eq!(next("rfm.recency == 1"), (true, Some("2026-07-10T12:00:00.000Z".into())));
+    }
+
+    /// A customer with as much as a customer may have.
+    fn laden() -> Facts {
+        let body = serde_json::json!({"properties": {"big": "x".repeat(30_000), "name": "Shoe"}}).to_string();
+        let mut facts = Facts::example();
+        facts.events = (0..200)
+            .map(|n| crate::domain::customer360::StoredEvent {
+                message_id: n.to_string(),
+                body: body.clone(),
+                ..facts.events[0].clone()
+            })
+            .collect();
+        facts
+    }
+
+    #[test]
+    fn an_expression_pays_for_what_it_does_while_it_does_it() {
+        let facts = laden();
+        for text in [
+            "(events+events+events).exists(a, (events+events+events).exists(b, a.name != b.name))",
+            "(events+events+events+events+events+events+events+events+events).exists(a, (events+events+events+events+events).exists(b, a.name != b.name))",
+            "events.map(a, events.map(b, a.properties.big + b.properties.big)).size() > 0",
+            "events.map(a, events.map(b, [a.properties.big, b.properties.big])).size() > 0",
+            "events.map(a, events).exists(c, c == events.map(a, a))",
+            "events.map(a, events) == events.map(b, events)",
+            "events.all(a, events.all(b, a == b || true))",
+            "events.map(a, {'k': events}).size() > 0",
+            "events.exists(a, events.exists(b, (a.properties.big + b.properties.big).contains('yyyy')))",
+            "events.filter(a, [events, events, events] == [events, events, [a]]).size() > 3",
+        ] {
+            let read = Expression::parse(text, Scope::Customer);
+            let expression = read.unwrap_or_else(|error| panic!("{text}: {error}"));
+            let verdict = expression.holds(&facts, None, &BrandSettings::default(), now());
+            assert!(!verdict.holds && verdict.overrun, "{text}: {verdict:?}");
+        }
+        // What people write is far from the limits, also for such a customer.
+        for (text, holds) in [
+            ("events.exists(e, e.name == 'Product Viewed' && e.properties.name == 'Shoe')", true),
+            ("events.filter(e, e.name == 'Product Viewed').size() >= 200", true),
+            ("size(events) > 3 && events.all(e, 'big' in e.properties)", true),
+            ("events.map(e, e.name).exists(n, n in ['Product Viewed', 'Order Created'])", true),
+            ("orders.count > 1 && events.exists_one(e, e.name == 'Nothing')", false),
+        ] {
+            let expression = Expression::parse(text, Scope::Customer).unwrap();
+            let verdict = expression.holds(&facts, None, &BrandSettings::default(), now());
+            assert_eq!((verdict.holds, verdict.overrun), (holds, false), "{text}: {:?}", verdict.why);
+        }
+        let twice = "events.exists(a, events.exists(b, a.name == b.name && a.at != b.at))";
+        let mut usual = facts;
+        usual.events.iter_mut().for_each(|event| event.body = Facts::example().events[0].body.clone());
+        let verdict = Expression::parse(twice, Scope::Customer).unwrap().holds(
+            &usual,
+            None,
+            &BrandSettings::default(),
+            now(),
+        );
+        assert!(!verdict.overrun, "{verdict:?}");
     }
 }
