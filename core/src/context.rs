@@ -35,6 +35,7 @@ use crate::ports::privacy::Privacy;
 use crate::ports::queue::{Queue, QueueSettings};
 use crate::ports::store::{Store, StoreError};
 use crate::ports::tenants::Tenants;
+use crate::services::automations::languages::Languages;
 use crate::services::brands::Brands;
 use crate::services::outbox::Outlets;
 use crate::services::spool::SpooledQueue;
@@ -134,6 +135,8 @@ pub struct Context {
     pub cache: Arc<dyn Cache>,
     /// The settings of brands.
     pub brands: Brands,
+    /// Where expressions and templates run.
+    pub languages: Languages,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Tells contexts of one process apart.
@@ -211,6 +214,7 @@ impl Context {
                     privacy: Arc::new(SqlitePrivacy::new(store.clone())),
                     store: Arc::new(SqliteStore::new(store)),
                     brands: Brands::new(tenants.clone(), automations.clone()),
+                    languages: Languages::default(),
                     automations,
                     tenants,
                     queue,
@@ -250,6 +254,7 @@ impl Context {
                     privacy: Arc::new(PgPrivacy::new(pool.clone())),
                     store: Arc::new(PgStore::new(pool)),
                     brands: Brands::new(tenants.clone(), automations.clone()),
+                    languages: Languages::default(),
                     automations,
                     tenants,
                     queue: Arc::new(queue),

@@ -66,6 +66,16 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "refused", message)
     }
 
+    /// 429 with `Retry-After`: the brand asks already.
+    pub fn busy(message: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            code: "rate_limited",
+            message: message.into(),
+            retry: Some(RETRY_AFTER_S),
+        }
+    }
+
     /// 429 with `Retry-After`.
     pub fn rate_limited(wait: Duration, limit: u32) -> Self {
         let seconds = u16::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u16::MAX).max(1);
@@ -132,6 +142,7 @@ impl From<AdminError> for ApiError {
             AdminError::Wrong(rejection) => rejection.into(),
             AdminError::Unknown(what) => Self::not_found(format!("there is no such {what}")),
             AdminError::Refused(why) => Self::refused(why),
+            AdminError::Busy(why) => Self::busy(why),
             AdminError::Store(error) => error.into(),
         }
     }

@@ -1,6 +1,7 @@
 //! What a brand does with its segments and automations: write them, try them, look at what they did, step in.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -11,18 +12,21 @@ use crate::context::Context;
 use crate::domain::automation::definition::{Definition, Trigger as Starts};
 use crate::domain::automation::expression::{Expression, Scope};
 use crate::domain::automation::facts::{Facts, Trigger};
+use crate::domain::automation::meter::{self, PAGE as PAGE_EFFORT};
 use crate::domain::automation::plan::Plan;
 use crate::domain::automation::run::{
-    ActionRow, ActionStatus, Cause, Entry, Run, Situation, Status, may_enter,
+    ActionRow, ActionStatus, Cause, Entry, Past, Run, Situation, Status, may_enter,
 };
 use crate::domain::automation::segment::{self, MAX_SEGMENTS, RFM, SegmentInput, SegmentRow};
 use crate::domain::customer360::StoredEvent;
 use crate::domain::event::Rejection;
 use crate::domain::ids::{BrandId, ProfileId};
+use crate::domain::settings::BrandSettings;
 use crate::domain::time::{self, Timestamp, from_ms};
 use crate::ports::automations::{AutomationRow, AutomationStatus, RunFilter};
 use crate::ports::store::StoreError;
 use crate::services::automations::jobs::Job;
+use crate::services::automations::languages::LanguageError;
 use crate::services::automations::runs::described;
 use crate::services::automations::waker::fires;
 
@@ -51,9 +55,38 @@ pub enum AdminError {
     /// It cannot be done, and why.
     #[error("{0}")]
     Refused(String),
+    /// Not now: the brand has something worked out already.
+    #[error("{0}")]
+    Busy(String),
     /// The store's own.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Has something in a user's language worked out; `code` says what is wrong where that takes too long.
+async fn worked_out<T: Send + 'static>(
+    context: &Context,
+    brand: BrandId,
+    code: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, AdminError> {
+    context.languages.ask(brand, work).await.map_err(|error| match error {
+        LanguageError::Busy => AdminError::Busy(error.to_string()),
+        LanguageError::Overdue | LanguageError::Panicked(_) => Rejection::new(code, error.to_string()).into(),
+    })
+}
+
+/// An expression of a segment, read.
+async fn read(context: &Context, brand: BrandId, text: &str) -> Result<Arc<Expression>, AdminError> {
+    let text = text.to_owned();
+    let code = "invalid_expression";
+    Ok(worked_out(context, brand, code, move || Expression::parse(&text, Scope::Segment)).await??)
+}
+
+/// A definition, read.
+async fn planned(context: &Context, brand: BrandId, definition: &Definition) -> Result<Plan, AdminError> {
+    let definition = definition.clone();
+    Ok(worked_out(context, brand, "invalid_automation", move || Plan::of(&definition)).await??)
 }
 
 /// A segment, as people see it.
@@ -120,7 +153,7 @@ pub async fn put_segment(
     input: SegmentInput,
 ) -> Result<SegmentAnswer, AdminError> {
     segment::check_name(name)?;
-    Expression::parse(&input.expression, Scope::Segment)?;
+    read(context, brand, &input.expression).await?;
     let rows = context.automations.segments(brand).await?;
     let old = rows.iter().find(|row| row.name == name);
     if old.is_none() && rows.len() >= MAX_SEGMENTS {
@@ -190,7 +223,7 @@ pub async fn delete_segment(context: &Context, brand: BrandId, name: &str) -> Re
 }
 
 /// Who would belong to a segment.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct Preview {
     /// How many customers were looked at: at most 2000.
     pub examined: usize,
@@ -209,34 +242,49 @@ pub struct Preview {
 /// # Errors
 /// When the expression makes no sense, or the store is away.
 pub async fn preview(context: &Context, brand: BrandId, text: &str) -> Result<Preview, AdminError> {
-    let expression = Expression::parse(text, Scope::Segment)?;
+    let expression = read(context, brand, text).await?;
     let settings = context.brands.settings(brand).await?;
     let now = context.clock.now();
-    let mut preview = Preview { examined: 0, matched: 0, customers: Vec::new(), unanswered: 0, why: None };
+    let mut preview = Preview::default();
     let mut after = None;
     while (preview.examined as i64) < PREVIEWED {
         let ids = context.automations.profiles(brand, after, PAGE).await?;
         after = ids.last().copied();
         let facts = facts(context, &ids, expression.speaks_of("events")).await?;
-        for facts in ids.iter().filter_map(|id| facts.get(id)) {
-            preview.examined += 1;
-            let verdict = expression.holds(facts, None, &settings, now);
-            if verdict.holds {
-                preview.matched += 1;
-                if preview.customers.len() < PREVIEW_LISTED {
-                    preview.customers.push(json!({"id": facts.profile.id, "email": facts.email()}));
+        let (expression, settings) = (expression.clone(), settings.clone());
+        let full = ids.len() as i64 == PAGE;
+        preview = worked_out(context, brand, "invalid_expression", move || {
+            meter::within(PAGE_EFFORT, || {
+                for facts in ids.iter().filter_map(|id| facts.get(id)) {
+                    preview.look_at(facts, &expression, &settings, now);
                 }
-            }
-            if let Some(why) = verdict.why {
-                preview.unanswered += 1;
-                preview.why.get_or_insert(why);
-            }
-        }
-        if (ids.len() as i64) < PAGE {
+                preview
+            })
+            .0
+        })
+        .await?;
+        if !full {
             break;
         }
     }
     Ok(preview)
+}
+
+impl Preview {
+    fn look_at(&mut self, facts: &Facts, expression: &Expression, settings: &BrandSettings, now: Timestamp) {
+        self.examined += 1;
+        let verdict = expression.holds(facts, None, settings, now);
+        if verdict.holds {
+            self.matched += 1;
+            if self.customers.len() < PREVIEW_LISTED {
+                self.customers.push(json!({"id": facts.profile.id, "email": facts.email()}));
+            }
+        }
+        if let Some(why) = verdict.why {
+            self.unanswered += 1;
+            self.why.get_or_insert(why);
+        }
+    }
 }
 
 async fn facts(
@@ -320,7 +368,7 @@ fn segment_of(definition: &Definition) -> Option<&str> {
 
 /// Whether a definition makes sense for this brand.
 async fn checked(context: &Context, brand: BrandId, definition: &Definition) -> Result<(), AdminError> {
-    Plan::of(definition)?;
+    planned(context, brand, definition).await?;
     if let Some(name) = segment_of(definition)
         && !segments(context, brand).await?.iter().any(|segment| segment.name == name)
     {
@@ -665,15 +713,14 @@ pub async fn dry_run(
     asked: &DryRun,
 ) -> Result<DryAnswer, AdminError> {
     let definition = answer(found(context, brand, id).await?)?.definition;
-    let plan = Plan::of(&definition)?;
+    let plan = planned(context, brand, &definition).await?;
     let record =
         context.store.customer(brand, asked.customer).await?.ok_or(AdminError::Unknown("customer"))?;
     let profile = record.profile.id;
     let settings = context.brands.settings(brand).await?;
     let now = context.clock.now();
     let mut tx = context.automations.begin().await?;
-    let facts = tx.facts(&[profile], true).await?;
-    let facts = facts.get(&profile).ok_or(AdminError::Unknown("customer"))?;
+    let facts = tx.facts(&[profile], true).await?.remove(&profile).ok_or(AdminError::Unknown("customer"))?;
     let trigger = match (&definition.trigger, &asked.message_id) {
         (Starts::Event { .. }, Some(id)) => {
             let key = (brand, id.clone());
@@ -701,49 +748,74 @@ pub async fn dry_run(
         .await?;
     let sent: Vec<(Uuid, i64)> = sent.iter().map(|row| (row.automation, row.first_ms)).collect();
     drop(tx);
-    let refused = |why: String| Ok(DryAnswer { starts: false, why: Some(why), log: Vec::new() });
-    if let Some(condition) = &plan.condition {
-        let verdict = condition.holds(facts, trigger.as_ref(), &settings, now);
-        if !verdict.holds {
-            return refused(verdict.why.map_or("the condition does not hold".to_owned(), |why| {
-                format!("the condition does not hold: {why}")
-            }));
-        }
-    }
-    let past = past.get(&(id, profile)).map(Vec::as_slice).unwrap_or_default();
-    if let Err(why) = may_enter(&plan, past, now) {
-        return refused(why);
-    }
-    let cause = Cause {
-        key: "dry run".to_owned(),
-        message_id: trigger.as_ref().map(|trigger| trigger.0.message_id.clone()),
-        at_ms,
-        why: "a dry run".to_owned(),
-    };
-    let mut run = Run::new(brand, id, 0, &plan, profile, &cause, now.timestamp_millis());
-    let mut then = now;
-    for _ in 0..DRY_WAITS {
-        let situation = Situation {
-            plan: &plan,
-            facts,
-            trigger: trigger.as_ref(),
-            events: &events,
-            settings: &settings,
-            sent: &sent,
-            now: then,
-        };
-        match run.advance(&situation) {
-            Some(doing) => {
-                let what = described(&doing.action, facts, trigger.as_ref());
-                run.done(&plan, doing.node, then.timestamp_millis(), then.timestamp_millis(), Some(what));
+    let past = past.get(&(id, profile)).cloned().unwrap_or_default();
+    let tried = Tried { brand, id, plan, facts, trigger, past, events, sent, settings, at_ms, now };
+    worked_out(context, brand, "invalid_automation", move || meter::within(PAGE_EFFORT, || tried.answer()).0)
+        .await
+}
+
+/// What a dry run knows.
+struct Tried {
+    brand: BrandId,
+    id: Uuid,
+    plan: Plan,
+    facts: Facts,
+    trigger: Option<Trigger>,
+    past: Vec<Past>,
+    events: Vec<StoredEvent>,
+    sent: Vec<(Uuid, i64)>,
+    settings: Arc<BrandSettings>,
+    at_ms: i64,
+    now: Timestamp,
+}
+
+impl Tried {
+    fn answer(&self) -> DryAnswer {
+        let Self { plan, facts, trigger, settings, now, .. } = self;
+        let refused = |why: String| DryAnswer { starts: false, why: Some(why), log: Vec::new() };
+        if let Some(condition) = &plan.condition {
+            let verdict = condition.holds(facts, trigger.as_ref(), settings, *now);
+            if !verdict.holds {
+                return refused(verdict.why.map_or("the condition does not hold".to_owned(), |why| {
+                    format!("the condition does not hold: {why}")
+                }));
             }
-            None => match run.due_ms {
-                Some(due) => then = from_ms(due),
-                None => break,
-            },
         }
+        if let Err(why) = may_enter(plan, &self.past, *now) {
+            return refused(why);
+        }
+        let cause = Cause {
+            key: "dry run".to_owned(),
+            message_id: trigger.as_ref().map(|trigger| trigger.0.message_id.clone()),
+            at_ms: self.at_ms,
+            why: "a dry run".to_owned(),
+        };
+        let profile = facts.profile.id;
+        let mut run = Run::new(self.brand, self.id, 0, plan, profile, &cause, now.timestamp_millis());
+        let mut then = *now;
+        for _ in 0..DRY_WAITS {
+            let situation = Situation {
+                plan,
+                facts,
+                trigger: trigger.as_ref(),
+                events: &self.events,
+                settings,
+                sent: &self.sent,
+                now: then,
+            };
+            match run.advance(&situation) {
+                Some(doing) => {
+                    let what = described(&doing.action, facts, trigger.as_ref());
+                    run.done(plan, doing.node, then.timestamp_millis(), then.timestamp_millis(), Some(what));
+                }
+                None => match run.due_ms {
+                    Some(due) => then = from_ms(due),
+                    None => break,
+                },
+            }
+        }
+        DryAnswer { starts: true, why: None, log: run.state.log.iter().map(EntryAnswer::from).collect() }
     }
-    Ok(DryAnswer { starts: true, why: None, log: run.state.log.iter().map(EntryAnswer::from).collect() })
 }
 
 fn made_up(name: &str, now: Timestamp) -> StoredEvent {

@@ -8,11 +8,13 @@
 //!    waits costs nothing but its row.
 //!
 //! Jobs leave through the outbox. A job says which run, at which revision; whatever the queue delivers twice does nothing twice.
-//! [`playbook`] is what a brand has set up, read once and remembered; [`admin`] is what its API does.
+//! [`playbook`] is what a brand has set up, read once and remembered; [`admin`] is what its API does. Expressions and templates run
+//! through [`languages`].
 
 pub mod admin;
 pub mod destinations;
 pub mod jobs;
+pub mod languages;
 pub mod playbook;
 pub mod runs;
 pub mod signals;

@@ -17,6 +17,7 @@ use crate::context::{Context, EVENTS_QUEUE};
 use crate::domain::automation::definition::Action;
 use crate::domain::automation::emitted;
 use crate::domain::automation::facts::{Facts, Trigger};
+use crate::domain::automation::meter::{self, CUSTOMER};
 use crate::domain::automation::plan::Plan;
 use crate::domain::automation::run::{ActionRow, ActionStatus, Doing, Run, Situation, Status, action_key};
 use crate::domain::automation::template;
@@ -356,11 +357,18 @@ async fn round(
                 sent: &of_others,
                 now,
             };
-            let Some(doing) = run.advance(&situation) else { break };
+            let brand = run.brand;
+            let advanced =
+                context.languages.work(brand, || meter::within(CUSTOMER, || run.advance(&situation)).0);
+            let Some(doing) = advanced.map_err(|error| StoreError::Invalid(error.to_string()))? else {
+                break;
+            };
             let key = (run.id, doing.node);
             let mut row = rows.get(&key).cloned().unwrap_or_else(|| record(run, &doing, now_ms));
             let ready = Ready { outside, known, book, facts, trigger: trigger.as_ref(), now };
-            match prepare(&ready, run, &doing) {
+            let prepare = || prepared(&ready, run, &doing).unwrap_or_else(Prepared::Fail);
+            let prepared = context.languages.work(run.brand, prepare);
+            match prepared.unwrap_or_else(|error| Prepared::Fail(error.to_string())) {
                 Prepared::Inside(stage) => {
                     stages.extend(stage);
                     row.status = ActionStatus::Done;
@@ -537,10 +545,6 @@ enum Prepared {
     Skip(String),
     /// Not at all.
     Fail(String),
-}
-
-fn prepare(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Prepared {
-    prepared(ready, run, doing).unwrap_or_else(Prepared::Fail)
 }
 
 fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, String> {

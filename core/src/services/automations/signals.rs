@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::context::Context;
 use crate::domain::automation::definition::Trigger as Starts;
 use crate::domain::automation::facts::{Facts, Trigger};
+use crate::domain::automation::meter::{self, CUSTOMER};
 use crate::domain::automation::plan::Plan;
 use crate::domain::automation::run::{Cause, MAX_TRIGGER_AGE_MS, Past, Run, Status, may_enter};
 use crate::domain::automation::segment::Change;
@@ -75,21 +76,29 @@ pub async fn take(context: &Context, signals: &[Signal], quiet: &[String]) -> Re
     let mut entering = Entering::new(now);
     for (id, (brand, message_ids)) in &told {
         let (Some(book), Some(facts)) = (playbooks.get(brand), facts.get_mut(id)) else { continue };
-        let from = changes.len();
-        let next = belongs(book, *brand, facts, now, &mut changes);
-        checks.push((*brand, *id, next.map(|at| at.timestamp_millis())));
-        let heard: Vec<Change> =
-            changes[from..].iter().filter(|change| !quiet.contains(&change.segment)).cloned().collect();
-        let mut happened: Vec<&StoredEvent> =
-            message_ids.iter().filter_map(|id| events.get(&(*brand, id.clone()))).collect();
-        happened.sort_by(|a, b| (a.timestamp, &a.message_id).cmp(&(b.timestamp, &b.message_id)));
-        // As the store has it: what is remembered may be old.
-        let active = |playing: &&Playing| statuses.get(&playing.id) == Some(&AutomationStatus::Active);
-        for playing in book.automations.values().filter(active) {
-            for (cause, event) in causes(playing, &happened, &heard, now) {
-                let trigger = event.cloned().map(Trigger);
-                entering.consider(book, playing, *brand, facts, cause, trigger.as_ref());
+        let mut ask = || {
+            let from = changes.len();
+            let next = belongs(book, *brand, facts, now, &mut changes);
+            checks.push((*brand, *id, next.map(|at| at.timestamp_millis())));
+            let heard: Vec<Change> =
+                changes[from..].iter().filter(|change| !quiet.contains(&change.segment)).cloned().collect();
+            let mut happened: Vec<&StoredEvent> =
+                message_ids.iter().filter_map(|id| events.get(&(*brand, id.clone()))).collect();
+            happened.sort_by(|a, b| (a.timestamp, &a.message_id).cmp(&(b.timestamp, &b.message_id)));
+            // As the store has it: what is remembered may be old.
+            let active = |playing: &&Playing| statuses.get(&playing.id) == Some(&AutomationStatus::Active);
+            for playing in book.automations.values().filter(active) {
+                for (cause, event) in causes(playing, &happened, &heard, now) {
+                    let trigger = event.cloned().map(Trigger);
+                    entering.consider(book, playing, *brand, facts, cause, trigger.as_ref());
+                }
             }
+        };
+        let asked = context.languages.work(*brand, || meter::within(CUSTOMER, &mut ask).1);
+        let over = asked.map_err(|error| StoreError::Invalid(format!("the customer {id}: {error}")))?;
+        if let Some(over) = over {
+            metrics::counter!("tributary_expressions_overrun_total").increment(1);
+            tracing::warn!(%brand, %over, "the expressions that a brand asks of a customer are given up");
         }
     }
     // Nothing to write where nobody came or went.
@@ -124,7 +133,10 @@ fn belongs(
     for segment in &book.segments {
         let verdict = segment.expression.holds(facts, None, &book.settings, now);
         next = [next, verdict.next].into_iter().flatten().min();
-        of.push((&segment.name, verdict.holds));
+        // What could not be answered because it took too much stays as it was.
+        if !verdict.overrun {
+            of.push((&segment.name, verdict.holds));
+        }
     }
     let at_ms = now.timestamp_millis();
     for (name, holds) in of {
@@ -317,12 +329,16 @@ pub async fn schedule(
     let sees = playing.plan.condition.as_ref().is_some_and(|condition| condition.speaks_of("events"));
     let facts = tx.facts(&there, sees).await?;
     let mut entering = Entering::new(now);
-    for id in &there {
-        let Some(facts) = facts.get(id) else { continue };
-        let why = format!("the schedule, in the segment {segment}");
-        let cause = Cause { key: format!("schedule:{at_ms}:{id}"), message_id: None, at_ms, why };
-        entering.consider(&book, playing, brand, facts, cause, None);
-    }
+    let consider = || {
+        for id in &there {
+            let Some(facts) = facts.get(id) else { continue };
+            let why = format!("the schedule, in the segment {segment}");
+            let cause = Cause { key: format!("schedule:{at_ms}:{id}"), message_id: None, at_ms, why };
+            meter::within(CUSTOMER, || entering.consider(&book, playing, brand, facts, cause, None));
+        }
+    };
+    let considered = context.languages.work(brand, consider);
+    considered.map_err(|error| StoreError::Invalid(format!("the schedule of {automation}: {error}")))?;
     let mut stages = entering.enter(&mut *tx).await?;
     if members.len() as i64 == PAGE {
         let after = ids.last().copied();

@@ -13,6 +13,8 @@ use crate::services::work::{Worked, release, try_later};
 
 /// How often a transaction is run again that lost a race.
 const MAX_RUNS: u32 = 5;
+/// What the history of a job says that waited because its brand used up its share of the time.
+const OVER_SHARE: &str = "the brand's expressions and templates take more than their share of the time";
 /// The longest wait before it is.
 const RERUN_WAIT: Duration = Duration::from_millis(40);
 
@@ -21,7 +23,15 @@ pub async fn work(context: &Context, outside: &Outside, items: &[Item]) -> Worke
     let mut worked = Worked::default();
     let (mut told, mut wanted, mut pages) = (Vec::new(), Vec::new(), Vec::new());
     for item in items {
-        match Job::read(&item.payload) {
+        let job = Job::read(&item.payload);
+        if let Some(delay) = job.as_ref().ok().and_then(|job| context.languages.wait(job.brand())) {
+            // A brand whose expressions take more than their share waits, and nobody waits for it.
+            metrics::counter!("tributary_jobs_over_share_total").increment(1);
+            let then = Then::Retry { delay, error: OVER_SHARE.to_owned() };
+            worked.unfinished.push(Unfinished { item: item.clone(), then });
+            continue;
+        }
+        match job {
             Ok(Job::Signal(signal)) => told.push((item, signal)),
             Ok(Job::Run { brand, run, revision }) => {
                 let put_back = item.history.last().is_some_and(|last| last.error == PUT_BACK);
