@@ -481,13 +481,19 @@ async fn a_transaction_for_one_brand_sees_no_other_whatever_it_asks() {
     ] {
         sqlx::query(AssertSqlSafe(statement)).execute(&mut database).await.unwrap();
     }
-    for (said, wanted) in [("", 2), ("1", 1), ("2", 1), ("3", 0)] {
+    // Who says nothing sees nothing; who works for every brand has to say so, and sees one where a brand is said besides.
+    for (said, every, wanted) in
+        [("", "", 0), ("", "on", 2), ("1", "on", 1), ("1", "", 1), ("2", "", 1), ("3", "on", 0)]
+    {
         let mut tx = database.begin().await.unwrap();
-        sqlx::query("select set_config('tributary.brand', $1, true)")
-            .bind(said)
-            .execute(&mut *tx)
-            .await
-            .unwrap();
+        sqlx::query(
+            "select set_config('tributary.brand', $1, true), set_config('tributary.every_brand', $2, true)",
+        )
+        .bind(said)
+        .bind(every)
+        .execute(&mut *tx)
+        .await
+        .unwrap();
         for table in ["profiles", "identifiers", "events"] {
             let count: i64 = sqlx::query_scalar(AssertSqlSafe(format!("select count(*) from {table}")))
                 .fetch_one(&mut *tx)
@@ -504,13 +510,48 @@ async fn a_transaction_for_one_brand_sees_no_other_whatever_it_asks() {
     // Every table with a brand has the wall.
     let bare: Vec<String> = sqlx::query_scalar(
         "select table_name::text from information_schema.columns join pg_class on relname = table_name
-        where table_schema = 'public' and column_name = 'brand_id' and not relrowsecurity
-            and table_name not in ('api_keys', 'shops')",
+        where table_schema = 'public' and not (relrowsecurity and relforcerowsecurity)
+            and (column_name = 'brand_id' or table_name in ('brands', 'outbox', 'outbox_claims'))",
     )
     .fetch_all(&mut database)
     .await
     .unwrap();
     assert_eq!(bare, [] as [String; 0]);
+}
+
+/// As docker-compose.yml sets it up: an ordinary role that owns the database, and runs the migrations.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ordinary_owner_runs_everything_and_stands_before_the_wall_itself() {
+    use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+    let url = support::services().await.fresh_database().await.unwrap();
+    let mut superuser = PgConnection::connect(&url).await.unwrap();
+    let role = format!("owner_{}", uuid::Uuid::now_v7().simple());
+    let mut owned = url::Url::parse(&url).unwrap();
+    let database = owned.path().trim_start_matches('/').to_owned();
+    for statement in [
+        format!("create role {role} login password 'ordinary'"),
+        format!("alter database {database} owner to {role}"),
+        format!("alter schema public owner to {role}"),
+    ] {
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut superuser).await.unwrap();
+    }
+    owned.set_username(&role).unwrap();
+    owned.set_password(Some("ordinary")).unwrap();
+    let pool = tributary_core::adapters::postgres::db::open(owned.as_str(), 4).await.unwrap();
+    let u = StoreUnderTest::on(pool, support::memory_locks().await.locks);
+    tenants_keys_and_shops_are_found_again(&u).await;
+    run(&u, &[event("m1", &["a"]), Event { brand: BrandId(2), ..event("m2", &["b"]) }]).await;
+    assert_eq!(customer(&u, "a").await.events_count, 1);
+
+    let mut hand = PgConnection::connect(owned.as_str()).await.unwrap();
+    for table in ["brands", "api_keys", "shops", "profiles", "events", "outbox"] {
+        let count: i64 = sqlx::query_scalar(AssertSqlSafe(format!("select count(*) from {table}")))
+            .fetch_one(&mut hand)
+            .await
+            .unwrap();
+        assert_eq!(count, 0, "{table}, by the owner's own hand");
+    }
 }
 
 /// As the queue would: a batch that lost too many races comes again.

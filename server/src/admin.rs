@@ -3,13 +3,16 @@
 use anyhow::{Context as _, bail};
 use tributary_core::context::Context;
 use tributary_core::domain::ids::BrandId;
+use tributary_core::domain::scopes::Scopes;
 use tributary_core::domain::settings::BrandSettings;
 use tributary_core::domain::shopify::{PRIVACY_TOPICS, TOPICS};
 use tributary_core::domain::time::{self, Timestamp};
-use tributary_core::ports::tenants::{Tenants, key_id};
+use tributary_core::ports::tenants::{KeyGrant, KeyKind, Tenants};
 use tributary_core::services::brands::SETTINGS_TTL;
-use tributary_core::services::privacy::{Action, note};
-use tributary_core::services::tenants::{hash, new_key, rotate_key};
+use tributary_core::services::privacy::{Action, entry};
+use tributary_core::services::tenants::{
+    KeyError, Maker, add_key, ends_after, limit_key, revoke_key, rotate_key,
+};
 
 use crate::cli::{Admin, BrandCommand, KeyCommand, ServeArgs, ShopCommand};
 
@@ -43,12 +46,12 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
             let settings: BrandSettings =
                 serde_json::from_str(&settings).context("the settings are not JSON of the right shape")?;
             settings.check()?;
-            context.brands.set(brand, &settings).await?;
             let action = Action { what: "settings", subject: None, details: settings.in_short() };
-            note(&context, brand, ACTOR, action).await?;
+            let note = entry(&context, brand, ACTOR, action);
+            context.brands.set_noted(brand, &settings, Some(&note)).await?;
             eprintln!("set; every process follows within {} s", SETTINGS_TTL.as_secs());
         }
-        Admin::Key(command) => keys(&context, command).await?,
+        Admin::Key(command) => keys(args, &context, command).await?,
         Admin::Shop(ShopCommand::List { brand }) => {
             let brand = brand_named(tenants, &brand).await?;
             for shop in tenants.shops(brand).await? {
@@ -78,24 +81,32 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
 /// Who did it, for the audit log.
 const ACTOR: &str = "command line";
 
-async fn keys(context: &Context, command: KeyCommand) -> anyhow::Result<()> {
+/// What the command line may do: everything.
+fn maker() -> Maker<'static> {
+    Maker { actor: ACTOR, key: None, may: Scopes::all() }
+}
+
+async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyhow::Result<()> {
     let tenants = &*context.tenants;
-    let noted = async |brand, what, details| {
-        note(context, brand, ACTOR, Action { what, subject: None, details }).await
+    let told = |error: KeyError| match error {
+        KeyError::Unknown(_) => anyhow::anyhow!("{error}; server admin key list shows them"),
+        other => other.into(),
     };
-    let unknown = |id: &str| {
-        anyhow::anyhow!("this brand has no key {id:?} that works; server admin key list shows them")
+    let ends = |kind: KeyKind, days: Option<u32>| {
+        let days = days.or(args.key_days().filter(|_| kind == KeyKind::Secret));
+        days.and_then(|days| ends_after(context.clock.now(), days))
     };
     match command {
-        KeyCommand::Add { brand, kind, rate_limit } => {
+        KeyCommand::Add { brand, kind, scopes, rate_limit, days } => {
             let brand = brand_named(tenants, &brand).await?;
-            let key = new_key(tenants, brand, kind.into()).await?;
-            let id = key_id(&hash(&key));
-            if rate_limit.is_some() {
-                tenants.limit_key(brand, &id, rate_limit).await?;
+            let kind = KeyKind::from(kind);
+            if kind == KeyKind::Write && scopes.is_some() {
+                bail!("a write key has no scopes: it sends events, and nothing else");
             }
-            noted(brand, "key_added", serde_json::json!({"key": id, "rate_limit": rate_limit})).await?;
-            println!("{key}");
+            let usual = KeyGrant::new(brand, kind);
+            let scopes = scopes.unwrap_or(usual.scopes);
+            let grant = KeyGrant { scopes, rate_limit, expires_at: ends(kind, days), ..usual };
+            println!("{}", add_key(context, grant, maker()).await.map_err(told)?);
         }
         KeyCommand::List { brand } => {
             let brand = brand_named(tenants, &brand).await?;
@@ -103,37 +114,39 @@ async fn keys(context: &Context, command: KeyCommand) -> anyhow::Result<()> {
                 let at = |at: Option<Timestamp>, never: &str| at.map_or(never.to_owned(), time::format);
                 let limit = key.grant.rate_limit.map_or("no limit".to_owned(), |limit| format!("{limit}/s"));
                 println!(
-                    "{}\t{}\tmade {}\tlast used {}\tends {}\t{limit}",
+                    "{}\t{}\tmade {} by {}\tlast used {}\tends {}\t{limit}\t{}",
                     key.id,
                     key.grant.kind.as_str(),
                     time::format(key.created_at),
+                    key.made_by.map_or("the command line".to_owned(), |id| format!("key {id}")),
                     at(key.last_used_at, "never"),
                     at(key.grant.expires_at, "never"),
+                    key.grant.scopes,
                 );
             }
         }
         KeyCommand::Rotate { brand, id, grace_s } => {
             let brand = brand_named(tenants, &brand).await?;
             let grace = std::time::Duration::from_secs(grace_s.into());
-            let key = rotate_key(tenants, brand, &id, context.clock.now(), grace).await?;
-            let key = key.ok_or_else(|| unknown(&id))?;
-            noted(brand, "key_rotated", serde_json::json!({"key": id, "grace_s": grace_s})).await?;
+            let kind = tenants.keys(brand).await?.iter().find(|key| key.id == id).map(|key| key.grant.kind);
+            let expires_at = ends(kind.unwrap_or(KeyKind::Secret), None);
+            let key = rotate_key(context, brand, &id, (grace, expires_at), maker()).await.map_err(told)?;
             println!("{key}");
         }
-        KeyCommand::Revoke { brand, id } => {
+        KeyCommand::Revoke { brand, id, cascade } => {
             let brand = brand_named(tenants, &brand).await?;
-            if !tenants.end_key(brand, &id, context.clock.now()).await? {
-                return Err(unknown(&id));
+            let ended = revoke_key(context, brand, &id, cascade, ACTOR).await.map_err(told)?;
+            for id in &ended.also {
+                println!("revoked, too: {id}");
             }
-            noted(brand, "key_revoked", serde_json::json!({"key": id})).await?;
+            for id in &ended.living {
+                println!("made by it, and still living: {id}");
+            }
             eprintln!("revoked; servers that know it forget it within 5 s");
         }
         KeyCommand::Limit { brand, id, rate_limit } => {
             let brand = brand_named(tenants, &brand).await?;
-            if !tenants.limit_key(brand, &id, rate_limit).await? {
-                return Err(unknown(&id));
-            }
-            noted(brand, "key_limited", serde_json::json!({"key": id, "rate_limit": rate_limit})).await?;
+            limit_key(context, brand, &id, rate_limit, ACTOR).await.map_err(told)?;
         }
     }
     Ok(())

@@ -14,13 +14,15 @@ use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use moka::sync::Cache;
 use tributary_core::domain::ids::BrandId;
+use tributary_core::domain::scopes::Scopes;
 use tributary_core::domain::time::Timestamp;
 use tributary_core::ports::clock::Clock;
 use tributary_core::ports::store::StoreError;
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, Shop, Tenants, key_id};
-use tributary_core::services::tenants::hash;
+use tributary_core::services::tenants::{Maker, hash};
 
 use crate::error::ApiError;
+use crate::scopes;
 use crate::state::AppState;
 
 /// How long a key that was found is believed without asking the store: a key that is revoked works no longer than that.
@@ -50,13 +52,24 @@ pub struct Keys {
     used: Mutex<HashMap<[u8; 32], Timestamp>>,
 }
 
-/// Who asks with a secret key: an extractor.
+/// Who asks with a secret key that may do what the route does ([`crate::scopes`]): an extractor.
 #[derive(Clone, Debug)]
 pub struct Secret {
     /// Whose key.
     pub brand: BrandId,
     /// The key, as the audit log names it.
     pub actor: String,
+    /// The key's id.
+    pub key: String,
+    /// All that the key may do.
+    pub may: Scopes,
+}
+
+impl Secret {
+    /// The same, for the keys that it makes.
+    pub fn maker(&self) -> Maker<'_> {
+        Maker { actor: &self.actor, key: Some(&self.key), may: self.may }
+    }
 }
 
 impl FromRequestParts<AppState> for Secret {
@@ -64,9 +77,16 @@ impl FromRequestParts<AppState> for Secret {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let key = from_headers(&parts.headers);
-        let brand = state.keys.brand(key.as_deref(), KeyKind::Secret).await?;
-        let actor = format!("key {}", key_id(&hash(&key.unwrap_or_default())));
-        Ok(Self { brand, actor })
+        let grant = state.keys.grant_of(key.as_deref(), KeyKind::Secret).await?;
+        let Some(scope) = scopes::of_request(parts) else {
+            tracing::error!(method = %parts.method, path = parts.uri.path(), "a route has no scope, and is closed");
+            return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this route is closed"));
+        };
+        if !grant.scopes.has(scope) {
+            return Err(ApiError::missing_scope(scope.as_str(), grant.scopes));
+        }
+        let key = key_id(&hash(&key.unwrap_or_default()));
+        Ok(Self { brand: grant.brand, actor: format!("key {key}"), key, may: grant.scopes })
     }
 }
 
@@ -93,9 +113,17 @@ impl Keys {
     /// The brand whose key this is, if it is of the kind.
     ///
     /// # Errors
+    /// As [`Keys::grant_of`].
+    pub async fn brand(&self, key: Option<&str>, kind: KeyKind) -> Result<BrandId, ApiError> {
+        Ok(self.grant_of(key, kind).await?.brand)
+    }
+
+    /// What this key may do, if it is of the kind.
+    ///
+    /// # Errors
     /// 401 for no or an unknown key or one that has ended, 403 for one of the other kind, 429 for one that comes too often,
     /// 503 when the store is away.
-    pub async fn brand(&self, key: Option<&str>, kind: KeyKind) -> Result<BrandId, ApiError> {
+    pub async fn grant_of(&self, key: Option<&str>, kind: KeyKind) -> Result<KeyGrant, ApiError> {
         let Some(key) = key.filter(|key| !key.is_empty()) else {
             let how = match kind {
                 KeyKind::Write => {
@@ -115,7 +143,7 @@ impl Keys {
         if grant.kind == kind {
             self.limit(&hash, grant.rate_limit)?;
             self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(hash, now);
-            return Ok(grant.brand);
+            return Ok(grant);
         }
         let (have, need) = (grant.kind.as_str(), kind.as_str());
         Err(ApiError::new(

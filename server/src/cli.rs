@@ -7,8 +7,10 @@ use std::time::Duration;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tributary_core::context::{Backend, EVENTS_QUEUE};
+use tributary_core::domain::scopes::Scopes;
 use tributary_core::ports::queue::{DeadPlace, MAX_DEAD_PAGE};
 use tributary_core::ports::tenants::KeyKind;
+use tributary_core::services::tenants::{MAX_KEY_DAYS, MAX_ROTATION_GRACE};
 use workers::settings::{OutsideArgs, QueueArgs, ServicesArgs, WorkerArgs};
 
 use crate::routes::settings::MAX_RATE_LIMIT;
@@ -44,6 +46,9 @@ pub struct ServeArgs {
     /// How long Customer360 answers are cached, in seconds
     #[arg(long, env = "TRIBUTARY_CACHE_TTL_S", default_value_t = 300)]
     pub cache_ttl_s: u64,
+    /// After how many days a new secret key ends, unless it is made with another time; 0 for never
+    #[arg(long, env = "TRIBUTARY_API_KEY_DAYS", default_value_t = 0, global = true, value_parser = clap::value_parser!(u32).range(0..=MAX_KEY_DAYS as i64))]
+    pub api_key_days: u32,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the struct says it")]
     pub services: ServicesArgs,
@@ -73,7 +78,16 @@ impl ServeArgs {
 
     /// The settings of the routes.
     pub fn settings(&self) -> Settings {
-        Settings { cache_ttl: Duration::from_secs(self.cache_ttl_s.max(1)), alarms: self.queue.alarms() }
+        Settings {
+            cache_ttl: Duration::from_secs(self.cache_ttl_s.max(1)),
+            alarms: self.queue.alarms(),
+            key_days: self.key_days(),
+        }
+    }
+
+    /// After how many days a new secret key ends, if any number is set.
+    pub fn key_days(&self) -> Option<u32> {
+        Some(self.api_key_days).filter(|days| *days > 0)
     }
 }
 
@@ -161,6 +175,12 @@ pub enum DeadCommand {
     Discard(Chosen),
 }
 
+fn scopes(text: &str) -> Result<Scopes, String> {
+    let scopes = Scopes::parse(text)
+        .map_err(|name| format!("there is no scope {name:?}; there are {}", Scopes::all()))?;
+    if scopes.is_empty() { Err(format!("name at least one of {}", Scopes::all())) } else { Ok(scopes) }
+}
+
 fn place(text: &str) -> Result<DeadPlace, String> {
     DeadPlace::parse(text)
         .ok_or_else(|| "a place looks like 1768000000000-019b…: the page before says it".into())
@@ -226,11 +246,17 @@ pub enum KeyCommand {
         /// write: may send events; secret: may read customers
         #[arg(long)]
         kind: Kind,
+        /// What a secret key may do, of read, write, export, privacy, admin; all, unless given
+        #[arg(long, value_parser = scopes)]
+        scopes: Option<Scopes>,
         /// How many requests a second it may make, for each server process; any number, unless given
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_RATE_LIMIT as i64))]
         rate_limit: Option<u32>,
+        /// After how many days it ends; never, unless given or set by --api-key-days (for secret keys)
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_KEY_DAYS as i64))]
+        days: Option<u32>,
     },
-    /// Lists a brand's keys: id, kind, made, last used, ends, requests a second
+    /// Lists a brand's keys: id, kind, made, by which key, last used, ends, requests a second, scopes
     List {
         /// The brand's name
         #[arg(long)]
@@ -243,8 +269,8 @@ pub enum KeyCommand {
         brand: String,
         /// The old key's id
         id: String,
-        /// How long the old one stays good, in seconds
-        #[arg(long, default_value_t = 24 * 60 * 60)]
+        /// How long the old one stays good, in seconds; a week at most
+        #[arg(long, default_value_t = 24 * 60 * 60, value_parser = clap::value_parser!(u32).range(0..=MAX_ROTATION_GRACE.as_secs() as i64))]
         grace_s: u32,
     },
     /// Ends a key: it works for 5 s at most
@@ -254,6 +280,9 @@ pub enum KeyCommand {
         brand: String,
         /// The key's id
         id: String,
+        /// Ends every key that it made, too, and those that these made
+        #[arg(long)]
+        cascade: bool,
     },
     /// Limits how many requests a second a key may make
     Limit {

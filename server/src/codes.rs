@@ -55,6 +55,7 @@ pub const CODES: &[Code] = &[
     code(401, "invalid_key", "the key is not known here, or has ended"),
     code(401, "invalid_hmac", "the signature does not fit the shop's secret"),
     code(403, "wrong_key", "a key of the other kind is needed"),
+    code(403, "missing_scope", "the key lacks a scope; the message says which"),
     code(403, "shared_queue", "other brands share the queue"),
     code(404, "not_found", "there is no such thing, for this key's brand"),
     code(405, "method_not_allowed", "the route has another method"),
@@ -76,7 +77,8 @@ pub const CODES: &[Code] = &[
 pub const ANYWHERE: [&str; 2] = ["internal", "method_not_allowed"];
 
 /// What a secret key's routes may answer.
-pub const SECRET: &[&str] = &["no_key", "invalid_key", "wrong_key", "rate_limited", "store_unavailable"];
+pub const SECRET: &[&str] =
+    &["no_key", "invalid_key", "wrong_key", "missing_scope", "rate_limited", "store_unavailable"];
 /// Reading a body.
 pub const BODY: &[&str] = &["payload_too_large", "invalid_body", "body_timeout", "invalid_json"];
 /// Taking events in.

@@ -12,6 +12,7 @@ use tributary_core::ports::store::StoreError;
 use tributary_core::services::automations::admin::AdminError;
 use tributary_core::services::identity::IdentityError;
 use tributary_core::services::privacy::PrivacyError;
+use tributary_core::services::tenants::KeyError;
 
 /// How long a client is asked to wait when something is away or full, in seconds.
 pub const RETRY_AFTER_S: u16 = 5;
@@ -59,6 +60,12 @@ impl ApiError {
             message: message.into(),
             retry: Some(RETRY_AFTER_S),
         }
+    }
+
+    /// 403: the key may not do what the route does.
+    pub fn missing_scope(scopes: impl std::fmt::Display, has: impl std::fmt::Display) -> Self {
+        let message = format!("this needs a key with the scope {scopes}; this one has: {has}");
+        Self::new(StatusCode::FORBIDDEN, "missing_scope", message)
     }
 
     /// 409: it cannot be done.
@@ -144,6 +151,21 @@ impl From<AdminError> for ApiError {
             AdminError::Refused(why) => Self::refused(why),
             AdminError::Busy(why) => Self::busy(why),
             AdminError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<KeyError> for ApiError {
+    fn from(error: KeyError) -> Self {
+        match error {
+            KeyError::Unknown(_) => Self::not_found(error.to_string()),
+            KeyError::TooMuch(scopes) => {
+                let message = format!(
+                    "a key can only make keys with scopes that it has itself; this one lacks: {scopes}"
+                );
+                Self::new(StatusCode::FORBIDDEN, "missing_scope", message)
+            }
+            KeyError::Store(error) => error.into(),
         }
     }
 }

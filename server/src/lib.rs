@@ -15,6 +15,7 @@ pub mod openapi;
 pub mod queues;
 pub mod router;
 pub mod routes;
+pub mod scopes;
 pub mod state;
 
 use std::ffi::OsString;

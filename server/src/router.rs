@@ -20,6 +20,7 @@ use crate::routes::{
     automations, customers, events, monitoring, privacy, queues, segment, segments, settings, shopify,
     unsubscribe,
 };
+use crate::scopes;
 use crate::state::AppState;
 
 /// How long a browser may remember that it may post here.
@@ -129,6 +130,7 @@ fn complete(mut document: Document) -> Document {
         &BATCH_PATHS[1..].iter().map(|path| (*path).to_owned()).collect::<Vec<_>>(),
     );
     name_operations(&mut document);
+    scopes::describe(&mut document);
     document
 }
 

@@ -21,6 +21,8 @@ pub struct Settings {
     pub cache_ttl: Duration,
     /// What turns health.
     pub alarms: Alarms,
+    /// After how many days a new secret key ends, unless told otherwise; never, unless set.
+    pub key_days: Option<u32>,
 }
 
 /// Shared by all requests.

@@ -13,14 +13,16 @@ use serde_json::{Value, json};
 use server::codes::{self, ANYWHERE, CODES};
 use server::openapi::{codes_of, operations};
 use server::router::document;
+use server::scopes;
 use stack::postgres::Postgres;
 use stack::redis::{Fsync, Redis};
 use stack::system::Access;
-use support::{On, SHOP, TestApp, answer, services_backend};
+use support::{On, SHOP, TestApp, answer, key_with, services_backend};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tributary_core::domain::scopes::Scope;
 use tributary_core::ports::queue::QueueSettings;
-use tributary_core::ports::tenants::{KeyKind, key_id};
+use tributary_core::ports::tenants::{KeyGrant, KeyKind, key_id};
 use tributary_core::services::tenants::{hash, new_key};
 
 /// A route that the document describes.
@@ -169,12 +171,21 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
         "rate_limited" => {
             let tenants = &*app.context.tenants;
             let key = new_key(tenants, app.brand, route.key.unwrap_or(KeyKind::Secret)).await.unwrap();
-            tenants.limit_key(app.brand, &key_id(&hash(&key)), Some(1)).await.unwrap();
+            tenants.limit_key(app.brand, &key_id(&hash(&key)), Some(1), None).await.unwrap();
             let once = || plain("").bearer_auth(&key).body(sound_body(route).to_string());
             // More than a second's worth, all at once: the next is refused, however slow the machine.
             let burst = join_all((0..4).map(|_| answer(once()))).await;
             assert!(burst.iter().any(|(status, _)| *status != 429), "{route:?}");
             once()
+        }
+        "missing_scope" => {
+            // All scopes but the one that the route needs.
+            let method = Method::from_bytes(route.method.as_bytes()).unwrap();
+            let needed = scopes::needed(&method, &route.path).unwrap();
+            let others = Scope::ALL.into_iter().filter(|scope| *scope != needed).collect();
+            let grant = KeyGrant { scopes: others, ..KeyGrant::new(app.brand, KeyKind::Secret) };
+            let key = key_with(&app.context, grant).await;
+            plain("").bearer_auth(&key).body(sound_body(route).to_string())
         }
         "payload_too_large" if is_webhook => webhook(app, "big", &padded(server::body::MAX_WEBHOOK_BYTES)),
         "payload_too_large" => keyed("").body(padded(server::body::MAX_BATCH_BYTES)),
@@ -182,6 +193,7 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
         "invalid_json" if is_webhook => webhook(app, "json", "not json"),
         "invalid_json" => keyed("").body("not json"),
         "invalid_query" | "invalid_limit" if route.path.ends_with("/claims") => keyed("?shop=a&shop=b"),
+        "invalid_query" if route.path == "/api/keys/{key}" => keyed("?cascade=perhaps"),
         "invalid_query" => keyed("?limit=many"),
         "invalid_limit" => keyed("?limit=0"),
         "invalid_after"
@@ -226,6 +238,7 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
         "invalid_identifier" => with(&json!({"identifiers": [{"kind": "email", "value": "nobody"}]})),
         "invalid_settings" if route.path == "/api/keys" => with(&json!({"kind": "write", "rate_limit": 0})),
         "invalid_settings" if route.path == "/api/keys/{key}" => with(&json!({"rate_limit": 0})),
+        "invalid_settings" if route.path.ends_with("/rotate") => with(&json!({"grace_s": 4_294_967_295_u32})),
         "invalid_settings" => with(&json!({"default_country": "Atlantis"})),
         "not_found" if route.path.ends_with("/claims") => keyed(&format!("?shop={SHOP}&webhook_id=never")),
         "not_found"
@@ -516,6 +529,28 @@ async fn what_is_away_is_named() {
     assert!(join_all(unknown).await.len() > 30);
     postgres.restart().await.unwrap();
     app.stop().await;
+}
+
+/// Deny by default: a route that takes a secret key and declares no scope is closed, so there is none such.
+#[test]
+fn every_route_of_a_secret_key_declares_its_scope_in_the_document() {
+    let document = document();
+    let mut declared = BTreeSet::new();
+    for (method, path, operation) in operations(&document) {
+        let security = serde_json::to_value(&operation.security).unwrap();
+        let secret = security.as_array().into_iter().flatten().find_map(|one| one.get("secret_key"));
+        let takes_one = codes_of(&operation).iter().any(|(_, code)| code == "missing_scope");
+        assert_eq!(secret.is_some(), takes_one, "{method} {path}: security and errors say the same");
+        let Some(secret) = secret else { continue };
+        let needed = scopes::needed(&Method::from_bytes(method.as_bytes()).unwrap(), &path);
+        let needed = needed.unwrap_or_else(|| panic!("{method} {path} has no scope in server/src/scopes.rs"));
+        assert_eq!(*secret, json!([needed.as_str()]), "{method} {path}");
+        declared.insert((method.to_owned(), path));
+    }
+    let table: BTreeSet<_> =
+        scopes::TABLE.iter().map(|(m, p, _)| ((*m).to_owned(), (*p).to_owned())).collect();
+    assert_eq!(table.len(), scopes::TABLE.len(), "each route stands once");
+    assert_eq!(table, declared, "the table has no route that is not there");
 }
 
 /// A text that stands in everything that one brand has, and nowhere else.

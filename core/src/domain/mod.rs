@@ -16,6 +16,7 @@ mod json;
 pub mod money;
 pub mod order;
 pub mod profile;
+pub mod scopes;
 pub mod segment;
 pub mod settings;
 pub mod shopify;

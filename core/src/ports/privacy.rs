@@ -149,8 +149,8 @@ pub trait Privacy: Send + Sync {
         limit: i64,
     ) -> Result<Vec<ProfileId>, StoreError>;
 
-    /// Adds to the audit log.
-    async fn note(&self, entry: &AuditEntry) -> Result<(), StoreError>;
+    /// Adds to the audit log: all of it, or none.
+    async fn note(&self, entries: &[AuditEntry]) -> Result<(), StoreError>;
 
     /// The audit log of a brand before an entry, newest first, at most `limit`.
     async fn audit_log(

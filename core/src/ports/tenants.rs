@@ -4,8 +4,10 @@
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use super::privacy::AuditEntry;
 use super::store::StoreError;
 use crate::domain::ids::BrandId;
+use crate::domain::scopes::Scopes;
 use crate::domain::settings::BrandSettings;
 use crate::domain::time::Timestamp;
 
@@ -45,13 +47,41 @@ pub struct KeyGrant {
     pub rate_limit: Option<u32>,
     /// When it ends; never, unless set.
     pub expires_at: Option<Timestamp>,
+    /// What a secret key may do. A write key has no scopes: it may send events.
+    pub scopes: Scopes,
 }
 
 impl KeyGrant {
     /// A key without limits.
     pub fn new(brand: BrandId, kind: KeyKind) -> Self {
-        Self { brand, kind, rate_limit: None, expires_at: None }
+        let scopes = match kind {
+            KeyKind::Write => Scopes::NONE,
+            KeyKind::Secret => Scopes::all(),
+        };
+        Self { brand, kind, rate_limit: None, expires_at: None, scopes }
     }
+}
+
+/// A key that is added.
+#[derive(Clone, Copy, Debug)]
+pub struct NewKey<'a> {
+    /// The SHA-256 of its text.
+    pub hash: &'a [u8; 32],
+    /// What it may do.
+    pub grant: KeyGrant,
+    /// The id of the key that makes it; `None` for the command line.
+    pub made_by: Option<&'a str>,
+    /// The id of the key whose place it takes, and when that one ends.
+    pub replaces: Option<(&'a str, Timestamp)>,
+}
+
+/// What came of revoking a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// The keys that ended now, besides the one that was named.
+    pub also: Vec<String>,
+    /// The keys that go back to it, directly or through others, and work on.
+    pub living: Vec<String>,
 }
 
 /// A key as it is listed: never its text, which nobody has.
@@ -65,6 +95,8 @@ pub struct KeyRecord {
     pub created_at: Timestamp,
     /// When it was last used, to the minute; `None` for never.
     pub last_used_at: Option<Timestamp>,
+    /// The id of the key that made it; `None` for the command line.
+    pub made_by: Option<String>,
 }
 
 /// What people name a key by.
@@ -98,7 +130,7 @@ impl std::fmt::Debug for Shop {
     }
 }
 
-/// The tenants port.
+/// The tenants port. What takes a `note` writes it into the audit log in the same transaction: neither is there without the other.
 #[async_trait]
 pub trait Tenants: Send + Sync {
     /// Adds a brand. [`StoreError::Invalid`] when the name is taken.
@@ -114,10 +146,20 @@ pub trait Tenants: Send + Sync {
     async fn settings(&self, brand: BrandId) -> Result<BrandSettings, StoreError>;
 
     /// Sets a brand's settings.
-    async fn set_settings(&self, brand: BrandId, settings: &BrandSettings) -> Result<(), StoreError>;
+    async fn set_settings(
+        &self,
+        brand: BrandId,
+        settings: &BrandSettings,
+        note: Option<&AuditEntry>,
+    ) -> Result<(), StoreError>;
 
-    /// Adds a key by the SHA-256 of its text.
-    async fn add_key(&self, hash: &[u8; 32], grant: KeyGrant) -> Result<(), StoreError>;
+    /// Adds a key. Answers whether it was added: not where the key that makes it, or whose place it takes, has ended by `now`.
+    async fn add_key(
+        &self,
+        key: &NewKey<'_>,
+        now: Timestamp,
+        note: Option<&AuditEntry>,
+    ) -> Result<bool, StoreError>;
 
     /// The key of that hash, also one that has ended.
     async fn key(&self, hash: &[u8; 32]) -> Result<Option<KeyGrant>, StoreError>;
@@ -125,11 +167,24 @@ pub trait Tenants: Send + Sync {
     /// A brand's keys, the oldest first, also those that have ended.
     async fn keys(&self, brand: BrandId) -> Result<Vec<KeyRecord>, StoreError>;
 
-    /// Lets a key end at a time, at the latest. Answers whether the brand has such a key.
-    async fn end_key(&self, brand: BrandId, id: &str, at: Timestamp) -> Result<bool, StoreError>;
+    /// Ends a key at once, and with `cascade` every key that goes back to it. `None` where the brand has no such key.
+    async fn revoke_key(
+        &self,
+        brand: BrandId,
+        id: &str,
+        at: Timestamp,
+        cascade: bool,
+        note: Option<&AuditEntry>,
+    ) -> Result<Option<Ended>, StoreError>;
 
     /// Limits a key to so many requests a second, or lifts the limit. Answers whether the brand has such a key.
-    async fn limit_key(&self, brand: BrandId, id: &str, limit: Option<u32>) -> Result<bool, StoreError>;
+    async fn limit_key(
+        &self,
+        brand: BrandId,
+        id: &str,
+        limit: Option<u32>,
+        note: Option<&AuditEntry>,
+    ) -> Result<bool, StoreError>;
 
     /// Notes when keys were last used.
     async fn keys_used(&self, used: &[(String, Timestamp)]) -> Result<(), StoreError>;

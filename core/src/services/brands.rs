@@ -10,6 +10,7 @@ use crate::domain::identity::Rules;
 use crate::domain::ids::BrandId;
 use crate::domain::settings::BrandSettings;
 use crate::ports::automations::Automations;
+use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
 use crate::ports::tenants::Tenants;
 use crate::services::automations::playbook::{self, Playbook};
@@ -109,7 +110,20 @@ impl Brands {
     /// # Errors
     /// The store's own.
     pub async fn set(&self, brand: BrandId, settings: &BrandSettings) -> Result<(), StoreError> {
-        self.tenants.set_settings(brand, settings).await?;
+        self.set_noted(brand, settings, None).await
+    }
+
+    /// The same, with an entry of the audit log in the same transaction.
+    ///
+    /// # Errors
+    /// The store's own.
+    pub async fn set_noted(
+        &self,
+        brand: BrandId,
+        settings: &BrandSettings,
+        note: Option<&AuditEntry>,
+    ) -> Result<(), StoreError> {
+        self.tenants.set_settings(brand, settings, note).await?;
         self.found.invalidate(&brand);
         Ok(())
     }

@@ -50,12 +50,9 @@ pub struct Action {
     pub details: Value,
 }
 
-/// Adds to the audit log. `actor` is a key's id, a shop, or a word for what asked.
-///
-/// # Errors
-/// The store's own.
-pub async fn note(context: &Context, brand: BrandId, actor: &str, action: Action) -> Result<(), StoreError> {
-    let entry = AuditEntry {
+/// An entry of the audit log. `actor` is a key's id, a shop, or a word for what asked.
+pub fn entry(context: &Context, brand: BrandId, actor: &str, action: Action) -> AuditEntry {
+    AuditEntry {
         id: Uuid::now_v7(),
         brand,
         at: context.clock.now(),
@@ -63,8 +60,15 @@ pub async fn note(context: &Context, brand: BrandId, actor: &str, action: Action
         action: action.what.to_owned(),
         subject: action.subject.map(|id| id.to_string()),
         details: action.details.to_string(),
-    };
-    context.privacy.note(&entry).await
+    }
+}
+
+/// Adds to the audit log.
+///
+/// # Errors
+/// The store's own.
+pub async fn note(context: &Context, brand: BrandId, actor: &str, action: Action) -> Result<(), StoreError> {
+    context.privacy.note(&[entry(context, brand, actor, action)]).await
 }
 
 /// Forgets customers: everywhere, for good. What is to be forgotten is kept as a request until all of it is done, so a crash

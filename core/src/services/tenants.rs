@@ -4,49 +4,167 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use rand::Rng;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use crate::context::Context;
 use crate::domain::ids::BrandId;
-use crate::domain::time::Timestamp;
+use crate::domain::scopes::Scopes;
+use crate::domain::time::{self, Timestamp};
 use crate::ports::store::StoreError;
-use crate::ports::tenants::{KeyGrant, KeyKind, Tenants};
+use crate::ports::tenants::{Ended, KeyGrant, KeyKind, KeyRecord, NewKey, Tenants, key_id};
+use crate::services::privacy::{Action, entry};
 
 /// Random bytes in a key: 160 bits, too many to guess, so a plain hash protects them.
 const KEY_BYTES: usize = 20;
+/// How long the old key stays good after a rotation, unless told otherwise.
+pub const ROTATION_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest grace of a rotation: a key is rotated because somebody else may have it.
+pub const MAX_ROTATION_GRACE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// The longest life of a key that ends by itself, in days.
+pub const MAX_KEY_DAYS: u32 = 3650;
 
-/// Makes a key, stores its hash, and answers the key itself: the only time that anyone sees it.
+/// When a key ends that is to live for so many days; `None` beyond what a time can say.
+pub fn ends_after(now: Timestamp, days: u32) -> Option<Timestamp> {
+    now.checked_add_signed(chrono::TimeDelta::try_days(i64::from(days))?)
+}
+
+/// Who makes, rotates or revokes a key.
+#[derive(Clone, Copy, Debug)]
+pub struct Maker<'a> {
+    /// As the audit log names them.
+    pub actor: &'a str,
+    /// The id of their key; `None` for the command line.
+    pub key: Option<&'a str>,
+    /// What they may do: no key that they make may do more.
+    pub may: Scopes,
+}
+
+/// Why a key was not made.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The brand has no such key that works.
+    #[error("this brand has no key {0:?} that works")]
+    Unknown(String),
+    /// Whoever asks may not do these things, and so no key of theirs may.
+    #[error("the key would be allowed what this key is not: {0}")]
+    TooMuch(Scopes),
+    /// The store's own.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Makes a key of a kind that may do all that such a key can, and answers its text. For set-ups: nobody is noted.
 ///
 /// # Errors
 /// The store's own.
 pub async fn new_key(tenants: &dyn Tenants, brand: BrandId, kind: KeyKind) -> Result<String, StoreError> {
-    granted(tenants, KeyGrant::new(brand, kind)).await
+    let text = random(kind);
+    let key = NewKey { hash: &hash(&text), grant: KeyGrant::new(brand, kind), made_by: None, replaces: None };
+    tenants.add_key(&key, Timestamp::UNIX_EPOCH, None).await?;
+    Ok(text)
 }
 
-/// How long the old key stays good after a rotation, unless told otherwise.
-pub const ROTATION_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Makes a key like an old one, which ends after `grace`. `None` when the brand has no such key, or it has ended.
+/// Makes a key, stores its hash, and answers the key itself: the only time that anyone sees it.
 ///
 /// # Errors
-/// The store's own.
-pub async fn rotate_key(
-    tenants: &dyn Tenants,
-    brand: BrandId,
-    id: &str,
-    now: Timestamp,
-    grace: Duration,
-) -> Result<Option<String>, StoreError> {
-    let old = tenants.keys(brand).await?.into_iter().find(|key| key.id == id);
-    let Some(old) = old.filter(|key| key.grant.expires_at.is_none_or(|end| end > now)) else {
-        return Ok(None);
-    };
-    let key = granted(tenants, KeyGrant { expires_at: None, ..old.grant }).await?;
-    tenants.end_key(brand, id, now + grace).await?;
-    Ok(Some(key))
+/// [`KeyError::TooMuch`] where it would be allowed more than its maker.
+pub async fn add_key(context: &Context, grant: KeyGrant, maker: Maker<'_>) -> Result<String, KeyError> {
+    make(context, grant, maker, None).await
 }
 
-async fn granted(tenants: &dyn Tenants, grant: KeyGrant) -> Result<String, StoreError> {
-    let kind = grant.kind;
+/// Makes a key like an old one, which ends after `grace`. The new one ends at `expires_at`, if ever.
+///
+/// # Errors
+/// [`KeyError::Unknown`] where the brand has no such key, or it has ended; [`KeyError::TooMuch`] where it may do more than
+/// whoever asks.
+pub async fn rotate_key(
+    context: &Context,
+    brand: BrandId,
+    id: &str,
+    (grace, expires_at): (Duration, Option<Timestamp>),
+    maker: Maker<'_>,
+) -> Result<String, KeyError> {
+    let now = context.clock.now();
+    let works = |key: &KeyRecord| key.id == id && key.grant.expires_at.is_none_or(|end| end > now);
+    let old = context.tenants.keys(brand).await?.into_iter().find(works);
+    let old = old.ok_or_else(|| KeyError::Unknown(id.to_owned()))?;
+    make(context, KeyGrant { expires_at, ..old.grant }, maker, Some((id, grace))).await
+}
+
+/// Ends a key, and with `cascade` every key that goes back to it. Answers which ended besides, and which of these live on.
+///
+/// # Errors
+/// [`KeyError::Unknown`] where the brand has no such key.
+pub async fn revoke_key(
+    context: &Context,
+    brand: BrandId,
+    id: &str,
+    cascade: bool,
+    actor: &str,
+) -> Result<Ended, KeyError> {
+    let details = json!({"key": id, "cascade": cascade});
+    let note = entry(context, brand, actor, Action { what: "key_revoked", subject: None, details });
+    let ended = context.tenants.revoke_key(brand, id, context.clock.now(), cascade, Some(&note)).await?;
+    ended.ok_or_else(|| KeyError::Unknown(id.to_owned()))
+}
+
+/// Limits how many requests a second a key may make, or lifts the limit.
+///
+/// # Errors
+/// [`KeyError::Unknown`] where the brand has no such key.
+pub async fn limit_key(
+    context: &Context,
+    brand: BrandId,
+    id: &str,
+    limit: Option<u32>,
+    actor: &str,
+) -> Result<(), KeyError> {
+    let details = json!({"key": id, "rate_limit": limit});
+    let note = entry(context, brand, actor, Action { what: "key_limited", subject: None, details });
+    match context.tenants.limit_key(brand, id, limit, Some(&note)).await? {
+        true => Ok(()),
+        false => Err(KeyError::Unknown(id.to_owned())),
+    }
+}
+
+async fn make(
+    context: &Context,
+    grant: KeyGrant,
+    maker: Maker<'_>,
+    replaces: Option<(&str, Duration)>,
+) -> Result<String, KeyError> {
+    let too_much = maker.may.lacking(grant.scopes);
+    if !too_much.is_empty() {
+        return Err(KeyError::TooMuch(too_much));
+    }
+    let now = context.clock.now();
+    let text = random(grant.kind);
+    let hash = hash(&text);
+    let mut details = json!({
+        "key": key_id(&hash), "kind": grant.kind, "scopes": grant.scopes.to_string(), "rate_limit": grant.rate_limit,
+        "expires_at": grant.expires_at.map(time::format),
+    });
+    let what = match replaces {
+        None => "key_added",
+        Some((old, grace)) => {
+            details["replaces"] = old.into();
+            details["grace_s"] = grace.as_secs().into();
+            "key_rotated"
+        }
+    };
+    let note = entry(context, grant.brand, maker.actor, Action { what, subject: None, details });
+    let replaces = replaces.map(|(old, grace)| (old, now + grace.min(MAX_ROTATION_GRACE)));
+    let key = NewKey { hash: &hash, grant, made_by: maker.key, replaces };
+    match context.tenants.add_key(&key, now, Some(&note)).await? {
+        true => Ok(text),
+        false => Err(KeyError::Unknown(
+            replaces.map_or(maker.key, |(old, _)| Some(old)).unwrap_or_default().to_owned(),
+        )),
+    }
+}
+
+fn random(kind: KeyKind) -> String {
     let mut random = [0_u8; KEY_BYTES];
     rand::rng().fill_bytes(&mut random);
     let mut key = match kind {
@@ -56,8 +174,7 @@ async fn granted(tenants: &dyn Tenants, grant: KeyGrant) -> Result<String, Store
     for byte in random {
         let _ = write!(key, "{byte:02x}");
     }
-    tenants.add_key(&hash(&key), grant).await?;
-    Ok(key)
+    key
 }
 
 /// What is stored of a key.

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use tributary_core::domain::scopes::Scope;
 use tributary_core::ports::tenants::KeyKind;
 use tributary_core::services::health::{self, Health, Status};
 
@@ -15,7 +16,7 @@ use crate::errors;
 use crate::state::AppState;
 
 errors!(QueuesErrors: &["queue_unavailable"]);
-errors!(StatsErrors: &["invalid_key", "wrong_key", "rate_limited", "store_unavailable", "queue_unavailable"]);
+errors!(StatsErrors: &["invalid_key", "wrong_key", "missing_scope", "rate_limited", "store_unavailable", "queue_unavailable"]);
 
 /// 200 as long as the process answers.
 #[utoipa::path(get, path = "/healthz", tag = "Monitoring", responses((status = 200, body = String)))]
@@ -72,8 +73,11 @@ pub async fn stats(State(state): State<AppState>, headers: HeaderMap) -> Result<
         },
     });
     if let Some(key) = auth::from_headers(&headers) {
-        let brand = state.keys.brand(Some(&key), KeyKind::Secret).await?;
-        answer["brand"] = json!(state.context.store.stats(brand).await?);
+        let grant = state.keys.grant_of(Some(&key), KeyKind::Secret).await?;
+        if !grant.scopes.has(Scope::Read) {
+            return Err(ApiError::missing_scope(Scope::Read.as_str(), grant.scopes));
+        }
+        answer["brand"] = json!(state.context.store.stats(grant.brand).await?);
     }
     Ok(Json(answer))
 }

@@ -4,17 +4,18 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use tributary_core::domain::scopes::{Scope, Scopes};
 use tributary_core::domain::settings::BrandSettings;
-use tributary_core::domain::time;
-use tributary_core::ports::tenants::{KeyKind, KeyRecord};
+use tributary_core::domain::time::{self, Timestamp};
+use tributary_core::ports::tenants::{KeyGrant, KeyKind, KeyRecord};
 use tributary_core::services::automations::admin::{refill, reschedule};
-use tributary_core::services::privacy::{Action, note};
-use tributary_core::services::tenants::{ROTATION_GRACE, new_key, rotate_key};
-use utoipa::ToSchema;
+use tributary_core::services::privacy::{Action, entry};
+use tributary_core::services::tenants::{self, MAX_KEY_DAYS, MAX_ROTATION_GRACE, ROTATION_GRACE};
+use utoipa::{IntoParams, ToSchema};
 
 use super::segment::json as read_json;
 use crate::auth::Secret;
@@ -30,9 +31,9 @@ pub const MAX_RATE_LIMIT: u32 = 1_000_000;
 errors!(GetErrors: SECRET);
 errors!(PutErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings"]);
 errors!(NewKeyErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings"]);
-errors!(RotateErrors: SECRET, BODY, &["invalid_gzip", "not_found"]);
+errors!(RotateErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings", "not_found"]);
 errors!(LimitErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings", "not_found"]);
-errors!(KeyErrors: SECRET, &["not_found"]);
+errors!(KeyErrors: SECRET, &["invalid_query", "not_found"]);
 
 /// The brand's settings.
 #[utoipa::path(get, path = "/api/settings", tag = "Settings", security(("secret_key" = [])),
@@ -54,7 +55,9 @@ pub async fn put(
     let settings: BrandSettings = read_json(&bytes)?;
     settings.check()?;
     let before = state.context.tenants.settings(secret.brand).await?;
-    state.context.brands.set(secret.brand, &settings).await?;
+    let action = Action { what: "settings", subject: None, details: settings.in_short() };
+    let note = entry(&state.context, secret.brand, &secret.actor, action);
+    state.context.brands.set_noted(secret.brand, &settings, Some(&note)).await?;
     if before.rfm != settings.rfm {
         refill(&state.context, secret.brand).await?;
     }
@@ -63,9 +66,6 @@ pub async fn put(
     {
         tracing::warn!(%error, "a schedule keeps its old hour once more");
     }
-    let details = settings.in_short();
-    note(&state.context, secret.brand, &secret.actor, Action { what: "settings", subject: None, details })
-        .await?;
     Ok(Json(settings))
 }
 
@@ -75,6 +75,8 @@ pub struct KeyAnswer {
     /// What it is named by.
     id: String,
     kind: KeyKind,
+    /// What a secret key may do.
+    scopes: Vec<Scope>,
     created_at: String,
     /// When it was last used, to about half a minute; null for never.
     last_used_at: Option<String>,
@@ -82,6 +84,8 @@ pub struct KeyAnswer {
     expires_at: Option<String>,
     /// How many requests a second it may make; null for any number.
     rate_limit: Option<u32>,
+    /// The id of the key that made it; null where the command line did.
+    made_by: Option<String>,
 }
 
 impl From<KeyRecord> for KeyAnswer {
@@ -89,10 +93,12 @@ impl From<KeyRecord> for KeyAnswer {
         Self {
             id: key.id,
             kind: key.grant.kind,
+            scopes: key.grant.scopes.iter().collect(),
             created_at: time::format(key.created_at),
             last_used_at: key.last_used_at.map(time::format),
             expires_at: key.grant.expires_at.map(time::format),
             rate_limit: key.grant.rate_limit,
+            made_by: key.made_by,
         }
     }
 }
@@ -119,9 +125,16 @@ pub async fn keys(State(state): State<AppState>, secret: Secret) -> Result<Json<
 #[serde(deny_unknown_fields)]
 pub struct NewKey {
     kind: KeyKind,
+    /// What a secret key may do, of what the key that makes it may; all of that, if absent. A write key has no scopes.
+    #[serde(default)]
+    scopes: Option<Vec<Scope>>,
     /// How many requests a second it may make, for each server process; any number, if absent.
     #[serde(default)]
     rate_limit: Option<u32>,
+    /// After how many days it ends, 1 to 3650. If absent: a secret key after as many as the operator has set, if any; a write
+    /// key never.
+    #[serde(default)]
+    expires_in_days: Option<u32>,
 }
 
 /// A key's text, shown only now.
@@ -131,7 +144,7 @@ pub struct KeyText {
     key: String,
 }
 
-/// Makes a key. Its text is in the answer, and nowhere else.
+/// Makes a key, which may do no more than the one that makes it. Its text is in the answer, and nowhere else.
 #[utoipa::path(post, path = "/api/keys", tag = "Settings", security(("secret_key" = [])), request_body = NewKey,
     responses((status = 201, body = KeyText), NewKeyErrors))]
 pub async fn add_key(
@@ -143,23 +156,42 @@ pub async fn add_key(
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let asked: NewKey = read_json(&bytes)?;
     check_limit(asked.rate_limit)?;
-    let tenants = &*state.context.tenants;
-    let key = new_key(tenants, secret.brand, asked.kind).await?;
-    let id = tributary_core::ports::tenants::key_id(&tributary_core::services::tenants::hash(&key));
-    if asked.rate_limit.is_some() {
-        tenants.limit_key(secret.brand, &id, asked.rate_limit).await?;
+    let scopes = match (asked.kind, asked.scopes) {
+        (KeyKind::Write, Some(scopes)) if !scopes.is_empty() => {
+            return Err(wrong("a write key has no scopes: it sends events, and nothing else".to_owned()));
+        }
+        (KeyKind::Write, _) => Scopes::NONE,
+        (KeyKind::Secret, None) => secret.may,
+        (KeyKind::Secret, Some(scopes)) => scopes.into_iter().collect(),
+    };
+    if asked.kind == KeyKind::Secret && scopes.is_empty() {
+        return Err(wrong(format!("a secret key needs at least one scope of: {}", Scopes::all())));
     }
-    let details = json!({"key": id, "kind": asked.kind, "rate_limit": asked.rate_limit});
-    note(&state.context, secret.brand, &secret.actor, Action { what: "key_added", subject: None, details })
-        .await?;
+    let expires_at = expiry(&state, asked.kind, asked.expires_in_days)?;
+    let grant = KeyGrant {
+        scopes,
+        rate_limit: asked.rate_limit,
+        expires_at,
+        ..KeyGrant::new(secret.brand, asked.kind)
+    };
+    let key = tenants::add_key(&state.context, grant, secret.maker()).await?;
     Ok((StatusCode::CREATED, Json(KeyText { key })))
+}
+
+/// When a new key ends.
+fn expiry(state: &AppState, kind: KeyKind, days: Option<u32>) -> Result<Option<Timestamp>, ApiError> {
+    if days.is_some_and(|days| !(1..=MAX_KEY_DAYS).contains(&days)) {
+        return Err(wrong(format!("expires_in_days may be 1 to {MAX_KEY_DAYS}")));
+    }
+    let days = days.or(state.settings.key_days.filter(|_| kind == KeyKind::Secret));
+    Ok(days.and_then(|days| tenants::ends_after(state.context.clock.now(), days)))
 }
 
 /// How to rotate.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rotation {
-    /// How long the old key stays good, in seconds; a day, if absent.
+    /// How long the old key stays good, in seconds, at most a week; a day, if absent.
     grace_s: Option<u32>,
 }
 
@@ -176,15 +208,30 @@ pub async fn rotate(
 ) -> Result<(StatusCode, Json<KeyText>), ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let rotation: Rotation = if bytes.is_empty() { Rotation::default() } else { read_json(&bytes)? };
-    let grace = rotation.grace_s.map_or(ROTATION_GRACE, |seconds| Duration::from_secs(seconds.into()));
-    let now = state.context.clock.now();
-    let key = rotate_key(&*state.context.tenants, secret.brand, &id, now, grace).await?;
-    let key = key.ok_or_else(|| no_key(&id))?;
+    let grace = grace(rotation.grace_s)?;
+    let kind = state
+        .context
+        .tenants
+        .keys(secret.brand)
+        .await?
+        .iter()
+        .find(|key| key.id == id)
+        .map(|key| key.grant.kind);
+    let expires_at = expiry(&state, kind.unwrap_or(KeyKind::Secret), None)?;
+    let key =
+        tenants::rotate_key(&state.context, secret.brand, &id, (grace, expires_at), secret.maker()).await?;
     state.keys.forget_keys();
-    let details = json!({"key": id, "grace_s": grace.as_secs()});
-    note(&state.context, secret.brand, &secret.actor, Action { what: "key_rotated", subject: None, details })
-        .await?;
     Ok((StatusCode::CREATED, Json(KeyText { key })))
+}
+
+/// The grace that was asked for, or the usual one.
+pub(super) fn grace(asked_s: Option<u32>) -> Result<Duration, ApiError> {
+    let grace = asked_s.map_or(ROTATION_GRACE, |seconds| Duration::from_secs(seconds.into()));
+    if grace > MAX_ROTATION_GRACE {
+        let (asked, most) = (grace.as_secs(), MAX_ROTATION_GRACE.as_secs());
+        return Err(wrong(format!("grace_s is {asked}; it may be 0 to {most}")));
+    }
+    Ok(grace)
 }
 
 /// How often.
@@ -208,13 +255,8 @@ pub async fn limit_key(
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let KeyLimit { rate_limit } = read_json(&bytes)?;
     check_limit(rate_limit)?;
-    if !state.context.tenants.limit_key(secret.brand, &id, rate_limit).await? {
-        return Err(no_key(&id));
-    }
+    tenants::limit_key(&state.context, secret.brand, &id, rate_limit, &secret.actor).await?;
     state.keys.forget_keys();
-    let details = json!({"key": id, "rate_limit": rate_limit});
-    note(&state.context, secret.brand, &secret.actor, Action { what: "key_limited", subject: None, details })
-        .await?;
     Ok(Json(KeyLimitSet { rate_limit }))
 }
 
@@ -224,43 +266,51 @@ pub struct KeyLimitSet {
     rate_limit: Option<u32>,
 }
 
+/// How to revoke.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Revocation {
+    /// Whether every key that it made ends, too, and those that these made. For a key that somebody else may have had
+    #[serde(default)]
+    cascade: bool,
+}
+
 /// A key that was revoked.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Revoked {
     /// Its id.
     revoked: String,
+    /// The keys that it made, or those made, and that ended with it.
+    also_revoked: Vec<String>,
+    /// The keys that it made, or those made, and that still work.
+    still_living: Vec<String>,
 }
 
-/// Revokes a key: it works no longer than 5 s, on any server.
-#[utoipa::path(delete, path = "/api/keys/{key}", tag = "Settings", security(("secret_key" = [])), params(("key" = String, Path)),
+/// Revokes a key: it works no longer than 5 s, on any server. The answer says which of the keys that it made live on.
+#[utoipa::path(delete, path = "/api/keys/{key}", tag = "Settings", security(("secret_key" = [])), params(("key" = String, Path), Revocation),
     responses((status = 200, body = Revoked), KeyErrors))]
 pub async fn revoke(
     State(state): State<AppState>,
     Path(id): Path<String>,
     secret: Secret,
+    query: Result<Query<Revocation>, QueryRejection>,
 ) -> Result<Json<Revoked>, ApiError> {
-    if !state.context.tenants.end_key(secret.brand, &id, state.context.clock.now()).await? {
-        return Err(no_key(&id));
-    }
+    let Query(asked) =
+        query.map_err(|rejection| ApiError::bad_request("invalid_query", rejection.body_text()))?;
+    let ended = tenants::revoke_key(&state.context, secret.brand, &id, asked.cascade, &secret.actor).await?;
     state.keys.forget_keys();
-    let details = json!({"key": id});
-    note(&state.context, secret.brand, &secret.actor, Action { what: "key_revoked", subject: None, details })
-        .await?;
-    Ok(Json(Revoked { revoked: id }))
+    Ok(Json(Revoked { revoked: id, also_revoked: ended.also, still_living: ended.living }))
 }
 
 fn check_limit(limit: Option<u32>) -> Result<(), ApiError> {
     match limit {
-        Some(limit) if !(1..=MAX_RATE_LIMIT).contains(&limit) => {
-            let message = format!(
-                "rate_limit is {limit}; it may be 1 to {MAX_RATE_LIMIT}, or null. Revoke a key to stop it"
-            );
-            Err(ApiError::bad_request("invalid_settings", message))
-        }
+        Some(limit) if !(1..=MAX_RATE_LIMIT).contains(&limit) => Err(wrong(format!(
+            "rate_limit is {limit}; it may be 1 to {MAX_RATE_LIMIT}, or null. Revoke a key to stop it"
+        ))),
         _ => Ok(()),
     }
 }
 
-fn no_key(id: &str) -> ApiError {
-    ApiError::not_found(format!("this brand has no key {id:?} that works"))
+fn wrong(message: String) -> ApiError {
+    ApiError::bad_request("invalid_settings", message)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use server::state::{AppState, Settings};
+use sqlx::Connection;
 use stack::client::Client;
 use stack::services::Services;
 use stack::system::Access;
@@ -16,14 +17,15 @@ use tokio_util::sync::CancellationToken;
 use tributary_core::adapters::outbound::Outbound;
 use tributary_core::context::{Backend, Context, Layout};
 use tributary_core::domain::ids::BrandId;
+use tributary_core::domain::scopes::Scopes;
 use tributary_core::ports::queue::{POLL, QueueSettings};
-use tributary_core::ports::tenants::KeyKind;
+use tributary_core::ports::tenants::{KeyGrant, KeyKind};
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outside;
 use tributary_core::services::automations::{waker, work as jobs};
 use tributary_core::services::health::Alarms;
 use tributary_core::services::outbox::drain;
-use tributary_core::services::tenants::new_key;
+use tributary_core::services::tenants::{Maker, add_key, new_key};
 use tributary_core::services::work::work;
 use workers::{event, telemetry};
 
@@ -46,6 +48,8 @@ pub struct TestApp {
     pub http: reqwest::Client,
     /// How automations reach the world outside: private addresses, and no SMTP unless the test sets it.
     pub outside: Outside,
+    /// Where the store is, as sqlx opens it.
+    pub store: String,
     stop: CancellationToken,
     running: Vec<JoinHandle<()>>,
     _folder: tempfile::TempDir,
@@ -83,6 +87,10 @@ impl TestApp {
         settings: QueueSettings,
     ) -> Self {
         let context = Context::open(backend, settings).await.unwrap();
+        let store = match backend {
+            Backend::Embedded { data } => format!("sqlite://{}", data.join("store.db").display()),
+            Backend::Services { database_url, .. } => database_url.clone(),
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
@@ -93,6 +101,7 @@ impl TestApp {
         let routes = Settings {
             cache_ttl: Duration::from_secs(300),
             alarms: Alarms { max_lag: Duration::from_secs(60), dead: 1000 },
+            key_days: None,
         };
         let state = AppState::new(context.clone(), telemetry::no_metrics(), routes);
         let serving = server::serve(listener, state, stop.clone());
@@ -103,12 +112,40 @@ impl TestApp {
         }
         let http = reqwest::Client::new();
         let outside = outside(None, &url);
-        Self { outside, url, write_key, secret_key, brand, context, http, stop, running, _folder: folder }
+        Self {
+            outside,
+            url,
+            write_key,
+            secret_key,
+            brand,
+            context,
+            http,
+            store,
+            stop,
+            running,
+            _folder: folder,
+        }
     }
 
     /// The data folder (embedded).
     pub fn data(&self) -> std::path::PathBuf {
         self._folder.path().join("data")
+    }
+
+    /// Runs a statement on the store, past Tributary.
+    pub async fn by_hand(&self, statement: &'static str) {
+        if self.store.starts_with("sqlite") {
+            let mut file = sqlx::SqliteConnection::connect(&self.store).await.unwrap();
+            sqlx::query(statement).execute(&mut file).await.unwrap();
+        } else {
+            let mut database = sqlx::PgConnection::connect(&self.store).await.unwrap();
+            sqlx::query(statement).execute(&mut database).await.unwrap();
+        }
+    }
+
+    /// From now on nothing can be written into the audit log.
+    pub async fn break_audit_log(&self) {
+        self.by_hand("alter table audit_log rename to audit_log_away").await;
     }
 
     /// A client that speaks to it as browsers and Shopify do.
@@ -162,6 +199,12 @@ impl TestApp {
             tokio::time::timeout(POLL * 10, task).await.expect("it stops in time").unwrap();
         }
     }
+}
+
+/// A key with that grant.
+pub async fn key_with(context: &Context, grant: KeyGrant) -> String {
+    let maker = Maker { actor: "test", key: None, may: Scopes::all() };
+    add_key(context, grant, maker).await.unwrap()
 }
 
 /// To private addresses, and to a mailbox if there is one.

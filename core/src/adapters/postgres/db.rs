@@ -28,6 +28,8 @@ pub async fn open(url: &str, connections: u32) -> Result<PgPool, StoreError> {
         ("statement_timeout", STATEMENT_TIMEOUT),
         ("lock_timeout", LOCK_TIMEOUT),
         ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
+        // workers serve all brands at once; who says a brand besides sees that one (migration 0008)
+        ("tributary.every_brand", "on"),
         // a peer that vanished is noticed in about as long
         ("tcp_keepalives_idle", "10"),
         ("tcp_keepalives_interval", "2"),
@@ -54,7 +56,7 @@ pub(super) async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres
     begin_with(pool, "begin".to_owned()).await
 }
 
-/// Opens a transaction that sees and changes one brand's rows only, whatever its statements forget (migration 0004).
+/// Opens a transaction that sees and changes one brand's rows only, whatever its statements forget (migrations 0004, 0008).
 pub(super) async fn begin_for(
     pool: &PgPool,
     brand: BrandId,

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 use uuid::Uuid;
 
 use super::customers::{brand_order, consents, stored_event};
-use super::db::{begin_for, begin_reading, failed};
+use super::db::{begin, begin_for, begin_reading, failed};
 use super::processing::{ORDER, uuids};
 use crate::domain::customer360::{StoredConsent, StoredEvent};
 use crate::domain::identity::{Identifier, IdentifierKind};
@@ -381,19 +381,12 @@ impl Privacy for PgPrivacy {
         Ok(ids.into_iter().map(ProfileId).collect())
     }
 
-    async fn note(&self, entry: &AuditEntry) -> Result<(), StoreError> {
-        sqlx::query("insert into audit_log (id, brand_id, at, actor, action, subject, details) values ($1, $2, $3, $4, $5, $6, $7)")
-            .bind(entry.id)
-            .bind(entry.brand.0)
-            .bind(entry.at)
-            .bind(&entry.actor)
-            .bind(&entry.action)
-            .bind(entry.subject.as_deref())
-            .bind(&entry.details)
-            .execute(&self.pool)
-            .await
-            .map_err(failed)?;
-        Ok(())
+    async fn note(&self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+        let mut tx = begin(&self.pool).await?;
+        for entry in entries {
+            add_note(&mut tx, entry).await?;
+        }
+        tx.commit().await.map_err(failed)
     }
 
     async fn audit_log(
@@ -415,6 +408,22 @@ impl Privacy for PgPrivacy {
         .map_err(failed)?;
         rows.iter().map(entry).collect::<Result<_, _>>().map_err(failed)
     }
+}
+
+/// Adds to the audit log, in the transaction of what it speaks of.
+pub(super) async fn add_note(tx: &mut PgConnection, entry: &AuditEntry) -> Result<(), StoreError> {
+    sqlx::query("insert into audit_log (id, brand_id, at, actor, action, subject, details) values ($1, $2, $3, $4, $5, $6, $7)")
+        .bind(entry.id)
+        .bind(entry.brand.0)
+        .bind(entry.at)
+        .bind(&entry.actor)
+        .bind(&entry.action)
+        .bind(entry.subject.as_deref())
+        .bind(&entry.details)
+        .execute(tx)
+        .await
+        .map_err(failed)?;
+    Ok(())
 }
 
 /// The profiles that are asked for, what they were merged into, and everybody who was merged into these.

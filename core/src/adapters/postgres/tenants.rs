@@ -2,14 +2,17 @@
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
-use sqlx::{PgPool, Row};
+use sqlx::{PgConnection, PgPool, Row};
 
-use super::db::failed;
+use super::db::{begin_for, failed};
+use super::privacy::add_note;
 use crate::domain::ids::BrandId;
+use crate::domain::scopes::Scopes;
 use crate::domain::settings::BrandSettings;
 use crate::domain::time::Timestamp;
+use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
-use crate::ports::tenants::{KeyGrant, KeyKind, KeyRecord, Shop, Tenants};
+use crate::ports::tenants::{Ended, KeyGrant, KeyKind, KeyRecord, NewKey, Shop, Tenants};
 
 /// The tenants on PostgreSQL.
 pub struct PgTenants {
@@ -63,44 +66,82 @@ impl Tenants for PgTenants {
             .map_err(|error| StoreError::Invalid(format!("a brand's settings: {error}")))
     }
 
-    async fn set_settings(&self, brand: BrandId, settings: &BrandSettings) -> Result<(), StoreError> {
-        let text = serde_json::json!(settings).to_string();
+    async fn set_settings(
+        &self,
+        brand: BrandId,
+        settings: &BrandSettings,
+        note: Option<&AuditEntry>,
+    ) -> Result<(), StoreError> {
+        let mut tx = begin_for(&self.pool, brand).await?;
         sqlx::query("update brands set settings = $2 where id = $1")
             .bind(brand.0)
-            .bind(text)
-            .execute(&self.pool)
+            .bind(serde_json::json!(settings).to_string())
+            .execute(&mut *tx)
             .await
             .map_err(failed)?;
-        Ok(())
+        noted(&mut tx, note).await?;
+        tx.commit().await.map_err(failed)
     }
 
-    async fn add_key(&self, hash: &[u8; 32], grant: KeyGrant) -> Result<(), StoreError> {
+    async fn add_key(
+        &self,
+        key: &NewKey<'_>,
+        now: Timestamp,
+        note: Option<&AuditEntry>,
+    ) -> Result<bool, StoreError> {
+        let brand = key.grant.brand;
+        let mut tx = begin_for(&self.pool, brand).await?;
+        for other in key.made_by.into_iter().chain(key.replaces.map(|(id, _)| id)) {
+            // Locked: whoever revokes it sees what it made, or keeps it from making more.
+            let good = sqlx::query_scalar::<_, i32>(
+                "select 1 from api_keys where brand_id = $1 and id = $2 and (expires_at is null or expires_at > $3) for share",
+            )
+            .bind(brand.0)
+            .bind(other)
+            .bind(now)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed)?;
+            if good.is_none() {
+                return Ok(false);
+            }
+        }
+        if let Some((old, at)) = key.replaces {
+            end(&mut tx, brand, &[old.to_owned()], at).await?;
+        }
         sqlx::query(
-            "insert into api_keys (hash, brand_id, kind, rate_limit, expires_at) values ($1, $2, $3, $4, $5)",
+            "insert into api_keys (hash, brand_id, kind, rate_limit, expires_at, scopes, made_by)
+            values ($1, $2, $3, $4, $5, $6, $7)",
         )
-        .bind(&hash[..])
-        .bind(grant.brand.0)
-        .bind(grant.kind.as_str())
-        .bind(grant.rate_limit.and_then(|limit| i32::try_from(limit).ok()))
-        .bind(grant.expires_at)
-        .execute(&self.pool)
+        .bind(&key.hash[..])
+        .bind(brand.0)
+        .bind(key.grant.kind.as_str())
+        .bind(key.grant.rate_limit.and_then(|limit| i32::try_from(limit).ok()))
+        .bind(key.grant.expires_at)
+        .bind(key.grant.scopes.to_string())
+        .bind(key.made_by)
+        .execute(&mut *tx)
         .await
         .map_err(failed)?;
-        Ok(())
+        noted(&mut tx, note).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(true)
     }
 
     async fn key(&self, hash: &[u8; 32]) -> Result<Option<KeyGrant>, StoreError> {
-        let row = sqlx::query("select brand_id, kind, rate_limit, expires_at from api_keys where hash = $1")
-            .bind(&hash[..])
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(failed)?;
+        let row = sqlx::query(
+            "select brand_id, kind, rate_limit, expires_at, scopes from api_keys where hash = $1",
+        )
+        .bind(&hash[..])
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(failed)?;
         row.map(|row| grant(&row)).transpose().map_err(failed)
     }
 
     async fn keys(&self, brand: BrandId) -> Result<Vec<KeyRecord>, StoreError> {
         let rows = sqlx::query(
-            "select id, brand_id, kind, rate_limit, expires_at, created_at, last_used_at from api_keys
+            "select id, brand_id, kind, rate_limit, expires_at, scopes, created_at, last_used_at, made_by from api_keys
             where brand_id = $1 order by created_at, id",
         )
         .bind(brand.0)
@@ -110,28 +151,65 @@ impl Tenants for PgTenants {
         rows.iter().map(record).collect::<Result<_, _>>().map_err(failed)
     }
 
-    async fn end_key(&self, brand: BrandId, id: &str, at: Timestamp) -> Result<bool, StoreError> {
-        let done = sqlx::query(
-            "update api_keys set expires_at = coalesce(least(expires_at, $3), $3) where brand_id = $1 and id = $2",
-        )
-        .bind(brand.0)
-        .bind(id)
-        .bind(at)
-        .execute(&self.pool)
-        .await
-        .map_err(failed)?;
-        Ok(done.rows_affected() > 0)
+    async fn revoke_key(
+        &self,
+        brand: BrandId,
+        id: &str,
+        at: Timestamp,
+        cascade: bool,
+        note: Option<&AuditEntry>,
+    ) -> Result<Option<Ended>, StoreError> {
+        let mut tx = begin_for(&self.pool, brand).await?;
+        if end(&mut tx, brand, &[id.to_owned()], at).await?.is_empty() {
+            return Ok(None);
+        }
+        let mut ended = Ended::default();
+        loop {
+            // Each statement sees what was committed before it: also a key that one of these made until it was locked.
+            ended.living = sqlx::query_scalar(
+                "with recursive made as (
+                    select id, expires_at from api_keys where brand_id = $1 and made_by = $2
+                    union select k.id, k.expires_at from api_keys k join made on k.made_by = made.id where k.brand_id = $1
+                ) select id from made where expires_at is null or expires_at > $3 order by id",
+            )
+            .bind(brand.0)
+            .bind(id)
+            .bind(at)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            if !cascade || ended.living.is_empty() {
+                break;
+            }
+            let gone = end(&mut tx, brand, &ended.living, at).await?;
+            ended.also.extend(gone);
+        }
+        noted(&mut tx, note).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Some(ended))
     }
 
-    async fn limit_key(&self, brand: BrandId, id: &str, limit: Option<u32>) -> Result<bool, StoreError> {
+    async fn limit_key(
+        &self,
+        brand: BrandId,
+        id: &str,
+        limit: Option<u32>,
+        note: Option<&AuditEntry>,
+    ) -> Result<bool, StoreError> {
+        let mut tx = begin_for(&self.pool, brand).await?;
         let done = sqlx::query("update api_keys set rate_limit = $3 where brand_id = $1 and id = $2")
             .bind(brand.0)
             .bind(id)
             .bind(limit.and_then(|limit| i32::try_from(limit).ok()))
-            .execute(&self.pool)
+            .execute(&mut *tx)
             .await
             .map_err(failed)?;
-        Ok(done.rows_affected() > 0)
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        noted(&mut tx, note).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(true)
     }
 
     async fn keys_used(&self, used: &[(String, Timestamp)]) -> Result<(), StoreError> {
@@ -205,6 +283,32 @@ impl Tenants for PgTenants {
     }
 }
 
+async fn noted(tx: &mut PgConnection, note: Option<&AuditEntry>) -> Result<(), StoreError> {
+    match note {
+        Some(entry) => add_note(tx, entry).await,
+        None => Ok(()),
+    }
+}
+
+/// Lets keys end at a time, at the latest. Answers which of them the brand has.
+async fn end(
+    tx: &mut PgConnection,
+    brand: BrandId,
+    ids: &[String],
+    at: Timestamp,
+) -> Result<Vec<String>, StoreError> {
+    sqlx::query_scalar(
+        "update api_keys set expires_at = coalesce(least(expires_at, $3), $3) where brand_id = $1 and id = any($2)
+        returning id",
+    )
+    .bind(brand.0)
+    .bind(ids)
+    .bind(at)
+    .fetch_all(tx)
+    .await
+    .map_err(failed)
+}
+
 fn grant(row: &PgRow) -> Result<KeyGrant, sqlx::Error> {
     let kind: String = row.try_get("kind")?;
     Ok(KeyGrant {
@@ -213,6 +317,8 @@ fn grant(row: &PgRow) -> Result<KeyGrant, sqlx::Error> {
             .ok_or_else(|| sqlx::Error::Decode(format!("a key of the kind {kind:?}").into()))?,
         rate_limit: row.try_get::<Option<i32>, _>("rate_limit")?.and_then(|limit| u32::try_from(limit).ok()),
         expires_at: row.try_get("expires_at")?,
+        scopes: Scopes::parse(row.try_get("scopes")?)
+            .map_err(|name| sqlx::Error::Decode(format!("a key with the scope {name:?}").into()))?,
     })
 }
 
@@ -222,6 +328,7 @@ fn record(row: &PgRow) -> Result<KeyRecord, sqlx::Error> {
         grant: grant(row)?,
         created_at: row.try_get("created_at")?,
         last_used_at: row.try_get("last_used_at")?,
+        made_by: row.try_get("made_by")?,
     })
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use serde_json::json;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite};
+use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
 use super::customers::{brand_order, consents, profile_id, stored_event};
@@ -365,17 +365,12 @@ impl Privacy for SqlitePrivacy {
         ids.iter().map(|id| profile_id(id)).collect::<Result<_, _>>().map_err(failed)
     }
 
-    async fn note(&self, entry: &AuditEntry) -> Result<(), StoreError> {
-        let statement = sqlx::query("insert into audit_log (id, brand_id, at, actor, action, subject, details) values (?1, ?2, ?3, ?4, ?5, ?6, ?7)")
-            .bind(entry.id.to_string())
-            .bind(entry.brand.0)
-            .bind(entry.at.timestamp_millis())
-            .bind(&entry.actor)
-            .bind(&entry.action)
-            .bind(entry.subject.as_deref())
-            .bind(&entry.details);
-        self.db.execute(statement).await?;
-        Ok(())
+    async fn note(&self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+        let mut tx = self.db.begin().await.map_err(failed)?;
+        for entry in entries {
+            add_note(&mut tx, entry).await?;
+        }
+        tx.commit().await.map_err(failed)
     }
 
     async fn audit_log(
@@ -396,6 +391,22 @@ impl Privacy for SqlitePrivacy {
         .map_err(failed)?;
         rows.iter().map(entry).collect::<Result<_, _>>().map_err(failed)
     }
+}
+
+/// Adds to the audit log, in the transaction of what it speaks of.
+pub(super) async fn add_note(tx: &mut SqliteConnection, entry: &AuditEntry) -> Result<(), StoreError> {
+    sqlx::query("insert into audit_log (id, brand_id, at, actor, action, subject, details) values (?1, ?2, ?3, ?4, ?5, ?6, ?7)")
+        .bind(entry.id.to_string())
+        .bind(entry.brand.0)
+        .bind(entry.at.timestamp_millis())
+        .bind(&entry.actor)
+        .bind(&entry.action)
+        .bind(entry.subject.as_deref())
+        .bind(&entry.details)
+        .execute(tx)
+        .await
+        .map_err(failed)?;
+    Ok(())
 }
 
 fn request(row: &SqliteRow) -> Result<PrivacyRequest, sqlx::Error> {

@@ -1,15 +1,18 @@
 //! Brands, keys and shops.
 
 use async_trait::async_trait;
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
 
 use super::db::{Db, failed};
+use super::privacy::add_note;
 use crate::domain::ids::BrandId;
+use crate::domain::scopes::Scopes;
 use crate::domain::settings::BrandSettings;
 use crate::domain::time::{Timestamp, from_ms};
+use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
-use crate::ports::tenants::{KeyGrant, KeyKind, KeyRecord, Shop, Tenants};
+use crate::ports::tenants::{Ended, KeyGrant, KeyKind, KeyRecord, NewKey, Shop, Tenants};
 
 /// The tenants on SQLite.
 pub struct SqliteTenants {
@@ -65,38 +68,81 @@ impl Tenants for SqliteTenants {
             .map_err(|error| StoreError::Invalid(format!("a brand's settings: {error}")))
     }
 
-    async fn set_settings(&self, brand: BrandId, settings: &BrandSettings) -> Result<(), StoreError> {
-        let text = serde_json::json!(settings).to_string();
-        let statement = sqlx::query("update brands set settings = ?2 where id = ?1").bind(brand.0).bind(text);
-        self.db.execute(statement).await?;
-        Ok(())
+    async fn set_settings(
+        &self,
+        brand: BrandId,
+        settings: &BrandSettings,
+        note: Option<&AuditEntry>,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.db.begin().await.map_err(failed)?;
+        sqlx::query("update brands set settings = ?2 where id = ?1")
+            .bind(brand.0)
+            .bind(serde_json::json!(settings).to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        noted(&mut tx, note).await?;
+        tx.commit().await.map_err(failed)
     }
 
-    async fn add_key(&self, hash: &[u8; 32], grant: KeyGrant) -> Result<(), StoreError> {
-        let statement = sqlx::query(
-            "insert into api_keys (hash, brand_id, kind, rate_limit, expires_at, created_at) values (?1, ?2, ?3, ?4, ?5, unixepoch() * 1000)",
+    async fn add_key(
+        &self,
+        key: &NewKey<'_>,
+        now: Timestamp,
+        note: Option<&AuditEntry>,
+    ) -> Result<bool, StoreError> {
+        let brand = key.grant.brand;
+        let mut tx = self.db.begin().await.map_err(failed)?;
+        for other in key.made_by.into_iter().chain(key.replaces.map(|(id, _)| id)) {
+            let good = sqlx::query_scalar::<_, i64>(
+                "select 1 from api_keys where brand_id = ?1 and id = ?2 and (expires_at is null or expires_at > ?3)",
+            )
+            .bind(brand.0)
+            .bind(other)
+            .bind(now.timestamp_millis())
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed)?;
+            if good.is_none() {
+                return Ok(false);
+            }
+        }
+        if let Some((old, at)) = key.replaces {
+            end(&mut tx, brand, &[old.to_owned()], at).await?;
+        }
+        sqlx::query(
+            "insert into api_keys (hash, brand_id, kind, rate_limit, expires_at, scopes, made_by, created_at)
+            values (?1, ?2, ?3, ?4, ?5, ?6, ?7, unixepoch() * 1000)",
         )
-        .bind(&hash[..])
-        .bind(grant.brand.0)
-        .bind(grant.kind.as_str())
-        .bind(grant.rate_limit.map(i64::from))
-        .bind(grant.expires_at.map(|at| at.timestamp_millis()));
-        self.db.execute(statement).await?;
-        Ok(())
+        .bind(&key.hash[..])
+        .bind(brand.0)
+        .bind(key.grant.kind.as_str())
+        .bind(key.grant.rate_limit.map(i64::from))
+        .bind(key.grant.expires_at.map(|at| at.timestamp_millis()))
+        .bind(key.grant.scopes.to_string())
+        .bind(key.made_by)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        noted(&mut tx, note).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(true)
     }
 
     async fn key(&self, hash: &[u8; 32]) -> Result<Option<KeyGrant>, StoreError> {
-        let row = sqlx::query("select brand_id, kind, rate_limit, expires_at from api_keys where hash = ?1")
-            .bind(&hash[..])
-            .fetch_optional(&self.db.read)
-            .await
-            .map_err(failed)?;
+        let row = sqlx::query(
+            "select brand_id, kind, rate_limit, expires_at, scopes from api_keys where hash = ?1",
+        )
+        .bind(&hash[..])
+        .fetch_optional(&self.db.read)
+        .await
+        .map_err(failed)?;
         row.map(|row| grant(&row)).transpose().map_err(failed)
     }
 
     async fn keys(&self, brand: BrandId) -> Result<Vec<KeyRecord>, StoreError> {
         let rows = sqlx::query(
-            "select id, brand_id, kind, rate_limit, expires_at, created_at, last_used_at from api_keys
+            "select id, brand_id, kind, rate_limit, expires_at, scopes, created_at, last_used_at, made_by from api_keys
             where brand_id = ?1 order by created_at, id",
         )
         .bind(brand.0)
@@ -106,24 +152,64 @@ impl Tenants for SqliteTenants {
         rows.iter().map(record).collect::<Result<_, _>>().map_err(failed)
     }
 
-    async fn end_key(&self, brand: BrandId, id: &str, at: Timestamp) -> Result<bool, StoreError> {
-        let statement = sqlx::query(
-            "update api_keys set expires_at = coalesce(min(expires_at, ?3), ?3) where brand_id = ?1 and id = ?2",
-        )
-        .bind(brand.0)
-        .bind(id)
-        .bind(at.timestamp_millis());
-        let done = self.db.execute(statement).await?;
-        Ok(done.rows_affected() > 0)
-    }
-
-    async fn limit_key(&self, brand: BrandId, id: &str, limit: Option<u32>) -> Result<bool, StoreError> {
-        let statement = sqlx::query("update api_keys set rate_limit = ?3 where brand_id = ?1 and id = ?2")
+    async fn revoke_key(
+        &self,
+        brand: BrandId,
+        id: &str,
+        at: Timestamp,
+        cascade: bool,
+        note: Option<&AuditEntry>,
+    ) -> Result<Option<Ended>, StoreError> {
+        let mut tx = self.db.begin().await.map_err(failed)?;
+        if end(&mut tx, brand, &[id.to_owned()], at).await?.is_empty() {
+            return Ok(None);
+        }
+        let mut ended = Ended::default();
+        loop {
+            ended.living = sqlx::query_scalar(
+                "with recursive made as (
+                    select id, expires_at from api_keys where brand_id = ?1 and made_by = ?2
+                    union select k.id, k.expires_at from api_keys k join made on k.made_by = made.id where k.brand_id = ?1
+                ) select id from made where expires_at is null or expires_at > ?3 order by id",
+            )
             .bind(brand.0)
             .bind(id)
-            .bind(limit.map(i64::from));
-        let done = self.db.execute(statement).await?;
-        Ok(done.rows_affected() > 0)
+            .bind(at.timestamp_millis())
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            if !cascade || ended.living.is_empty() {
+                break;
+            }
+            let gone = end(&mut tx, brand, &ended.living, at).await?;
+            ended.also.extend(gone);
+        }
+        noted(&mut tx, note).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(Some(ended))
+    }
+
+    async fn limit_key(
+        &self,
+        brand: BrandId,
+        id: &str,
+        limit: Option<u32>,
+        note: Option<&AuditEntry>,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.db.begin().await.map_err(failed)?;
+        let done = sqlx::query("update api_keys set rate_limit = ?3 where brand_id = ?1 and id = ?2")
+            .bind(brand.0)
+            .bind(id)
+            .bind(limit.map(i64::from))
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        noted(&mut tx, note).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(true)
     }
 
     async fn keys_used(&self, used: &[(String, Timestamp)]) -> Result<(), StoreError> {
@@ -192,6 +278,32 @@ impl Tenants for SqliteTenants {
     }
 }
 
+async fn noted(tx: &mut SqliteConnection, note: Option<&AuditEntry>) -> Result<(), StoreError> {
+    match note {
+        Some(entry) => add_note(tx, entry).await,
+        None => Ok(()),
+    }
+}
+
+/// Lets keys end at a time, at the latest. Answers which of them the brand has.
+async fn end(
+    tx: &mut SqliteConnection,
+    brand: BrandId,
+    ids: &[String],
+    at: Timestamp,
+) -> Result<Vec<String>, StoreError> {
+    sqlx::query_scalar(
+        "update api_keys set expires_at = coalesce(min(expires_at, ?3), ?3)
+        where brand_id = ?1 and id in (select value from json_each(?2)) returning id",
+    )
+    .bind(brand.0)
+    .bind(serde_json::json!(ids).to_string())
+    .bind(at.timestamp_millis())
+    .fetch_all(tx)
+    .await
+    .map_err(failed)
+}
+
 fn grant(row: &SqliteRow) -> Result<KeyGrant, sqlx::Error> {
     let kind: String = row.try_get("kind")?;
     Ok(KeyGrant {
@@ -200,6 +312,8 @@ fn grant(row: &SqliteRow) -> Result<KeyGrant, sqlx::Error> {
             .ok_or_else(|| sqlx::Error::Decode(format!("a key of the kind {kind:?}").into()))?,
         rate_limit: row.try_get::<Option<i64>, _>("rate_limit")?.and_then(|limit| u32::try_from(limit).ok()),
         expires_at: row.try_get::<Option<i64>, _>("expires_at")?.map(from_ms),
+        scopes: Scopes::parse(row.try_get("scopes")?)
+            .map_err(|name| sqlx::Error::Decode(format!("a key with the scope {name:?}").into()))?,
     })
 }
 
@@ -209,6 +323,7 @@ fn record(row: &SqliteRow) -> Result<KeyRecord, sqlx::Error> {
         grant: grant(row)?,
         created_at: from_ms(row.try_get("created_at")?),
         last_used_at: row.try_get::<Option<i64>, _>("last_used_at")?.map(from_ms),
+        made_by: row.try_get("made_by")?,
     })
 }
 
