@@ -15,6 +15,7 @@ use tributary_core::context::Context;
 use tributary_core::domain::automation::definition::Definition;
 use tributary_core::domain::automation::run::Status;
 use tributary_core::domain::envelope::{Envelope, Origin};
+use tributary_core::domain::event::Source;
 use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::settings::BrandSettings;
@@ -93,7 +94,7 @@ impl World {
         self.clock.advance(ms);
     }
 
-    /// An event of `user`, that many milliseconds ago.
+    /// An event of `user`, that many milliseconds ago, as the brand's own server sends it.
     async fn send_at(&self, ago: i64, user: &str, mut body: Value) {
         let at = from_ms(self.clock.now_ms() - ago);
         body["userId"] = user.into();
@@ -102,7 +103,13 @@ impl World {
             body["messageId"] = Uuid::now_v7().to_string().into();
         }
         let body = serde_json::value::to_raw_value(&body).unwrap();
-        let origin = Origin::Segment { kind: None, message_id: None, sent_at: None, shared: None };
+        let origin = Origin::Segment {
+            kind: None,
+            message_id: None,
+            sent_at: None,
+            shared: None,
+            source: Source::Secret,
+        };
         let envelope = Envelope { brand: self.brand, received_ms: self.clock.now_ms(), origin, body: &body };
         self.context
             .queue

@@ -16,7 +16,7 @@ use simulator::oracle::{Happened, OrderSaid, Person, Said, people};
 use support::{StoreUnderTest, cases, postgres_store, sqlite_store, unlimited};
 use tokio::sync::Mutex;
 use tributary_core::domain::customer360::Customer360;
-use tributary_core::domain::event::{Event, EventKind, TraitUpdate};
+use tributary_core::domain::event::{Event, EventKind, Source, TraitUpdate};
 use tributary_core::domain::identity::{Counts, Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::order::{Order, OrderUpdate, Refund};
@@ -27,6 +27,7 @@ use tributary_core::services::process::process;
 
 on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store } [
     any_stream_ends_as_the_oracle_says,
+    what_trusted_sources_say_stands_whatever_public_keys_say_before_between_and_after,
 ]);
 
 const T0: i64 = 1_768_000_000_000;
@@ -148,11 +149,11 @@ fn update(said: &OrderSaid, message: &str) -> OrderUpdate {
 }
 
 /// Works a stream off, as workers do that are killed now and then.
-async fn work_off(u: &StoreUnderTest, brand: BrandId, stream: &[Said], delivery: &Delivery) {
+async fn work_off(u: &StoreUnderTest, brand: BrandId, stream: &[Event], delivery: &Delivery) {
     let batches: Vec<Vec<Event>> = delivery
         .order
         .chunks(delivery.batch)
-        .map(|batch| batch.iter().map(|at| event(brand, &stream[*at])).collect())
+        .map(|batch| batch.iter().map(|at| stream[*at].clone()).collect())
         .collect();
     let waiting = Arc::new(Mutex::new(batches.into_iter().enumerate()));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -221,7 +222,8 @@ async fn any_stream_ends_as_the_oracle_says(u: &StoreUnderTest) {
                 brands.set(brands.get() + 1);
                 let brand = BrandId(brands.get());
                 let (wanted, found) = runtime.block_on(async {
-                    work_off(u, brand, &stream, &delivery).await;
+                    let events: Vec<Event> = stream.iter().map(|said| event(brand, said)).collect();
+                    work_off(u, brand, &events, &delivery).await;
                     (people(&stream), found(u, brand, &stream).await)
                 });
                 prop_assert_eq!(found, wanted);
@@ -231,6 +233,95 @@ async fn any_stream_ends_as_the_oracle_says(u: &StoreUnderTest) {
             })
             .unwrap();
     });
+}
+
+/// Streams in which some is said by trusted sources, of people, and the rest by public keys, of the same.
+async fn what_trusted_sources_say_stands_whatever_public_keys_say_before_between_and_after(
+    u: &StoreUnderTest,
+) {
+    let runtime = tokio::runtime::Handle::current();
+    let brands = std::cell::Cell::new(1_000_000_i64);
+    let personal = |said: &Said| {
+        let kind = |kind: &str| IdentifierKind::parse(kind).unwrap();
+        said.identifiers.iter().any(|(name, _)| kind(name).is_personal())
+    };
+    let streams = stream().prop_flat_map(|(stream, delivery)| {
+        let sources = prop::collection::vec(prop::bool::ANY, stream.len());
+        (Just(stream), Just(delivery), sources)
+    });
+    tokio::task::block_in_place(|| {
+        let config = Config { cases: cases(60), failure_persistence: None, ..Config::default() };
+        TestRunner::new(config)
+            .run(&streams, |(mut stream, delivery, trusted)| {
+                brands.set(brands.get() + 1);
+                let brand = BrandId(brands.get());
+                let firm: Vec<bool> =
+                    stream.iter().zip(&trusted).map(|(said, trusted)| *trusted && personal(said)).collect();
+                for (said, firm) in stream.iter_mut().zip(&firm) {
+                    // Public keys tell of no orders, and lie about the time.
+                    if !firm {
+                        said.order = None;
+                        said.at_ms += 1000;
+                    }
+                }
+                let events: Vec<Event> = stream
+                    .iter()
+                    .zip(&firm)
+                    .map(|(said, firm)| Event {
+                        source: if *firm { Source::Shopify } else { Source::Public },
+                        ..event(brand, said)
+                    })
+                    .collect();
+                let told: Vec<Said> = stream
+                    .iter()
+                    .zip(&firm)
+                    .filter(|(_, firm)| **firm)
+                    .map(|(said, _)| said.clone())
+                    .collect();
+                let (wanted, owners) = runtime.block_on(async {
+                    work_off(u, brand, &events, &delivery).await;
+                    // Everybody is somebody, and what is counted is what is there.
+                    found(u, brand, &stream).await;
+                    (people(&told), owners(u, brand, &told).await)
+                });
+                let mut seen = BTreeSet::new();
+                for person in &wanted {
+                    let own: BTreeSet<ProfileId> = person.identifiers.iter().map(|i| owners[i]).collect();
+                    prop_assert_eq!(own.len(), 1, "one person is one customer: {:?}", person);
+                    let id = *own.first().unwrap();
+                    prop_assert!(seen.insert(id), "two people are two customers: {:?}", person);
+                    let record = runtime.block_on(u.store.customer(brand, id)).unwrap().unwrap();
+                    let held: BTreeSet<(String, String)> = record
+                        .trusted
+                        .iter()
+                        .map(|i| (i.kind.as_str().to_owned(), i.value.clone()))
+                        .collect();
+                    prop_assert_eq!(
+                        &held,
+                        &person.identifiers,
+                        "what is trusted is what trusted sources said"
+                    );
+                    prop_assert!(record.profile.standing.known);
+                    for (name, value) in &person.traits {
+                        prop_assert_eq!(record.profile.traits[name].value.as_str(), Some(value.as_str()));
+                    }
+                    let customer = Customer360::of(record, from_ms(T0));
+                    prop_assert_eq!(usize::try_from(customer.orders_count).unwrap(), person.orders);
+                }
+                Ok(())
+            })
+            .unwrap();
+    });
+}
+
+async fn owners(u: &StoreUnderTest, brand: BrandId, told: &[Said]) -> BTreeMap<(String, String), ProfileId> {
+    let mut owners = BTreeMap::new();
+    for (kind, value) in told.iter().flat_map(|said| &said.identifiers) {
+        let identifier = Identifier::new(IdentifierKind::parse(kind).unwrap(), value).unwrap();
+        let owner = u.store.owner(brand, &identifier).await.unwrap().expect("everybody is somebody");
+        owners.insert(((*kind).to_owned(), value.clone()), owner);
+    }
+    owners
 }
 
 /// The oracle is worth something: it tells streams apart that differ in one word.

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use support::{StoreUnderTest, postgres_store, sqlite_store};
 use tributary_core::domain::customer360::{CustomerRecord, StoredEvent};
-use tributary_core::domain::event::Event;
+use tributary_core::domain::event::{Event, Source};
 use tributary_core::domain::history::Merge;
 use tributary_core::domain::identity::{Identifier, Standing};
 use tributary_core::domain::ids::{BrandId, ProfileId};
@@ -21,8 +21,8 @@ use tributary_core::domain::profile::Profile;
 use tributary_core::domain::time::Timestamp;
 use tributary_core::ports::outbox::Stage;
 use tributary_core::ports::store::{
-    BrandIdentifier, BrandOrder, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move, OrderKey,
-    PrivacyRow, ProductRow, Relation, RelationKind, Store, StoreError, StoreStats, StoreTx,
+    BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move,
+    OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, Store, StoreError, StoreStats, StoreTx,
 };
 
 on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store } [
@@ -140,14 +140,23 @@ impl StoreTx for LaxTx {
     async fn owners(
         &mut self,
         of: &[BrandIdentifier],
-    ) -> Result<Vec<(BrandIdentifier, ProfileId)>, StoreError> {
+    ) -> Result<Vec<(BrandIdentifier, ProfileId, Source)>, StoreError> {
         self.inner.owners(of).await
     }
-    async fn claim(
-        &mut self,
-        of: &[(BrandIdentifier, ProfileId)],
-    ) -> Result<Vec<BrandIdentifier>, StoreError> {
+    async fn claim(&mut self, of: &[Claim]) -> Result<Vec<BrandIdentifier>, StoreError> {
         self.inner.claim(of).await
+    }
+
+    async fn disown(&mut self, of: &[(BrandIdentifier, ProfileId)]) -> Result<(), StoreError> {
+        self.inner.disown(of).await
+    }
+
+    async fn raise(&mut self, of: &[(BrandIdentifier, Source)]) -> Result<(), StoreError> {
+        self.inner.raise(of).await
+    }
+
+    async fn known(&mut self, ids: &[ProfileId]) -> Result<HashSet<ProfileId>, StoreError> {
+        self.inner.known(ids).await
     }
     async fn lock(&mut self, ids: &[ProfileId]) -> Result<Vec<Profile>, StoreError> {
         self.inner.lock(ids).await

@@ -346,6 +346,7 @@ async fn joined(u: &ContextUnderTest) -> (Customer360, Customer360) {
     tokio::time::sleep(std::time::Duration::from_millis(3)).await;
     let mut said = identify("a1", "a:one c:cart", 20, &[("plan", "silver"), ("city", "Rome")]);
     said.consents = vec![Consent {
+        address: None,
         channel: Channel::Email,
         state: "subscribed".into(),
         level: None,

@@ -13,14 +13,14 @@ use rust_decimal::Decimal;
 use serde_json::json;
 use support::{StoreUnderTest, postgres_store, sqlite_store, unlimited};
 use tributary_core::domain::customer360::Customer360;
-use tributary_core::domain::event::{Event, EventKind, TraitUpdate};
+use tributary_core::domain::event::{Event, EventKind, Source, TraitUpdate};
 use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::order::{Item, Order, OrderUpdate, Refund};
 use tributary_core::domain::time::{Timestamp, from_ms};
 use tributary_core::ports::clock::{Clock, SystemClock};
 use tributary_core::ports::locks::{Acquired, Lock, LockError, Locks};
-use tributary_core::ports::store::{Store, StoreError};
+use tributary_core::ports::store::{Claim, Store, StoreError};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind};
 use tributary_core::services::process::{Book, Processed, process};
 use tributary_core::services::tenants::{hash, new_key};
@@ -276,7 +276,7 @@ async fn a_transaction_that_is_dropped_leaves_nothing(u: &StoreUnderTest) {
     let one = event("m1", &["a"]);
     let mut tx = u.store.begin().await.unwrap();
     let id = ProfileId::new(T0);
-    tx.claim(&[((BRAND, user("a")), id)]).await.unwrap();
+    tx.claim(&[Claim { identifier: (BRAND, user("a")), profile: id, source: Source::Public }]).await.unwrap();
     let rows = [tributary_core::ports::store::EventRow { event: &one, profile: Some(id) }];
     assert_eq!(tx.add_events(&rows).await.unwrap().len(), 1);
     drop(tx);
@@ -390,7 +390,10 @@ async fn an_item_that_cannot_be_done_holds_up_no_other(u: &StoreUnderTest) {
     // An identifier of a profile that is not there: half a restore, or a hand in the data.
     let gone = ProfileId::new(T0);
     let mut tx = u.store.begin().await.unwrap();
-    let claimed = tx.claim(&[((BRAND, user("ghost")), gone)]).await.unwrap();
+    let claimed = tx
+        .claim(&[Claim { identifier: (BRAND, user("ghost")), profile: gone, source: Source::Public }])
+        .await
+        .unwrap();
     assert_eq!(claimed.len(), 1);
     tx.commit().await.unwrap();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);

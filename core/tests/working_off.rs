@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use support::{ContextUnderTest, embedded_context, services_context};
 use tributary_core::domain::backoff::MAX_ATTEMPTS;
+use tributary_core::domain::event::Source;
 use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::ports::queue::{Item, NewItem, Then};
+use tributary_core::ports::store::Claim;
 use tributary_core::services::work::work;
 
 on_every_adapter!({ embedded: crate::embedded_context, services: crate::services_context } [
@@ -24,7 +26,13 @@ const BRAND: BrandId = BrandId(1);
 async fn items(u: &ContextUnderTest, count: usize, bad: usize) -> Vec<Item> {
     let ghost = Identifier::new(IdentifierKind::UserId, "ghost").unwrap();
     let mut tx = u.context.store.begin().await.unwrap();
-    tx.claim(&[((BRAND, ghost), ProfileId::new(1_768_000_000_000))]).await.unwrap();
+    tx.claim(&[Claim {
+        identifier: (BRAND, ghost),
+        profile: ProfileId::new(1_768_000_000_000),
+        source: Source::Public,
+    }])
+    .await
+    .unwrap();
     tx.commit().await.unwrap();
     let envelope = |n: usize| {
         let user = if n == bad { "ghost" } else { "alive" };

@@ -13,8 +13,9 @@ use base64::engine::general_purpose::STANDARD;
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use moka::sync::Cache;
+use tributary_core::domain::event::Source;
 use tributary_core::domain::ids::BrandId;
-use tributary_core::domain::scopes::Scopes;
+use tributary_core::domain::scopes::{Scope, Scopes};
 use tributary_core::domain::time::Timestamp;
 use tributary_core::ports::clock::Clock;
 use tributary_core::ports::store::StoreError;
@@ -124,6 +125,41 @@ impl Keys {
     /// 401 for no or an unknown key or one that has ended, 403 for one of the other kind, 429 for one that comes too often,
     /// 503 when the store is away.
     pub async fn grant_of(&self, key: Option<&str>, kind: KeyKind) -> Result<KeyGrant, ApiError> {
+        let (hash, grant) = self.found(key, kind).await?;
+        if grant.kind == kind {
+            self.let_in(hash, &grant)?;
+            return Ok(grant);
+        }
+        let (have, need) = (grant.kind.as_str(), kind.as_str());
+        Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "wrong_key",
+            format!("this is a {have} key; a {need} key is needed"),
+        ))
+    }
+
+    /// The brand that this key may send events for, and how far they are believed.
+    ///
+    /// # Errors
+    /// As [`Keys::grant_of`]; 403 for a secret key without the scope `write`.
+    pub async fn sender(&self, key: Option<&str>) -> Result<(BrandId, Source), ApiError> {
+        let (hash, grant) = self.found(key, KeyKind::Write).await?;
+        let source = match grant.kind {
+            KeyKind::Write => Source::Public,
+            KeyKind::Secret if grant.scopes.has(Scope::Write) => Source::Secret,
+            KeyKind::Secret => return Err(ApiError::missing_scope(Scope::Write.as_str(), grant.scopes)),
+        };
+        self.let_in(hash, &grant)?;
+        Ok((grant.brand, source))
+    }
+
+    fn let_in(&self, hash: [u8; 32], grant: &KeyGrant) -> Result<(), ApiError> {
+        self.limit(&hash, grant.rate_limit)?;
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(hash, self.clock.now());
+        Ok(())
+    }
+
+    async fn found(&self, key: Option<&str>, kind: KeyKind) -> Result<([u8; 32], KeyGrant), ApiError> {
         let Some(key) = key.filter(|key| !key.is_empty()) else {
             let how = match kind {
                 KeyKind::Write => {
@@ -140,17 +176,7 @@ impl Keys {
         };
         let found = self.grant(&hash).await?;
         let grant = found.filter(|grant| grant.expires_at.is_none_or(|end| now < end)).ok_or_else(unknown)?;
-        if grant.kind == kind {
-            self.limit(&hash, grant.rate_limit)?;
-            self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(hash, now);
-            return Ok(grant);
-        }
-        let (have, need) = (grant.kind.as_str(), kind.as_str());
-        Err(ApiError::new(
-            StatusCode::FORBIDDEN,
-            "wrong_key",
-            format!("this is a {have} key; a {need} key is needed"),
-        ))
+        Ok((hash, grant))
     }
 
     /// The shop of that domain.

@@ -8,7 +8,8 @@ use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::event::{Channel, EventKind};
+use super::contact;
+use super::event::{Channel, EventKind, MAX_AHEAD_MINUTES, Source};
 use super::identity::Identifier;
 use super::ids::ProfileId;
 use super::insights::{self, Activity, Affinity, Cadence, KnownProduct, Lifecycle, Sessions};
@@ -33,6 +34,8 @@ pub struct CustomerRecord {
     pub profile: Profile,
     /// All its identifiers.
     pub identifiers: Vec<Identifier>,
+    /// Those of its identifiers that are its own by a trusted source's word.
+    pub trusted: Vec<Identifier>,
     /// Its orders that count, summed by currency.
     pub totals: Vec<OrderTotals>,
     /// Its newest [`RECENT_EVENTS`], newest first.
@@ -64,6 +67,10 @@ pub struct StoredConsent {
     pub at: Timestamp,
     /// The event that said so.
     pub message_id: String,
+    /// The address or number that it is about; `None` where it is about all that the customer has.
+    pub address: Option<String>,
+    /// Who told it.
+    pub source: Source,
 }
 
 /// A profile that is related to a customer's.
@@ -109,6 +116,17 @@ pub struct StoredEvent {
     pub body: String,
     /// Whether the customer was there.
     pub active: bool,
+    /// Who told it.
+    pub source: Source,
+    /// When it reached the server.
+    pub received_at: Timestamp,
+}
+
+impl StoredEvent {
+    /// The latest time that it may speak of, in milliseconds since 1970.
+    pub fn latest_ms(&self) -> i64 {
+        self.received_at.timestamp_millis().saturating_add(MAX_AHEAD_MINUTES * 60_000)
+    }
 }
 
 /// What a customer says of being written to by one channel.
@@ -122,6 +140,9 @@ pub struct ConsentState {
     #[serde(with = "time::iso")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub since: Option<Timestamp>,
+    /// The address or number that is written to; null where there is none.
+    #[serde(default)]
+    pub address: Option<String>,
     /// Whether marketing may be sent: only what was expressly given counts.
     pub allowed: bool,
     /// Every change, newest first, at most [`CONSENT_CHANGES`].
@@ -210,7 +231,7 @@ impl Customer360 {
         let orders_count = record.totals.iter().map(|t| t.count).sum();
         let known = record.identifiers.iter().any(|identifier| identifier.kind.is_personal());
         let lifecycle = insights::lifecycle(known, orders_count, &cadence, now);
-        let consent = consent(&record.consents);
+        let consent = consent(&record);
         let computed = computed(&record, &sessions, &affinity, &cadence, now);
         let CustomerRecord {
             profile, mut identifiers, totals, recent_events, orders, groups, related, ..
@@ -252,7 +273,8 @@ impl Customer360 {
 }
 
 /// What holds of each channel, and how it came to.
-fn consent(said: &[StoredConsent]) -> BTreeMap<String, ConsentState> {
+fn consent(record: &CustomerRecord) -> BTreeMap<String, ConsentState> {
+    let CustomerRecord { profile, identifiers, trusted, consents: said, .. } = record;
     let mut channels: BTreeMap<String, ConsentState> = BTreeMap::new();
     for channel in [Channel::Email, Channel::Sms] {
         let mut of: Vec<&StoredConsent> = said.iter().filter(|c| c.channel == channel.as_str()).collect();
@@ -260,12 +282,16 @@ fn consent(said: &[StoredConsent]) -> BTreeMap<String, ConsentState> {
         // Every webhook repeats what holds: only what differs from what was before is a change.
         of.dedup_by(|later, earlier| later.state == earlier.state);
         let Some(newest) = of.last() else { continue };
+        let address = contact::address(channel.identifier_kind(), profile, identifiers, trusted);
+        let holds = contact::holding(said, channel, address.as_ref());
+        let told = holds.unwrap_or(newest);
         let change = |c: &&StoredConsent| ConsentChange { state: c.state.clone(), at: Some(c.at) };
         let state = ConsentState {
-            state: newest.state.clone(),
-            level: newest.level.clone(),
-            since: Some(newest.at),
-            allowed: newest.state == "subscribed",
+            state: told.state.clone(),
+            level: told.level.clone(),
+            since: Some(told.at),
+            address: address.map(|address| address.value),
+            allowed: holds.is_some_and(|holds| holds.state == "subscribed"),
             history: of.iter().rev().take(CONSENT_CHANGES).map(change).collect(),
         };
         channels.insert(channel.as_str().to_owned(), state);

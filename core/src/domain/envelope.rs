@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::automation::emitted;
-use super::event::{Event, EventKind, Rejection};
+use super::event::{Event, EventKind, Rejection, Source};
 use super::identity::{Identifier, Rules};
 use super::ids::BrandId;
 use super::{segment, shopify};
@@ -48,6 +48,9 @@ pub enum Origin<'a> {
         /// merged under the message's own.
         #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
         shared: Option<Cow<'a, str>>,
+        /// Whether a secret key sent it.
+        #[serde(default, skip_serializing_if = "Source::is_public")]
+        source: Source,
     },
     /// A verified Shopify webhook.
     Shopify {
@@ -96,10 +99,11 @@ impl<'a> Envelope<'a> {
     /// # Errors
     /// What is wrong with the message.
     pub fn decode(&self, rules: &Rules) -> Result<Event, Rejection> {
-        match &self.origin {
-            Origin::Segment { .. } => segment::decode(self, rules),
-            Origin::Shopify { .. } => shopify::decode(self, rules),
-            Origin::Automation { .. } => emitted::decode(self),
-        }
+        let (event, source) = match &self.origin {
+            Origin::Segment { source, .. } => (segment::decode(self, rules)?.from_source(*source), *source),
+            Origin::Shopify { .. } => (shopify::decode(self, rules)?, Source::Shopify),
+            Origin::Automation { .. } => (emitted::decode(self)?, Source::Secret),
+        };
+        Ok(Event { source, ..event }.clamped())
     }
 }

@@ -1,9 +1,11 @@
 //! An event: one thing that happened, in the form that the rest of the domain works on.
 
+use chrono::TimeDelta;
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 
-use super::identity::Identifier;
+use super::automation::facts::TAG;
+use super::identity::{Identifier, IdentifierKind};
 use super::ids::{BrandId, ProfileId};
 use super::order::OrderUpdate;
 use super::time::Timestamp;
@@ -57,6 +59,66 @@ impl EventKind {
     }
 }
 
+/// Who told something. What a [trusted](Source::is_trusted) source told is never overridden by what a public key says.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// Whoever has a write key, which is in every browser.
+    #[default]
+    Public,
+    /// The brand itself: whoever has a secret key, its automations, an import.
+    Secret,
+    /// Shopify, by a signed webhook.
+    Shopify,
+}
+
+impl Source {
+    /// Whether it can be believed of others than itself.
+    pub fn is_trusted(self) -> bool {
+        self != Self::Public
+    }
+
+    /// Whether it is the usual one, which is not written out.
+    pub fn is_public(&self) -> bool {
+        *self == Self::Public
+    }
+
+    /// The number in the stores.
+    pub fn code(self) -> i16 {
+        match self {
+            Self::Public => 0,
+            Self::Secret => 1,
+            Self::Shopify => 2,
+        }
+    }
+
+    /// The source of that number; of rows from before sources were kept, Shopify's webhooks are known by their kind.
+    pub fn from_code(code: Option<i16>, kind: &str) -> Self {
+        match code {
+            Some(2) => Self::Shopify,
+            Some(1) => Self::Secret,
+            None if kind == EventKind::Shopify.as_str() => Self::Shopify,
+            _ => Self::Public,
+        }
+    }
+}
+
+/// How far a sender's clock may be ahead of the reception, in minutes: what is later is taken for this.
+pub const MAX_AHEAD_MINUTES: i64 = 5;
+
 /// A value that an event gives a trait.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraitUpdate {
@@ -87,6 +149,14 @@ impl Channel {
         }
     }
 
+    /// What sort of identifier it writes to.
+    pub fn identifier_kind(self) -> IdentifierKind {
+        match self {
+            Self::Email => IdentifierKind::Email,
+            Self::Sms => IdentifierKind::Phone,
+        }
+    }
+
     /// The channel of that name.
     pub fn parse(name: &str) -> Option<Self> {
         [Self::Email, Self::Sms].into_iter().find(|channel| channel.as_str() == name)
@@ -98,6 +168,9 @@ impl Channel {
 pub struct Consent {
     /// By which way.
     pub channel: Channel,
+    /// The e-mail address or telephone number that it is about, normalised; `None` where the event names none: then it is about
+    /// all that the customer has.
+    pub address: Option<String>,
     /// Shopify's word: `subscribed`, `not_subscribed`, `pending`, `unsubscribed`, …
     pub state: String,
     /// How it was given (`single_opt_in`, …), if that is known.
@@ -171,6 +244,8 @@ pub struct Event {
     pub message_id: String,
     /// What sort of message.
     pub kind: EventKind,
+    /// Who told it.
+    pub source: Source,
     /// The event's or page's name; for a webhook, what it reports.
     pub name: Option<String>,
     /// When it happened, corrected for the sender's clock.
@@ -206,6 +281,7 @@ impl Event {
             brand,
             message_id: message_id.into(),
             kind,
+            source: Source::Public,
             name: None,
             timestamp,
             received_at: timestamp,
@@ -222,6 +298,60 @@ impl Event {
         }
     }
 
+    /// Whether its identifiers belong together beyond doubt: a trusted source names a person by them. Other events link them, too,
+    /// but never two people whom a trusted source knows.
+    pub fn links_firmly(&self) -> bool {
+        self.source.is_trusted() && self.identifiers.iter().any(|identifier| identifier.kind.is_personal())
+    }
+
+    /// As a sender of that source may say it. A tag is the brand's word, not a browser's.
+    #[must_use]
+    pub fn from_source(mut self, source: Source) -> Self {
+        self.source = source;
+        if !source.is_trusted() {
+            self.traits.retain(|update| !update.name.starts_with(TAG));
+        }
+        self.with_own_id()
+    }
+
+    /// Without times of the future, which would win over all that is said later: a sender's clock may be wrong, or lie. Consent is
+    /// clamped to the reception itself, so that whoever takes theirs back afterwards is heard.
+    #[must_use]
+    pub fn clamped(mut self) -> Self {
+        let latest = self.received_at.checked_add_signed(TimeDelta::minutes(MAX_AHEAD_MINUTES));
+        let latest = latest.unwrap_or(self.received_at);
+        self.timestamp = self.timestamp.min(latest);
+        self.traits.iter_mut().for_each(|update| update.at = update.at.min(latest));
+        self.consents.iter_mut().for_each(|consent| consent.at = consent.at.min(self.received_at));
+        if let Some(product) = &mut self.product {
+            product.updated_at = product.updated_at.min(latest);
+        }
+        if let Some(order) = &mut self.order {
+            order.clamp(latest);
+        }
+        self
+    }
+
+    /// Puts its id into a space of its source's: nobody can take an id that another source will use. Public ids stay as they are,
+    /// but for those that look like another's.
+    fn with_own_id(mut self) -> Self {
+        /// What ids begin with that are not a public sender's.
+        const TAKEN: [&str; 6] =
+            ["secret:", "shopify:", "import:", "automation:", "unsubscribe-", "confirm-"];
+        if self.kind == EventKind::Shopify {
+            return self;
+        }
+        if self.source.is_trusted() {
+            self.message_id.insert_str(0, "secret:");
+        } else if TAKEN.iter().any(|taken| self.message_id.starts_with(taken))
+            || self.message_id.starts_with("public:")
+            || super::automation::run::is_action_key(&self.message_id)
+        {
+            self.message_id.insert_str(0, "public:");
+        }
+        self
+    }
+
     /// What may be kept of an event about somebody who was erased: that it was, and the order without the customer.
     #[must_use]
     pub fn anonymised(&self) -> Self {
@@ -229,6 +359,7 @@ impl Event {
             // What happened, where the words are Shopify's; a group's name may be a person's.
             name: self.name.clone().filter(|_| self.kind == EventKind::Shopify),
             erased: true,
+            source: self.source,
             received_at: self.received_at,
             order: self.order.clone(),
             product: self.product.clone(),

@@ -1,12 +1,13 @@
 //! What is recorded of a merge, and how a profile is made anew when one is undone.
 //!
-//! Traits keep their newest value by `(time, message id)`. So a profile's traits are the newest of what its events say and of
+//! Traits keep the value that weighs most: see [`Trait`]. So a profile's traits are the newest of what its events say and of
 //! what it held before; whatever another profile's events said is left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::automation::facts::TAG;
 use super::customer360::StoredEvent;
 use super::event::EventKind;
 use super::identity::Identifier;
@@ -95,11 +96,16 @@ impl Rebuild {
             Some(kind) => segment::traits_again(kind, &event.body, event.timestamp),
             None => Vec::new(),
         };
+        let latest_ms = event.latest_ms();
         for update in updates {
+            if !event.source.is_trusted() && update.name.starts_with(TAG) {
+                continue;
+            }
             let offered = Trait {
-                at_ms: update.at.timestamp_millis(),
+                at_ms: update.at.timestamp_millis().min(latest_ms),
                 message_id: event.message_id.clone(),
                 value: update.value,
+                source: event.source,
             };
             self.profile.offer(&update.name, offered);
         }

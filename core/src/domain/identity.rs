@@ -242,6 +242,8 @@ pub struct Standing {
     pub limited: Option<String>,
     /// Whether there are relations that speak of it: a merge must look at them.
     pub related: bool,
+    /// Whether a trusted source knows who it is: it named identifiers of the profile in an event about a person.
+    pub known: bool,
 }
 
 impl Standing {
@@ -254,6 +256,7 @@ impl Standing {
             merges: self.merges + other.merges,
             limited: self.limited.clone().or_else(|| other.limited.clone()),
             related: self.related || other.related,
+            known: self.known || other.known,
         }
     }
 }
@@ -293,44 +296,140 @@ pub struct Pruned {
     pub refused: BTreeMap<(ProfileId, ProfileId), (usize, String)>,
 }
 
-/// Leaves out of each event the identifiers whose link would pass a limit, or join what was split: the least trusted goes
-/// first, so the event stays with its most trusted identifier. (Segment calls that demoting.)
+/// Why a link was refused that only a public key told of.
+pub const UNTRUSTED_LINK: &str = "a public key named both; an event that Shopify signs or a secret key sends, and that names both, \
+     would make them one";
+
+/// What is known of an identifier when links are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// What sort it is.
+    pub kind: IdentifierKind,
+    /// Whose it is, if anybody's.
+    pub owner: Option<ProfileId>,
+    /// Whether that is so by a trusted source's word.
+    pub trusted: bool,
+}
+
+/// The sets that events make whose links are beyond doubt, and what trusted sources hold already.
+struct Firm {
+    sets: DisjointSets,
+    /// The place of each known profile behind those of the identifiers.
+    places: BTreeMap<ProfileId, usize>,
+}
+
+impl Firm {
+    fn of<'e>(
+        firm_events: impl Iterator<Item = &'e [usize]>,
+        identifiers: &[Held],
+        known: impl Fn(ProfileId) -> bool,
+    ) -> Self {
+        let owners: BTreeSet<ProfileId> = identifiers.iter().filter_map(|held| held.owner).collect();
+        let known = owners.into_iter().filter(|owner| known(*owner)).enumerate();
+        let places: BTreeMap<ProfileId, usize> =
+            known.map(|(at, owner)| (owner, identifiers.len() + at)).collect();
+        let mut sets = DisjointSets::new(identifiers.len() + places.len());
+        for (place, held) in identifiers.iter().enumerate().filter(|(_, held)| held.trusted) {
+            if let Some(profile) = held.owner.and_then(|owner| places.get(&owner)) {
+                sets.join(place, *profile);
+            }
+        }
+        for event in firm_events {
+            for pair in event.windows(2) {
+                sets.join(pair[0], pair[1]);
+            }
+        }
+        Self { sets, places }
+    }
+}
+
+/// How many people trusted sources know among those whom a group would make one customer. More than one means that only a public
+/// key's word holds the group together.
 ///
-/// Identifiers are sorted by trust. `kinds` and `owners` speak of each; `limits` of each event, by its brand; `standing` of each
-/// owner; `apart` holds pairs that were split, the smaller id first.
+/// `firm_events` lists the identifiers of each event that [`links_firmly`](super::event::Event::links_firmly), as indices.
+pub fn people<'e>(
+    firm_events: impl Iterator<Item = &'e [usize]> + Clone,
+    identifiers: &[Held],
+    known: impl Fn(ProfileId) -> bool,
+) -> usize {
+    let mut firm = Firm::of(firm_events.clone(), identifiers, known);
+    let people = firm_events.filter_map(|event| event.first().copied()).chain(firm.places.values().copied());
+    people.map(|place| firm.sets.root(place)).collect::<BTreeSet<_>>().len()
+}
+
+/// Identifiers that a trusted source says are somebody else's than whom a public key gave them to: they go to whom it says.
+pub fn disowned<'e>(
+    firm_events: impl Iterator<Item = &'e [usize]> + Clone,
+    identifiers: &[Held],
+    known: impl Fn(ProfileId) -> bool,
+) -> BTreeSet<usize> {
+    let mut firm = Firm::of(firm_events.clone(), identifiers, known);
+    let mut taken = BTreeSet::new();
+    // Somebody whom nobody trusted knows yet is whoever is told of first.
+    let mut becomes: BTreeMap<ProfileId, usize> = BTreeMap::new();
+    for &place in firm_events.flatten() {
+        let held = &identifiers[place];
+        let Some(owner) = held.owner.filter(|_| !held.trusted) else { continue };
+        let person = firm.sets.root(place);
+        let whose = match firm.places.get(&owner) {
+            Some(profile) => firm.sets.root(*profile),
+            None => *becomes.entry(owner).or_insert(person),
+        };
+        if whose != person {
+            taken.insert(place);
+        }
+    }
+    taken
+}
+
+/// What an event that is pruned may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Linking<'a> {
+    /// Its identifiers, sorted by trust, as indices.
+    pub identifiers: &'a [usize],
+    /// Whether its links are beyond doubt.
+    pub firm: bool,
+    /// The limits of its brand.
+    pub limits: &'a Limits,
+}
+
+/// Leaves out of each event the identifiers whose link would pass a limit, join what was split, or make two people one whom
+/// trusted sources know, on a public key's word: the least trusted goes first, so the event stays with its most trusted identifier.
+/// (Segment calls that demoting.) Events whose links are beyond doubt come first, whatever their place.
+///
+/// `standing` speaks of each owner; `apart` holds pairs that were split, the smaller id first.
 pub fn prune(
-    event_identifiers: &[Vec<usize>],
-    kinds: &[IdentifierKind],
-    owners: &[Option<ProfileId>],
+    events: &[Linking<'_>],
+    identifiers: &[Held],
     standing: &HashMap<ProfileId, Standing>,
     apart: &BTreeSet<(ProfileId, ProfileId)>,
-    limits: &[&Limits],
 ) -> Pruned {
     // Every identifier is a set of its own to begin with; those of one owner are one, with that owner's standing.
-    let mut sets = DisjointSets::new(owners.len());
+    let mut sets = DisjointSets::new(identifiers.len());
     let mut first_of_owner: BTreeMap<ProfileId, usize> = BTreeMap::new();
-    for (place, owner) in owners.iter().enumerate() {
-        if let Some(owner) = owner {
-            let first = *first_of_owner.entry(*owner).or_insert(place);
+    for (place, held) in identifiers.iter().enumerate() {
+        if let Some(owner) = held.owner {
+            let first = *first_of_owner.entry(owner).or_insert(place);
             sets.join(first, place);
         }
     }
     let mut whole: HashMap<usize, (Vec<ProfileId>, Standing)> = HashMap::new();
-    for place in 0..owners.len() {
+    for (place, held) in identifiers.iter().enumerate() {
         let root = sets.root(place);
-        whole.entry(root).or_insert_with(|| match owners[place] {
+        whole.entry(root).or_insert_with(|| match held.owner {
             Some(owner) => (vec![owner], standing.get(&owner).cloned().unwrap_or_default()),
             None => {
                 let mut new = Standing::default();
-                new.counts.add(kinds[place]);
+                new.counts.add(held.kind);
                 (vec![], new)
             }
         });
     }
-    let mut pruned = Pruned::default();
-    for (identifiers, limits) in event_identifiers.iter().zip(limits) {
-        let mut kept: Vec<usize> = Vec::with_capacity(identifiers.len());
-        for &place in identifiers {
+    let mut pruned = Pruned { of_event: vec![Vec::new(); events.len()], ..Pruned::default() };
+    let firm_first = events.iter().enumerate().filter(|(_, event)| event.firm);
+    for (at, event) in firm_first.chain(events.iter().enumerate().filter(|(_, event)| !event.firm)) {
+        let mut kept: Vec<usize> = Vec::with_capacity(event.identifiers.len());
+        for &place in event.identifiers {
             let Some(&first) = kept.first() else {
                 kept.push(place);
                 continue;
@@ -345,9 +444,10 @@ pub fn prune(
                 .iter()
                 .flat_map(|a| their_profiles.iter().map(move |b| (*a.min(b), *a.max(b))))
                 .find(|pair| apart.contains(pair));
+            let doubtful = !event.firm && own.known && other.known;
             let parts = [(!our_profiles.is_empty(), own), (!their_profiles.is_empty(), other)];
-            let limit = over_limit(parts.into_iter(), limits);
-            if split.is_none() && limit.is_none() {
+            let limit = if doubtful { None } else { over_limit(parts.into_iter(), event.limits) };
+            if split.is_none() && limit.is_none() && !doubtful {
                 let mut joined = own.with(other);
                 joined.merges += u32::from(parts.iter().all(|(exists, _)| *exists));
                 let profiles = [our_profiles.as_slice(), their_profiles].concat();
@@ -356,7 +456,11 @@ pub fn prune(
                 kept.push(place);
                 continue;
             }
-            let reason = limit.clone().unwrap_or_else(|| "they were split".to_owned());
+            let reason = match (&limit, doubtful) {
+                (Some(limit), _) => limit.clone(),
+                (None, true) => UNTRUSTED_LINK.to_owned(),
+                (None, false) => "they were split".to_owned(),
+            };
             if let (Some(a), Some(b)) = (our_profiles.iter().min(), their_profiles.iter().min()) {
                 pruned.refused.entry((*a.min(b), *a.max(b))).or_insert((place, reason));
             }
@@ -366,7 +470,13 @@ pub fn prune(
                 }
             }
         }
-        pruned.of_event.push(kept);
+        if let Some(first) = kept.first().filter(|_| event.firm) {
+            let root = sets.root(*first);
+            if let Some((_, standing)) = whole.get_mut(&root) {
+                standing.known = true;
+            }
+        }
+        pruned.of_event[at] = kept;
     }
     pruned
 }
@@ -499,5 +609,44 @@ mod tests {
         assert_eq!(groups[0].identifiers, [0, 1, 2, 3]);
         assert_eq!(groups[0].owners.first(), Some(&old));
         assert_eq!((groups[1].events.as_slice(), groups[1].identifiers.as_slice()), (&[3][..], &[4][..]));
+    }
+
+    #[test]
+    fn a_public_word_makes_no_two_people_one_and_a_trusted_one_takes_back_what_it_gave() {
+        // The first owns 0 (trusted) and 1 (by a public key's word), the second 2 (trusted), somebody unknown 4 and 5; 3 is free.
+        let owners = [ProfileId::new(1), ProfileId::new(2), ProfileId::new(3)];
+        let of =
+            |kind, owner: Option<usize>, trusted| Held { kind, owner: owner.map(|at| owners[at]), trusted };
+        let held = [
+            of(IdentifierKind::Email, Some(0), true),
+            of(IdentifierKind::AnonymousId, Some(0), false),
+            of(IdentifierKind::Email, Some(1), true),
+            of(IdentifierKind::Phone, None, false),
+            of(IdentifierKind::UserId, Some(2), false),
+            of(IdentifierKind::AnonymousId, Some(2), false),
+        ];
+        let known = |id: ProfileId| owners[..2].contains(&id);
+        let people_of = |firm: &[Vec<usize>]| people(firm.iter().map(Vec::as_slice), &held, known);
+        let taken = |firm: &[Vec<usize>]| disowned(firm.iter().map(Vec::as_slice), &held, known);
+        // Nobody trusted links the two: they are two people. An event that does makes them one.
+        assert_eq!((people_of(&[]), people_of(&[vec![0, 3]]), people_of(&[vec![0, 2]])), (2, 2, 1));
+        // Somebody new.
+        assert_eq!(people_of(&[vec![3]]), 3);
+        // What the first has by a public word goes to the second, if a trusted source says so; not if it says it of both.
+        assert_eq!(taken(&[vec![1, 2]]), BTreeSet::from([1]));
+        assert_eq!((taken(&[vec![0, 1]]), taken(&[vec![0, 1], vec![1, 2]])), <_>::default());
+        // Whom nobody trusted knew is one of the two people that are told of now, not both.
+        assert_eq!((taken(&[vec![3, 4]]).len(), taken(&[vec![3, 4], vec![5]])), (0, BTreeSet::from([5])));
+        let limits = Limits::default();
+        let known = Standing { known: true, ..Standing::default() };
+        let standing: HashMap<ProfileId, Standing> =
+            owners[..2].iter().map(|id| (*id, known.clone())).collect();
+        let pruned = |identifiers: &[usize], firm| {
+            prune(&[Linking { identifiers, firm, limits: &limits }], &held, &standing, &BTreeSet::new())
+        };
+        let public = pruned(&[0, 2, 3], false);
+        assert_eq!(public.of_event, [vec![0, 3]], "it stays with its most trusted identifier");
+        assert_eq!(public.refused.len(), 1);
+        assert!(pruned(&[0, 2, 3], true).refused.is_empty());
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod automation;
 pub mod backoff;
+pub mod contact;
 pub mod customer360;
 pub mod envelope;
 pub mod event;

@@ -126,6 +126,27 @@ pub struct OrderUpdate {
     pub deleted_at: Option<Timestamp>,
 }
 
+impl OrderUpdate {
+    /// Without times after `latest`, which would win over all that is told later.
+    pub fn clamp(&mut self, latest: Timestamp) {
+        let latest_ms = latest.timestamp_millis();
+        self.updated_at = self.updated_at.min(latest);
+        self.deleted_at = self.deleted_at.map(|at| at.min(latest));
+        if let Some(state) = &mut self.state {
+            state.ordered_at = state.ordered_at.min(latest);
+            state.cancelled_at = state.cancelled_at.map(|at| at.min(latest));
+        }
+        for refund in self.refunds.values_mut() {
+            refund.at_ms = refund.at_ms.min(latest_ms);
+            refund.version.0 = refund.version.0.min(latest_ms);
+        }
+        for parcel in self.fulfillments.values_mut() {
+            parcel.at_ms = parcel.at_ms.min(latest_ms);
+            parcel.version.0 = parcel.version.0.min(latest_ms);
+        }
+    }
+}
+
 /// The id under which refunds stand of which only their sum is known. Once they are told one by one, it counts no more.
 pub const SUM: &str = "sum";
 

@@ -1,14 +1,14 @@
 //! A customer's profile: how events change it, and how two become one.
 //!
-//! Invariant: both operations commute. Traits keep their newest value by `(time, message id)`, times keep their extremes,
-//! counters add up; so any order of events and merges ends in the same profile.
+//! Invariant: both operations commute. Traits keep the newest value that a trusted source told, or else the newest of all, by
+//! `(time, message id)`; times keep their extremes, counters add up; so any order of events and merges ends in the same profile.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::event::Event;
+use super::event::{Event, Source};
 use super::identity::Standing;
 use super::ids::{BrandId, ProfileId};
 use super::time::Timestamp;
@@ -21,7 +21,7 @@ pub const MAX_TRAIT_BYTES: usize = 4096;
 /// How much of a name is searched, in characters.
 const MAX_NAME_CHARS: usize = 200;
 
-/// A trait's value, and what decides between two: the newer time, then the greater message id.
+/// A trait's value, and what decides between two: whether its source is trusted, then the newer time, then the greater message id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trait {
     /// When the value was true, in milliseconds since 1970.
@@ -33,6 +33,16 @@ pub struct Trait {
     /// The value; null means unset.
     #[serde(rename = "v")]
     pub value: Value,
+    /// Who told it.
+    #[serde(rename = "s", default, skip_serializing_if = "Source::is_public")]
+    pub source: Source,
+}
+
+impl Trait {
+    /// What decides between two.
+    fn weight(&self) -> (bool, i64, &str) {
+        (self.source.is_trusted(), self.at_ms, &self.message_id)
+    }
 }
 
 /// A profile as the store keeps it.
@@ -82,6 +92,7 @@ impl Profile {
                 at_ms: update.at.timestamp_millis(),
                 message_id: event.message_id.clone(),
                 value: update.value.clone(),
+                source: event.source,
             };
             self.offer(&update.name, offered);
         }
@@ -100,6 +111,7 @@ impl Profile {
         self.standing.counts.add_all(&standing.counts);
         self.standing.merges += standing.merges + 1;
         self.standing.related |= standing.related;
+        self.standing.known |= standing.known;
         self.standing.limited = self.standing.limited.take().or(standing.limited);
         other.merged_into = Some(self.id);
     }
@@ -130,12 +142,9 @@ impl Profile {
         self.last_seen = Some(self.last_seen.map_or(last, |at| at.max(last)));
     }
 
-    /// Sets a trait where `offered` is newer than what is there.
+    /// Sets a trait where `offered` weighs more than what is there.
     pub fn offer(&mut self, name: &str, offered: Trait) {
-        let stands = self
-            .traits
-            .get(name)
-            .is_some_and(|held| (held.at_ms, &held.message_id) >= (offered.at_ms, &offered.message_id));
+        let stands = self.traits.get(name).is_some_and(|held| held.weight() >= offered.weight());
         if !stands {
             self.traits.insert(name.to_owned(), offered);
             self.forget_oldest();
@@ -145,7 +154,7 @@ impl Profile {
     /// Keeps [`MAX_TRAITS`]. What is older than all of these stays out whenever it comes, so this commutes, too.
     fn forget_oldest(&mut self) {
         if self.traits.len() > MAX_TRAITS {
-            let oldest = self.traits.iter().min_by_key(|(name, held)| (held.at_ms, &held.message_id, *name));
+            let oldest = self.traits.iter().min_by_key(|(name, held)| (held.weight(), *name));
             if let Some(name) = oldest.map(|(name, _)| name.clone()) {
                 self.traits.remove(&name);
             }

@@ -100,7 +100,7 @@ fn refuse_depth(body: &RawValue) -> Result<(), Rejection> {
 /// # Errors
 /// As [`check`]; also when the envelope is not Segment's.
 pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection> {
-    let Origin::Segment { kind, message_id, sent_at, shared } = &envelope.origin else {
+    let Origin::Segment { kind, message_id, sent_at, shared, .. } = &envelope.origin else {
         return Err(Rejection::new("malformed_envelope", "not a Segment message"));
     };
     let tidied = tidy(envelope.body, shared.as_deref());
@@ -110,6 +110,7 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
     let received_at = time::from_ms(envelope.received_ms);
     let timestamp = timestamps(&message, sent_at.as_deref(), received_at)?;
     let details = Details::of(&message);
+    let identifiers = identifiers(&message, kind, &details, rules);
     let message_id = message.message_id.given().or(message_id.as_deref()).ok_or_else(|| {
         Rejection::new("malformed_envelope", "neither the message nor its envelope has an id")
     })?;
@@ -120,9 +121,13 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
             _ => message.name.given().map(without_nul),
         },
         received_at,
-        identifiers: identifiers(&message, kind, &details, rules),
         traits: traits(&message, kind, timestamp),
-        consents: if kind == EventKind::Identify { consents(&message, timestamp) } else { Vec::new() },
+        consents: if kind == EventKind::Identify {
+            consents(&message, timestamp, |kind| contact(&details.traits, kind, rules))
+        } else {
+            Vec::new()
+        },
+        identifiers,
         active: details.context.active != Some(false),
         body: body.get().to_owned(),
         ..Event::new(envelope.brand, without_nul(message_id), kind, timestamp)
@@ -336,7 +341,11 @@ fn traits(message: &Message<'_>, kind: EventKind, at: Timestamp) -> Vec<TraitUpd
 }
 
 /// Consent as an identify call's traits tell it.
-fn consents(message: &Message<'_>, at: Timestamp) -> Vec<Consent> {
+fn consents(
+    message: &Message<'_>,
+    at: Timestamp,
+    address: impl Fn(IdentifierKind) -> Option<String>,
+) -> Vec<Consent> {
     let Some(marketing) =
         message.traits.and_then(|raw| serde_json::from_str::<Marketing<'_>>(raw.get()).ok())
     else {
@@ -352,8 +361,17 @@ fn consents(message: &Message<'_>, at: Timestamp) -> Vec<Consent> {
     };
     [(Channel::Email, marketing.email_marketing_consent), (Channel::Sms, marketing.sms_marketing_consent)]
         .into_iter()
-        .filter_map(|(channel, said)| Some(Consent { channel, state: state(said?)?, level: None, at }))
+        .filter_map(|(channel, said)| {
+            let address = address(channel.identifier_kind());
+            Some(Consent { channel, address, state: state(said?)?, level: None, at })
+        })
         .collect()
+}
+
+/// The address or number that an identify call's own traits name, normalised.
+fn contact(traits: &Contact<'_>, kind: IdentifierKind, rules: &Rules) -> Option<String> {
+    let raw = if kind == IdentifierKind::Phone { &traits.phone } else { &traits.email };
+    Some(rules.identifier(kind, raw.given()?)?.value)
 }
 
 /// What a kept message says of its customer: for making a profile anew from its events.
@@ -363,7 +381,12 @@ pub fn traits_again(kind: EventKind, body: &str, at: Timestamp) -> Vec<TraitUpda
 
 /// What a kept message says of consent.
 pub(super) fn consents_again(body: &str, at: Timestamp) -> Vec<Consent> {
-    serde_json::from_str::<Message<'_>>(body).map(|message| consents(&message, at)).unwrap_or_default()
+    let rules = Rules::default();
+    let read = |message: Message<'_>| {
+        let details = Details::of(&message);
+        consents(&message, at, |kind| contact(&details.traits, kind, &rules))
+    };
+    serde_json::from_str::<Message<'_>>(body).map(read).unwrap_or_default()
 }
 
 /// The message as it is kept: what its batch says for all is put under its own, and a write key - a credential - is left
@@ -399,6 +422,7 @@ fn lenient_bool<'de, D: Deserializer<'de>>(from: D) -> Result<Option<bool>, D::E
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::event::Source;
     use crate::domain::ids::BrandId;
 
     fn raw(text: &str) -> Box<RawValue> {
@@ -415,6 +439,7 @@ mod tests {
                 message_id: Some("given".into()),
                 sent_at: sent_at.map(Into::into),
                 shared: shared.map(Into::into),
+                source: Source::Secret,
             },
             body: &body,
         };
@@ -468,7 +493,7 @@ mod tests {
         );
         let values: Vec<_> = event.identifiers.iter().map(|i| (i.kind.as_str(), i.value.as_str())).collect();
         assert_eq!(values, [("user_id", "42"), ("email", "a@example.com"), ("phone", "+491701234567")]);
-        assert_eq!(event.message_id, "given");
+        assert_eq!(event.message_id, "secret:given");
         assert_eq!(event.traits.len(), 3);
         assert!(!event.active);
         assert!(!event.body.contains("secret"));
@@ -484,7 +509,7 @@ mod tests {
         let body: Value = serde_json::from_str(&event.body).unwrap();
         assert_eq!(body["context"], serde_json::json!({"ip": "1.2.3.4", "library": {"name": "x"}}));
         assert_eq!(body["integrations"], serde_json::json!({"All": true}));
-        assert_eq!(event.message_id, "m");
+        assert_eq!(event.message_id, "secret:m");
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub struct BrandSettings {
     pub frequency_cap: Option<Cap>,
     /// Whom e-mails come from, like `Shop <hello@shop.example>`. Without it none are sent.
     pub email_from: Option<String>,
+    /// Whether an address that only a public key told must be confirmed (the step `confirm`) before it gets any other e-mail.
+    pub confirm_addresses: bool,
 }
 
 /// Where recency, frequency and monetary value are cut into scores from 1 to 5.

@@ -187,7 +187,7 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
         identifiers: if ask.is_none() { identifiers(&body, topic, rules) } else { Vec::new() },
         traits: if ask.is_none() { traits(&body, topic, timestamp) } else { Vec::new() },
         order,
-        consents: consents(&body, topic, timestamp),
+        consents: consents(&body, topic, timestamp, rules),
         product: product(&body, topic, timestamp)?,
         shop: Some((**shop).to_owned()),
         active: ACTIVE_TOPICS.contains(&&**topic),
@@ -459,10 +459,17 @@ fn traits(body: &Value, topic: &str, event_at: Timestamp) -> Vec<TraitUpdate> {
     let at = instant(customer, "updated_at").unwrap_or(event_at);
     let address = &customer["default_address"];
     let deleted = Value::from("deleted");
+    // Who buys as a guest is written to where the order says.
+    let personal = PERSONAL.contains(&resource(topic));
+    let contact = |field: &str| match &customer[field] {
+        told if told.as_str().is_some_and(|text| !text.is_empty()) || !personal => told.clone(),
+        _ => body[field].clone(),
+    };
+    let (email, phone) = (contact("email"), contact("phone"));
     let state = if topic == "customers/delete" { &deleted } else { &customer["state"] };
     [
-        ("email", &customer["email"]),
-        ("phone", &customer["phone"]),
+        ("email", &email),
+        ("phone", &phone),
         ("firstName", &customer["first_name"]),
         ("lastName", &customer["last_name"]),
         ("tags", &customer["tags"]),
@@ -479,8 +486,16 @@ fn traits(body: &Value, topic: &str, event_at: Timestamp) -> Vec<TraitUpdate> {
 }
 
 /// What the customer says of being written to, in any of the forms that Shopify has had for it.
-fn consents(body: &Value, topic: &str, event_at: Timestamp) -> Vec<Consent> {
+fn consents(body: &Value, topic: &str, event_at: Timestamp, rules: &Rules) -> Vec<Consent> {
     let customer = customer(body, topic);
+    let address = |channel: Channel| {
+        let kind = channel.identifier_kind();
+        let fields: &[&str] =
+            if kind == IdentifierKind::Email { &["email", "email_address"] } else { &["phone"] };
+        let country = text(&customer["default_address"], "country_code");
+        let told = fields.iter().find_map(|field| text(customer, field))?;
+        Some(rules.identifier_in(kind, &told, country.as_deref())?.value)
+    };
     let at = instant(customer, "updated_at").unwrap_or(event_at);
     let mut found = Vec::new();
     for (channel, field) in
@@ -490,6 +505,7 @@ fn consents(body: &Value, topic: &str, event_at: Timestamp) -> Vec<Consent> {
         if let Some(state) = text(consent, "state") {
             found.push(Consent {
                 channel,
+                address: address(channel),
                 state: state.to_lowercase(),
                 level: text(consent, "opt_in_level").map(|level| level.to_lowercase()),
                 at: instant(consent, "consent_updated_at").unwrap_or(at),
@@ -499,6 +515,7 @@ fn consents(body: &Value, topic: &str, event_at: Timestamp) -> Vec<Consent> {
         {
             found.push(Consent {
                 channel,
+                address: address(channel),
                 state: if accepts { "subscribed" } else { "not_subscribed" }.to_owned(),
                 level: text(customer, "marketing_opt_in_level"),
                 at: instant(customer, "accepts_marketing_updated_at").unwrap_or(at),
@@ -546,7 +563,7 @@ mod tests {
         let body = to_raw_value(body).unwrap();
         let envelope = Envelope {
             brand: BrandId(1),
-            received_ms: 0,
+            received_ms: time::parse("2027-01-01T00:00:00Z").unwrap().timestamp_millis(),
             origin: Origin::Shopify {
                 shop: "a.myshopify.com".into(),
                 topic: topic.into(),

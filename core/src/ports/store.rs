@@ -11,7 +11,7 @@ use rust_decimal::Decimal;
 use sha2::{Digest, Sha256};
 
 use crate::domain::customer360::{CustomerRecord, StoredEvent};
-use crate::domain::event::{Consent, Event, Product};
+use crate::domain::event::{Consent, Event, Product, Source};
 use crate::domain::history::{Merge, Snapshot};
 use crate::domain::identity::{Identifier, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
@@ -40,6 +40,17 @@ pub enum StoreError {
 
 /// An identifier of a brand.
 pub type BrandIdentifier = (BrandId, Identifier);
+
+/// An identifier that is to belong to a profile. Claims sort by their identifiers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Claim {
+    /// The identifier.
+    pub identifier: BrandIdentifier,
+    /// Whose it is to be.
+    pub profile: ProfileId,
+    /// Who says so.
+    pub source: Source,
+}
 
 /// An event with the profile it belongs to, if to any.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +123,8 @@ pub struct ConsentRow<'a> {
     pub message_id: &'a str,
     /// Whose consent.
     pub profile: ProfileId,
+    /// Who told it.
+    pub source: Source,
     /// What it says.
     pub consent: &'a Consent,
 }
@@ -269,18 +282,25 @@ pub trait StoreTx: Send {
     /// Which of these `(brand, message_id)` have taken effect before, and on whom.
     async fn known_events(&mut self, events: &[Event]) -> Result<KnownEvents, StoreError>;
 
-    /// The owners of those identifiers that have one.
+    /// The owners of those identifiers that have one, and who says that they are theirs.
     async fn owners(
         &mut self,
         identifiers: &[BrandIdentifier],
-    ) -> Result<Vec<(BrandIdentifier, ProfileId)>, StoreError>;
+    ) -> Result<Vec<(BrandIdentifier, ProfileId, Source)>, StoreError>;
 
     /// Gives identifiers that had no owner to profiles. Answers those it gave; the others were given away by another
     /// transaction meanwhile, for whose end it waited. `claims` must be sorted.
-    async fn claim(
-        &mut self,
-        claims: &[(BrandIdentifier, ProfileId)],
-    ) -> Result<Vec<BrandIdentifier>, StoreError>;
+    async fn claim(&mut self, claims: &[Claim]) -> Result<Vec<BrandIdentifier>, StoreError>;
+
+    /// Takes identifiers away from profiles that only a public key gave them to: before [`StoreTx::claim`] gives them to others.
+    /// [`StoreError::Conflict`] when one went elsewhere meanwhile.
+    async fn disown(&mut self, from: &[(BrandIdentifier, ProfileId)]) -> Result<(), StoreError>;
+
+    /// Notes that a trusted source says of identifiers, too, that they are their profile's. The profiles are locked.
+    async fn raise(&mut self, raised: &[(BrandIdentifier, Source)]) -> Result<(), StoreError>;
+
+    /// Those of these profiles that own an identifier by a trusted source's word.
+    async fn known(&mut self, ids: &[ProfileId]) -> Result<HashSet<ProfileId>, StoreError>;
 
     /// Locks profiles and reads them. `ids` must be sorted.
     async fn lock(&mut self, ids: &[ProfileId]) -> Result<Vec<Profile>, StoreError>;

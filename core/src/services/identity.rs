@@ -320,6 +320,10 @@ async fn split_under(
     back.standing.counts = counts;
     back.standing.merges = merge.state.merges;
     back.standing.related = true;
+    let mut rest = rest;
+    let known = tx.known(&ids).await?;
+    rest.standing.known = known.contains(&rest.id);
+    back.standing.known = known.contains(&back.id);
     let held = merge.state.traits.clone();
     let back = rebuilt(&mut *tx, brand, back, held, BTreeSet::new(), &Snapshot::default()).await?;
 

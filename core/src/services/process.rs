@@ -11,7 +11,7 @@
 //!
 //! Step 1 and the unique key of step 6 make the effect happen once, whatever the queue delivers.
 //!
-//! Limits, splits and erased customers are rare, so a batch is first run as if there were none. Where a check finds one, the
+//! Limits, splits, erased customers and links between two people that only a public key tells of are rare, so a batch is first run as if there were none. Where a check finds one, the
 //! batch is run again with care: after step 2 it asks where the profiles stand, and leaves out the links that must not be.
 
 use std::borrow::Cow;
@@ -20,8 +20,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::domain::automation::interests::Interests;
-use crate::domain::event::{Event, PrivacyAsk, ShopSubject};
-use crate::domain::identity::{self, Group, IdentifierKind, Standing};
+use crate::domain::event::{Event, PrivacyAsk, ShopSubject, Source};
+use crate::domain::identity::{self, Counts, Group, Held, Linking, Standing, UNTRUSTED_LINK};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
 use crate::domain::profile::Profile;
@@ -31,8 +31,8 @@ use crate::failpoint;
 use crate::ports::clock::Clock;
 use crate::ports::locks::Locks;
 use crate::ports::store::{
-    BrandIdentifier, BrandOrder, ConsentRow, EventRow, KnownEvents, MergeRow, Move, OrderKey, PrivacyRow,
-    ProductRow, Relation, RelationKind, Store, StoreError, StoreTx,
+    BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, KnownEvents, MergeRow, Move, OrderKey,
+    PrivacyRow, ProductRow, Relation, RelationKind, Store, StoreError, StoreTx,
 };
 use crate::services::automations::jobs;
 use crate::services::merge::{self, Grant, Taking};
@@ -214,6 +214,17 @@ async fn finish(
     if let Some(grant) = &grant {
         tx.fence(merging, grant.fence).await?;
     }
+    let raised = cast.raised(&groups);
+    if !raised.is_empty() {
+        tx.raise(&raised).await?;
+    }
+    for (place, from) in &cast.taken {
+        if let Some(profile) = profiles.get_mut(from) {
+            let mut gone = Counts::default();
+            gone.add(cast.identifiers[*place].1.kind);
+            profile.standing.counts.take(&gone);
+        }
+    }
     let homes = homes(&groups, fresh.len());
     let rows: Vec<EventRow<'_>> =
         fresh.iter().zip(&homes).map(|(event, home)| EventRow { event, profile: *home }).collect();
@@ -247,6 +258,7 @@ async fn finish(
     touched.extend(&changed);
     save_the_rest(&mut *tx, &effective, now).await?;
     changed.extend(records.iter().map(|record| (record.brand, record.moved.into)));
+    changed.extend(cast.taken.iter().map(|(place, from)| (cast.identifiers[*place].0, *from)));
     let signals = jobs::signals(book, &effective, &changed);
     if !signals.is_empty() {
         tx.stage(&signals, now.timestamp_millis()).await?;
@@ -305,6 +317,14 @@ struct Cast {
     of_event: Vec<Vec<usize>>,
     /// For each identifier, its owner.
     owners: Vec<Option<ProfileId>>,
+    /// For each identifier, who says that it is its owner's.
+    sources: Vec<Source>,
+    /// For each identifier, the most trusted source that names somebody by it here.
+    named: Vec<Source>,
+    /// For each event, whether its links are beyond doubt.
+    firm: Vec<bool>,
+    /// With care: identifiers that are taken away from profiles that had them by a public key's word.
+    taken: BTreeMap<usize, ProfileId>,
     /// Ids made by this transaction, which no profile has yet.
     minted: BTreeSet<ProfileId>,
     /// Identifiers that this transaction gave away.
@@ -328,7 +348,7 @@ impl Cast {
         for (place, at) in places.values_mut().enumerate() {
             *at = place;
         }
-        let of_event = events
+        let of_event: Vec<Vec<usize>> = events
             .iter()
             .map(|event| {
                 event
@@ -338,9 +358,18 @@ impl Cast {
                     .collect()
             })
             .collect();
+        let mut named = vec![Source::Public; places.len()];
+        let firm: Vec<bool> = events.iter().map(|event| event.links_firmly()).collect();
+        for (event, of) in events.iter().zip(&of_event).filter(|(event, _)| event.links_firmly()) {
+            of.iter().for_each(|place| named[*place] = named[*place].max(event.source));
+        }
         let identifiers: Vec<BrandIdentifier> = places.into_keys().collect();
         Self {
             owners: vec![None; identifiers.len()],
+            sources: vec![Source::Public; identifiers.len()],
+            named,
+            firm,
+            taken: BTreeMap::new(),
             identifiers,
             of_event,
             minted: BTreeSet::new(),
@@ -371,11 +400,22 @@ impl Cast {
             if claims.is_empty() {
                 return self.settled(tx, groups, careful).await;
             }
+            let claimed: BTreeSet<&BrandIdentifier> = claims.iter().map(|claim| &claim.identifier).collect();
+            self.taken.retain(|place, _| claimed.contains(&self.identifiers[*place]));
+            let taken: Vec<(BrandIdentifier, ProfileId)> =
+                self.taken.iter().map(|(place, from)| (self.identifiers[*place].clone(), *from)).collect();
+            if !taken.is_empty() {
+                tx.disown(&taken).await?;
+            }
             let given: HashSet<BrandIdentifier> = tx.claim(&claims).await?.into_iter().collect();
-            for (identifier, profile) in &claims {
-                if given.contains(identifier) {
-                    let place = self.place(identifier);
-                    self.owners[place] = Some(*profile);
+            if !taken.is_empty() && given.len() < claims.len() {
+                return Err(StoreError::Conflict("others claimed what was taken away".into()).into());
+            }
+            for claim in &claims {
+                if given.contains(&claim.identifier) {
+                    let place = self.place(&claim.identifier);
+                    self.owners[place] = Some(claim.profile);
+                    self.sources[place] = claim.source;
                     self.given.insert(place);
                 }
             }
@@ -428,6 +468,18 @@ impl Cast {
             false => BTreeSet::new(),
         };
         let mut standings = self.standings.clone();
+        let held = self.held();
+        let known = |id: ProfileId| standings.get(&id).is_some_and(|standing| standing.known);
+        let firm: Vec<&[usize]> =
+            whole.iter().zip(&self.firm).filter(|(_, firm)| **firm).map(|(of, _)| of.as_slice()).collect();
+        for place in identity::disowned(firm.iter().copied(), &held, known) {
+            if let Some(owner) = self.owners[place].take() {
+                let mut gone = Counts::default();
+                gone.add(self.identifiers[place].1.kind);
+                standings.entry(owner).or_default().counts.take(&gone);
+                self.taken.insert(place, owner);
+            }
+        }
         for place in &self.given {
             if let Some(owner) = self.owners[*place] {
                 standings.entry(owner).or_default().counts.add(self.identifiers[*place].1.kind);
@@ -438,10 +490,24 @@ impl Cast {
             .filter(|(.., kind)| *kind == RelationKind::Split)
             .map(|(a, b, _)| (*a, *b))
             .collect();
-        let kinds: Vec<IdentifierKind> = self.identifiers.iter().map(|(_, i)| i.kind).collect();
-        let limits: Vec<&Limits> = events.iter().map(|event| book.limits(event.brand)).collect();
-        let pruned = identity::prune(whole, &kinds, &self.owners, &standings, &apart, &limits);
+        let linking: Vec<Linking<'_>> = events
+            .iter()
+            .zip(whole)
+            .zip(&self.firm)
+            .map(|((event, of), firm)| Linking {
+                identifiers: of,
+                firm: *firm,
+                limits: book.limits(event.brand),
+            })
+            .collect();
+        let pruned = identity::prune(&linking, &self.held(), &standings, &apart);
         self.of_event = pruned.of_event;
+        self.named.fill(Source::Public);
+        for (at, event) in events.iter().enumerate().filter(|(at, _)| self.firm[*at]) {
+            self.of_event[at]
+                .iter()
+                .for_each(|place| self.named[*place] = self.named[*place].max(event.source));
+        }
         let flagged =
             |id: &ProfileId| self.standings.get(id).is_none_or(|standing| standing.limited.is_some());
         self.limited = pruned.limited.into_iter().filter(|(id, _)| !flagged(id)).collect();
@@ -453,9 +519,13 @@ impl Cast {
             })
             // Of profiles that exist: what this transaction makes is told by what it does not link.
             .filter(|((a, b), _)| self.standings.contains_key(a) && self.standings.contains_key(b))
-            .map(|(pair, (place, limit))| {
+            .map(|(pair, (place, why))| {
                 let kind = self.identifiers[place].1.kind.as_str();
-                (pair, format!("a shared {kind} would have made {limit}"))
+                let reason = match why.as_str() {
+                    UNTRUSTED_LINK => format!("a shared {kind}: {why}"),
+                    limit => format!("a shared {kind} would have made {limit}"),
+                };
+                (pair, reason)
             })
             .collect();
         Ok(())
@@ -473,15 +543,60 @@ impl Cast {
         if open.is_empty() {
             return Ok(());
         }
-        for (identifier, owner) in tx.owners(&open).await? {
+        for (identifier, owner, source) in tx.owners(&open).await? {
             let place = self.place(&identifier);
             self.owners[place] = Some(owner);
+            self.sources[place] = source;
         }
         Ok(())
     }
 
+    /// What is known of each identifier.
+    fn held(&self) -> Vec<Held> {
+        (0..self.identifiers.len()).map(|place| self.held_at(place)).collect()
+    }
+
+    fn held_at(&self, place: usize) -> Held {
+        let owner = self.owners[place];
+        let trusted = owner.is_some() && self.sources[place].is_trusted();
+        Held { kind: self.identifiers[place].1.kind, owner, trusted }
+    }
+
+    /// Identifiers of which a trusted source says now, too, whose they are.
+    fn raised(&self, groups: &[Group]) -> Vec<(BrandIdentifier, Source)> {
+        let mut raised = BTreeMap::new();
+        for &event in groups.iter().flat_map(|group| &group.events).filter(|event| self.firm[**event]) {
+            for &place in
+                self.of_event[event].iter().filter(|place| self.named[**place] > self.sources[**place])
+            {
+                raised.insert(self.identifiers[place].clone(), self.named[place]);
+            }
+        }
+        raised.into_iter().collect()
+    }
+
+    /// How many people trusted sources know among those of a group.
+    fn people(&self, group: &Group, known: impl Fn(ProfileId) -> bool) -> usize {
+        let firm = || group.events.iter().filter(|event| self.firm[**event]);
+        // Most groups are one by what makes them a group at all.
+        if firm().count() + group.owners.iter().filter(|owner| known(**owner)).count() < 2 {
+            return 1;
+        }
+        let places: BTreeMap<usize, usize> =
+            group.identifiers.iter().enumerate().map(|(at, place)| (*place, at)).collect();
+        // What this transaction gave away says nothing yet of who somebody is.
+        let held = |place: &usize| match self.given.contains(place) {
+            true => Held { kind: self.identifiers[*place].1.kind, owner: None, trusted: false },
+            false => self.held_at(*place),
+        };
+        let held: Vec<Held> = group.identifiers.iter().map(held).collect();
+        let of_event: Vec<Vec<usize>> =
+            firm().map(|event| self.of_event[*event].iter().map(|place| places[place]).collect()).collect();
+        identity::people(of_event.iter().map(Vec::as_slice), &held, known)
+    }
+
     /// Identifiers without an owner, with the profile that is to have them: the oldest of their group, or a new one.
-    fn claims(&mut self, groups: &[Group], clock: &Arc<dyn Clock>) -> Vec<(BrandIdentifier, ProfileId)> {
+    fn claims(&mut self, groups: &[Group], clock: &Arc<dyn Clock>) -> Vec<Claim> {
         let mut claims = Vec::new();
         for group in groups {
             let mut home = group.owners.first().copied();
@@ -491,7 +606,8 @@ impl Cast {
                     self.minted.insert(minted);
                     minted
                 });
-                claims.push((self.identifiers[place].clone(), profile));
+                let (identifier, source) = (self.identifiers[place].clone(), self.named[place]);
+                claims.push(Claim { identifier, profile, source });
             }
         }
         claims.sort();
@@ -516,6 +632,7 @@ async fn lock(
         .filter(|id| !cast.minted.contains(id))
         .chain(cast.limited.keys())
         .chain(cast.refused.keys().flat_map(|(a, b)| [a, b]))
+        .chain(cast.taken.values())
         .copied()
         .collect();
     if ids.is_empty() {
@@ -556,6 +673,10 @@ fn stands(
     for group in groups {
         let existing: Vec<&Profile> = group.owners.iter().filter_map(|id| profiles.get(id)).collect();
         if existing.len() > 1 && existing.iter().any(|profile| profile.standing.related) {
+            return Err(Lost::Careful);
+        }
+        let known = |id: ProfileId| profiles.get(&id).is_some_and(|profile| profile.standing.known);
+        if cast.people(group, known) > 1 {
             return Err(Lost::Careful);
         }
         let new: Vec<Standing> = group
@@ -659,6 +780,7 @@ fn merge(
         for &place in group.identifiers.iter().filter(|place| cast.given.contains(place)) {
             whole.standing.counts.add(cast.identifiers[place].1.kind);
         }
+        whole.standing.known |= group.events.iter().any(|event| cast.firm[*event]);
         for &loser in group.owners.iter().skip(1) {
             let moved = Move { from: loser, into: survivor };
             merged.moves.push(moved);
@@ -755,6 +877,7 @@ async fn save_the_rest(
                 brand: event.brand,
                 message_id: &event.message_id,
                 profile,
+                source: event.source,
                 consent,
             })
         })

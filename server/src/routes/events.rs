@@ -31,7 +31,7 @@ pub async fn take(
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let whole: &RawValue = json(&bytes)?;
-    let brand = writer(&state, &headers, || key_in(whole)).await?;
+    let (brand, source) = writer(&state, &headers, || key_in(whole)).await?;
     let events: Vec<&RawValue> =
         if whole.get().starts_with('[') { json(whole.get().as_bytes())? } else { vec![whole] };
     if events.len() > MAX_BATCH_EVENTS {
@@ -40,6 +40,7 @@ pub async fn take(
     }
     let reception = Reception {
         brand,
+        source,
         received_ms: state.context.clock.now_ms(),
         kind: None,
         sent_at: None,

@@ -13,11 +13,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tributary_core::domain::envelope::{Envelope, Origin};
-use tributary_core::domain::event::{EventKind, Rejection};
+use tributary_core::domain::event::{EventKind, Rejection, Source};
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::segment::{self, TOO_LARGE};
 use tributary_core::ports::queue::NewItem;
-use tributary_core::ports::tenants::KeyKind;
 use uuid::Uuid;
 
 use crate::auth;
@@ -82,16 +81,17 @@ impl Batch<'_> {
     }
 }
 
-/// The brand that may write: by the key in the headers, or, where that is none of ours (an OAuth token), in the body.
+/// The brand that sends, and how far it is believed: by the key in the headers, or, where that is none of ours (an OAuth token), in
+/// the body.
 pub(super) async fn writer(
     state: &AppState,
     headers: &HeaderMap,
     in_body: impl FnOnce() -> Option<String>,
-) -> Result<BrandId, ApiError> {
+) -> Result<(BrandId, Source), ApiError> {
     let in_headers = auth::from_headers(headers);
-    match state.keys.brand(in_headers.as_deref(), KeyKind::Write).await {
+    match state.keys.sender(in_headers.as_deref()).await {
         Err(error) if error.is_unauthorized() => match in_body() {
-            Some(key) => state.keys.brand(Some(&key), KeyKind::Write).await,
+            Some(key) => state.keys.sender(Some(&key)).await,
             None => Err(error),
         },
         known => known,
@@ -118,10 +118,10 @@ pub async fn one(
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let message: &RawValue = json(&bytes)?;
-    let brand = writer(&state, &headers, || key_in(message)).await?;
+    let (brand, source) = writer(&state, &headers, || key_in(message)).await?;
     let has_id = segment::check(message, Some(kind), 0)?;
     let received_ms = state.context.clock.now_ms();
-    let reception = Reception { brand, received_ms, kind: Some(kind), sent_at: None, shared: None };
+    let reception = Reception { brand, source, received_ms, kind: Some(kind), sent_at: None, shared: None };
     state.ingest.enqueue(vec![reception.item(message, has_id)]).await?;
     count(1);
     Ok(success())
@@ -138,7 +138,7 @@ pub async fn batch(
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let batch: Batch<'_> = json(&bytes)?;
-    let brand = writer(&state, &headers, || batch.write_key.as_deref().map(str::to_owned)).await?;
+    let (brand, source) = writer(&state, &headers, || batch.write_key.as_deref().map(str::to_owned)).await?;
     let count_of = batch.batch.len();
     if count_of > MAX_BATCH_EVENTS {
         let message = format!("the batch has {count_of} events; at most {MAX_BATCH_EVENTS} are taken");
@@ -176,6 +176,7 @@ pub async fn batch(
     }
     let reception = Reception {
         brand,
+        source,
         received_ms: state.context.clock.now_ms(),
         kind: None,
         // A sentAt that is no text is no reason to lose a batch: its events have times of their own.
@@ -194,6 +195,8 @@ pub async fn batch(
 pub(super) struct Reception<'a> {
     /// Whose messages.
     pub(super) brand: BrandId,
+    /// How far they are believed.
+    pub(super) source: Source,
     /// When they came.
     pub(super) received_ms: i64,
     /// The kind that the route says.
@@ -215,6 +218,7 @@ impl Reception<'_> {
                 message_id: (!has_id).then(|| Uuid::now_v7().to_string().into()),
                 sent_at: self.sent_at.map(Cow::Borrowed),
                 shared: self.shared.map(Cow::Borrowed),
+                source: self.source,
             },
             body: message,
         };

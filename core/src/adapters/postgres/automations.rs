@@ -9,14 +9,14 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Row, Transaction};
 use uuid::Uuid;
 
-use super::customers::{profile, stored_event};
+use super::customers::{consent, profile, stored_event};
 use super::db::{begin, begin_for, begin_reading, failed};
 use super::outbox;
 use super::processing::uuids;
-use crate::domain::automation::facts::{EVENTS_SEEN, Facts, newest_consents};
+use crate::domain::automation::facts::{CONSENTS_SEEN, EVENTS_SEEN, Facts};
 use crate::domain::automation::run::{ActionRow, ActionStatus, Past, Run, State, Status};
 use crate::domain::automation::segment::{Change, SegmentRow};
-use crate::domain::customer360::{OrderTotals, StoredConsent, StoredEvent};
+use crate::domain::customer360::{OrderTotals, StoredEvent};
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::from_ms;
@@ -510,7 +510,7 @@ impl AutomationsTx for Tx {
         let ids = uuids(ids);
         let rows = sqlx::query(
             "select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into, counts, merges,
-                limited, related
+                limited, related, known
             from profiles where id = any($1)",
         )
         .bind(&ids)
@@ -522,15 +522,16 @@ impl AutomationsTx for Tx {
             let facts = Facts::of(profile(row)?);
             all.insert(facts.profile.id, facts);
         }
-        let rows: Vec<(Uuid, String, String)> =
-            sqlx::query_as("select profile_id, kind, value from identifiers where profile_id = any($1)")
-                .bind(&ids)
-                .fetch_all(&mut *self.tx)
-                .await
-                .map_err(failed)?;
-        for (id, kind, value) in rows {
+        let rows: Vec<(Uuid, String, String, bool)> = sqlx::query_as(
+            "select profile_id, kind, value, source > 0 from identifiers where profile_id = any($1)",
+        )
+        .bind(&ids)
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        for (id, kind, value, trusted) in rows {
             if let (Some(facts), Some(kind)) = (all.get_mut(&ProfileId(id)), IdentifierKind::parse(&kind)) {
-                facts.identifiers.push(Identifier { kind, value });
+                facts.own(Identifier { kind, value }, trusted);
             }
         }
         let rows = sqlx::query(
@@ -549,16 +550,22 @@ impl AutomationsTx for Tx {
             }
         }
         let rows = sqlx::query(
-            "select profile_id, channel, state, level, at, message_id from consents where profile_id = any($1)",
+            "select p.id as profile_id, c.* from unnest($1::uuid[]) as p (id) cross join lateral (
+                select * from (
+                    select distinct on (channel, address, source > 0) channel, state, level, at, message_id, address, source
+                    from consents where profile_id = p.id
+                    order by channel, address, source > 0, at desc, message_id desc) newest
+                order by source > 0 desc, at desc, message_id desc limit $2) c",
         )
         .bind(&ids)
+        .bind(CONSENTS_SEEN as i64)
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
         for row in &rows {
-            let (id, consent) = consent(row).map_err(failed)?;
+            let id = ProfileId(row.try_get("profile_id").map_err(failed)?);
             if let Some(facts) = all.get_mut(&id) {
-                facts.consents.push(consent);
+                facts.consents.push(consent(row).map_err(failed)?);
             }
         }
         let rows: Vec<(Uuid, String, i64)> = sqlx::query_as(
@@ -576,7 +583,7 @@ impl AutomationsTx for Tx {
         if events {
             let rows = sqlx::query(
                 "select p.id as profile_id, e.* from unnest($1::uuid[]) as p (id) cross join lateral (
-                    select message_id, kind, name, \"timestamp\", body::text as body, active from events
+                    select message_id, kind, name, \"timestamp\", body::text as body, active, source, received_at from events
                     where profile_id = p.id order by \"timestamp\" desc, message_id desc limit $2) e",
             )
             .bind(&ids)
@@ -593,7 +600,7 @@ impl AutomationsTx for Tx {
         }
         for facts in all.values_mut() {
             facts.identifiers.sort();
-            facts.consents = newest_consents(std::mem::take(&mut facts.consents));
+            facts.trusted.sort();
         }
         Ok(all)
     }
@@ -603,7 +610,7 @@ impl AutomationsTx for Tx {
         ids: &[(BrandId, String)],
     ) -> Result<HashMap<(BrandId, String), StoredEvent>, StoreError> {
         let rows = sqlx::query(
-            "select e.brand_id, message_id, kind, name, \"timestamp\", body::text as body, active
+            "select e.brand_id, message_id, kind, name, \"timestamp\", body::text as body, active, source, received_at
             from unnest($1::bigint[], $2::text[]) as asked (b, m) join events e on e.brand_id = b and message_id = m",
         )
         .bind(ids.iter().map(|(brand, _)| brand.0).collect::<Vec<_>>())
@@ -626,7 +633,7 @@ impl AutomationsTx for Tx {
         names: &[String],
     ) -> Result<HashMap<ProfileId, Vec<StoredEvent>>, StoreError> {
         let rows = sqlx::query(
-            "select profile_id, message_id, kind, name, \"timestamp\", body::text as body, active
+            "select profile_id, message_id, kind, name, \"timestamp\", body::text as body, active, source, received_at
             from unnest($1::uuid[], $2::timestamptz[]) as asked (p, s)
             join events on profile_id = p and \"timestamp\" >= s
             where name = any($3) order by \"timestamp\", message_id",
@@ -932,17 +939,6 @@ fn totals(row: &PgRow) -> Result<(ProfileId, OrderTotals), sqlx::Error> {
         last_ordered_at: row.try_get("last_ordered_at")?,
     };
     Ok((ProfileId(row.try_get("profile_id")?), totals))
-}
-
-fn consent(row: &PgRow) -> Result<(ProfileId, StoredConsent), sqlx::Error> {
-    let consent = StoredConsent {
-        channel: row.try_get("channel")?,
-        state: row.try_get("state")?,
-        level: row.try_get("level")?,
-        at: row.try_get("at")?,
-        message_id: row.try_get("message_id")?,
-    };
-    Ok((ProfileId(row.try_get("profile_id")?), consent))
 }
 
 async fn actions(tx: &mut PgConnection, runs: &[Uuid]) -> Result<Vec<ActionRow>, StoreError> {

@@ -14,6 +14,7 @@ use crate::domain::customer360::{
     CustomerRecord, GROUPS, OrderTotals, RECENT_EVENTS, RelatedProfile, StoredConsent, StoredEvent,
 };
 use crate::domain::event::EventKind;
+use crate::domain::event::Source;
 use crate::domain::identity::{Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::insights::{
@@ -67,9 +68,11 @@ impl Store for PgStore {
         let activity = activity(&mut tx, brand, id).await?;
         let orders = recent_orders(&mut tx, brand, id).await?;
         let related = if profile.standing.related { related(&mut tx, brand, id).await? } else { vec![] };
+        let (all, trusted) = identifiers(&mut tx, brand, id).await?;
         Ok(Some(CustomerRecord {
             profile,
-            identifiers: identifiers(&mut tx, brand, id).await?,
+            identifiers: all,
+            trusted,
             totals: totals(&mut tx, brand, id).await?,
             recent_events: recent_events(&mut tx, brand, id).await?,
             products: products(&mut tx, brand, &product_ids(&activity, &orders)).await?,
@@ -121,7 +124,7 @@ async fn survivor(
             select p.* from profiles p join trail t on p.id = t.merged_into and p.brand_id = $2
         )
         select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into, counts, merges,
-            limited, related
+            limited, related, known
         from trail where merged_into is null",
     )
     .bind(id.0)
@@ -132,22 +135,27 @@ async fn survivor(
     row.map(|row| profile(&row)).transpose()
 }
 
+/// All identifiers of a profile, and those of them that are its own by a trusted source's word.
 async fn identifiers(
     tx: &mut PgConnection,
     brand: BrandId,
     id: ProfileId,
-) -> Result<Vec<Identifier>, StoreError> {
-    let rows: Vec<(String, String)> =
-        sqlx::query_as("select kind, value from identifiers where profile_id = $1 and brand_id = $2")
-            .bind(id.0)
-            .bind(brand.0)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed)?;
-    Ok(rows
-        .into_iter()
-        .filter_map(|(kind, value)| Some(Identifier { kind: IdentifierKind::parse(&kind)?, value }))
-        .collect())
+) -> Result<(Vec<Identifier>, Vec<Identifier>), StoreError> {
+    let rows: Vec<(String, String, bool)> = sqlx::query_as(
+        "select kind, value, source > 0 from identifiers where profile_id = $1 and brand_id = $2",
+    )
+    .bind(id.0)
+    .bind(brand.0)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    let known = |(kind, value, trusted): (String, String, bool)| {
+        Some((Identifier { kind: IdentifierKind::parse(&kind)?, value }, trusted))
+    };
+    let all: Vec<(Identifier, bool)> = rows.into_iter().filter_map(known).collect();
+    let trusted =
+        all.iter().filter(|(_, trusted)| *trusted).map(|(identifier, _)| identifier.clone()).collect();
+    Ok((all.into_iter().map(|(identifier, _)| identifier).collect(), trusted))
 }
 
 async fn totals(
@@ -188,7 +196,7 @@ async fn recent_events(
     id: ProfileId,
 ) -> Result<Vec<StoredEvent>, StoreError> {
     let rows = sqlx::query(
-        "select message_id, kind, name, \"timestamp\", body::text as body, active from events
+        "select message_id, kind, name, \"timestamp\", body::text as body, active, source, received_at from events
         where profile_id = $1 and brand_id = $2
         order by \"timestamp\" desc, message_id desc limit $3",
     )
@@ -257,7 +265,7 @@ pub(super) async fn consents(
     limit: i64,
 ) -> Result<Vec<StoredConsent>, StoreError> {
     let rows = sqlx::query(
-        "select channel, state, level, at, message_id from consents where profile_id = $1 and brand_id = $2
+        "select channel, state, level, at, message_id, address, source from consents where profile_id = $1 and brand_id = $2
         order by at desc, message_id desc limit $3",
     )
     .bind(id.0)
@@ -266,16 +274,20 @@ pub(super) async fn consents(
     .fetch_all(conn)
     .await
     .map_err(failed)?;
-    let consent = |row: &PgRow| {
-        Ok(StoredConsent {
-            channel: row.try_get("channel")?,
-            state: row.try_get("state")?,
-            level: row.try_get("level")?,
-            at: row.try_get("at")?,
-            message_id: row.try_get("message_id")?,
-        })
-    };
     rows.iter().map(consent).collect::<Result<_, sqlx::Error>>().map_err(failed)
+}
+
+/// What a customer said of consent.
+pub(super) fn consent(row: &PgRow) -> Result<StoredConsent, sqlx::Error> {
+    Ok(StoredConsent {
+        channel: row.try_get("channel")?,
+        state: row.try_get("state")?,
+        level: row.try_get("level")?,
+        at: row.try_get("at")?,
+        message_id: row.try_get("message_id")?,
+        address: row.try_get("address")?,
+        source: Source::from_code(row.try_get("source")?, ""),
+    })
 }
 
 async fn groups(
@@ -285,7 +297,7 @@ async fn groups(
 ) -> Result<Vec<StoredEvent>, StoreError> {
     let rows = sqlx::query(
         "select * from (
-            select distinct on (name) message_id, kind, name, \"timestamp\", body::text as body, active from events
+            select distinct on (name) message_id, kind, name, \"timestamp\", body::text as body, active, source, received_at from events
             where profile_id = $1 and brand_id = $2 and kind = 'group'
             order by name, \"timestamp\" desc, message_id desc) newest
         order by \"timestamp\" desc, message_id desc limit $3",
@@ -356,25 +368,29 @@ pub(super) fn profile(row: &PgRow) -> Result<Profile, StoreError> {
     read().map_err(failed)
 }
 
-/// Where a profile stands, from `counts, merges, limited, related`.
+/// Where a profile stands, from `counts, merges, limited, related, known`.
 pub(super) fn standing(row: &PgRow) -> Result<Standing, sqlx::Error> {
     Ok(Standing {
         counts: json(row.try_get("counts")?)?,
         merges: u32::try_from(row.try_get::<i32, _>("merges")?).unwrap_or_default(),
         limited: row.try_get("limited")?,
         related: row.try_get("related")?,
+        known: row.try_get("known")?,
     })
 }
 
-/// An event from `message_id, kind, name, timestamp, body::text, active`.
+/// An event from `message_id, kind, name, timestamp, body::text, active, source, received_at`.
 pub(super) fn stored_event(row: &PgRow) -> Result<StoredEvent, sqlx::Error> {
+    let kind: String = row.try_get("kind")?;
     Ok(StoredEvent {
         message_id: row.try_get("message_id")?,
-        kind: row.try_get("kind")?,
+        source: Source::from_code(row.try_get("source")?, &kind),
+        kind,
         name: row.try_get("name")?,
         timestamp: row.try_get("timestamp")?,
         body: row.try_get("body")?,
         active: row.try_get("active")?,
+        received_at: row.try_get("received_at")?,
     })
 }
 

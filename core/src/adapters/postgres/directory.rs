@@ -47,7 +47,7 @@ impl Directory for PgDirectory {
         if let Some(search) = search {
             found(&mut list, brand, search);
         }
-        list.push("select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into, counts, merges, limited, related from profiles where brand_id = ");
+        list.push("select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into, counts, merges, limited, related, known from profiles where brand_id = ");
         list.push_bind(brand.0).push(" and merged_into is null");
         if search.is_some() {
             list.push(" and id in (select id from found)");
@@ -138,7 +138,7 @@ impl Directory for PgDirectory {
         let mut tx = begin_reading(&self.pool, brand).await?;
         let (at, message) = before.map(|(at, message)| (*at, message.as_str())).unzip();
         let rows = sqlx::query(
-            "select message_id, kind, name, \"timestamp\", body::text as body, active from events
+            "select message_id, kind, name, \"timestamp\", body::text as body, active, source, received_at from events
             where profile_id = $1 and brand_id = $2 and ($3::timestamptz is null or (\"timestamp\", message_id) < ($3, $4))
             order by \"timestamp\" desc, message_id desc limit $5",
         )

@@ -117,7 +117,7 @@ impl Privacy for PgPrivacy {
     ) -> Result<Vec<StoredEvent>, StoreError> {
         let mut tx = begin_reading(&self.pool, brand).await?;
         let rows = sqlx::query(
-            "select e.message_id, kind, e.name, \"timestamp\", body::text as body, active from orders o
+            "select e.message_id, kind, e.name, \"timestamp\", body::text as body, active, source, received_at from orders o
             join events e on e.brand_id = o.brand_id and e.shop = o.shop and e.order_id = o.id and e.profile_id is null
             where o.profile_id = $1 and o.brand_id = $2 order by \"timestamp\", e.message_id limit $3",
         )

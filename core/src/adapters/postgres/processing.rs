@@ -10,7 +10,7 @@ use super::customers::{brand_order, profile, standing, stored_event};
 use super::db::failed;
 use super::outbox;
 use crate::domain::customer360::StoredEvent;
-use crate::domain::event::Event;
+use crate::domain::event::{Event, Source};
 use crate::domain::history::Merge;
 use crate::domain::identity::{Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
@@ -18,8 +18,8 @@ use crate::domain::profile::Profile;
 use crate::domain::time::{Timestamp, from_ms};
 use crate::ports::outbox::Stage;
 use crate::ports::store::{
-    BrandIdentifier, BrandOrder, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move, OrderColumns,
-    OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, StoreError, StoreTx, suppression,
+    BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move,
+    OrderColumns, OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, StoreError, StoreTx, suppression,
 };
 
 /// The columns of an order, as [`brand_order`] reads them.
@@ -61,10 +61,10 @@ impl StoreTx for PgTx {
     async fn owners(
         &mut self,
         identifiers: &[BrandIdentifier],
-    ) -> Result<Vec<(BrandIdentifier, ProfileId)>, StoreError> {
+    ) -> Result<Vec<(BrandIdentifier, ProfileId, Source)>, StoreError> {
         let Columns { brands, kinds, values } = Columns::of(identifiers.iter());
-        let rows: Vec<(i64, String, String, Uuid)> = sqlx::query_as(
-            "select brand_id, kind, value, profile_id from identifiers
+        let rows: Vec<(i64, String, String, Uuid, i16)> = sqlx::query_as(
+            "select brand_id, kind, value, profile_id, source from identifiers
             join unnest($1::bigint[], $2::text[], $3::text[]) as asked (b, k, v)
             on brand_id = b and kind = k and value = v",
         )
@@ -75,21 +75,21 @@ impl StoreTx for PgTx {
         .await
         .map_err(failed)?;
         rows.into_iter()
-            .map(|(brand, kind, value, owner)| Ok((identifier(brand, &kind, value)?, ProfileId(owner))))
+            .map(|(brand, kind, value, owner, source)| {
+                let source = Source::from_code(Some(source), "");
+                Ok((identifier(brand, &kind, value)?, ProfileId(owner), source))
+            })
             .collect()
     }
 
-    async fn claim(
-        &mut self,
-        claims: &[(BrandIdentifier, ProfileId)],
-    ) -> Result<Vec<BrandIdentifier>, StoreError> {
-        let Columns { brands, kinds, values } = Columns::of(claims.iter().map(|(identifier, _)| identifier));
-        let profiles: Vec<Uuid> = claims.iter().map(|(_, profile)| profile.0).collect();
+    async fn claim(&mut self, claims: &[Claim]) -> Result<Vec<BrandIdentifier>, StoreError> {
+        let Columns { brands, kinds, values } = Columns::of(claims.iter().map(|claim| &claim.identifier));
+        let profiles: Vec<Uuid> = claims.iter().map(|claim| claim.profile.0).collect();
         // in the order given: two workers that want the same identifiers wait for each other in one order
         let rows: Vec<(i64, String, String)> = sqlx::query_as(
-            "insert into identifiers (brand_id, kind, value, profile_id, origin)
-            select b, k, v, p, p from unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[])
-                with ordinality as claimed (b, k, v, p, place) order by place
+            "insert into identifiers (brand_id, kind, value, profile_id, origin, source)
+            select b, k, v, p, p, s from unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[], $5::smallint[])
+                with ordinality as claimed (b, k, v, p, s, place) order by place
             on conflict do nothing
             returning brand_id, kind, value",
         )
@@ -97,17 +97,65 @@ impl StoreTx for PgTx {
         .bind(kinds)
         .bind(values)
         .bind(profiles)
+        .bind(claims.iter().map(|claim| claim.source.code()).collect::<Vec<_>>())
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
         rows.into_iter().map(|(brand, kind, value)| identifier(brand, &kind, value)).collect()
     }
 
+    async fn disown(&mut self, from: &[(BrandIdentifier, ProfileId)]) -> Result<(), StoreError> {
+        let Columns { brands, kinds, values } = Columns::of(from.iter().map(|(identifier, _)| identifier));
+        let gone = sqlx::query(
+            "delete from identifiers using unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[]) as given (b, k, v, p)
+            where brand_id = b and kind = k and value = v and profile_id = p and source = 0",
+        )
+        .bind(brands)
+        .bind(kinds)
+        .bind(values)
+        .bind(from.iter().map(|(_, profile)| profile.0).collect::<Vec<_>>())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        if gone.rows_affected() != from.len() as u64 {
+            return Err(StoreError::Conflict("an identifier went elsewhere meanwhile".into()));
+        }
+        Ok(())
+    }
+
+    async fn raise(&mut self, raised: &[(BrandIdentifier, Source)]) -> Result<(), StoreError> {
+        let Columns { brands, kinds, values } = Columns::of(raised.iter().map(|(identifier, _)| identifier));
+        sqlx::query(
+            "update identifiers set source = greatest(source, s)
+            from unnest($1::bigint[], $2::text[], $3::text[], $4::smallint[]) as given (b, k, v, s)
+            where brand_id = b and kind = k and value = v",
+        )
+        .bind(brands)
+        .bind(kinds)
+        .bind(values)
+        .bind(raised.iter().map(|(_, source)| source.code()).collect::<Vec<_>>())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn known(&mut self, ids: &[ProfileId]) -> Result<HashSet<ProfileId>, StoreError> {
+        let ids: Vec<Uuid> = sqlx::query_scalar(
+            "select distinct profile_id from identifiers where profile_id = any($1) and source > 0",
+        )
+        .bind(uuids(ids))
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        Ok(ids.into_iter().map(ProfileId).collect())
+    }
+
     async fn lock(&mut self, ids: &[ProfileId]) -> Result<Vec<Profile>, StoreError> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let rows = sqlx::query(
             "select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into, counts, merges,
-                limited, related
+                limited, related, known
             from profiles where id = any($1) order by id for update",
         )
         .bind(ids)
@@ -121,11 +169,11 @@ impl StoreTx for PgTx {
         let events = || rows.iter().map(|row| row.event);
         let added: Vec<(i64, String)> = sqlx::query_as(
             "insert into events (brand_id, message_id, profile_id, origin, kind, name, \"timestamp\", received_at, body,
-                active, shop, order_id)
-            select b, m, p, p, k, n, t, r, body::json, a, s, o
+                active, shop, order_id, source)
+            select b, m, p, p, k, n, t, r, body::json, a, s, o, source
             from unnest($1::bigint[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::timestamptz[],
-                $7::timestamptz[], $8::text[], $9::boolean[], $10::text[], $11::text[])
-                as given (b, m, p, k, n, t, r, body, a, s, o)
+                $7::timestamptz[], $8::text[], $9::boolean[], $10::text[], $11::text[], $12::smallint[])
+                as given (b, m, p, k, n, t, r, body, a, s, o, source)
             on conflict do nothing
             returning brand_id, message_id",
         )
@@ -140,6 +188,7 @@ impl StoreTx for PgTx {
         .bind(events().map(|e| e.active).collect::<Vec<_>>())
         .bind(events().map(|e| e.shop.as_deref()).collect::<Vec<_>>())
         .bind(events().map(|e| e.order.as_ref().map(|order| order.id.as_str())).collect::<Vec<_>>())
+        .bind(events().map(|e| e.source.code()).collect::<Vec<_>>())
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
@@ -155,15 +204,16 @@ impl StoreTx for PgTx {
         let names: Vec<Option<(String, String)>> = profiles.iter().map(Profile::names).collect();
         sqlx::query(
             "insert into profiles (id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges,
-                limited, related, name, surname)
-            select i, b, f, l, c, t::json, m, counts, merges, limited, related, name, surname
+                limited, related, name, surname, known)
+            select i, b, f, l, c, t::json, m, counts, merges, limited, related, name, surname, known
             from unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::text[],
-                $7::uuid[], $8::text[], $9::integer[], $10::text[], $11::boolean[], $12::text[], $13::text[])
-                as given (i, b, f, l, c, t, m, counts, merges, limited, related, name, surname)
+                $7::uuid[], $8::text[], $9::integer[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::boolean[])
+                as given (i, b, f, l, c, t, m, counts, merges, limited, related, name, surname, known)
             on conflict (id) do update set first_seen = excluded.first_seen, last_seen = excluded.last_seen,
                 events_count = excluded.events_count, traits = excluded.traits, merged_into = excluded.merged_into,
                 counts = excluded.counts, merges = excluded.merges, limited = excluded.limited,
-                related = excluded.related, name = excluded.name, surname = excluded.surname",
+                related = excluded.related, name = excluded.name, surname = excluded.surname,
+                known = excluded.known",
         )
         .bind(profiles.iter().map(|p| p.id.0).collect::<Vec<_>>())
         .bind(profiles.iter().map(|p| p.brand.0).collect::<Vec<_>>())
@@ -178,6 +228,7 @@ impl StoreTx for PgTx {
         .bind(profiles.iter().map(|p| p.standing.related).collect::<Vec<_>>())
         .bind(names.iter().map(|n| n.as_ref().map(|n| n.0.as_str())).collect::<Vec<_>>())
         .bind(names.iter().map(|n| n.as_ref().map(|n| n.1.as_str())).collect::<Vec<_>>())
+        .bind(profiles.iter().map(|p| p.standing.known).collect::<Vec<_>>())
         .execute(&mut *self.tx)
         .await
         .map_err(failed)?;
@@ -204,12 +255,13 @@ impl StoreTx for PgTx {
     }
 
     async fn standings(&mut self, ids: &[ProfileId]) -> Result<HashMap<ProfileId, Standing>, StoreError> {
-        let rows =
-            sqlx::query("select id, counts, merges, limited, related from profiles where id = any($1)")
-                .bind(uuids(ids))
-                .fetch_all(&mut *self.tx)
-                .await
-                .map_err(failed)?;
+        let rows = sqlx::query(
+            "select id, counts, merges, limited, related, known from profiles where id = any($1)",
+        )
+        .bind(uuids(ids))
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
         rows.iter()
             .map(|row| Ok((ProfileId(row.try_get("id")?), standing(row)?)))
             .collect::<Result<_, sqlx::Error>>()
@@ -423,9 +475,9 @@ impl StoreTx for PgTx {
     async fn save_consents(&mut self, rows: &[ConsentRow<'_>]) -> Result<(), StoreError> {
         let of = || rows.iter().map(|row| row.consent);
         sqlx::query(
-            "insert into consents (brand_id, message_id, channel, profile_id, origin, state, level, at)
-            select b, m, c, p, p, s, l, a from unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[], $5::text[],
-                $6::text[], $7::timestamptz[]) as given (b, m, c, p, s, l, a)
+            "insert into consents (brand_id, message_id, channel, profile_id, origin, state, level, at, address, source)
+            select b, m, c, p, p, s, l, a, d, o from unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[], $5::text[],
+                $6::text[], $7::timestamptz[], $8::text[], $9::smallint[]) as given (b, m, c, p, s, l, a, d, o)
             on conflict do nothing",
         )
         .bind(rows.iter().map(|row| row.brand.0).collect::<Vec<_>>())
@@ -435,6 +487,8 @@ impl StoreTx for PgTx {
         .bind(of().map(|c| c.state.as_str()).collect::<Vec<_>>())
         .bind(of().map(|c| c.level.as_deref()).collect::<Vec<_>>())
         .bind(of().map(|c| c.at).collect::<Vec<_>>())
+        .bind(of().map(|c| c.address.as_deref()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.source.code()).collect::<Vec<_>>())
         .execute(&mut *self.tx)
         .await
         .map_err(failed)?;
@@ -532,7 +586,7 @@ impl StoreTx for PgTx {
     ) -> Result<Vec<StoredEvent>, StoreError> {
         let (at, message) = after.map(|(at, message)| (*at, message.as_str())).unzip();
         let rows = sqlx::query(
-            "select message_id, kind, name, \"timestamp\", body::text as body, active from events
+            "select message_id, kind, name, \"timestamp\", body::text as body, active, source, received_at from events
             where profile_id = $1 and ($2::timestamptz is null or (\"timestamp\", message_id) > ($2, $3))
             order by \"timestamp\", message_id limit $4",
         )

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::customers::{Counted, consent, counted, profile, profile_id, stored_event, summed};
 use super::db::{Db, failed};
 use super::outbox;
-use crate::domain::automation::facts::{EVENTS_SEEN, Facts, newest_consents};
+use crate::domain::automation::facts::{CONSENTS_SEEN, EVENTS_SEEN, Facts};
 use crate::domain::automation::run::{ActionRow, ActionStatus, Past, Run, State, Status};
 use crate::domain::automation::segment::{Change, SegmentRow};
 use crate::domain::customer360::StoredEvent;
@@ -532,17 +532,18 @@ impl AutomationsTx for Tx {
             let facts = Facts::of(profile(row).map_err(failed)?);
             all.insert(facts.profile.id, facts);
         }
-        let rows: Vec<(String, String, String)> = sqlx::query_as(
-            "select profile_id, kind, i.value from json_each(?1) asked join identifiers i on profile_id = asked.value",
+        let rows: Vec<(String, String, String, bool)> = sqlx::query_as(
+            "select profile_id, kind, i.value, source > 0 from json_each(?1) asked
+            join identifiers i on profile_id = asked.value",
         )
         .bind(&asked)
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
-        for (id, kind, value) in rows {
+        for (id, kind, value, trusted) in rows {
             let facts = all.get_mut(&profile_id(&id).map_err(failed)?);
             if let (Some(facts), Some(kind)) = (facts, IdentifierKind::parse(&kind)) {
-                facts.identifiers.push(Identifier { kind, value });
+                facts.own(Identifier { kind, value }, trusted);
             }
         }
         // SQLite would add decimals up as floats: the sums are made here
@@ -565,10 +566,18 @@ impl AutomationsTx for Tx {
             }
         }
         let rows = sqlx::query(
-            "select profile_id, channel, state, level, at, message_id from json_each(?1) asked
-            join consents on profile_id = asked.value",
+            "select * from (
+                select newest.*, row_number() over (
+                    partition by profile_id order by source > 0 desc, at desc, message_id desc) as place
+                from (
+                    select profile_id, channel, state, level, at, message_id, address, source, row_number() over (
+                        partition by profile_id, channel, address, source > 0 order by at desc, message_id desc) as age
+                    from json_each(?1) asked join consents on profile_id = asked.value) newest
+                where age = 1)
+            where place <= ?2",
         )
         .bind(&asked)
+        .bind(CONSENTS_SEEN as i64)
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
@@ -592,7 +601,7 @@ impl AutomationsTx for Tx {
         }
         for (id, facts) in &mut all {
             facts.identifiers.sort();
-            facts.consents = newest_consents(std::mem::take(&mut facts.consents));
+            facts.trusted.sort();
             if events {
                 facts.events = recent(&mut self.tx, *id).await?;
             }
@@ -606,7 +615,7 @@ impl AutomationsTx for Tx {
     ) -> Result<HashMap<(BrandId, String), StoredEvent>, StoreError> {
         let asked: Vec<_> = ids.iter().map(|(brand, id)| json!([brand.0, id])).collect();
         let rows = sqlx::query(
-            "select brand_id, message_id, kind, name, \"timestamp\", body, active
+            "select brand_id, message_id, kind, name, \"timestamp\", body, active, source, received_at
             from (select value ->> 0 as b, value ->> 1 as m from json_each(?1)) asked
             cross join events on brand_id = b and message_id = m",
         )
@@ -630,7 +639,7 @@ impl AutomationsTx for Tx {
     ) -> Result<HashMap<ProfileId, Vec<StoredEvent>>, StoreError> {
         let asked: Vec<_> = of.iter().map(|(id, since)| json!([id, since])).collect();
         let rows = sqlx::query(
-            "select profile_id, message_id, kind, name, \"timestamp\", body, active
+            "select profile_id, message_id, kind, name, \"timestamp\", body, active, source, received_at
             from (select value ->> 0 as p, value ->> 1 as s from json_each(?1)) asked
             cross join events on profile_id = p and \"timestamp\" >= s
             where name in (select value from json_each(?2)) order by \"timestamp\", message_id",
@@ -937,7 +946,7 @@ impl AutomationsTx for Tx {
 
 async fn recent(tx: &mut SqliteConnection, id: ProfileId) -> Result<Vec<StoredEvent>, StoreError> {
     let rows = sqlx::query(
-        "select message_id, kind, name, \"timestamp\", body, active from events
+        "select message_id, kind, name, \"timestamp\", body, active, source, received_at from events
         where profile_id = ?1 order by \"timestamp\" desc, message_id desc limit ?2",
     )
     .bind(id.to_string())

@@ -14,6 +14,7 @@ use crate::domain::customer360::{
     CustomerRecord, GROUPS, OrderTotals, RECENT_EVENTS, RelatedProfile, StoredConsent, StoredEvent,
 };
 use crate::domain::event::EventKind;
+use crate::domain::event::Source;
 use crate::domain::identity::{Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::insights::{
@@ -68,9 +69,11 @@ impl Store for SqliteStore {
         let activity = activity(&mut tx, brand, id).await?;
         let orders = recent_orders(&mut tx, brand, id).await?;
         let related = if profile.standing.related { related(&mut tx, brand, id).await? } else { vec![] };
+        let (all, trusted) = identifiers(&mut tx, brand, id).await?;
         Ok(Some(CustomerRecord {
             profile,
-            identifiers: identifiers(&mut tx, brand, id).await?,
+            identifiers: all,
+            trusted,
             totals: totals(&mut tx, brand, id).await?,
             recent_events: recent_events(&mut tx, brand, id).await?,
             products: products(&mut tx, brand, &product_ids(&activity, &orders)).await?,
@@ -121,7 +124,7 @@ async fn survivor(
             union all
             select p.* from profiles p join trail t on p.id = t.merged_into and p.brand_id = ?2
         )
-        select id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges, limited, related
+        select id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges, limited, related, known
         from trail where merged_into is null",
     )
     .bind(id.to_string())
@@ -132,22 +135,27 @@ async fn survivor(
     row.map(|row| profile(&row)).transpose().map_err(failed)
 }
 
+/// All identifiers of a profile, and those of them that are its own by a trusted source's word.
 async fn identifiers(
     tx: &mut SqliteConnection,
     brand: BrandId,
     id: ProfileId,
-) -> Result<Vec<Identifier>, StoreError> {
-    let rows: Vec<(String, String)> =
-        sqlx::query_as("select kind, value from identifiers where profile_id = ?1 and brand_id = ?2")
-            .bind(id.to_string())
-            .bind(brand.0)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed)?;
-    Ok(rows
-        .into_iter()
-        .filter_map(|(kind, value)| Some(Identifier { kind: IdentifierKind::parse(&kind)?, value }))
-        .collect())
+) -> Result<(Vec<Identifier>, Vec<Identifier>), StoreError> {
+    let rows: Vec<(String, String, bool)> = sqlx::query_as(
+        "select kind, value, source > 0 from identifiers where profile_id = ?1 and brand_id = ?2",
+    )
+    .bind(id.to_string())
+    .bind(brand.0)
+    .fetch_all(&mut *tx)
+    .await
+    .map_err(failed)?;
+    let known = |(kind, value, trusted): (String, String, bool)| {
+        Some((Identifier { kind: IdentifierKind::parse(&kind)?, value }, trusted))
+    };
+    let all: Vec<(Identifier, bool)> = rows.into_iter().filter_map(known).collect();
+    let trusted =
+        all.iter().filter(|(_, trusted)| *trusted).map(|(identifier, _)| identifier.clone()).collect();
+    Ok((all.into_iter().map(|(identifier, _)| identifier).collect(), trusted))
 }
 
 async fn totals(
@@ -207,7 +215,7 @@ async fn recent_events(
     id: ProfileId,
 ) -> Result<Vec<StoredEvent>, StoreError> {
     let rows = sqlx::query(
-        "select message_id, kind, name, \"timestamp\", body, active from events
+        "select message_id, kind, name, \"timestamp\", body, active, source, received_at from events
         where profile_id = ?1 and brand_id = ?2
         order by \"timestamp\" desc, message_id desc limit ?3",
     )
@@ -282,7 +290,7 @@ pub(super) async fn consents(
     limit: i64,
 ) -> Result<Vec<StoredConsent>, StoreError> {
     let rows = sqlx::query(
-        "select channel, state, level, at, message_id from consents where profile_id = ?1 and brand_id = ?2
+        "select channel, state, level, at, message_id, address, source from consents where profile_id = ?1 and brand_id = ?2
         order by at desc, message_id desc limit ?3",
     )
     .bind(id.to_string())
@@ -294,7 +302,7 @@ pub(super) async fn consents(
     rows.iter().map(consent).collect::<Result<_, sqlx::Error>>().map_err(failed)
 }
 
-/// One from `channel, state, level, at, message_id`.
+/// One from `channel, state, level, at, message_id, address, source`.
 pub(super) fn consent(row: &SqliteRow) -> Result<StoredConsent, sqlx::Error> {
     Ok(StoredConsent {
         channel: row.try_get("channel")?,
@@ -302,6 +310,8 @@ pub(super) fn consent(row: &SqliteRow) -> Result<StoredConsent, sqlx::Error> {
         level: row.try_get("level")?,
         at: from_ms(row.try_get("at")?),
         message_id: row.try_get("message_id")?,
+        address: row.try_get("address")?,
+        source: Source::from_code(row.try_get("source")?, ""),
     })
 }
 
@@ -312,7 +322,7 @@ async fn groups(
 ) -> Result<Vec<StoredEvent>, StoreError> {
     let rows = sqlx::query(
         "select * from (
-            select message_id, kind, name, \"timestamp\", body, active,
+            select message_id, kind, name, \"timestamp\", body, active, source, received_at,
                 row_number() over (partition by name order by \"timestamp\" desc, message_id desc) as place
             from events where profile_id = ?1 and brand_id = ?2 and kind = 'group')
         where place = 1 order by \"timestamp\" desc, message_id desc limit ?3",
@@ -380,25 +390,29 @@ pub(super) fn profile(row: &SqliteRow) -> Result<Profile, sqlx::Error> {
     })
 }
 
-/// Where a profile stands, from `counts, merges, limited, related`.
+/// Where a profile stands, from `counts, merges, limited, related, known`.
 pub(super) fn standing(row: &SqliteRow) -> Result<Standing, sqlx::Error> {
     Ok(Standing {
         counts: json(row.try_get("counts")?)?,
         merges: row.try_get("merges")?,
         limited: row.try_get("limited")?,
         related: row.try_get("related")?,
+        known: row.try_get("known")?,
     })
 }
 
-/// An event from `message_id, kind, name, timestamp, body, active`.
+/// An event from `message_id, kind, name, timestamp, body, active, source, received_at`.
 pub(super) fn stored_event(row: &SqliteRow) -> Result<StoredEvent, sqlx::Error> {
+    let kind: String = row.try_get("kind")?;
     Ok(StoredEvent {
         message_id: row.try_get("message_id")?,
-        kind: row.try_get("kind")?,
+        source: Source::from_code(row.try_get("source")?, &kind),
+        kind,
         name: row.try_get("name")?,
         timestamp: from_ms(row.try_get("timestamp")?),
         body: row.try_get("body")?,
         active: row.try_get("active")?,
+        received_at: from_ms(row.try_get("received_at")?),
     })
 }
 

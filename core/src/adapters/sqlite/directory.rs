@@ -46,7 +46,7 @@ impl Directory for SqliteDirectory {
         if let Some(search) = search {
             found(&mut list, brand, search);
         }
-        list.push("select id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges, limited, related from profiles where brand_id = ");
+        list.push("select id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges, limited, related, known from profiles where brand_id = ");
         list.push_bind(brand.0).push(" and merged_into is null");
         if search.is_some() {
             list.push(" and id in (select id from found)");
@@ -134,7 +134,7 @@ impl Directory for SqliteDirectory {
     ) -> Result<Vec<StoredEvent>, StoreError> {
         let (at, message) = before.map(|(at, message)| (at.timestamp_millis(), message.as_str())).unzip();
         let rows = sqlx::query(
-            "select message_id, kind, name, \"timestamp\", body, active from events
+            "select message_id, kind, name, \"timestamp\", body, active, source, received_at from events
             where profile_id = ?1 and brand_id = ?2 and (?3 is null or (\"timestamp\", message_id) < (?3, ?4))
             order by \"timestamp\" desc, message_id desc limit ?5",
         )

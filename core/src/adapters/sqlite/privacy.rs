@@ -112,7 +112,7 @@ impl Privacy for SqlitePrivacy {
         limit: i64,
     ) -> Result<Vec<StoredEvent>, StoreError> {
         let rows = sqlx::query(
-            "select e.message_id, kind, e.name, \"timestamp\", body, active from orders o
+            "select e.message_id, kind, e.name, \"timestamp\", body, active, source, received_at from orders o
             join events e on e.brand_id = o.brand_id and e.shop = o.shop and e.order_id = o.id and e.profile_id is null
             where o.profile_id = ?1 and o.brand_id = ?2 order by \"timestamp\", e.message_id limit ?3",
         )

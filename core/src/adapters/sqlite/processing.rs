@@ -12,7 +12,7 @@ use super::customers::{brand_order, profile, profile_id, standing, stored_event}
 use super::db::{failed, pieces};
 use super::outbox;
 use crate::domain::customer360::StoredEvent;
-use crate::domain::event::Event;
+use crate::domain::event::{Event, Source};
 use crate::domain::history::Merge;
 use crate::domain::identity::{Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
@@ -20,8 +20,8 @@ use crate::domain::profile::Profile;
 use crate::domain::time::Timestamp;
 use crate::ports::outbox::Stage;
 use crate::ports::store::{
-    BrandIdentifier, BrandOrder, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move, OrderColumns,
-    OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, StoreError, StoreTx, suppression,
+    BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move,
+    OrderColumns, OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, StoreError, StoreTx, suppression,
 };
 
 /// The columns of an order, as [`brand_order`] reads them.
@@ -62,10 +62,10 @@ impl StoreTx for SqliteTx {
     async fn owners(
         &mut self,
         identifiers: &[BrandIdentifier],
-    ) -> Result<Vec<(BrandIdentifier, ProfileId)>, StoreError> {
+    ) -> Result<Vec<(BrandIdentifier, ProfileId, Source)>, StoreError> {
         let asked: Vec<_> = identifiers.iter().map(|(b, i)| json!([b.0, i.kind.as_str(), i.value])).collect();
-        let rows: Vec<(i64, String, String, String)> = sqlx::query_as(
-            "select brand_id, kind, identifiers.value, profile_id from json_each(?1) asked
+        let rows: Vec<(i64, String, String, String, i16)> = sqlx::query_as(
+            "select brand_id, kind, identifiers.value, profile_id, source from json_each(?1) asked
             join identifiers on brand_id = asked.value ->> 0 and kind = asked.value ->> 1
                 and identifiers.value = asked.value ->> 2",
         )
@@ -74,27 +74,27 @@ impl StoreTx for SqliteTx {
         .await
         .map_err(failed)?;
         rows.into_iter()
-            .map(|(brand, kind, value, owner)| {
-                Ok((identifier(brand, &kind, value)?, profile_id(&owner).map_err(failed)?))
+            .map(|(brand, kind, value, owner, source)| {
+                let owner = profile_id(&owner).map_err(failed)?;
+                Ok((identifier(brand, &kind, value)?, owner, Source::from_code(Some(source), "")))
             })
             .collect()
     }
 
-    async fn claim(
-        &mut self,
-        claims: &[(BrandIdentifier, ProfileId)],
-    ) -> Result<Vec<BrandIdentifier>, StoreError> {
+    async fn claim(&mut self, claims: &[Claim]) -> Result<Vec<BrandIdentifier>, StoreError> {
         let mut given = Vec::with_capacity(claims.len());
         for piece in pieces(claims) {
             let mut insert = QueryBuilder::<Sqlite>::new(
-                "insert into identifiers (brand_id, kind, value, profile_id, origin) ",
+                "insert into identifiers (brand_id, kind, value, profile_id, origin, source) ",
             );
-            insert.push_values(piece, |mut row, ((brand, identifier), profile)| {
+            insert.push_values(piece, |mut row, claim| {
+                let (brand, identifier) = &claim.identifier;
                 row.push_bind(brand.0)
                     .push_bind(identifier.kind.as_str())
                     .push_bind(&identifier.value)
-                    .push_bind(profile.to_string())
-                    .push_bind(profile.to_string());
+                    .push_bind(claim.profile.to_string())
+                    .push_bind(claim.profile.to_string())
+                    .push_bind(claim.source.code());
             });
             insert.push(" on conflict do nothing returning brand_id, kind, value");
             let rows: Vec<(i64, String, String)> =
@@ -106,10 +106,60 @@ impl StoreTx for SqliteTx {
         Ok(given)
     }
 
+    async fn disown(&mut self, from: &[(BrandIdentifier, ProfileId)]) -> Result<(), StoreError> {
+        let given: Vec<_> = from
+            .iter()
+            .map(|((brand, identifier), profile)| {
+                json!([brand.0, identifier.kind.as_str(), identifier.value, profile])
+            })
+            .collect();
+        let gone = sqlx::query(
+            "delete from identifiers where source = 0 and (brand_id, kind, value, profile_id) in (
+                select given.value ->> 0, given.value ->> 1, given.value ->> 2, given.value ->> 3 from json_each(?1) given)",
+        )
+        .bind(json!(given).to_string())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        if gone.rows_affected() != from.len() as u64 {
+            return Err(StoreError::Conflict("an identifier went elsewhere meanwhile".into()));
+        }
+        Ok(())
+    }
+
+    async fn raise(&mut self, raised: &[(BrandIdentifier, Source)]) -> Result<(), StoreError> {
+        let given: Vec<_> = raised
+            .iter()
+            .map(|((brand, identifier), source)| {
+                json!([brand.0, identifier.kind.as_str(), identifier.value, source.code()])
+            })
+            .collect();
+        sqlx::query(
+            "update identifiers set source = max(source, given.value ->> 3) from json_each(?1) given
+            where brand_id = given.value ->> 0 and kind = given.value ->> 1 and identifiers.value = given.value ->> 2",
+        )
+        .bind(json!(given).to_string())
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn known(&mut self, ids: &[ProfileId]) -> Result<HashSet<ProfileId>, StoreError> {
+        let ids: Vec<String> = sqlx::query_scalar(
+            "select distinct profile_id from json_each(?1) asked join identifiers on profile_id = asked.value where source > 0",
+        )
+        .bind(json!(ids).to_string())
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        ids.iter().map(|id| profile_id(id)).collect::<Result<_, _>>().map_err(failed)
+    }
+
     async fn lock(&mut self, ids: &[ProfileId]) -> Result<Vec<Profile>, StoreError> {
         let rows = sqlx::query(
             "select profiles.id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges, limited,
-                related
+                related, known
             from json_each(?1) asked join profiles on profiles.id = asked.value",
         )
         .bind(json!(ids).to_string())
@@ -124,7 +174,7 @@ impl StoreTx for SqliteTx {
         for piece in pieces(rows) {
             let mut insert = QueryBuilder::<Sqlite>::new(
                 "insert into events (brand_id, message_id, profile_id, origin, kind, name, \"timestamp\", received_at, body,
-                active, shop, order_id) ",
+                active, shop, order_id, source) ",
             );
             insert.push_values(piece, |mut row, EventRow { event, profile }| {
                 row.push_bind(event.brand.0)
@@ -138,7 +188,8 @@ impl StoreTx for SqliteTx {
                     .push_bind(&event.body)
                     .push_bind(event.active)
                     .push_bind(event.shop.as_deref())
-                    .push_bind(event.order.as_ref().map(|order| order.id.as_str()));
+                    .push_bind(event.order.as_ref().map(|order| order.id.as_str()))
+                    .push_bind(event.source.code());
             });
             insert.push(" on conflict do nothing returning brand_id, message_id");
             let keys: Vec<(i64, String)> =
@@ -152,7 +203,7 @@ impl StoreTx for SqliteTx {
         for piece in pieces(profiles) {
             let mut insert = QueryBuilder::<Sqlite>::new(
                 "insert into profiles (id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts,
-                merges, limited, related, name, surname) ",
+                merges, limited, related, name, surname, known) ",
             );
             insert.push_values(piece, |mut row, p| {
                 let (name, surname) = p.names().unzip();
@@ -168,12 +219,14 @@ impl StoreTx for SqliteTx {
                     .push_bind(p.standing.limited.as_deref())
                     .push_bind(p.standing.related)
                     .push_bind(name)
-                    .push_bind(surname);
+                    .push_bind(surname)
+                    .push_bind(p.standing.known);
             });
             insert.push(
                 " on conflict (id) do update set first_seen = excluded.first_seen, last_seen = excluded.last_seen,
                 events_count = excluded.events_count, traits = excluded.traits, counts = excluded.counts,
-                merges = excluded.merges, limited = excluded.limited, related = excluded.related",
+                merges = excluded.merges, limited = excluded.limited, related = excluded.related,
+                known = excluded.known",
             );
             insert.build().execute(&mut *self.tx).await.map_err(failed)?;
         }
@@ -220,7 +273,7 @@ impl StoreTx for SqliteTx {
 
     async fn standings(&mut self, ids: &[ProfileId]) -> Result<HashMap<ProfileId, Standing>, StoreError> {
         let rows = sqlx::query(
-            "select id, counts, merges, limited, related from profiles where id in (select value from json_each(?1))",
+            "select id, counts, merges, limited, related, known from profiles where id in (select value from json_each(?1))",
         )
         .bind(json!(ids).to_string())
         .fetch_all(&mut *self.tx)
@@ -442,18 +495,23 @@ impl StoreTx for SqliteTx {
     async fn save_consents(&mut self, rows: &[ConsentRow<'_>]) -> Result<(), StoreError> {
         for piece in pieces(rows) {
             let mut insert = QueryBuilder::<Sqlite>::new(
-                "insert into consents (brand_id, message_id, channel, profile_id, origin, state, level, at) ",
+                "insert into consents (brand_id, message_id, channel, profile_id, origin, state, level, at, address, source) ",
             );
-            insert.push_values(piece, |mut row, ConsentRow { brand, message_id, profile, consent }| {
-                row.push_bind(brand.0)
-                    .push_bind(*message_id)
-                    .push_bind(consent.channel.as_str())
-                    .push_bind(profile.to_string())
-                    .push_bind(profile.to_string())
-                    .push_bind(&consent.state)
-                    .push_bind(consent.level.as_deref())
-                    .push_bind(consent.at.timestamp_millis());
-            });
+            insert.push_values(
+                piece,
+                |mut row, ConsentRow { brand, message_id, profile, source, consent }| {
+                    row.push_bind(brand.0)
+                        .push_bind(*message_id)
+                        .push_bind(consent.channel.as_str())
+                        .push_bind(profile.to_string())
+                        .push_bind(profile.to_string())
+                        .push_bind(&consent.state)
+                        .push_bind(consent.level.as_deref())
+                        .push_bind(consent.at.timestamp_millis())
+                        .push_bind(consent.address.as_deref())
+                        .push_bind(source.code());
+                },
+            );
             insert.push(" on conflict do nothing");
             insert.build().execute(&mut *self.tx).await.map_err(failed)?;
         }
@@ -551,7 +609,7 @@ impl StoreTx for SqliteTx {
     ) -> Result<Vec<StoredEvent>, StoreError> {
         let (at, message) = after.map(|(at, message)| (at.timestamp_millis(), message.as_str())).unzip();
         let rows = sqlx::query(
-            "select message_id, kind, name, \"timestamp\", body, active from events
+            "select message_id, kind, name, \"timestamp\", body, active, source, received_at from events
             where profile_id = ?1 and (?2 is null or (\"timestamp\", message_id) > (?2, ?3))
             order by \"timestamp\", message_id limit ?4",
         )

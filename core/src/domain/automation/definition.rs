@@ -41,6 +41,9 @@ pub enum Trigger {
     Event {
         /// The event's name, like `Checkout Started`.
         event: String,
+        /// Whether only Shopify, a secret key or an automation may tell it: whoever has the public key can tell any event.
+        #[serde(default, skip_serializing_if = "is_false")]
+        trusted: bool,
     },
     /// The customer comes into a segment.
     SegmentEnter {
@@ -101,6 +104,9 @@ pub struct EventMatch {
     /// What else must hold: a CEL expression over the customer and the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<String>,
+    /// Whether only Shopify, a secret key or an automation may tell it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub trusted: bool,
 }
 
 /// Whether a customer may come in again.
@@ -197,6 +203,9 @@ pub enum Step {
         /// What else must hold of it: a CEL expression.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         condition: Option<String>,
+        /// Whether only Shopify, a secret key or an automation may tell it.
+        #[serde(default, skip_serializing_if = "is_false")]
+        trusted: bool,
         /// How long at most.
         within: Span,
         /// What is done when it came.
@@ -287,6 +296,11 @@ pub enum Action {
         #[serde(default, skip_serializing_if = "Value::is_null")]
         properties: Value,
     },
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde wants")]
+fn is_false(of: &bool) -> bool {
+    !of
 }
 
 fn yes() -> bool {

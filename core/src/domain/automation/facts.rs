@@ -11,8 +11,9 @@ use rust_decimal::prelude::ToPrimitive;
 use serde_json::{Value as Json, json};
 
 use super::expression::time_value;
+use crate::domain::contact::{self, Address};
 use crate::domain::customer360::{OrderTotals, StoredConsent, StoredEvent, event_json};
-use crate::domain::event::Channel;
+use crate::domain::event::{Channel, Source};
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::money;
@@ -22,6 +23,8 @@ use crate::domain::time::{self, Timestamp};
 
 /// How many of a customer's newest events expressions see.
 pub const EVENTS_SEEN: usize = 200;
+/// How many statements of consent are read of a customer.
+pub const CONSENTS_SEEN: usize = 200;
 /// How many entries of a list or an object in a trait or an event expressions see.
 pub const LISTED: usize = 200;
 /// Traits of this prefix are tags: `tag:vip` is true for whoever is tagged `vip`. Each is a trait of its own, so that tags that
@@ -35,9 +38,11 @@ pub struct Facts {
     pub profile: Profile,
     /// All its identifiers, sorted.
     pub identifiers: Vec<Identifier>,
+    /// Those of them that are its own by a trusted source's word, sorted.
+    pub trusted: Vec<Identifier>,
     /// Its orders that count, summed by currency.
     pub totals: Vec<OrderTotals>,
-    /// The newest that was said of each channel.
+    /// The newest that was said of each channel and address, by trusted sources and by others, at most [`CONSENTS_SEEN`].
     pub consents: Vec<StoredConsent>,
     /// Its newest [`EVENTS_SEEN`], newest first; empty where nobody asks for them.
     pub events: Vec<StoredEvent>,
@@ -51,6 +56,7 @@ impl Facts {
         Self {
             profile,
             identifiers: Vec::new(),
+            trusted: Vec::new(),
             totals: Vec::new(),
             consents: Vec::new(),
             events: Vec::new(),
@@ -58,19 +64,36 @@ impl Facts {
         }
     }
 
-    /// The e-mail address: the first in order, where there are several.
-    pub fn email(&self) -> Option<&str> {
-        self.first(IdentifierKind::Email)
+    /// Takes in one of its identifiers.
+    pub fn own(&mut self, identifier: Identifier, trusted: bool) {
+        if trusted {
+            self.trusted.push(identifier.clone());
+        }
+        self.identifiers.push(identifier);
     }
 
-    fn first(&self, kind: IdentifierKind) -> Option<&str> {
-        let mut of = self.identifiers.iter().filter(|identifier| identifier.kind == kind);
-        of.next().map(|identifier| identifier.value.as_str())
+    /// Where a channel writes to: see [`contact`].
+    pub fn address(&self, channel: Channel) -> Option<Address> {
+        contact::address(channel.identifier_kind(), &self.profile, &self.identifiers, &self.trusted)
     }
 
-    /// Whether marketing may be sent by a channel: only what was expressly given counts.
+    /// The e-mail address that is written to.
+    pub fn email(&self) -> Option<String> {
+        self.address(Channel::Email).map(|address| address.value)
+    }
+
+    fn phone(&self) -> Option<String> {
+        self.address(Channel::Sms).map(|address| address.value)
+    }
+
+    /// Whether marketing may be sent by a channel to the address that it writes to.
     pub fn allows(&self, channel: Channel) -> bool {
-        self.consents.iter().any(|c| c.channel == channel.as_str() && c.state == "subscribed")
+        contact::allows(&self.consents, channel, self.address(channel).as_ref())
+    }
+
+    /// What holds of consent for the address that a channel writes to.
+    pub fn consent(&self, channel: Channel) -> Option<&StoredConsent> {
+        contact::holding(&self.consents, channel, self.address(channel).as_ref())
     }
 
     /// A trait's value.
@@ -107,8 +130,8 @@ impl Facts {
             }
             "tags" => list(self.tags().into_iter().map(text)),
             "segments" => list(self.segments.keys().map(|name| text(name))),
-            "email" => self.email().map_or(Value::Null, text),
-            "phone" => self.first(IdentifierKind::Phone).map_or(Value::Null, text),
+            "email" => self.email().map_or(Value::Null, |email| text(&email)),
+            "phone" => self.phone().map_or(Value::Null, |phone| text(&phone)),
             "seen" => map([
                 ("first", time_value(self.profile.first_seen)),
                 ("last", time_value(self.profile.last_seen)),
@@ -174,7 +197,7 @@ impl Facts {
         json!({
             "id": self.profile.id,
             "email": self.email(),
-            "phone": self.first(IdentifierKind::Phone),
+            "phone": self.phone(),
             "traits": traits,
             "tags": self.tags(),
             "segments": self.segments.keys().collect::<Vec<_>>(),
@@ -205,19 +228,21 @@ impl Facts {
         ];
         profile.traits = values
             .into_iter()
-            .map(|(name, value)| (name.to_owned(), Trait { at_ms: 0, message_id: String::new(), value }))
+            .map(|(name, value)| {
+                let (message_id, source) = (String::new(), Source::Secret);
+                (name.to_owned(), Trait { at_ms: 0, message_id, value, source })
+            })
             .collect();
         profile.first_seen = Some(day("2026-01-01T12:00:00Z"));
         profile.last_seen = Some(day("2026-06-14T12:00:00Z"));
         profile.events_count = 12;
         let viewed =
             json!({"properties": {"product_id": "1", "name": "Shoe", "category": "Shoes", "price": 60.25}});
+        let email = Identifier { kind: IdentifierKind::Email, value: "ada@example.com".to_owned() };
         Self {
             profile,
-            identifiers: vec![Identifier {
-                kind: IdentifierKind::Email,
-                value: "ada@example.com".to_owned(),
-            }],
+            identifiers: vec![email.clone()],
+            trusted: vec![email],
             totals: vec![OrderTotals {
                 currency: "EUR".to_owned(),
                 count: 3,
@@ -232,6 +257,8 @@ impl Facts {
                 level: None,
                 at: day("2026-01-01T12:00:00Z"),
                 message_id: String::new(),
+                address: None,
+                source: Source::Secret,
             }],
             events: vec![StoredEvent {
                 message_id: "example".to_owned(),
@@ -240,6 +267,8 @@ impl Facts {
                 timestamp: day("2026-06-14T12:00:00Z"),
                 body: viewed.to_string(),
                 active: true,
+                source: Source::Public,
+                received_at: day("2026-06-14T12:00:00Z"),
             }],
             segments: BTreeMap::from([("loyal".to_owned(), 0)]),
         }
@@ -271,6 +300,8 @@ impl Trigger {
             timestamp: Timestamp::default(),
             body: body.to_string(),
             active: true,
+            source: Source::Shopify,
+            received_at: Timestamp::default(),
         })
     }
 }
@@ -281,6 +312,7 @@ fn event_value(event: &StoredEvent) -> Value {
         ("name", event.name.as_deref().map_or(Value::Null, text)),
         ("type", text(&event.kind)),
         ("at", time_value(Some(event.timestamp))),
+        ("trusted", Value::Bool(event.source.is_trusted())),
         ("properties", of_json(&json["properties"])),
     ])
 }
@@ -315,16 +347,4 @@ fn of_json(json: &Json) -> Value {
             map(fields.iter().take(LISTED).map(|(name, value)| (name.as_str(), of_json(value))))
         }
     }
-}
-
-/// What holds of each channel, of all that was said.
-pub fn newest_consents(said: Vec<StoredConsent>) -> Vec<StoredConsent> {
-    let mut newest: BTreeMap<String, StoredConsent> = BTreeMap::new();
-    for consent in said {
-        let held = newest.get(&consent.channel);
-        if held.is_none_or(|held| (held.at, &held.message_id) < (consent.at, &consent.message_id)) {
-            newest.insert(consent.channel.clone(), consent);
-        }
-    }
-    newest.into_values().collect()
 }

@@ -36,7 +36,7 @@ impl Interests {
             all.listen(&segment.expression);
         }
         for plan in plans {
-            if let Trigger::Event { event } = &plan.definition.trigger {
+            if let Trigger::Event { event, .. } = &plan.definition.trigger {
                 all.names.insert(event.clone());
             }
             all.names.extend(plan.cancelling().map(str::to_owned));

@@ -31,6 +31,8 @@ pub struct Match {
     pub event: String,
     /// What else must hold.
     pub condition: Option<Arc<Expression>>,
+    /// Whether a trusted source must tell it.
+    pub trusted: bool,
 }
 
 /// What a node does. Places are indices of nodes; `None` is the end.
@@ -102,7 +104,7 @@ impl Plan {
         }
         name("name", &definition.name, MAX_NAME_CHARS)?;
         let scope = match &definition.trigger {
-            Trigger::Event { event } => {
+            Trigger::Event { event, .. } => {
                 name("trigger.event", event, MAX_NAME_CHARS)?;
                 Scope::Event
             }
@@ -126,8 +128,8 @@ impl Plan {
             .cancel_on
             .iter()
             .enumerate()
-            .map(|(at, EventMatch { event, condition })| {
-                matching(&format!("cancel_on {}", at + 1), event, condition.as_deref())
+            .map(|(at, EventMatch { event, condition, trusted })| {
+                matching(&format!("cancel_on {}", at + 1), event, condition.as_deref(), *trusted)
             })
             .collect::<Result<_, _>>()?;
         span("reentry.after", definition.reentry.after.ms(), true)?;
@@ -139,7 +141,7 @@ impl Plan {
         }
         let mut plan =
             Self { definition: definition.clone(), condition, cancel_on, nodes: Vec::new(), first: None };
-        if let Trigger::Event { event } = &definition.trigger
+        if let Trigger::Event { event, .. } = &definition.trigger
             && emitted(&definition.steps).contains(&event.as_str())
         {
             return Err(wrong(format!(
@@ -171,9 +173,9 @@ impl Plan {
                     span(&named, wait.ms(), false)?;
                     (Op::Wait(wait.ms()), next)
                 }
-                Step::WaitUntil { event, condition, within, then, otherwise } => {
+                Step::WaitUntil { event, condition, trusted, within, then, otherwise } => {
                     span(&named, within.ms(), false)?;
-                    let event = matching(&named, event, condition.as_deref())?;
+                    let event = matching(&named, event, condition.as_deref(), *trusted)?;
                     let came = self.lay(then, &format!("{path}.then."), next, scope, depth + 1)?;
                     let not = self.lay(otherwise, &format!("{path}.otherwise."), next, scope, depth + 1)?;
                     (Op::WaitUntil { event, ms: within.ms(), came }, not)
@@ -265,9 +267,9 @@ fn optional(what: &str, text: Option<&str>, scope: Scope) -> Result<Option<Arc<E
     text.map(|text| expression(what, text, scope)).transpose()
 }
 
-fn matching(what: &str, event: &str, condition: Option<&str>) -> Result<Match, Rejection> {
+fn matching(what: &str, event: &str, condition: Option<&str>, trusted: bool) -> Result<Match, Rejection> {
     name(&format!("{what}, event"), event, MAX_NAME_CHARS)?;
-    Ok(Match { event: event.to_owned(), condition: optional(what, condition, Scope::Event)? })
+    Ok(Match { event: event.to_owned(), condition: optional(what, condition, Scope::Event)?, trusted })
 }
 
 /// Whether a URL may be posted to, as far as its text says.

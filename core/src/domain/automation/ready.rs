@@ -1,4 +1,5 @@
-//! Definitions to begin with: an automation made from one of them is a draft that its brand edits.
+//! Definitions to begin with: an automation made from one of them is a draft that its brand edits. They listen to what Shopify and the
+//! brand's own servers tell: whoever has a page of the shop open has the public key, and can tell anything.
 
 use serde_json::json;
 
@@ -21,8 +22,8 @@ pub fn all() -> Vec<Ready> {
             json!({
                 "name": "Abandoned cart",
                 "description": "Reminds who has started a checkout and not bought within an hour, and again a day later.",
-                "trigger": {"on": "event", "event": "Checkout Started"},
-                "cancel_on": [{"event": "Order Created"}, {"event": "Order Completed"}],
+                "trigger": {"on": "event", "event": "Checkout Started", "trusted": true},
+                "cancel_on": [{"event": "Order Created", "trusted": true}, {"event": "Order Completed", "trusted": true}],
                 "reentry": {"mode": "after_end", "after": {"days": 1}},
                 "steps": [
                     {"do": "wait", "for": {"hours": 1}},
@@ -41,7 +42,7 @@ pub fn all() -> Vec<Ready> {
             json!({
                 "name": "Welcome",
                 "description": "Greets who has consented to e-mail, once in a life.",
-                "trigger": {"on": "event", "event": "Customer Created"},
+                "trigger": {"on": "event", "event": "Customer Created", "trusted": true},
                 "reentry": {"mode": "once"},
                 "steps": [
                     {"do": "wait", "for": {"minutes": 5}},
@@ -58,13 +59,13 @@ pub fn all() -> Vec<Ready> {
                 "name": "Win back",
                 "description": "Writes to who bought more than once and has stayed away.",
                 "trigger": {"on": "segment_enter", "segment": "rfm_at_risk"},
-                "cancel_on": [{"event": "Order Created"}, {"event": "Order Completed"}],
+                "cancel_on": [{"event": "Order Created", "trusted": true}, {"event": "Order Completed", "trusted": true}],
                 "reentry": {"mode": "after_end", "after": {"days": 90}},
                 "steps": [
                     {"do": "email",
                      "subject": "We have missed you",
                      "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hello{% if name %} {{ name }}{% endif %},\n\nit has been a while since {{ customer.orders.last }}. Come and see what is new.\n"},
-                    {"do": "wait_until", "event": "Order Created", "within": {"days": 14},
+                    {"do": "wait_until", "event": "Order Created", "trusted": true, "within": {"days": 14},
                      "otherwise": [{"do": "add_tag", "tag": "win_back_failed"}]}
                 ]
             }),
@@ -74,8 +75,8 @@ pub fn all() -> Vec<Ready> {
             json!({
                 "name": "Review after the purchase",
                 "description": "Asks for a review two weeks after the parcel was sent.",
-                "trigger": {"on": "event", "event": "Order Fulfilled"},
-                "cancel_on": [{"event": "Order Cancelled"}, {"event": "Order Refunded"}],
+                "trigger": {"on": "event", "event": "Order Fulfilled", "trusted": true},
+                "cancel_on": [{"event": "Order Cancelled", "trusted": true}, {"event": "Order Refunded", "trusted": true}],
                 "reentry": {"mode": "always", "after": {"days": 30}},
                 "steps": [
                     {"do": "wait", "for": {"days": 14}},

@@ -206,6 +206,13 @@ pub fn action_key(run: Uuid, node: usize) -> String {
     format!("{run}-{node}")
 }
 
+/// Whether a text looks like one: then no sender but an automation may use it as a message id.
+pub fn is_action_key(text: &str) -> bool {
+    let node = |node: &str| !node.is_empty() && node.bytes().all(|byte| byte.is_ascii_digit());
+    text.split_at_checked(36)
+        .is_some_and(|(run, rest)| Uuid::try_parse(run).is_ok() && rest.strip_prefix('-').is_some_and(node))
+}
+
 /// What is known when a run goes on.
 #[derive(Clone, Copy, Debug)]
 pub struct Situation<'a> {
@@ -485,6 +492,7 @@ impl Run {
 
     fn is_meant(&self, wanted: &Match, event: &StoredEvent, s: &Situation<'_>) -> bool {
         event.name.as_deref() == Some(&wanted.event)
+            && (!wanted.trusted || event.source.is_trusted())
             && self.state.message_id.as_ref() != Some(&event.message_id)
             && wanted.condition.as_ref().is_none_or(|condition| {
                 condition.holds(s.facts, Some(&Trigger(event.clone())), s.settings, s.now).holds
@@ -497,6 +505,16 @@ impl Run {
         match action {
             Action::Email { .. } if s.facts.email().is_none() => {
                 return skip("the customer has no e-mail address");
+            }
+            Action::Email { .. } if !s.facts.address(Channel::Email).is_some_and(|a| a.trusted) => {
+                if !s.facts.allows(Channel::Email) {
+                    return skip(
+                        "only a public key told the address, and nobody there has consented to e-mail",
+                    );
+                }
+                if s.settings.confirm_addresses {
+                    return skip("only a public key told the address, and nobody there has confirmed it");
+                }
             }
             Action::Email { marketing: true, .. } if !s.facts.allows(Channel::Email) => {
                 return skip("the customer has not consented to marketing by e-mail");
@@ -552,6 +570,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::domain::customer360::StoredConsent;
+    use crate::domain::event::Source;
 
     const MIN: i64 = 60_000;
     const T0: i64 = 1_781_524_800_000; // 2026-06-15T12:00:00Z
@@ -577,6 +597,8 @@ mod tests {
             timestamp: from_ms(T0 + minute * MIN),
             body: "{}".into(),
             active: true,
+            source: Source::Shopify,
+            received_at: from_ms(T0 + minute * MIN),
         }
     }
 
@@ -692,6 +714,21 @@ mod tests {
         world.settings.frequency_cap = None;
         world.facts.consents.clear();
         assert!(why(&world).2.unwrap().contains("not consented"));
+        // An address that only a public key told gets mail under a consent for it, and where the brand asks for no more.
+        world.facts.trusted.clear();
+        assert!(why(&world).2.unwrap().contains("only a public key told"));
+        world.facts.consents.push(StoredConsent {
+            channel: "email".into(),
+            state: "subscribed".into(),
+            level: None,
+            at: from_ms(T0),
+            message_id: "form".into(),
+            address: Some("ada@example.com".into()),
+            source: Source::Public,
+        });
+        assert!(why(&world).0);
+        world.settings.confirm_addresses = true;
+        assert!(why(&world).2.unwrap().contains("confirmed"));
         world.facts.identifiers.clear();
         assert!(why(&world).2.unwrap().contains("no e-mail address"));
         assert_eq!(why(&world).1, Status::Done);

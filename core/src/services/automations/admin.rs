@@ -19,7 +19,7 @@ use crate::domain::automation::run::{
 };
 use crate::domain::automation::segment::{self, MAX_SEGMENTS, RFM, SegmentInput, SegmentRow};
 use crate::domain::customer360::StoredEvent;
-use crate::domain::event::Rejection;
+use crate::domain::event::{Rejection, Source};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::settings::BrandSettings;
 use crate::domain::time::{self, Timestamp, from_ms};
@@ -727,7 +727,7 @@ pub async fn dry_run(
             let held = tx.events(std::slice::from_ref(&key)).await?.remove(&key);
             Some(held.ok_or(AdminError::Unknown("event"))?)
         }
-        (Starts::Event { event }, None) => {
+        (Starts::Event { event, .. }, None) => {
             let newest = facts.events.iter().find(|held| held.name.as_deref() == Some(event));
             Some(newest.cloned().unwrap_or_else(|| made_up(event, now)))
         }
@@ -828,6 +828,8 @@ fn made_up(name: &str, now: Timestamp) -> StoredEvent {
         timestamp: now,
         body,
         active: false,
+        source: Source::Secret,
+        received_at: now,
     }
 }
 

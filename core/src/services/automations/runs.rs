@@ -612,7 +612,7 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
             let html = html.as_ref().map(|html| template::render(html, &values, true)).transpose()?;
             // A subject is one line.
             let subject = text(subject)?.split_whitespace().collect::<Vec<_>>().join(" ");
-            let email = Email { from, to: to.to_owned(), subject, text: text(plain)?, html, unsubscribe };
+            let email = Email { from, to, subject, text: text(plain)?, html, unsubscribe };
             Prepared::Outside { destination: SMTP.to_owned(), content: Content::Email(email) }
         }
     })
@@ -634,7 +634,7 @@ pub(super) fn described(action: &Action, facts: &Facts, trigger: Option<&Trigger
         Action::Webhook { url, .. } => format!("would post to {url}"),
         Action::Chat { url, text: template } => format!("would say {:?} at {url}", text(template)),
         Action::Email { subject, .. } => {
-            format!("would write to {}: {:?}", facts.email().unwrap_or("nobody"), text(subject))
+            format!("would write to {}: {:?}", facts.email().as_deref().unwrap_or("nobody"), text(subject))
         }
         Action::SetTrait { name, value } => format!("would set the trait {name} to {value}"),
         Action::AddTag { tag } => format!("would tag the customer {tag}"),

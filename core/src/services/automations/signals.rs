@@ -178,9 +178,10 @@ fn causes<'e>(
         .collect()
     };
     match &playing.plan.definition.trigger {
-        Starts::Event { event } => happened
+        Starts::Event { event, trusted } => happened
             .iter()
             .filter(|happened| happened.name.as_deref() == Some(event))
+            .filter(|happened| !trusted || happened.source.is_trusted())
             .filter(|happened| (now - happened.timestamp).num_milliseconds() <= MAX_TRIGGER_AGE_MS)
             .map(|happened| {
                 let id = happened.message_id.clone();
