@@ -27,6 +27,7 @@ use tributary_core::ports::store::Store;
 use tributary_core::services::customer360::{Asked, answer};
 use tributary_core::services::directory::{Listing, list, search};
 use tributary_core::services::process::{Book, process};
+use tributary_core::services::seal::{SecretKey, SecretKeys};
 
 const BRAND: BrandId = BrandId(1);
 const T0: i64 = 1_768_000_000_000;
@@ -50,6 +51,7 @@ async fn run() {
         key_space: Services::fresh_key_space(),
         connections: 12,
         layout: Layout::Lists,
+        keys: SecretKeys::new(SecretKey::random(), Vec::new()),
     };
     let context = Context::open(&backend, QueueSettings::default()).await.unwrap();
     let started = Instant::now();

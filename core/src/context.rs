@@ -1,6 +1,6 @@
 //! Where the profile is chosen: the one `match` that knows embedded from services. Everything else sees ports.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use crate::adapters::sqlite::outbox::SqliteOutbox;
 use crate::adapters::sqlite::privacy::SqlitePrivacy;
 use crate::adapters::sqlite::queue::SqliteQueue;
 use crate::adapters::sqlite::tenants::SqliteTenants;
-use crate::adapters::{postgres, sqlite};
+use crate::adapters::{folder, postgres, sqlite};
 use crate::ports::automations::Automations;
 use crate::ports::cache::Cache;
 use crate::ports::clock::{Clock, SystemClock};
@@ -38,6 +38,8 @@ use crate::ports::tenants::Tenants;
 use crate::services::automations::languages::Languages;
 use crate::services::brands::Brands;
 use crate::services::outbox::Outlets;
+use crate::services::seal::{SecretKeys, is_sealed};
+use crate::services::sealed::SealedTenants;
 use crate::services::spool::SpooledQueue;
 
 /// The queue that events wait in.
@@ -69,6 +71,8 @@ pub enum Backend {
         connections: u32,
         /// How the queue lies in Redis.
         layout: Layout,
+        /// What seals secrets in the store.
+        keys: SecretKeys,
     },
 }
 
@@ -103,6 +107,17 @@ pub enum OpenError {
         path: PathBuf,
         /// Why.
         error: std::io::Error,
+    },
+    /// The key that seals secrets is gone.
+    #[error(
+        "the store in {path} holds sealed secrets, and {file} is not there: bring it back from the backup. Without it shops' and \
+         signing secrets cannot be read"
+    )]
+    NoKey {
+        /// The folder.
+        path: PathBuf,
+        /// The file that is missing.
+        file: &'static str,
     },
 }
 
@@ -194,15 +209,29 @@ impl Context {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         match backend {
             Backend::Embedded { data } => {
-                make_folder(data)?;
-                let store = sqlite::db::Db::open_store(&data.join("store.db")).await?;
-                let queue = sqlite::db::Db::open_queue(&data.join("queue.db")).await?;
-                let jobs = sqlite::db::Db::open_queue(&data.join("automations.db")).await?;
+                let fault = |error| OpenError::Folder { path: data.clone(), error };
+                folder::make(data).map_err(fault)?;
+                let [store, queue, jobs] =
+                    ["store.db", "queue.db", "automations.db"].map(|name| data.join(name));
+                for file in [&store, &queue, &jobs] {
+                    folder::own_file(file).map_err(fault)?;
+                }
+                let store = sqlite::db::Db::open_store(&store).await?;
+                let queue = sqlite::db::Db::open_queue(&queue).await?;
+                let jobs = sqlite::db::Db::open_queue(&jobs).await?;
                 let open = Open::Embedded { store: store.clone(), queues: [queue.clone(), jobs.clone()] };
                 let queue: Arc<dyn Queue> = Arc::new(SqliteQueue::new(queue, settings, clock.clone()));
                 let jobs: Arc<dyn Queue> = Arc::new(SqliteQueue::new(jobs, settings, clock.clone()));
                 let automations: Arc<dyn Automations> = Arc::new(SqliteAutomations::new(store.clone()));
-                let tenants: Arc<dyn Tenants> = Arc::new(SqliteTenants::new(store.clone()));
+                let plain: Arc<dyn Tenants> = Arc::new(SqliteTenants::new(store.clone()));
+                let keys = match folder::keys(data).map_err(fault)? {
+                    Some(keys) => keys,
+                    None if plain.stored_secrets().await?.iter().any(|secret| is_sealed(&secret.held)) => {
+                        return Err(OpenError::NoKey { path: data.clone(), file: folder::KEY_FILE });
+                    }
+                    None => folder::make_key(data).map_err(fault)?,
+                };
+                let tenants = sealed(plain, keys).await?;
                 Ok(Self {
                     open,
                     outbox: Arc::new(SqliteOutbox::new(store.clone())),
@@ -224,7 +253,7 @@ impl Context {
                     id: uuid::Uuid::now_v7(),
                 })
             }
-            Backend::Services { database_url, redis_url, key_space, connections, layout } => {
+            Backend::Services { database_url, redis_url, key_space, connections, layout, keys } => {
                 let redis = RedisClient::connect(redis_url, key_space).await?;
                 let queue = RedisQueue::new(redis.clone(), EVENTS_QUEUE, *layout, settings, clock.clone());
                 queue.refuse_other_layout(EVENTS_QUEUE).await?;
@@ -235,7 +264,7 @@ impl Context {
                 let pool = postgres::db::open(database_url, *connections).await?;
                 let direct: Arc<dyn Queue> = Arc::new(queue);
                 let outbox: Arc<dyn Outbox> = Arc::new(PgOutbox::new(pool.clone()));
-                let tenants: Arc<dyn Tenants> = Arc::new(PgTenants::new(pool.clone()));
+                let tenants = sealed(Arc::new(PgTenants::new(pool.clone())), keys.clone()).await?;
                 let automations: Arc<dyn Automations> = Arc::new(PgAutomations::new(pool.clone()));
                 let queue = SpooledQueue::new(
                     direct.clone(),
@@ -268,6 +297,11 @@ impl Context {
     }
 }
 
-fn make_folder(path: &Path) -> Result<(), OpenError> {
-    std::fs::create_dir_all(path).map_err(|error| OpenError::Folder { path: path.to_owned(), error })
+/// The tenants, with their secrets sealed; those from before are sealed now.
+async fn sealed(plain: Arc<dyn Tenants>, keys: SecretKeys) -> Result<Arc<dyn Tenants>, StoreError> {
+    let (tenants, count) = SealedTenants::open(plain, keys).await?;
+    if count > 0 {
+        tracing::info!(count, "sealed secrets that lay plain in the store, or under an older key");
+    }
+    Ok(Arc::new(tenants))
 }

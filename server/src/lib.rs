@@ -28,6 +28,7 @@ use axum::serve::ListenerExt;
 use clap::Parser;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tributary_core::adapters::folder::own_file;
 use tributary_core::context::Context;
 use tributary_core::failpoint;
 use workers::{automation, event, shutdown, telemetry};
@@ -111,7 +112,7 @@ pub async fn serve(listener: TcpListener, state: AppState, stop: CancellationTok
 /// Two embedded servers on one folder would not see each other's cache: the second is refused.
 fn lock(data: &Path) -> anyhow::Result<File> {
     let path = data.join(LOCK_FILE);
-    let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    let file = own_file(&path).with_context(|| format!("cannot write {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(_) => bail!(

@@ -87,6 +87,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(automations::templates))
         .routes(routes!(automations::use_template))
         .routes(routes!(automations::signing_secret))
+        .routes(routes!(automations::rotate_signing_secret))
         .routes(routes!(unsubscribe::ask, unsubscribe::confirm))
         .routes(routes!(queues::all))
         .routes(routes!(queues::one))

@@ -75,6 +75,7 @@ pub const TABLE: &[(&str, &str, Scope)] = &[
     ("GET", "/api/settings", Admin),
     ("PUT", "/api/settings", Admin),
     ("GET", "/api/signing-secret", Admin),
+    ("POST", "/api/signing-secret/rotate", Admin),
 ];
 
 /// The scope that a route needs; `None` for one that is not in the table, which is for nobody.

@@ -21,6 +21,9 @@ pub const SHOP_DOMAIN: &str = "stack.myshopify.com";
 /// The shop's secret.
 pub const SHOP_SECRET: &str = "stack-shop-secret";
 
+/// What seals its secrets in PostgreSQL (services).
+pub const SECRET_KEY: &str = "c3RhY2stc2VjcmV0LWtleS1mb3ItdGVzdHMtb25seSE=";
+
 /// Which profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
@@ -156,6 +159,7 @@ impl System {
     fn command(&self, role: &'static str) -> Command {
         let program = if role == "automation" { "workers" } else { role };
         let mut command = roles::command(&self.options.binary, program);
+        command.env("TRIBUTARY_SECRET_KEY", SECRET_KEY);
         match &self.options.failpoints {
             Some((armed, points)) if self.armed && *armed == role => command.env("FAILPOINTS", points),
             _ => command.env_remove("FAILPOINTS"),
@@ -333,6 +337,7 @@ impl System {
     /// When the command fails.
     pub fn admin(&self, args: &[&str]) -> anyhow::Result<String> {
         let output = roles::command(&self.options.binary, "server")
+            .env("TRIBUTARY_SECRET_KEY", SECRET_KEY)
             .args(self.profile_args())
             .arg("admin")
             .args(args)

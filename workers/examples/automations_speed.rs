@@ -30,6 +30,7 @@ use tributary_core::services::automations::admin;
 use tributary_core::services::automations::destinations::Destinations;
 use tributary_core::services::automations::runs::Outside;
 use tributary_core::services::process::{Book, process};
+use tributary_core::services::seal::{SecretKey, SecretKeys};
 use uuid::Uuid;
 use workers::automation;
 use workers::lanes::Options;
@@ -83,6 +84,7 @@ async fn run() {
         key_space: Services::fresh_key_space(),
         connections: 10,
         layout: Layout::Lists,
+        keys: SecretKeys::new(SecretKey::random(), Vec::new()),
     };
     measure("services", &backend, Some(&url), rate).await;
 }

@@ -1,30 +1,101 @@
 //! Settings that several programs share: arguments with environment variables behind them, read once in `main`.
 
 use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use clap::builder::FalseyValueParser;
-use tributary_core::adapters::outbound::Outbound;
+use tributary_core::adapters::outbound::smtp::refuse_plain_password;
+use tributary_core::adapters::outbound::{Outbound, Reach};
 use tributary_core::context::{Backend, KEY_SPACE, Layout};
 use tributary_core::ports::queue::{MAX_FETCH, QueueSettings};
 
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outside;
 use tributary_core::services::health::Alarms;
+use tributary_core::services::seal::{KeyFault, SecretKey, SecretKeys};
 
 use crate::lanes::Options;
+
+/// A setting that is a secret. Everybody on the machine can read a process' arguments, so there is a file for each: what mounts
+/// secrets as files (compose, Kubernetes, systemd) needs neither arguments nor the environment.
+#[derive(Clone, Copy)]
+pub struct Secret<'a> {
+    /// The argument's name.
+    pub flag: &'static str,
+    /// The environment variable.
+    pub variable: &'static str,
+    /// The secret itself; `-` for a line of standard input.
+    pub value: Option<&'a str>,
+    /// The file that holds it.
+    pub file: Option<&'a Path>,
+}
+
+impl Secret<'_> {
+    /// The secret; `None` where neither is given. What is empty is not given: compose sets what is not set to nothing.
+    ///
+    /// # Errors
+    /// When both are given, or the file cannot be read or is empty.
+    pub fn read(&self) -> anyhow::Result<Option<String>> {
+        let Self { flag, variable, .. } = self;
+        let file = self.file.filter(|path| !path.as_os_str().is_empty());
+        match (self.value.filter(|value| !value.is_empty()), file) {
+            (Some(_), Some(_)) => {
+                bail!(
+                    "{flag} ({variable}) and {flag}-file ({variable}_FILE) are both given: name one of them"
+                )
+            }
+            (Some("-"), None) => {
+                let mut line = String::new();
+                std::io::stdin().read_line(&mut line).with_context(|| format!("{flag} -: standard input"))?;
+                Self::some(line, || format!("{flag} -: standard input is empty"))
+            }
+            (Some(value), None) => Ok(Some(value.to_owned())),
+            (None, Some(path)) => {
+                let told = || format!("{flag}-file ({variable}_FILE): {}", path.display());
+                let text = std::fs::read_to_string(path).with_context(told)?;
+                Self::some(text, || format!("{} is empty", told()))
+            }
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn some(text: String, empty: impl Fn() -> String) -> anyhow::Result<Option<String>> {
+        let text = text.trim();
+        if text.is_empty() { Err(anyhow!(empty())) } else { Ok(Some(text.to_owned())) }
+    }
+}
 
 /// How to reach PostgreSQL and Redis.
 #[derive(Args)]
 pub struct ServicesArgs {
-    /// `postgres://user:password@host/database`
+    /// `postgres://user:password@host/database`; `-` reads it from standard input
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true)]
     pub database_url: Option<String>,
-    /// `redis://host:6379/0`, or `rediss://…` with TLS
+    /// A file that holds it
+    #[arg(long, env = "DATABASE_URL_FILE", global = true)]
+    pub database_url_file: Option<PathBuf>,
+    /// `redis://host:6379/0`, or `rediss://…` with TLS; `-` reads it from standard input
     #[arg(long, env = "REDIS_URL", hide_env_values = true, global = true)]
     pub redis_url: Option<String>,
+    /// A file that holds it
+    #[arg(long, env = "REDIS_URL_FILE", global = true)]
+    pub redis_url_file: Option<PathBuf>,
+    /// What seals secrets in the store: 32 bytes in base64 (head -c 32 /dev/urandom | base64). Keep it: without it they cannot be read
+    #[arg(long, env = "TRIBUTARY_SECRET_KEY", hide_env_values = true, global = true)]
+    pub secret_key: Option<String>,
+    /// A file that holds it
+    #[arg(long, env = "TRIBUTARY_SECRET_KEY_FILE", global = true)]
+    pub secret_key_file: Option<PathBuf>,
+    /// The key before it: what lies sealed under it is sealed anew at the start
+    #[arg(long, env = "TRIBUTARY_SECRET_KEY_PREVIOUS", hide_env_values = true, global = true)]
+    pub secret_key_previous: Option<String>,
+    /// A file that holds it
+    #[arg(long, env = "TRIBUTARY_SECRET_KEY_PREVIOUS_FILE", global = true)]
+    pub secret_key_previous_file: Option<PathBuf>,
     /// What every key in Redis begins with
     #[arg(long, env = "TRIBUTARY_KEY_SPACE", default_value = KEY_SPACE, global = true)]
     pub key_space: String,
@@ -65,24 +136,71 @@ impl ServicesArgs {
     /// The services backend.
     ///
     /// # Errors
-    /// When a URL is missing.
+    /// When a URL or the key is missing or cannot be read.
     pub fn backend(&self) -> anyhow::Result<Backend> {
-        let missing = |what, flag| {
-            anyhow::anyhow!(
-                "{what} is not set ({flag} does the same): without services, start the server with --embedded"
+        let [database, redis, key, previous] = self.secrets();
+        let missing = |secret: Secret<'_>| {
+            let Secret { flag, variable, .. } = secret;
+            anyhow!(
+                "{variable} is not set ({flag}, {flag}-file and {variable}_FILE do the same): without services, start the \
+                 server with --embedded"
             )
         };
         Ok(Backend::Services {
-            database_url: self
-                .database_url
-                .clone()
-                .ok_or_else(|| missing("DATABASE_URL", "--database-url"))?,
-            redis_url: self.redis_url.clone().ok_or_else(|| missing("REDIS_URL", "--redis-url"))?,
+            database_url: database.read()?.ok_or_else(|| missing(database))?,
+            redis_url: redis.read()?.ok_or_else(|| missing(redis))?,
             key_space: self.key_space.clone(),
             connections: self.database_connections,
             layout: self.queue.into(),
+            keys: keys(key, previous)?,
         })
     }
+
+    fn secrets(&self) -> [Secret<'_>; 4] {
+        [
+            Secret {
+                flag: "--database-url",
+                variable: "DATABASE_URL",
+                value: self.database_url.as_deref(),
+                file: self.database_url_file.as_deref(),
+            },
+            Secret {
+                flag: "--redis-url",
+                variable: "REDIS_URL",
+                value: self.redis_url.as_deref(),
+                file: self.redis_url_file.as_deref(),
+            },
+            Secret {
+                flag: "--secret-key",
+                variable: "TRIBUTARY_SECRET_KEY",
+                value: self.secret_key.as_deref(),
+                file: self.secret_key_file.as_deref(),
+            },
+            Secret {
+                flag: "--secret-key-previous",
+                variable: "TRIBUTARY_SECRET_KEY_PREVIOUS",
+                value: self.secret_key_previous.as_deref(),
+                file: self.secret_key_previous_file.as_deref(),
+            },
+        ]
+    }
+}
+
+fn keys(key: Secret<'_>, previous: Secret<'_>) -> anyhow::Result<SecretKeys> {
+    let parsed = |secret: Secret<'_>| -> anyhow::Result<Option<SecretKey>> {
+        let text = secret.read()?;
+        text.map(|text| {
+            SecretKey::parse(&text).with_context(|| format!("{} cannot be read", secret.variable))
+        })
+        .transpose()
+    };
+    let current = parsed(key)?.with_context(|| {
+        format!(
+            "{} is not set: it seals secrets in the store. {KeyFault}, and give every process the same",
+            key.variable
+        )
+    })?;
+    Ok(SecretKeys::new(current, parsed(previous)?.into_iter().collect()))
 }
 
 /// How the events queue behaves. Every process of one system should be given the same.
@@ -152,12 +270,21 @@ pub struct OutsideArgs {
     /// The server that e-mails leave by: `smtps://user:password@host`, or `smtp://host:587?tls=required`
     #[arg(long, env = "TRIBUTARY_SMTP_URL", hide_env_values = true)]
     pub smtp_url: Option<String>,
+    /// A file that holds it
+    #[arg(long, env = "TRIBUTARY_SMTP_URL_FILE")]
+    pub smtp_url_file: Option<PathBuf>,
+    /// Let a password go to the SMTP server in clear text
+    #[arg(long, env = "TRIBUTARY_ALLOW_PLAIN_SMTP", value_parser = FalseyValueParser::new())]
+    pub allow_plain_smtp: bool,
     /// Where customers reach this system, like `https://events.shop.example`: links to unsubscribe begin with it
     #[arg(long, env = "TRIBUTARY_PUBLIC_URL")]
     pub public_url: Option<String>,
     /// Let automations post to private and local addresses
     #[arg(long, env = "TRIBUTARY_ALLOW_PRIVATE_DESTINATIONS", value_parser = FalseyValueParser::new())]
     pub allow_private_destinations: bool,
+    /// Let automations post to http:// addresses: what they send crosses the network in clear text
+    #[arg(long, env = "TRIBUTARY_ALLOW_HTTP_DESTINATIONS", value_parser = FalseyValueParser::new())]
+    pub allow_http_destinations: bool,
     /// Most posts and e-mails a second to one destination, for each process
     #[arg(long, env = "TRIBUTARY_DESTINATION_RATE", default_value_t = DEFAULT_RATE)]
     pub destination_rate: NonZeroU32,
@@ -176,13 +303,23 @@ impl OutsideArgs {
     /// # Errors
     /// When a URL cannot be read.
     pub fn outside(&self) -> anyhow::Result<Outside> {
-        // Compose sets a variable that is not set to nothing.
-        let set = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
-        let courier = Outbound::new(set(&self.smtp_url).as_deref(), self.allow_private_destinations)?;
+        let smtp = Secret {
+            flag: "--smtp-url",
+            variable: "TRIBUTARY_SMTP_URL",
+            value: self.smtp_url.as_deref(),
+            file: self.smtp_url_file.as_deref(),
+        };
+        let smtp_url = smtp.read()?;
+        if let Some(url) = smtp_url.as_deref().filter(|_| !self.allow_plain_smtp) {
+            refuse_plain_password(url)?;
+        }
+        let reach = Reach { private: self.allow_private_destinations, http: self.allow_http_destinations };
+        let courier = Outbound::reaching(smtp_url.as_deref(), reach)?;
         Ok(Outside {
             courier: Arc::new(courier),
             destinations: Arc::new(Destinations::new(self.destination_rate)),
-            public_url: set(&self.public_url),
+            // Compose sets a variable that is not set to nothing.
+            public_url: self.public_url.clone().filter(|url| !url.is_empty()),
         })
     }
 }

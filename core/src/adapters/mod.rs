@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing outside [`crate::context`] names an adapter, and no adapter knows another.
 
+pub mod folder;
 pub mod memory;
 pub mod outbound;
 pub mod postgres;

@@ -204,9 +204,6 @@ pub trait Automations: Send + Sync {
 
     /// Whether anything is due: a run, a check, a schedule, or a queued run that nobody has touched since `stuck_ms`.
     async fn is_due(&self, now_ms: i64, stuck_ms: i64) -> Result<bool, StoreError>;
-
-    /// The brand's signing secret; `fresh` becomes it where there is none.
-    async fn signing_secret(&self, brand: BrandId, fresh: &str) -> Result<String, StoreError>;
 }
 
 /// The steps of one transaction. Each is one statement or a few, whatever the batch's size.

@@ -24,8 +24,8 @@ pub enum Content {
         url: String,
         /// The JSON.
         body: String,
-        /// The brand's secret, `whsec_…`.
-        secret: String,
+        /// The brand's secrets, `whsec_…`: each signs. Two within the grace of a rotation.
+        secrets: Vec<String>,
         /// When it is signed.
         at: Timestamp,
     },

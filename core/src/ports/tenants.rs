@@ -130,6 +130,73 @@ impl std::fmt::Debug for Shop {
     }
 }
 
+/// A brand's own secrets.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct BrandSecrets {
+    /// What signs webhooks, by the Standard Webhooks scheme: `whsec_…`.
+    pub signing: String,
+    /// What signed them before the last rotation, and until when both do.
+    pub previous_signing: Option<(String, Timestamp)>,
+    /// What signs links in e-mails.
+    pub link: String,
+    /// What signed them before they had a secret of their own, and when that ended: good for customers from before then.
+    pub old_link: Option<(String, Timestamp)>,
+}
+
+impl std::fmt::Debug for BrandSecrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BrandSecrets").finish_non_exhaustive()
+    }
+}
+
+/// Where a secret lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretPlace {
+    /// A shop's client secret, or the one before it.
+    Shop {
+        /// Whose shop.
+        brand: BrandId,
+        /// Its domain.
+        domain: String,
+        /// Whether it is the one before the last rotation.
+        previous: bool,
+    },
+    /// A brand's signing secret, or the one before it.
+    Signing {
+        /// Whose.
+        brand: BrandId,
+        /// Whether it is the one before the last rotation.
+        previous: bool,
+    },
+    /// What signs a brand's links, or what signed them once.
+    Link {
+        /// Whose.
+        brand: BrandId,
+        /// Whether it is the one of old.
+        old: bool,
+    },
+}
+
+impl SecretPlace {
+    /// The table, brand and row that a secret is sealed for. A rotation moves it within its row, so the column is not told.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Shop { brand, domain, .. } => format!("shops/{brand}/{domain}"),
+            Self::Signing { brand, .. } => format!("brands/{brand}/signing"),
+            Self::Link { brand, .. } => format!("brands/{brand}/link"),
+        }
+    }
+}
+
+/// A secret as it lies in the store.
+#[derive(Clone)]
+pub struct StoredSecret {
+    /// Where.
+    pub place: SecretPlace,
+    /// What lies there.
+    pub held: String,
+}
+
 /// The tenants port. What takes a `note` writes it into the audit log in the same transaction: neither is there without the other.
 #[async_trait]
 pub trait Tenants: Send + Sync {
@@ -150,6 +217,17 @@ pub trait Tenants: Send + Sync {
         &self,
         brand: BrandId,
         settings: &BrandSettings,
+        note: Option<&AuditEntry>,
+    ) -> Result<(), StoreError>;
+
+    /// The domains that the operator lets a brand's e-mails come from; `None` where none is named.
+    async fn email_domains(&self, brand: BrandId) -> Result<Option<Vec<String>>, StoreError>;
+
+    /// Names these domains, or none.
+    async fn set_email_domains(
+        &self,
+        brand: BrandId,
+        domains: Option<&[String]>,
         note: Option<&AuditEntry>,
     ) -> Result<(), StoreError>;
 
@@ -189,6 +267,18 @@ pub trait Tenants: Send + Sync {
     /// Notes when keys were last used.
     async fn keys_used(&self, used: &[(String, Timestamp)]) -> Result<(), StoreError>;
 
+    /// A brand's secrets; what `fresh` has becomes them where there are none.
+    async fn secrets(&self, brand: BrandId, fresh: &BrandSecrets) -> Result<BrandSecrets, StoreError>;
+
+    /// Gives a brand a new signing secret. The one before it stays good until a time, the one before that does not.
+    async fn rotate_signing(
+        &self,
+        brand: BrandId,
+        fresh: &str,
+        until: Timestamp,
+        note: Option<&AuditEntry>,
+    ) -> Result<(), StoreError>;
+
     /// Adds a shop. For one that is there, its secret becomes the previous one; [`StoreError::Invalid`] when it is
     /// another brand's.
     async fn add_shop(&self, domain: &str, brand: BrandId, secret: &str) -> Result<(), StoreError>;
@@ -204,4 +294,11 @@ pub trait Tenants: Send + Sync {
 
     /// The shop of that domain.
     async fn shop(&self, domain: &str) -> Result<Option<Shop>, StoreError>;
+
+    /// Every secret, as it lies in the store.
+    async fn stored_secrets(&self) -> Result<Vec<StoredSecret>, StoreError>;
+
+    /// Puts others into the place of secrets that are still what they were. What was replaced is not left lying about where the
+    /// store can help it.
+    async fn replace_secrets(&self, fresh: &[(StoredSecret, String)]) -> Result<(), StoreError>;
 }

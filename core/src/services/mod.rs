@@ -13,6 +13,8 @@ pub mod outbox;
 pub mod privacy;
 pub mod process;
 pub mod queues;
+pub mod seal;
+pub mod sealed;
 pub mod spool;
 pub mod tenants;
 pub mod work;

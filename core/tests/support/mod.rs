@@ -22,7 +22,7 @@ use tributary_core::adapters::redis::locks::RedisLocks;
 use tributary_core::adapters::redis::queue::RedisQueue;
 use tributary_core::adapters::sqlite::db::Db;
 use tributary_core::adapters::sqlite::{customers::SqliteStore, queue::SqliteQueue, tenants::SqliteTenants};
-use tributary_core::context::{Backend, Context};
+use tributary_core::context::{Backend, Context, OpenError};
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::settings::{BrandSettings, Limits};
 use tributary_core::ports::cache::Cache;
@@ -36,6 +36,7 @@ use tributary_core::ports::queue::{
 use tributary_core::ports::store::Store;
 use tributary_core::ports::tenants::Tenants;
 use tributary_core::services::process::Book;
+use tributary_core::services::seal::{SecretKey, SecretKeys};
 
 static SERVICES: OnceCell<Services> = OnceCell::const_new();
 
@@ -179,6 +180,57 @@ impl ContextUnderTest {
         Context::open(&self.backend, settings).await.unwrap()
     }
 
+    /// The same, with other keys, as a process with other settings would open it.
+    pub async fn with_keys(&self, keys: &SecretKeys) -> Result<Context, OpenError> {
+        let mut backend = self.backend.clone();
+        match &mut backend {
+            Backend::Services { keys: own, .. } => *own = keys.clone(),
+            Backend::Embedded { .. } => unreachable!("its keys are in its folder"),
+        }
+        Context::open(&backend, QueueSettings::default()).await
+    }
+
+    /// The same, as it is now.
+    pub async fn opened(&self) -> Result<Context, OpenError> {
+        Context::open(&self.backend, QueueSettings::default()).await
+    }
+
+    /// The data folder (embedded).
+    pub fn data(&self) -> Option<&std::path::Path> {
+        match &self.backend {
+            Backend::Embedded { data } => Some(data),
+            Backend::Services { .. } => None,
+        }
+    }
+
+    /// Runs a statement on the store, past Tributary.
+    pub async fn by_hand(&self, statement: &str) {
+        let statement = AssertSqlSafe(statement.to_owned());
+        if self.store.starts_with("sqlite") {
+            let mut file = SqliteConnection::connect(&self.store).await.unwrap();
+            sqlx::query(statement).execute(&mut file).await.unwrap();
+        } else {
+            let mut database = sqlx::PgConnection::connect(&self.store).await.unwrap();
+            sqlx::query(statement).execute(&mut database).await.unwrap();
+        }
+    }
+
+    /// All that a dump of the tables of tenants shows; embedded, all that lies in the folder.
+    pub async fn dump(&self) -> String {
+        if let Some(data) = self.data() {
+            let files =
+                std::fs::read_dir(data).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+            return files.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect();
+        }
+        let mut database = sqlx::PgConnection::connect(&self.store).await.unwrap();
+        let rows: Vec<String> =
+            sqlx::query_scalar("select shops::text from shops union all select brands::text from brands")
+                .fetch_all(&mut database)
+                .await
+                .unwrap();
+        rows.join("\n")
+    }
+
     /// Puts items back into the outbox that were removed, under their own ids.
     pub async fn put_back(&self, items: &[Staged]) {
         for Staged { id, queue, item, staged_ms } in items {
@@ -221,6 +273,7 @@ pub async fn services_context() -> ContextUnderTest {
         key_space: Services::fresh_key_space(),
         connections: 8,
         layout: Layout::Lists,
+        keys: SecretKeys::new(SecretKey::random(), Vec::new()),
     };
     let context = Context::open(&backend, QueueSettings::default()).await.unwrap();
     ContextUnderTest { context, store, backend, _folder: None }

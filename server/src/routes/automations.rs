@@ -11,9 +11,11 @@ use tributary_core::domain::automation::definition::Definition;
 use tributary_core::domain::automation::ready;
 use tributary_core::domain::automation::run::Status;
 use tributary_core::domain::ids::ProfileId;
+use tributary_core::domain::time::{self, Timestamp};
 use tributary_core::ports::automations::{AutomationStatus, RunFilter};
+use tributary_core::ports::tenants::BrandSecrets;
 use tributary_core::services::automations::admin::{self, AutomationAnswer, DryAnswer, DryRun, RunAnswer};
-use tributary_core::services::automations::unsubscribe;
+use tributary_core::services::automations::signing;
 use tributary_core::services::privacy::{Action, note};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -21,6 +23,7 @@ use uuid::Uuid;
 use super::customers::{customer_id, limit};
 use super::segment::json as read_json;
 use super::segments::{cursor, invalid_query};
+use super::settings::Rotation;
 use crate::auth::Secret;
 use crate::body::{self, MAX_BATCH_BYTES};
 use crate::codes::{BODY, SECRET};
@@ -34,6 +37,7 @@ errors!(NewErrors: SECRET, BODY, &["invalid_gzip", "invalid_automation", "invali
 errors!(EditErrors: SECRET, BODY, &["invalid_gzip", "invalid_automation", "invalid_expression", "not_found"]);
 errors!(DryErrors: SECRET, BODY, &["invalid_gzip", "not_found"]);
 errors!(RunsErrors: SECRET, &["not_found", "invalid_query", "invalid_limit", "invalid_after"]);
+errors!(SigningErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings"]);
 errors!(ChangeErrors: SECRET, &["not_found", "refused"]);
 
 /// A brand's automations.
@@ -295,16 +299,47 @@ pub async fn use_template(
 pub struct SigningSecret {
     /// By the Standard Webhooks scheme: `whsec_…`.
     secret: String,
+    /// The one before the last rotation, while webhooks are signed with both.
+    previous: Option<String>,
+    /// Until when they are.
+    previous_until: Option<String>,
 }
 
-/// The secret that the brand's webhooks are signed with, by the Standard Webhooks scheme.
+impl SigningSecret {
+    fn of(secrets: BrandSecrets, now: Timestamp) -> Self {
+        let old = secrets.previous_signing.filter(|(_, until)| now < *until);
+        let previous_until = old.as_ref().map(|(_, until)| time::format(*until));
+        Self { secret: secrets.signing, previous: old.map(|(text, _)| text), previous_until }
+    }
+}
+
+/// The secret that the brand's webhooks are signed with, by the Standard Webhooks scheme. That it was read is noted in the audit log.
 #[utoipa::path(get, path = "/api/signing-secret", tag = "Automations", security(("secret_key" = [])),
     responses((status = 200, body = SigningSecret), ListErrors))]
 pub async fn signing_secret(
     State(state): State<AppState>,
     secret: Secret,
 ) -> Result<Json<SigningSecret>, ApiError> {
-    Ok(Json(SigningSecret { secret: unsubscribe::secret(&state.context, secret.brand).await? }))
+    let secrets = signing::secrets(&state.context, secret.brand).await?;
+    let action = Action { what: "signing_secret_read", subject: None, details: json!({}) };
+    note(&state.context, secret.brand, &secret.actor, action).await?;
+    Ok(Json(SigningSecret::of(secrets, state.context.clock.now())))
+}
+
+/// Gives the brand a new signing secret. For a grace - a day, if absent, a week at most - webhooks are signed with the old one,
+/// too: the scheme's header has both signatures.
+#[utoipa::path(post, path = "/api/signing-secret/rotate", tag = "Automations", security(("secret_key" = [])), request_body = Rotation,
+    responses((status = 200, body = SigningSecret), SigningErrors))]
+pub async fn rotate_signing_secret(
+    State(state): State<AppState>,
+    secret: Secret,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<SigningSecret>, ApiError> {
+    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let grace = Rotation::read(&bytes)?;
+    let secrets = signing::rotate(&state.context, secret.brand, grace, &secret.actor).await?;
+    Ok(Json(SigningSecret::of(secrets, state.context.clock.now())))
 }
 
 fn automation_id(id: &str) -> Result<Uuid, ApiError> {

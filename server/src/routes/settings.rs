@@ -207,8 +207,7 @@ pub async fn rotate(
     body: Body,
 ) -> Result<(StatusCode, Json<KeyText>), ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
-    let rotation: Rotation = if bytes.is_empty() { Rotation::default() } else { read_json(&bytes)? };
-    let grace = grace(rotation.grace_s)?;
+    let grace = Rotation::read(&bytes)?;
     let kind = state
         .context
         .tenants
@@ -224,14 +223,17 @@ pub async fn rotate(
     Ok((StatusCode::CREATED, Json(KeyText { key })))
 }
 
-/// The grace that was asked for, or the usual one.
-pub(super) fn grace(asked_s: Option<u32>) -> Result<Duration, ApiError> {
-    let grace = asked_s.map_or(ROTATION_GRACE, |seconds| Duration::from_secs(seconds.into()));
-    if grace > MAX_ROTATION_GRACE {
-        let (asked, most) = (grace.as_secs(), MAX_ROTATION_GRACE.as_secs());
-        return Err(wrong(format!("grace_s is {asked}; it may be 0 to {most}")));
+impl Rotation {
+    /// The grace that a body asks for, or the usual one.
+    pub(super) fn read(body: &[u8]) -> Result<Duration, ApiError> {
+        let asked: Self = if body.is_empty() { Self::default() } else { read_json(body)? };
+        let grace = asked.grace_s.map_or(ROTATION_GRACE, |seconds| Duration::from_secs(seconds.into()));
+        if grace > MAX_ROTATION_GRACE {
+            let (asked, most) = (grace.as_secs(), MAX_ROTATION_GRACE.as_secs());
+            return Err(wrong(format!("grace_s is {asked}; it may be 0 to {most}")));
+        }
+        Ok(grace)
     }
-    Ok(grace)
 }
 
 /// How often.

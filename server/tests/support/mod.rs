@@ -25,6 +25,7 @@ use tributary_core::services::automations::runs::Outside;
 use tributary_core::services::automations::{waker, work as jobs};
 use tributary_core::services::health::Alarms;
 use tributary_core::services::outbox::drain;
+use tributary_core::services::seal::{SecretKey, SecretKeys};
 use tributary_core::services::tenants::{Maker, add_key, new_key};
 use tributary_core::services::work::work;
 use workers::{event, telemetry};
@@ -224,6 +225,7 @@ pub fn services_backend(database_url: &str, redis_url: &str) -> Backend {
         key_space: Services::fresh_key_space(),
         connections: 8,
         layout: Layout::Lists,
+        keys: SecretKeys::new(SecretKey::random(), Vec::new()),
     }
 }
 

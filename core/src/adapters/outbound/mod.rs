@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use crate::ports::courier::{Content, Courier, Delivery, Parcel};
 
+pub mod addresses;
 pub mod smtp;
 pub mod webhook;
 
@@ -21,9 +22,24 @@ pub enum OutboundError {
     /// The SMTP server's URL.
     #[error("the SMTP server's URL cannot be read: {0}; it must be like smtps://user:password@host")]
     Smtp(String),
+    /// A password would cross the network in clear text.
+    #[error(
+        "the SMTP server's URL has a password and no TLS: use smtps://…, or smtp://…?tls=required. If the network in between is \
+         your own, --allow-plain-smtp (TRIBUTARY_ALLOW_PLAIN_SMTP) lets it go in clear text"
+    )]
+    PlainPassword,
     /// HTTP.
     #[error("HTTP cannot be spoken: {0}")]
     Http(String),
+}
+
+/// Where parcels may go besides `https://` on the open internet.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reach {
+    /// To private and local addresses.
+    pub private: bool,
+    /// To `http://` addresses anywhere. To one's own machine they go wherever `private` is.
+    pub http: bool,
 }
 
 /// Carries everything.
@@ -38,8 +54,30 @@ impl Outbound {
     /// # Errors
     /// When the URL cannot be read.
     pub fn new(smtp_url: Option<&str>, allow_private: bool) -> Result<Self, OutboundError> {
+        Self::reaching(smtp_url, Reach { private: allow_private, http: false })
+    }
+
+    /// Sends e-mail by `smtp_url`, if there is one; posts where `reach` lets it.
+    ///
+    /// # Errors
+    /// When the URL cannot be read.
+    pub fn reaching(smtp_url: Option<&str>, reach: Reach) -> Result<Self, OutboundError> {
         let smtp = smtp_url.map(Smtp::new).transpose()?;
-        Ok(Self { webhooks: Webhooks::new(allow_private)?, smtp })
+        Ok(Self { webhooks: Webhooks::new(reach)?, smtp })
+    }
+}
+
+/// Whether a URL leads to this machine itself, by an address or by the name that always does.
+pub(crate) fn is_own_machine(url: &url::Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        // Of smtp://, which no browser knows, addresses are read as names.
+        Some(url::Host::Domain(name)) => {
+            let ip = name.parse::<std::net::IpAddr>();
+            ip.map_or_else(|_| name.eq_ignore_ascii_case("localhost"), |ip| ip.is_loopback())
+        }
+        None => false,
     }
 }
 
@@ -47,8 +85,8 @@ impl Outbound {
 impl Courier for Outbound {
     async fn carry(&self, parcel: &Parcel) -> Delivery {
         match &parcel.content {
-            Content::Webhook { url, body, secret, at } => {
-                self.webhooks.post(url, body, &parcel.key, Some((secret, *at))).await
+            Content::Webhook { url, body, secrets, at } => {
+                self.webhooks.post(url, body, &parcel.key, Some((secrets, *at))).await
             }
             Content::Chat { url, body } => self.webhooks.post(url, body, &parcel.key, None).await,
             Content::Email(email) => match &self.smtp {

@@ -5,7 +5,7 @@ use lettre::message::{Mailbox, MultiPart, SinglePart};
 use lettre::transport::smtp::Error;
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 
-use super::{OutboundError, TIMEOUT};
+use super::{OutboundError, TIMEOUT, is_own_machine};
 use crate::ports::courier::{Delivery, Email};
 
 /// Sends e-mail.
@@ -36,6 +36,22 @@ impl Smtp {
             Err(_) => Delivery::Later { error: format!("no answer in {} s", TIMEOUT.as_secs()), after: None },
         }
     }
+}
+
+/// Refuses a URL by which a password would cross the network in clear text: `smtp://` without `tls=required`, to another machine.
+///
+/// # Errors
+/// [`OutboundError::PlainPassword`], which says what would be right.
+pub fn refuse_plain_password(url: &str) -> Result<(), OutboundError> {
+    let url = url::Url::parse(url).map_err(|error| OutboundError::Smtp(error.to_string()))?;
+    let secure = url.scheme() == "smtps"
+        || url
+            .query_pairs()
+            .any(|(name, value)| name == "tls" && (value == "required" || value == "wrapper"));
+    if url.password().is_none() || secure || is_own_machine(&url) {
+        return Ok(());
+    }
+    Err(OutboundError::PlainPassword)
 }
 
 fn failed(error: &Error) -> Delivery {
@@ -108,6 +124,28 @@ mod tests {
             text: "Hello".into(),
             html: Some("<p>Hello</p>".into()),
             unsubscribe: Some("https://t.example/unsubscribe/abc".into()),
+        }
+    }
+
+    #[test]
+    fn a_password_goes_to_no_other_machine_in_clear_text() {
+        for url in [
+            "smtp://u:p@mail.example",
+            "smtp://u:p@10.0.0.1:587",
+            "smtp://u:p@mail.example?tls=opportunistic",
+        ] {
+            let refused = refuse_plain_password(url).unwrap_err().to_string();
+            assert!(refused.contains("tls=required") && !refused.contains("u:p"), "{refused}");
+        }
+        for url in [
+            "smtps://u:p@mail.example",
+            "smtp://u:p@mail.example:587?tls=required",
+            "smtp://mail.example",
+            "smtp://u:p@127.0.0.1:25",
+            "smtp://u:p@localhost",
+            "smtp://u:p@[::1]",
+        ] {
+            refuse_plain_password(url).unwrap();
         }
     }
 

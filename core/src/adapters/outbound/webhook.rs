@@ -1,7 +1,8 @@
 //! Posting JSON to URLs that brands have written. Nobody is to reach, by way of this system, what only this system can reach: a
-//! name is resolved here, private addresses are taken out, and the connection goes to what is left; redirects are not followed.
+//! name is resolved here, what is not on the open internet is taken out ([`super::addresses`]), and the connection goes to what is
+//! left; redirects are not followed.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Client, StatusCode, redirect};
 use sha2::Sha256;
 
-use super::{OutboundError, TIMEOUT};
+use super::addresses::is_global;
+use super::{OutboundError, Reach, TIMEOUT, is_own_machine};
 use crate::domain::time::Timestamp;
 use crate::ports::courier::Delivery;
 
@@ -25,15 +27,15 @@ const MAX_ANSWER: usize = 500;
 /// Posts to URLs.
 pub struct Webhooks {
     client: Client,
-    allow_private: bool,
+    reach: Reach,
 }
 
 impl Webhooks {
-    /// Posts to private addresses only where `allow_private`.
+    /// Posts where `reach` lets it.
     ///
     /// # Errors
     /// When the HTTP client cannot be made.
-    pub fn new(allow_private: bool) -> Result<Self, OutboundError> {
+    pub fn new(reach: Reach) -> Result<Self, OutboundError> {
         let client = Client::builder()
             .timeout(TIMEOUT)
             .connect_timeout(CONNECT_TIMEOUT)
@@ -41,31 +43,35 @@ impl Webhooks {
             // A proxy would resolve names itself.
             .no_proxy()
             .user_agent(concat!("tributary/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(Guarded { allow_private }))
+            .dns_resolver(Arc::new(Guarded { allow_private: reach.private }))
             .build()
             .map_err(|error| OutboundError::Http(error.to_string()))?;
-        Ok(Self { client, allow_private })
+        Ok(Self { client, reach })
     }
 
-    /// Posts `body` to `url` under `key`, signed with a secret if there is one.
+    /// Posts `body` to `url` under `key`, signed with each secret if there are any.
     pub(super) async fn post(
         &self,
         url: &str,
         body: &str,
         key: &str,
-        signed: Option<(&str, Timestamp)>,
+        signed: Option<(&[String], Timestamp)>,
     ) -> Delivery {
         let Ok(parsed) = url::Url::parse(url) else {
             return Delivery::Refused("the URL cannot be read".to_owned());
         };
+        let in_the_clear = parsed.scheme() != "https";
+        if in_the_clear && !self.reach.http && !(self.reach.private && is_own_machine(&parsed)) {
+            return Delivery::Refused(PLAIN.to_owned());
+        }
         // An address is not resolved, so it is looked at here.
         let address = match parsed.host() {
             Some(url::Host::Ipv4(ip)) => Some(IpAddr::V4(ip)),
             Some(url::Host::Ipv6(ip)) => Some(IpAddr::V6(ip)),
             _ => None,
         };
-        if let Some(ip) = address.filter(|ip| !self.allow_private && is_private(*ip)) {
-            return Delivery::Refused(private(&ip.to_string()));
+        if address.is_some_and(|ip| !self.reach.private && !is_global(ip)) {
+            return Delivery::Refused(PRIVATE.to_owned());
         }
         let mut request = self
             .client
@@ -73,11 +79,14 @@ impl Webhooks {
             .header(CONTENT_TYPE, "application/json")
             .header("idempotency-key", key)
             .body(body.to_owned());
-        if let Some((secret, at)) = signed {
+        if let Some((secrets, at)) = signed {
+            // The scheme's way of a rotation: several signatures, a space apart; a receiver takes the one that it can make.
+            let signatures: Vec<String> =
+                secrets.iter().map(|secret| signature(secret, key, at.timestamp(), body)).collect();
             request = request
                 .header("webhook-id", key)
                 .header("webhook-timestamp", at.timestamp().to_string())
-                .header("webhook-signature", signature(secret, key, at.timestamp(), body));
+                .header("webhook-signature", signatures.join(" "));
         }
         let response = match request.send().await {
             Ok(response) => response,
@@ -122,8 +131,8 @@ fn failed(error: &reqwest::Error) -> Delivery {
     let mut why = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
-        if inner.downcast_ref::<Private>().is_some() {
-            return Delivery::Refused(inner.to_string());
+        if inner.downcast_ref::<Unreachable>().is_some() {
+            return Delivery::Later { error: inner.to_string(), after: None };
         }
         why = inner.to_string();
         source = inner.source();
@@ -142,16 +151,20 @@ pub fn signature(secret: &str, id: &str, at_s: i64, body: &str) -> String {
     format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()))
 }
 
-fn private(host: &str) -> String {
-    format!("{host} is a private or local address; --allow-private-destinations lets automations post there")
-}
+/// What is said of an address that is not on the open internet.
+const PRIVATE: &str = "the URL's address is not on the open internet; whoever runs the system may allow others with \
+                       --allow-private-destinations";
+/// What is said of a URL in clear text.
+const PLAIN: &str = "the URL begins with http://, and would carry what is known of a customer in clear text; use https://. \
+                     Whoever runs the system may allow it with --allow-http-destinations";
 
-/// A name that leads to private addresses only.
+/// A name that leads nowhere on the open internet. Whether there is such a name inside is nobody's business: what is not there and
+/// what is private are told, and tried again, alike. The log says which it was.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Private(String);
+#[error("the URL's name leads to no address on the open internet")]
+struct Unreachable;
 
-/// Resolves names, and takes private addresses out. What it answers is what is connected to.
+/// Resolves names, and takes out what is not on the open internet. What it answers is what is connected to.
 struct Guarded {
     allow_private: bool,
 }
@@ -160,109 +173,33 @@ impl Resolve for Guarded {
     fn resolve(&self, name: Name) -> Resolving {
         let allow_private = self.allow_private;
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+            let found: Vec<SocketAddr> = match found {
+                Ok(found) => found.collect(),
+                Err(error) => {
+                    tracing::warn!(name = name.as_str(), %error, "a destination's name was not resolved");
+                    return Err(Box::new(Unreachable) as Box<_>);
+                }
+            };
+            let all = found.len();
             let open: Vec<SocketAddr> =
-                found.into_iter().filter(|address| allow_private || !is_private(address.ip())).collect();
+                found.into_iter().filter(|address| allow_private || is_global(address.ip())).collect();
             if open.is_empty() {
-                return Err(Box::new(Private(private(name.as_str()))) as Box<_>);
+                tracing::warn!(
+                    name = name.as_str(),
+                    addresses = all,
+                    "a destination's name leads inside, and was refused"
+                );
+                return Err(Box::new(Unreachable) as Box<_>);
             }
             Ok(Box::new(open.into_iter()) as Addrs)
         })
     }
 }
 
-/// Whether an address is not on the open internet.
-pub fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => is_private_v4(ip),
-        IpAddr::V6(ip) => is_private_v6(ip),
-    }
-}
-
-fn is_private_v4(ip: Ipv4Addr) -> bool {
-    let [a, b, c, _] = ip.octets();
-    ip.is_private()
-        || ip.is_loopback()
-        || ip.is_link_local()
-        || ip.is_broadcast()
-        || ip.is_documentation()
-        || ip.is_multicast()
-        || a == 0
-        // shared between a provider and its customers; for protocols; for measuring; for the future
-        || (a == 100 && (64..128).contains(&b))
-        || (a == 192 && b == 0 && c == 0)
-        || (a == 198 && (18..20).contains(&b))
-        // where Azure's machines ask about themselves
-        || ip.octets() == [168, 63, 129, 16]
-        || a >= 240
-}
-
-fn is_private_v6(ip: Ipv6Addr) -> bool {
-    let parts = ip.segments();
-    if let Some(inner) = ip.to_ipv4() {
-        // ::ffff:10.0.0.1, ::10.0.0.1
-        return is_private_v4(inner) || ip.is_loopback() || ip.is_unspecified();
-    }
-    let embedded = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        is_private_v4(Ipv4Addr::new(a, b, c, d))
-    };
-    ip.is_loopback()
-        || ip.is_unspecified()
-        || ip.is_multicast()
-        || ip.is_unique_local()
-        || ip.is_unicast_link_local()
-        // site-local, as it once was; documentation
-        || (parts[0] & 0xffc0) == 0xfec0
-        || (parts[0] == 0x2001 && parts[1] == 0xdb8)
-        // IPv4 within: NAT64, 6to4, Teredo
-        || (parts[0] == 0x64 && parts[1] == 0xff9b && (parts[2] != 0 || embedded(parts[6], parts[7])))
-        || (parts[0] == 0x2002 && embedded(parts[1], parts[2]))
-        || (parts[0] == 0x2001 && parts[1] == 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_not_on_the_open_internet_is_private() {
-        for ip in [
-            "127.0.0.1",
-            "10.1.2.3",
-            "172.16.0.1",
-            "192.168.0.1",
-            "169.254.169.254",
-            "0.0.0.0",
-            "100.64.0.1",
-            "198.18.0.1",
-            "224.0.0.1",
-            "255.255.255.255",
-            "240.0.0.1",
-            "::1",
-            "::",
-            "fe80::1",
-            "fc00::1",
-            "fd12::1",
-            "ff02::1",
-            "::ffff:127.0.0.1",
-            "::ffff:10.0.0.1",
-            "::127.0.0.1",
-            "64:ff9b::a00:1",
-            "64:ff9b:1::1",
-            "2002:7f00:1::",
-            "2001::1",
-            "fec0::1",
-            "2001:db8::1",
-        ] {
-            assert!(is_private(ip.parse().unwrap()), "{ip}");
-        }
-        for ip in
-            ["8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
-        {
-            assert!(!is_private(ip.parse().unwrap()), "{ip}");
-        }
-    }
 
     #[test]
     fn a_signature_is_that_of_the_scheme() {
@@ -276,24 +213,56 @@ mod tests {
         assert_eq!(signed, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
     }
 
+    fn reaching(private: bool, http: bool) -> Webhooks {
+        Webhooks::new(Reach { private, http }).unwrap()
+    }
+
     #[tokio::test]
     async fn private_addresses_are_refused_however_they_are_written() {
-        let hooks = Webhooks::new(false).unwrap();
+        let hooks = reaching(false, true);
         for url in [
             "http://127.0.0.1:1/",
-            "http://localhost:1/",
             "http://[::1]:1/",
             "http://2130706433:1/",
             "http://0x7f.1:1/",
             "http://[::ffff:127.0.0.1]:1/",
+            "https://169.254.169.254/latest",
         ] {
             let delivery = hooks.post(url, "{}", "k", None).await;
-            assert!(
-                matches!(&delivery, Delivery::Refused(why) if why.contains("private")),
-                "{url}: {delivery:?}"
-            );
+            assert_eq!(delivery, Delivery::Refused(PRIVATE.to_owned()), "{url}");
         }
-        let open = Webhooks::new(true).unwrap();
-        assert!(matches!(open.post("http://127.0.0.1:1/", "{}", "k", None).await, Delivery::Later { .. }));
+        let open = reaching(true, true).post("http://127.0.0.1:1/", "{}", "k", None).await;
+        assert!(matches!(open, Delivery::Later { .. }));
+    }
+
+    #[tokio::test]
+    async fn whether_a_name_is_known_inside_cannot_be_told() {
+        let hooks = reaching(false, true);
+        let inside = hooks.post("https://localhost:1/", "{}", "k", None).await;
+        let nowhere = hooks.post("https://nobody.invalid:1/", "{}", "k", None).await;
+        assert_eq!(inside, nowhere, "the same words, and the same tries");
+        assert_eq!(inside, Delivery::Later { error: Unreachable.to_string(), after: None });
+    }
+
+    #[tokio::test]
+    async fn clear_text_goes_to_ones_own_machine_or_where_it_is_allowed() {
+        let refused = Delivery::Refused(PLAIN.to_owned());
+        for (private, http, url, wanted) in [
+            (false, false, "http://93.184.216.34:1/", true),
+            (true, false, "http://10.255.255.1:1/", true),
+            (true, false, "http://127.0.0.1:1/", false),
+            (true, false, "http://localhost:1/", false),
+            (true, true, "http://127.0.0.2:1/", false),
+        ] {
+            let delivery = reaching(private, http).post(url, "{}", "k", None).await;
+            assert_eq!(delivery == refused, wanted, "{url}: {delivery:?}");
+        }
+    }
+
+    #[test]
+    fn within_a_rotation_each_secret_signs() {
+        let (one, other) = (signature("whsec_AAAA", "id", 1, "{}"), signature("whsec_BBBB", "id", 1, "{}"));
+        assert_ne!(one, other);
+        assert!(one.starts_with("v1,") && !one.contains(' '));
     }
 }

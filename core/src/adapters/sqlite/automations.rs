@@ -433,29 +433,6 @@ impl Automations for SqliteAutomations {
         .await
         .map_err(failed)
     }
-
-    async fn signing_secret(&self, brand: BrandId, fresh: &str) -> Result<String, StoreError> {
-        let held: Option<String> = sqlx::query_scalar("select signing_secret from brands where id = ?1")
-            .bind(brand.0)
-            .fetch_optional(&self.db.read)
-            .await
-            .map_err(failed)?
-            .flatten();
-        if let Some(held) = held {
-            return Ok(held);
-        }
-        let mut tx = self.db.begin().await.map_err(failed)?;
-        let held: Option<String> = sqlx::query_scalar(
-            "update brands set signing_secret = coalesce(signing_secret, ?2) where id = ?1 returning signing_secret",
-        )
-        .bind(brand.0)
-        .bind(fresh)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
-        held.ok_or_else(|| StoreError::Invalid(format!("there is no brand {brand}")))
-    }
 }
 
 struct Tx {

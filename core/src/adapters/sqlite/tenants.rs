@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
+use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 
 use super::db::{Db, failed};
 use super::privacy::add_note;
@@ -12,7 +12,12 @@ use crate::domain::settings::BrandSettings;
 use crate::domain::time::{Timestamp, from_ms};
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
-use crate::ports::tenants::{Ended, KeyGrant, KeyKind, KeyRecord, NewKey, Shop, Tenants};
+use crate::ports::tenants::{
+    BrandSecrets, Ended, KeyGrant, KeyKind, KeyRecord, NewKey, SecretPlace, Shop, StoredSecret, Tenants,
+};
+
+/// The columns of a brand's secrets, as [`secrets`] reads them.
+const SECRETS: &str = "signing_secret, previous_signing_secret, previous_signing_until, link_secret, old_link_secret, old_link_until";
 
 /// The tenants on SQLite.
 pub struct SqliteTenants {
@@ -78,6 +83,37 @@ impl Tenants for SqliteTenants {
         sqlx::query("update brands set settings = ?2 where id = ?1")
             .bind(brand.0)
             .bind(serde_json::json!(settings).to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        noted(&mut tx, note).await?;
+        tx.commit().await.map_err(failed)
+    }
+
+    async fn email_domains(&self, brand: BrandId) -> Result<Option<Vec<String>>, StoreError> {
+        let found: Option<String> = sqlx::query_scalar("select email_domains from brands where id = ?1")
+            .bind(brand.0)
+            .fetch_optional(&self.db.read)
+            .await
+            .map_err(failed)?
+            .flatten();
+        let read = |text: String| {
+            serde_json::from_str(&text)
+                .map_err(|error| StoreError::Invalid(format!("a brand's domains: {error}")))
+        };
+        found.map(read).transpose()
+    }
+
+    async fn set_email_domains(
+        &self,
+        brand: BrandId,
+        domains: Option<&[String]>,
+        note: Option<&AuditEntry>,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.db.begin().await.map_err(failed)?;
+        sqlx::query("update brands set email_domains = ?2 where id = ?1")
+            .bind(brand.0)
+            .bind(domains.map(|domains| serde_json::json!(domains).to_string()))
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
@@ -224,6 +260,55 @@ impl Tenants for SqliteTenants {
         Ok(())
     }
 
+    async fn secrets(&self, brand: BrandId, fresh: &BrandSecrets) -> Result<BrandSecrets, StoreError> {
+        let row = sqlx::query(AssertSqlSafe(format!(
+            "select {SECRETS} from brands where id = ?1 and signing_secret is not null and link_secret is not null"
+        )))
+        .bind(brand.0)
+        .fetch_optional(&self.db.read)
+        .await
+        .map_err(failed)?;
+        if let Some(row) = row {
+            return secrets(&row).map_err(failed);
+        }
+        let mut tx = self.db.begin().await.map_err(failed)?;
+        let row = sqlx::query(AssertSqlSafe(format!(
+            "update brands set signing_secret = coalesce(signing_secret, ?2), link_secret = coalesce(link_secret, ?3)
+            where id = ?1 returning {SECRETS}"
+        )))
+        .bind(brand.0)
+        .bind(&fresh.signing)
+        .bind(&fresh.link)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        let row = row.ok_or_else(|| StoreError::Invalid(format!("there is no brand {brand}")))?;
+        secrets(&row).map_err(failed)
+    }
+
+    async fn rotate_signing(
+        &self,
+        brand: BrandId,
+        fresh: &str,
+        until: Timestamp,
+        note: Option<&AuditEntry>,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.db.begin().await.map_err(failed)?;
+        sqlx::query(
+            "update brands set previous_signing_secret = signing_secret, previous_signing_until = ?3, signing_secret = ?2
+            where id = ?1",
+        )
+        .bind(brand.0)
+        .bind(fresh)
+        .bind(until.timestamp_millis())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+        noted(&mut tx, note).await?;
+        tx.commit().await.map_err(failed)
+    }
+
     async fn add_shop(&self, domain: &str, brand: BrandId, secret: &str) -> Result<(), StoreError> {
         let statement = sqlx::query(
             "insert into shops (domain, brand_id, secret) values (?1, ?2, ?3)
@@ -276,6 +361,92 @@ impl Tenants for SqliteTenants {
             .map_err(failed)?;
         row.map(|row| shop(&row)).transpose().map_err(failed)
     }
+
+    async fn stored_secrets(&self) -> Result<Vec<StoredSecret>, StoreError> {
+        let mut found = Vec::new();
+        let shops = sqlx::query("select * from shops order by domain")
+            .fetch_all(&self.db.read)
+            .await
+            .map_err(failed)?;
+        for row in &shops {
+            let Shop { domain, brand, secret, previous_secret, .. } = shop(row).map_err(failed)?;
+            let place = |previous| SecretPlace::Shop { brand, domain: domain.clone(), previous };
+            found.push(StoredSecret { place: place(false), held: secret });
+            found.extend(previous_secret.map(|held| StoredSecret { place: place(true), held }));
+        }
+        let brands = sqlx::query(AssertSqlSafe(format!("select id, {SECRETS} from brands order by id")))
+            .fetch_all(&self.db.read)
+            .await
+            .map_err(failed)?;
+        for row in &brands {
+            let brand = BrandId(row.try_get("id").map_err(failed)?);
+            for (column, place) in [
+                ("signing_secret", SecretPlace::Signing { brand, previous: false }),
+                ("previous_signing_secret", SecretPlace::Signing { brand, previous: true }),
+                ("link_secret", SecretPlace::Link { brand, old: false }),
+                ("old_link_secret", SecretPlace::Link { brand, old: true }),
+            ] {
+                let held: Option<String> = row.try_get(column).map_err(failed)?;
+                found.extend(held.map(|held| StoredSecret { place, held }));
+            }
+        }
+        Ok(found)
+    }
+
+    async fn replace_secrets(&self, fresh: &[(StoredSecret, String)]) -> Result<(), StoreError> {
+        let mut tx = self.db.begin().await.map_err(failed)?;
+        for (StoredSecret { place, held }, fresh) in fresh {
+            let (statement, row) = match place {
+                SecretPlace::Shop { domain, previous: false, .. } => {
+                    ("update shops set secret = ?3 where domain = ?1 and secret = ?2", Err(domain))
+                }
+                SecretPlace::Shop { domain, previous: true, .. } => (
+                    "update shops set previous_secret = ?3 where domain = ?1 and previous_secret = ?2",
+                    Err(domain),
+                ),
+                SecretPlace::Signing { brand, previous: false } => {
+                    ("update brands set signing_secret = ?3 where id = ?1 and signing_secret = ?2", Ok(brand))
+                }
+                SecretPlace::Signing { brand, previous: true } => (
+                    "update brands set previous_signing_secret = ?3 where id = ?1 and previous_signing_secret = ?2",
+                    Ok(brand),
+                ),
+                SecretPlace::Link { brand, old: false } => {
+                    ("update brands set link_secret = ?3 where id = ?1 and link_secret = ?2", Ok(brand))
+                }
+                SecretPlace::Link { brand, old: true } => (
+                    "update brands set old_link_secret = ?3 where id = ?1 and old_link_secret = ?2",
+                    Ok(brand),
+                ),
+            };
+            let query = match row {
+                Ok(brand) => sqlx::query(statement).bind(brand.0),
+                Err(domain) => sqlx::query(statement).bind(domain),
+            };
+            query.bind(held).bind(fresh).execute(&mut *tx).await.map_err(failed)?;
+        }
+        tx.commit().await.map_err(failed)?;
+        // What was plain lies in free pages and in the log until they are used again.
+        self.db.execute(sqlx::query("vacuum")).await?;
+        self.db.execute(sqlx::query("pragma wal_checkpoint(truncate)")).await?;
+        Ok(())
+    }
+}
+
+fn secrets(row: &SqliteRow) -> Result<BrandSecrets, sqlx::Error> {
+    let with_time = |held: Option<String>, at: Option<Timestamp>| held.zip(at);
+    Ok(BrandSecrets {
+        signing: row.try_get("signing_secret")?,
+        previous_signing: with_time(
+            row.try_get("previous_signing_secret")?,
+            row.try_get::<Option<i64>, _>("previous_signing_until")?.map(from_ms),
+        ),
+        link: row.try_get("link_secret")?,
+        old_link: with_time(
+            row.try_get("old_link_secret")?,
+            row.try_get::<Option<i64>, _>("old_link_until")?.map(from_ms),
+        ),
+    })
 }
 
 async fn noted(tx: &mut SqliteConnection, note: Option<&AuditEntry>) -> Result<(), StoreError> {

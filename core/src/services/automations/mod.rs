@@ -18,6 +18,7 @@ pub mod languages;
 pub mod playbook;
 pub mod runs;
 pub mod signals;
+pub mod signing;
 pub mod unsubscribe;
 pub mod waker;
 pub mod work;

@@ -31,10 +31,11 @@ use crate::ports::courier::{Content, Courier, Delivery, Email, Parcel};
 use crate::ports::outbox::Stage;
 use crate::ports::queue::NewItem;
 use crate::ports::store::StoreError;
+use crate::ports::tenants::BrandSecrets;
 use crate::services::automations::destinations::{Destinations, Permit};
 use crate::services::automations::playbook::Playbook;
 use crate::services::automations::signals::{Playbooks, playbooks};
-use crate::services::automations::unsubscribe;
+use crate::services::automations::{signing, unsubscribe};
 
 /// Parcels of a batch that are carried at once.
 const AT_ONCE: usize = 200;
@@ -107,7 +108,7 @@ struct Known {
     plans: HashMap<Uuid, Option<Arc<Plan>>>,
     profiles: HashMap<Uuid, ProfileId>,
     automations: Vec<Uuid>,
-    secrets: HashMap<BrandId, String>,
+    secrets: HashMap<BrandId, BrandSecrets>,
 }
 
 /// Lets runs go on. Answers what becomes of each job, in order.
@@ -180,7 +181,7 @@ async fn known(context: &Context, wanted: &[Wanted]) -> Result<Known, StoreError
     let playbooks = playbooks(context, brands.clone()).await?;
     let mut secrets = HashMap::new();
     for brand in brands {
-        secrets.insert(brand, unsubscribe::secret(context, brand).await?);
+        secrets.insert(brand, signing::secrets(context, brand).await?);
     }
     let of: HashMap<Uuid, BrandId> = wanted.iter().map(|one| (one.run, one.brand)).collect();
     let (mut plans, mut profiles, mut automations) = (HashMap::new(), HashMap::new(), BTreeSet::new());
@@ -584,8 +585,8 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
                     "custom": custom,
                 },
             });
-            let secret = ready.known.secrets.get(&run.brand).cloned().unwrap_or_default();
-            let content = Content::Webhook { url: url.clone(), body: body.to_string(), secret, at: *now };
+            let secrets = ready.known.secrets.get(&run.brand).ok_or("the brand is gone")?.signing_at(*now);
+            let content = Content::Webhook { url: url.clone(), body: body.to_string(), secrets, at: *now };
             Prepared::Outside { destination: host(url)?, content }
         }
         Action::Chat { url, text: template } => {
@@ -600,8 +601,8 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
             let unsubscribe = match (marketing, &ready.outside.public_url) {
                 (false, _) => None,
                 (true, Some(url)) => {
-                    let secret = ready.known.secrets.get(&run.brand).map(String::as_str).unwrap_or_default();
-                    Some(unsubscribe::link(url, secret, run.brand, run.profile))
+                    let secrets = ready.known.secrets.get(&run.brand).ok_or("the brand is gone")?;
+                    Some(unsubscribe::link(url, &secrets.link, run.brand, run.profile))
                 }
                 (true, None) => {
                     return Err(

@@ -1,44 +1,19 @@
-//! Links by which a customer takes consent back, and the brand's secret that signs them, and webhooks.
-
-use std::sync::LazyLock;
+//! Links by which a customer takes consent back. They are signed with a secret of their own: who may see what signs webhooks can
+//! make none.
 
 use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
-use moka::sync::Cache;
-use rand::Rng;
 use sha2::Sha256;
 
 use crate::context::Context;
 use crate::domain::automation::emitted;
 use crate::domain::event::Channel;
 use crate::domain::ids::{BrandId, ProfileId};
+use crate::domain::time::Timestamp;
 use crate::ports::queue::{NewItem, QueueError};
 use crate::ports::store::StoreError;
-
-/// What a secret begins with, by the Standard Webhooks scheme.
-pub const PREFIX: &str = "whsec_";
-/// Random bytes of a secret.
-const SECRET_BYTES: usize = 32;
-
-/// The brand's secret; made when it is first asked for.
-///
-/// # Errors
-/// When the store is away.
-pub async fn secret(context: &Context, brand: BrandId) -> Result<String, StoreError> {
-    // It never changes. A process may serve several stores, in tests.
-    static KNOWN: LazyLock<Cache<(uuid::Uuid, BrandId), String>> = LazyLock::new(|| Cache::new(10_000));
-    let key = (context.id, brand);
-    if let Some(known) = KNOWN.get(&key) {
-        return Ok(known);
-    }
-    let mut random = [0_u8; SECRET_BYTES];
-    rand::rng().fill_bytes(&mut random);
-    let fresh = format!("{PREFIX}{}", STANDARD.encode(random));
-    let secret = context.automations.signing_secret(brand, &fresh).await?;
-    KNOWN.insert(key, secret.clone());
-    Ok(secret)
-}
+use crate::services::automations::signing;
 
 /// What signs a customer's link.
 fn mac(secret: &str, brand: BrandId, profile: ProfileId) -> Hmac<Sha256> {
@@ -46,7 +21,7 @@ fn mac(secret: &str, brand: BrandId, profile: ProfileId) -> Hmac<Sha256> {
     mac.chain_update(format!("unsubscribe:email:{brand}:{profile}").as_bytes())
 }
 
-/// The link of a customer.
+/// The link of a customer, signed with the brand's secret for links.
 pub fn link(public_url: &str, secret: &str, brand: BrandId, profile: ProfileId) -> String {
     let signed = URL_SAFE_NO_PAD.encode(mac(secret, brand, profile).finalize().into_bytes());
     format!("{}/unsubscribe/{brand}.{profile}.{signed}", public_url.trim_end_matches('/'))
@@ -82,9 +57,16 @@ pub async fn whose(context: &Context, token: &str) -> Result<(BrandId, ProfileId
     if !context.tenants.brands().await?.iter().any(|(id, _)| *id == brand) {
         return Err(UnsubscribeError::Unknown);
     }
-    let secret = secret(context, brand).await?;
-    mac(&secret, brand, profile).verify_slice(&signed).map_err(|_| UnsubscribeError::Unknown)?;
-    Ok((brand, profile))
+    let secrets = signing::secrets(context, brand).await?;
+    let good = |secret: &str| mac(secret, brand, profile).verify_slice(&signed).is_ok();
+    // Links that were sent when webhooks and links had one secret stay valid; nobody who was not a customer then has one.
+    let of_old = |(secret, until): &(String, Timestamp)| {
+        profile < ProfileId::first_at(until.timestamp_millis().saturating_add(1)) && good(secret)
+    };
+    match good(&secrets.link) || secrets.old_link.as_ref().is_some_and(of_old) {
+        true => Ok((brand, profile)),
+        false => Err(UnsubscribeError::Unknown),
+    }
 }
 
 /// Takes a customer's consent to e-mail back, as an event of theirs.

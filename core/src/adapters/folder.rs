@@ -1,0 +1,118 @@
+//! The data folder of the embedded profile: nobody but its owner looks into it, and it holds the key that seals secrets.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::services::seal::{SecretKey, SecretKeys};
+
+/// The file of the key that seals secrets: base64, one a line. The first seals, the others are from before.
+pub const KEY_FILE: &str = "secret.key";
+/// What the files of a data folder end with.
+#[cfg(unix)]
+const OWN: [&str; 5] = [".db", ".db-wal", ".db-shm", ".lock", ".key"];
+
+/// Makes the folder where it is missing, for its owner alone, and closes one that others could look into: also its files.
+///
+/// # Errors
+/// The system's own.
+pub fn make(path: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::DirBuilderExt;
+
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        if tighten(path, 0o700)? {
+            tracing::warn!(folder = %path.display(), "others could look into the data folder; it is closed to them now (0700)");
+        }
+        for entry in fs::read_dir(path)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let own = OWN.iter().any(|end| name.to_string_lossy().ends_with(end));
+            if own && entry.file_type()?.is_file() && tighten(&entry.path(), 0o600)? {
+                tracing::warn!(file = %entry.path().display(), "others could read this file; it is closed to them now (0600)");
+            }
+        }
+        Ok(())
+    }
+    #[cfg(not(unix))]
+    fs::create_dir_all(path)
+}
+
+/// Takes from others what they may do; answers whether there was anything.
+#[cfg(unix)]
+fn tighten(path: &Path, mode: u32) -> io::Result<bool> {
+    use std::os::unix::fs::PermissionsExt;
+
+    if fs::metadata(path)?.permissions().mode() & 0o077 == 0 {
+        return Ok(false);
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    Ok(true)
+}
+
+/// Opens a file of the folder for writing, made for its owner alone. SQLite gives its other files the mode of this one.
+///
+/// # Errors
+/// The system's own.
+pub fn own_file(path: &Path) -> io::Result<fs::File> {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true);
+    owner_only(&mut options);
+    options.open(path)
+}
+
+fn owner_only(options: &mut OpenOptions) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600);
+    }
+    #[cfg(not(unix))]
+    let _ = options;
+}
+
+/// The keys of the folder's file; `None` where there is no such file.
+///
+/// # Errors
+/// When it cannot be read, or holds no key.
+pub fn keys(data: &Path) -> io::Result<Option<SecretKeys>> {
+    let path = data.join(KEY_FILE);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let fault =
+        |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()));
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    let keys: Result<Vec<SecretKey>, _> = lines.map(SecretKey::parse).collect();
+    let mut keys = keys.map_err(|error| fault(error.to_string()))?;
+    if keys.is_empty() {
+        return Err(fault("it is empty".to_owned()));
+    }
+    let current = keys.remove(0);
+    Ok(Some(SecretKeys::new(current, keys)))
+}
+
+/// Makes the folder's key, unless another process was faster, and answers what the file holds then.
+///
+/// # Errors
+/// The system's own.
+pub fn make_key(data: &Path) -> io::Result<SecretKeys> {
+    let path = data.join(KEY_FILE);
+    // Written whole under another name first: nobody reads half a key.
+    let draft: PathBuf = data.join(format!("{KEY_FILE}.{}", uuid::Uuid::new_v4().simple()));
+    let mut options = OpenOptions::new();
+    options.create_new(true).write(true);
+    owner_only(&mut options);
+    let mut file = options.open(&draft)?;
+    let written = writeln!(file, "{}", SecretKey::random().to_base64()).and_then(|()| file.sync_all());
+    let linked = written.and_then(|()| match fs::hard_link(&draft, &path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    });
+    let _ = fs::remove_file(&draft);
+    linked?;
+    keys(data)?.ok_or_else(|| io::Error::other("the key file is gone again"))
+}
