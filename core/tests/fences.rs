@@ -20,6 +20,7 @@ use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::profile::Profile;
 use tributary_core::domain::time::Timestamp;
 use tributary_core::ports::outbox::Stage;
+use tributary_core::ports::privacy::AuditEntry;
 use tributary_core::ports::store::{
     BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move,
     OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, Store, StoreError, StoreStats, StoreTx,
@@ -225,6 +226,9 @@ impl StoreTx for LaxTx {
     }
     async fn stage(&mut self, stages: &[Stage], now_ms: i64) -> Result<(), StoreError> {
         self.inner.stage(stages, now_ms).await
+    }
+    async fn note(&mut self, entry: &AuditEntry) -> Result<(), StoreError> {
+        self.inner.note(entry).await
     }
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {
         self.inner.commit().await

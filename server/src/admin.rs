@@ -8,11 +8,13 @@ use tributary_core::domain::settings::BrandSettings;
 use tributary_core::domain::shopify::{PRIVACY_TOPICS, TOPICS};
 use tributary_core::domain::time::{self, Timestamp};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, Tenants};
-use tributary_core::services::brands::SETTINGS_TTL;
-use tributary_core::services::privacy::{Action, entry};
+use tributary_core::services::brands::{SETTINGS_TTL, check_sender};
+use tributary_core::services::privacy::{Action, entry, note};
 use tributary_core::services::tenants::{
     KeyError, Maker, add_key, ends_after, limit_key, revoke_key, rotate_key,
 };
+
+use workers::settings::Secret;
 
 use crate::cli::{Admin, BrandCommand, KeyCommand, ServeArgs, ShopCommand};
 
@@ -46,10 +48,31 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
             let settings: BrandSettings =
                 serde_json::from_str(&settings).context("the settings are not JSON of the right shape")?;
             settings.check()?;
+            check_sender(tenants, brand, &settings).await??;
             let action = Action { what: "settings", subject: None, details: settings.in_short() };
             let note = entry(&context, brand, ACTOR, action);
             context.brands.set_noted(brand, &settings, Some(&note)).await?;
             eprintln!("set; every process follows within {} s", SETTINGS_TTL.as_secs());
+        }
+        Admin::Brand(BrandCommand::Domains { name, domains, clear }) => {
+            let brand = brand_named(tenants, &name).await?;
+            if domains.is_empty() && !clear {
+                match tenants.email_domains(brand).await? {
+                    Some(domains) => domains.iter().for_each(|domain| println!("{domain}")),
+                    None => eprintln!(
+                        "none are named: e-mails may come from any domain while this is the only brand"
+                    ),
+                }
+            } else {
+                let domains: Vec<String> =
+                    domains.iter().map(|text| email_domain(text)).collect::<Result<_, _>>()?;
+                let details = serde_json::json!({"domains": domains});
+                let note =
+                    entry(&context, brand, ACTOR, Action { what: "email_domains", subject: None, details });
+                let named = (!clear).then_some(&domains[..]);
+                tenants.set_email_domains(brand, named, Some(&note)).await?;
+                eprintln!("set; every process follows within {} s", SETTINGS_TTL.as_secs());
+            }
         }
         Admin::Key(command) => keys(args, &context, command).await?,
         Admin::Shop(ShopCommand::List { brand }) => {
@@ -63,14 +86,21 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
                 println!("{}\t{state}", shop.domain);
             }
         }
-        Admin::Shop(ShopCommand::Add { brand, domain, secret, address }) => {
+        Admin::Shop(ShopCommand::Add { brand, domain, secret, secret_file, address }) => {
             let brand = brand_named(tenants, &brand).await?;
             let domain = shop_domain(&domain)?;
-            if secret.is_empty() {
-                bail!(
-                    "the shop's secret is empty: it is the client secret of the app that sends the webhooks"
-                );
-            }
+            let secret = Secret {
+                flag: "--secret",
+                variable: "TRIBUTARY_SHOP_SECRET",
+                value: secret.as_deref(),
+                file: secret_file.as_deref(),
+            };
+            let secret = secret.read()?.context(
+                "the shop's secret is missing: it is the client secret of the app that sends the webhooks. Give it by \
+                 --secret-file, TRIBUTARY_SHOP_SECRET, or --secret - (a line of standard input)",
+            )?;
+            let details = serde_json::json!({"shop": domain});
+            note(&context, brand, ACTOR, Action { what: "shop_added", subject: None, details }).await?;
             tenants.add_shop(&domain, brand, &secret).await?;
             eprintln!("{}", what_to_configure(&domain, &address));
         }
@@ -170,6 +200,16 @@ async fn brand_named(tenants: &dyn Tenants, name: &str) -> anyhow::Result<BrandI
     brand.with_context(|| {
         format!("there is no brand named {name:?}; add it with: server admin brand add {name:?}")
     })
+}
+
+/// A domain of e-mail addresses, lower case.
+fn email_domain(text: &str) -> anyhow::Result<String> {
+    let domain = text.trim().trim_start_matches('@').to_lowercase();
+    let settings = BrandSettings { email_from: Some(format!("a@{domain}")), ..BrandSettings::default() };
+    if settings.sender_domain().as_ref() != Some(&domain) {
+        bail!("{text:?} is no domain; it looks like shop.example");
+    }
+    Ok(domain)
 }
 
 /// A host name, lower case: people paste addresses.

@@ -38,6 +38,8 @@ const OUTAGE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const REFRESH_PATIENCE: Duration = Duration::from_millis(500);
 /// How long after it did not answer it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How often the log says that unknown keys come.
+const WARNED_EVERY: Duration = Duration::from_secs(60);
 /// Most keys, and shops, remembered.
 const REMEMBERED: u64 = 10_000;
 
@@ -51,6 +53,8 @@ pub struct Keys {
     buckets: Cache<[u8; 32], (u32, Arc<DefaultDirectRateLimiter>)>,
     /// Keys that were used since the store was told.
     used: Mutex<HashMap<[u8; 32], Timestamp>>,
+    /// When it was last said that unknown keys come.
+    warned: Mutex<Option<Instant>>,
 }
 
 /// Who asks with a secret key that may do what the route does ([`crate::scopes`]): an extractor.
@@ -78,16 +82,43 @@ impl FromRequestParts<AppState> for Secret {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let key = from_headers(&parts.headers);
-        let grant = state.keys.grant_of(key.as_deref(), KeyKind::Secret).await?;
+        let grant = match state.keys.grant_of(key.as_deref(), KeyKind::Secret).await {
+            Ok(grant) => grant,
+            Err(error) => {
+                state.refused(key.as_deref(), &error).await?;
+                return Err(error);
+            }
+        };
         let Some(scope) = scopes::of_request(parts) else {
             tracing::error!(method = %parts.method, path = parts.uri.path(), "a route has no scope, and is closed");
             return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this route is closed"));
         };
         if !grant.scopes.has(scope) {
+            let actor = format!("key {}", key_id(&hash(key.as_deref().unwrap_or_default())));
+            state.looks.count(&state.context, (grant.brand, &actor), "key_refused_scope", None).await?;
             return Err(ApiError::missing_scope(scope.as_str(), grant.scopes));
         }
         let key = key_id(&hash(&key.unwrap_or_default()));
         Ok(Self { brand: grant.brand, actor: format!("key {key}"), key, may: grant.scopes })
+    }
+}
+
+impl AppState {
+    /// Counts a key that was refused: for its brand in the audit log, where it has one; else in the metrics, and now and then in
+    /// the log. Never its text.
+    async fn refused(&self, key: Option<&str>, error: &ApiError) -> Result<(), ApiError> {
+        let Some(key) = key else { return Ok(()) };
+        if !error.is_a_refusal() {
+            return Ok(());
+        }
+        let id = hash(key);
+        let Some(grant) = self.keys.known(&id) else {
+            metrics::counter!("tributary_unknown_keys_total").increment(1);
+            self.keys.warn_of_strangers();
+            return Ok(());
+        };
+        let actor = format!("key {}", key_id(&id));
+        Ok(self.looks.count(&self.context, (grant.brand, &actor), "key_refused", None).await?)
     }
 }
 
@@ -106,6 +137,7 @@ impl Keys {
             clock,
             buckets: Cache::builder().max_capacity(REMEMBERED).time_to_idle(OUTAGE_TTL).build(),
             used: Mutex::default(),
+            warned: Mutex::default(),
             grants: Cache::builder().max_capacity(REMEMBERED).time_to_live(OUTAGE_TTL).build(),
             shops: Cache::builder().max_capacity(REMEMBERED).time_to_live(OUTAGE_TTL).build(),
         }
@@ -206,6 +238,22 @@ impl Keys {
             for (hash, at) in drained {
                 waiting.entry(hash).or_insert(at);
             }
+        }
+    }
+
+    /// What is remembered of a key, also of one that has ended.
+    fn known(&self, hash: &[u8; 32]) -> Option<KeyGrant> {
+        self.grants.get(hash).map(|found| found.value)
+    }
+
+    /// Says that unknown keys come, at most every [`WARNED_EVERY`].
+    fn warn_of_strangers(&self) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|at| at.elapsed() >= WARNED_EVERY) {
+            *warned = Some(Instant::now());
+            tracing::warn!(
+                "secret keys come that are not known here; tributary_unknown_keys_total counts them"
+            );
         }
     }
 

@@ -40,6 +40,9 @@ pub struct ServeArgs {
     /// The data folder of --embedded
     #[arg(long, env = "TRIBUTARY_DATA", default_value = "data", global = true)]
     pub data: PathBuf,
+    /// On the first start of an empty folder, make a brand and print its keys also where no terminal is (--embedded)
+    #[arg(long)]
+    pub demo: bool,
     /// Where to listen
     #[arg(long, env = "TRIBUTARY_BIND", default_value = "127.0.0.1:3000")]
     pub bind: SocketAddr,
@@ -226,6 +229,16 @@ pub enum BrandCommand {
         /// Its name
         name: String,
     },
+    /// Names the domains that a brand's e-mails may come from; without any, lists them
+    Domains {
+        /// Its name
+        name: String,
+        /// Like shop.example: this domain alone, none beneath it
+        domains: Vec<String>,
+        /// Names none any more: then any domain will do while there is no other brand
+        #[arg(long, conflicts_with = "domains")]
+        clear: bool,
+    },
     /// Sets all of a brand's settings: what is left out has its usual value
     Set {
         /// Its name
@@ -326,9 +339,12 @@ pub enum ShopCommand {
         /// The shop's domain, example.myshopify.com
         #[arg(long)]
         domain: String,
-        /// The app's client secret, with which Shopify signs webhooks
+        /// The app's client secret, with which Shopify signs webhooks; `-` reads it from standard input
         #[arg(long, env = "TRIBUTARY_SHOP_SECRET", hide_env_values = true)]
-        secret: String,
+        secret: Option<String>,
+        /// A file that holds it
+        #[arg(long, env = "TRIBUTARY_SHOP_SECRET_FILE")]
+        secret_file: Option<PathBuf>,
         /// The address at which Shopify reaches this server, https://…
         #[arg(long, default_value = "https://YOUR-SERVER")]
         address: String,

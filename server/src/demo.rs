@@ -6,12 +6,20 @@ use tributary_core::services::tenants::new_key;
 /// The brand's name.
 pub const DEMO_BRAND: &str = "demo";
 
-/// Where there is no brand yet, adds one and prints its keys, once, with a first thing to try at `address`.
+/// Where there is no brand yet, adds one and prints its keys, once, with a first thing to try at `address`. Only where somebody
+/// looks (`show`): what is printed elsewhere ends in a log, which keeps it. There it says how to make a brand.
 ///
 /// # Errors
 /// The store's own.
-pub async fn seed_if_empty(tenants: &dyn Tenants, address: &str) -> anyhow::Result<()> {
+pub async fn seed_if_empty(tenants: &dyn Tenants, address: &str, show: bool) -> anyhow::Result<()> {
     if !tenants.brands().await?.is_empty() {
+        return Ok(());
+    }
+    if !show {
+        println!(
+            "There is no brand yet. With the same --embedded and --data: server admin brand add NAME, then server admin key add \
+             --brand NAME --kind write, and --kind secret. (--demo makes one here, and prints its keys.)"
+        );
         return Ok(());
     }
     let brand = tenants.add_brand(DEMO_BRAND).await?;

@@ -37,6 +37,11 @@ impl ApiError {
         Self { status, code, message: message.into(), retry: None }
     }
 
+    /// Whether it refuses the key: a 401 or a 403.
+    pub fn is_a_refusal(&self) -> bool {
+        [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&self.status)
+    }
+
     /// Whether it is a 401: the key is missing or unknown.
     pub fn is_unauthorized(&self) -> bool {
         self.status == StatusCode::UNAUTHORIZED

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -103,6 +103,7 @@ async fn import(
     restart: bool,
 ) -> anyhow::Result<Progress> {
     let noted = progress_path(path);
+    refuse_link(&noted)?;
     let file_bytes = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
     let fresh = Progress { file_bytes, shop: shop.to_owned(), line: 1, ..Progress::default() };
     let before: Option<Progress> =
@@ -142,7 +143,7 @@ async fn import(
         progress.bytes = next_byte;
         progress.line = next_line;
         let text = serde_json::to_vec(&progress)?;
-        fs::write(&noted, text).with_context(|| format!("cannot write {}", noted.display()))?;
+        write_progress(&noted, &text)?;
         bar.set_position(progress.bytes);
         bar.set_message(format!("{} orders", progress.orders));
     }
@@ -156,6 +157,38 @@ fn progress_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".progress");
     name.into()
+}
+
+/// A link in the place of the progress file was put there by somebody: whatever it leads to is not ours to write.
+fn refuse_link(noted: &Path) -> anyhow::Result<()> {
+    match fs::symlink_metadata(noted) {
+        Ok(found) if !found.is_file() => bail!(
+            "{} is not a plain file, and is where the progress of an import is kept: take it away, or copy the orders into a \
+             folder that nobody else writes to",
+            noted.display()
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Under another name first, which must be free, and then renamed: no link is followed, and nobody reads half of it.
+fn write_progress(noted: &Path, text: &[u8]) -> anyhow::Result<()> {
+    let mut draft = noted.as_os_str().to_owned();
+    draft.push(format!(".{}", uuid::Uuid::new_v4().simple()));
+    let draft = PathBuf::from(draft);
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600);
+    }
+    let written = options.open(&draft).and_then(|mut file| file.write_all(text));
+    let moved = written.and_then(|()| fs::rename(&draft, noted));
+    if moved.is_err() {
+        let _ = fs::remove_file(&draft);
+    }
+    moved.with_context(|| format!("cannot write {}", noted.display()))
 }
 
 /// An order as the item that its webhook would have become.

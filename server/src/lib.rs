@@ -4,6 +4,7 @@
 //! pass it in with a [`tributary_core::context::Context`], cancel the token.
 
 pub mod admin;
+pub mod audit;
 pub mod auth;
 pub mod body;
 pub mod cli;
@@ -20,6 +21,7 @@ pub mod state;
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
@@ -69,7 +71,8 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("cannot listen on {} (--bind)", args.bind))?;
     if args.embedded {
-        demo::seed_if_empty(&*context.tenants, &format!("http://{}", listener.local_addr()?)).await?;
+        let show = args.demo || std::io::stdout().is_terminal();
+        demo::seed_if_empty(&*context.tenants, &format!("http://{}", listener.local_addr()?), show).await?;
     }
     println!("listening on http://{}", listener.local_addr()?);
     let stop = shutdown::on_signals();
@@ -101,12 +104,17 @@ pub async fn serve(listener: TcpListener, state: AppState, stop: CancellationTok
         // Answers are small: waiting to fill a packet only delays them.
         let _ = socket.set_nodelay(true);
     });
+    let (looks, context) = (state.looks.clone(), state.context.clone());
     let serving =
         axum::serve(listener, router::router(state)).with_graceful_shutdown(stop.clone().cancelled_owned());
-    tokio::select! {
+    let ended = tokio::select! {
         ended = serving.into_future() => ended,
         () = async { stop.cancelled().await; tokio::time::sleep(STOP_GRACE).await } => Ok(()),
+    };
+    if let Err(error) = looks.tell(&context).await {
+        tracing::error!(%error, "the last looks at customers could not be noted in the audit log");
     }
+    ended
 }
 
 /// Two embedded servers on one folder would not see each other's cache: the second is refused.

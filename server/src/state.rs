@@ -12,6 +12,7 @@ use tributary_core::services::queues::{RateMeter, SAMPLE_EVERY};
 use workers::monitor;
 use workers::telemetry::PrometheusHandle;
 
+use crate::audit::{Looks, NOTED_EVERY};
 use crate::auth::{Keys, USED_EVERY};
 
 /// The routes' settings.
@@ -40,6 +41,8 @@ pub struct AppState {
     pub metrics: PrometheusHandle,
     /// When the server started.
     pub started: Instant,
+    /// Who looked at what, until it is noted.
+    pub looks: Arc<Looks>,
     /// What the queue did lately.
     pub rates: Arc<RateMeter>,
 }
@@ -51,7 +54,10 @@ impl AppState {
         tokio::spawn(sample(context.queue.clone(), Arc::downgrade(&rates)));
         let keys = Arc::new(Keys::new(context.tenants.clone(), context.clock.clone()));
         tokio::spawn(tell_used(Arc::downgrade(&keys)));
+        let looks = Arc::new(Looks::default());
+        tokio::spawn(tell_looks(context.clone(), Arc::downgrade(&looks)));
         Self {
+            looks,
             rates,
             ingest: Ingest::start(context.queue.clone()),
             keys,
@@ -80,6 +86,18 @@ async fn tell_used(keys: Weak<Keys>) {
         tokio::time::sleep(USED_EVERY).await;
         let Some(keys) = keys.upgrade() else { return };
         keys.tell_used().await;
+    }
+}
+
+/// Notes who looked at what, as long as anybody serves.
+async fn tell_looks(context: Context, looks: Weak<Looks>) {
+    loop {
+        tokio::time::sleep(NOTED_EVERY).await;
+        let Some(looks) = looks.upgrade() else { return };
+        if let Err(error) = looks.tell(&context).await {
+            metrics::counter!("tributary_audit_failed_total").increment(1);
+            tracing::warn!(%error, "looks at customers are noted in the audit log later");
+        }
     }
 }
 

@@ -31,7 +31,9 @@ fn stdout(output: &Output) -> String {
 async fn the_first_start_shows_keys_that_work_and_the_next_shows_none() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let first = Guarded::start("server", &server(&data), &folder.path().join("log")).unwrap();
+    let mut command = server(&data);
+    command.arg("--demo");
+    let first = Guarded::start("server", &command, &folder.path().join("log")).unwrap();
     let key = first.line_after("  write key   ", START).unwrap();
     let url = first.line_after("listening on ", START).unwrap();
     let track =
@@ -84,7 +86,9 @@ fn queues(data: &Path, args: &[&str]) -> Output {
 async fn an_operator_looks_after_the_queue_beside_a_running_server() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let running = Guarded::start("server", &server(&data), &folder.path().join("log")).unwrap();
+    let mut command = server(&data);
+    command.arg("--demo");
+    let running = Guarded::start("server", &command, &folder.path().join("log")).unwrap();
     let key = running.line_after("  write key   ", START).unwrap();
     let url = running.line_after("listening on ", START).unwrap();
     let batch = r#"{"batch":[{"type":"track","userId":"u","messageId":"bad"},{"type":"page","userId":"u"}]}"#;
@@ -132,7 +136,9 @@ Name,Email,Financial Status,Paid at,Currency,Total,Created at,Lineitem quantity,
 async fn orders_from_before_are_imported_once_and_bad_lines_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let running = Guarded::start("server", &server(&data), &folder.path().join("log")).unwrap();
+    let mut command = server(&data);
+    command.arg("--demo");
+    let running = Guarded::start("server", &command, &folder.path().join("log")).unwrap();
     let secret = running.line_after("  secret key  ", START).unwrap();
     let url = running.line_after("listening on ", START).unwrap();
     let added = admin(
@@ -223,4 +229,99 @@ fn keys_and_settings_are_looked_after_at_the_command_line() {
     assert!(stdout(&admin(data, &["brand", "settings", "Acme"])).contains("\"DE\""));
     let wrong = admin(data, &["brand", "set", "Acme", r#"{"default_country":"Atlantis"}"#]);
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("two letters"), "{wrong:?}");
+}
+
+/// What is printed where nobody looks ends in a log, which keeps it.
+#[tokio::test]
+async fn a_first_start_without_a_terminal_prints_no_key_and_says_how_to_make_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let running = Guarded::start("server", &server(&data), &folder.path().join("log")).unwrap();
+    let told = running.line_after("There is no brand yet", START).unwrap();
+    assert!(told.contains("admin key add") && told.contains("--demo"), "{told}");
+    running.line_after("listening on ", START).unwrap();
+    running.stop().unwrap();
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+    assert!(!log.contains("wk_") && !log.contains("sk_"), "{log}");
+    assert_eq!(stdout(&admin(&data, &["brand", "list"])), "");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_import_writes_through_no_link_that_somebody_planted() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    stdout(&admin(&data, &["brand", "add", "Acme"]));
+    let shop = ["shop", "add", "--brand", "Acme", "--domain", "a.myshopify.com", "--secret", "s"];
+    stdout(&admin(&data, &shop));
+    let (orders, victim) = (folder.path().join("orders.ndjson"), folder.path().join("victim"));
+    let order =
+        r#"{"id": 1, "total_price": "1.00", "currency": "EUR", "created_at": "2026-01-02T00:00:00Z"}"#;
+    std::fs::write(&orders, format!("{order}\n")).unwrap();
+    std::fs::write(&victim, "precious").unwrap();
+    let link = folder.path().join("orders.ndjson.progress");
+    std::os::unix::fs::symlink(&victim, &link).unwrap();
+    let import = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
+        command.args(["import", "shopify-orders", "--shop", "a.myshopify.com", "--embedded", "--data"]);
+        command.arg(&data).arg(&orders).output().unwrap()
+    };
+    let refused = import();
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is not a plain file"), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
+    std::fs::remove_file(&link).unwrap();
+    assert!(stdout(&import()).contains("1 orders imported, 0 bad"));
+    assert!(std::fs::read_dir(folder.path()).unwrap().count() == 3, "and leaves nothing behind");
+}
+
+/// Everybody on a machine can read a process' arguments.
+#[test]
+fn secrets_come_from_files_and_standard_input_and_one_place_at_a_time() {
+    use std::io::Write;
+
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    stdout(&admin(&data, &["brand", "add", "Acme"]));
+    let file = folder.path().join("shop-secret");
+    std::fs::write(&file, "shpss_fromfile\n").unwrap();
+    let shop = ["shop", "add", "--brand", "Acme", "--domain", "a.myshopify.com"];
+    let with = |more: &[&str]| admin(&data, &[&shop[..], more].concat());
+    stdout(&with(&["--secret-file", file.to_str().unwrap()]));
+    let words = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let both = with(&["--secret", "s", "--secret-file", file.to_str().unwrap()]);
+    assert!(!both.status.success() && words(&both).contains("name one of them"), "{}", words(&both));
+    let none = with(&[]);
+    assert!(!none.status.success() && words(&none).contains("--secret-file"), "{}", words(&none));
+    let away = with(&["--secret-file", "/nowhere/at/all"]);
+    assert!(!away.status.success() && words(&away).contains("/nowhere/at/all"), "{}", words(&away));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_server"))
+        .arg("admin")
+        .args(shop)
+        .args(["--secret", "-", "--embedded", "--data"])
+        .arg(&data)
+        .stdin(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"shpss_frominput\n").unwrap();
+    assert!(child.wait().unwrap().success());
+
+    // The services profile does not start without a key that seals.
+    let start = |key: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
+        command.env_remove("TRIBUTARY_SECRET_KEY").env_remove("TRIBUTARY_EMBEDDED");
+        command.envs(key.map(|key| ("TRIBUTARY_SECRET_KEY", key)));
+        command.args([
+            "--database-url",
+            "postgres://nobody@127.0.0.1:1/x",
+            "--redis-url",
+            "redis://127.0.0.1:1",
+        ]);
+        words(&command.output().unwrap())
+    };
+    for key in [None, Some("too short")] {
+        let told = start(key);
+        assert!(told.contains("TRIBUTARY_SECRET_KEY") && told.contains("head -c 32 /dev/urandom"), "{told}");
+    }
 }

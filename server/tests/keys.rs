@@ -186,7 +186,127 @@ async fn what_is_done_to_keys_and_settings_stands_in_the_log_or_is_not_done(on: 
     app.stop().await;
 }
 
+/// The log's entries, newest first: action, actor, subject, details.
+async fn log(app: &TestApp) -> Vec<(String, String, Value, Value)> {
+    let (_, log) = call(app, &app.secret_key, Method::GET, "/api/privacy/audit?limit=100", Value::Null).await;
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let entries = log["entries"].as_array().unwrap().iter();
+    entries
+        .map(|e| (text(&e["action"]), text(&e["actor"]), e["subject"].clone(), e["details"].clone()))
+        .collect()
+}
+
+async fn who_looked_at_whom_and_whose_key_was_refused_stands_in_the_log(on: On) {
+    let app = TestApp::start(on).await;
+    assert_eq!(answer(app.post("/v1/track", r#"{"userId":"ada","event":"E"}"#)).await.0, 200);
+    app.work_off().await;
+    let reader = scoped(&app, &[Scope::Read]).await;
+    let look = async |path: &str| call(&app, &reader, Method::GET, path, Value::Null).await;
+    let id = look("/api/customers/by/user_id/ada/360").await.1["id"].clone();
+    for path in [
+        format!("/api/customers/{}/360", id.as_str().unwrap()),
+        format!("/api/customers/{}/timeline", id.as_str().unwrap()),
+    ] {
+        assert_eq!(look(&path).await.0, 200);
+    }
+    assert_eq!(look("/api/customers").await.0, 200);
+    assert_eq!(look("/api/queues/events/dead").await.0, 200);
+    assert_eq!(look("/api/keys").await.0, 403);
+    assert_eq!(call(&app, &app.write_key, Method::GET, "/api/keys", Value::Null).await.0, 403);
+    call(&app, &app.secret_key, Method::GET, "/api/signing-secret", Value::Null).await;
+    app.looks.tell(&app.context).await.unwrap();
+    let log = log(&app).await;
+    let actor = format!("key {}", self::id(&reader));
+    for (action, subject, times) in [
+        ("customer_read", &id, 2),
+        ("timeline_read", &id, 1),
+        ("customers_listed", &Value::Null, 1),
+        ("dead_letters_read", &Value::Null, 1),
+        ("key_refused_scope", &Value::Null, 1),
+    ] {
+        let found =
+            log.iter().find(|e| e.0 == action && e.1 == actor).unwrap_or_else(|| panic!("{action}: {log:?}"));
+        assert_eq!((&found.2, &found.3["times"]), (subject, &json!(times)), "{action}");
+    }
+    assert!(log.iter().any(|e| e.0 == "key_refused" && e.1 == format!("key {}", self::id(&app.write_key))));
+    assert!(log.iter().any(|e| e.0 == "signing_secret_read"));
+    app.stop().await;
+}
+
+async fn what_cannot_be_noted_is_not_done(on: On) {
+    let app = TestApp::start(on).await;
+    let batch = r#"{"batch":[{"type":"track","userId":"u"},{"type":"page","userId":"u"}]}"#;
+    assert_eq!(answer(app.post("/v1/batch", batch)).await.0, 200);
+    app.work_off().await;
+    let automation = json!({"name": "n", "trigger": {"on": "event", "event": "E"}, "steps": [{"do": "add_tag", "tag": "t"}]});
+    let (_, made) = call(&app, &app.secret_key, Method::POST, "/api/automations", automation.clone()).await;
+    let missing = "/api/queues/events/dead/nobody/retry";
+    assert_eq!(call(&app, &app.secret_key, Method::POST, missing, Value::Null).await.0, 404);
+    let wrong =
+        call(&app, &app.secret_key, Method::PUT, "/api/segments/rfm_own", json!({"expression": "true"}))
+            .await;
+    assert_eq!(wrong.0, 400);
+    let newest = log(&app).await;
+    assert_eq!((newest[0].0.as_str(), &newest[0].3["not_done"]), ("not_done", &json!("segment_written")));
+    assert_eq!(newest[1].0, "segment_written");
+
+    app.break_audit_log().await;
+    let id = made["id"].as_str().unwrap();
+    for (method, path) in [
+        (Method::POST, "/api/queues/events/dead/retry".to_owned()),
+        (Method::DELETE, "/api/queues/events/dead".to_owned()),
+        (Method::POST, "/api/queues/events/pause".to_owned()),
+        (Method::POST, format!("/api/automations/{id}/activate")),
+        (Method::DELETE, format!("/api/automations/{id}")),
+        (Method::GET, "/api/signing-secret".to_owned()),
+        (Method::POST, "/api/signing-secret/rotate".to_owned()),
+    ] {
+        let (status, body) = call(&app, &app.secret_key, method.clone(), &path, Value::Null).await;
+        assert!(status >= 500, "{method} {path}: {body}");
+        assert!(body["secret"].is_null());
+    }
+    let stats = app.context.queue.stats().await.unwrap();
+    assert_eq!((stats.dead, stats.paused), (1, false));
+    let (status, still) =
+        call(&app, &app.secret_key, Method::GET, &format!("/api/automations/{id}"), Value::Null).await;
+    assert_eq!((status, &still["status"]), (200, &json!("draft")));
+    app.stop().await;
+}
+
+async fn mail_comes_from_domains_that_the_operator_names_for_a_brand(on: On) {
+    let app = TestApp::start(on).await;
+    let set = async |from: &str| {
+        call(&app, &app.secret_key, Method::PUT, "/api/settings", json!({"email_from": from})).await
+    };
+    assert_eq!(set("Shop <hello@shop.example>").await.0, 200, "the only brand, and nothing named");
+    let other = app.context.tenants.add_brand("other").await.unwrap();
+    let (status, body) = set("Shop <hello@shop.example>").await;
+    assert_eq!((status, body["code"].as_str()), (400, Some("invalid_settings")));
+    assert!(body["message"].as_str().unwrap().contains("server admin brand domains"), "{body}");
+    app.context.brands.forget(app.brand);
+    let held = app.context.brands.settings(app.brand).await.unwrap();
+    assert_eq!(held.email_from, None, "what was set before sends nothing any more");
+
+    let domains = ["shop.example".to_owned(), "post.example".to_owned()];
+    app.context.tenants.set_email_domains(app.brand, Some(&domains), None).await.unwrap();
+    for from in ["a@shop.example", "A <a@POST.example>"] {
+        assert_eq!(set(from).await.0, 200, "{from}");
+    }
+    for from in
+        ["a@other.example", "a@mail.shop.example", "a@shop.example.evil.example", "a@evilshop.example"]
+    {
+        assert_eq!(set(from).await.0, 400, "{from}");
+    }
+    app.context.brands.forget(app.brand);
+    assert!(app.context.brands.settings(app.brand).await.unwrap().email_from.is_some());
+    assert!(app.context.tenants.email_domains(other).await.unwrap().is_none());
+    app.stop().await;
+}
+
 on_both_profiles!(
+    who_looked_at_whom_and_whose_key_was_refused_stands_in_the_log,
+    what_cannot_be_noted_is_not_done,
+    mail_comes_from_domains_that_the_operator_names_for_a_brand,
     a_key_does_what_its_scopes_say_and_nothing_else,
     a_key_makes_no_key_that_may_do_more_than_itself,
     revoking_a_leaked_key_tells_which_keys_of_it_live_on_or_ends_them,

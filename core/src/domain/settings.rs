@@ -69,6 +69,12 @@ impl BrandSettings {
         short
     }
 
+    /// The domain that e-mails come from, in lower case; `None` where none is set, or it cannot be read.
+    pub fn sender_domain(&self) -> Option<String> {
+        let mailbox: lettre::message::Mailbox = self.email_from.as_ref()?.parse().ok()?;
+        Some(mailbox.email.domain().to_lowercase())
+    }
+
     /// Whether they make sense.
     ///
     /// # Errors

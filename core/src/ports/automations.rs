@@ -15,6 +15,7 @@ use crate::domain::automation::run::{ActionRow, Past, Run, Status};
 use crate::domain::automation::segment::{Change, SegmentRow};
 use crate::domain::customer360::StoredEvent;
 use crate::domain::ids::{BrandId, ProfileId};
+use crate::ports::privacy::AuditEntry;
 
 /// Whether an automation runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
@@ -299,6 +300,9 @@ pub trait AutomationsTx: Send {
 
     /// Adds jobs to the outbox: they are there if and only if the transaction commits.
     async fn stage(&mut self, stages: &[Stage], now_ms: i64) -> Result<(), StoreError>;
+
+    /// Adds to the audit log what the transaction does: it stands there if and only if that is done.
+    async fn note(&mut self, entry: &AuditEntry) -> Result<(), StoreError>;
 
     /// Makes all of it durable, or none.
     async fn commit(self: Box<Self>) -> Result<(), StoreError>;

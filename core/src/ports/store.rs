@@ -19,6 +19,7 @@ use crate::domain::order::OrderRecord;
 use crate::domain::profile::Profile;
 use crate::domain::time::Timestamp;
 use crate::ports::outbox::Stage;
+use crate::ports::privacy::AuditEntry;
 
 /// Why a store did not do as asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -376,6 +377,9 @@ pub trait StoreTx: Send {
 
     /// Adds jobs to the outbox: they are there if and only if the transaction commits.
     async fn stage(&mut self, stages: &[Stage], now_ms: i64) -> Result<(), StoreError>;
+
+    /// Adds to the audit log what the transaction does: it stands there if and only if that is done.
+    async fn note(&mut self, entry: &AuditEntry) -> Result<(), StoreError>;
 
     /// Makes all of it durable, or none.
     async fn commit(self: Box<Self>) -> Result<(), StoreError>;

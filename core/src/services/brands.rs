@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
 
+use crate::domain::event::Rejection;
 use crate::domain::identity::Rules;
 use crate::domain::ids::BrandId;
 use crate::domain::settings::BrandSettings;
@@ -37,6 +38,34 @@ pub struct Brands {
     found: Cache<BrandId, Found>,
     /// Whether shops were redacted.
     redacted: Cache<String, (bool, Instant)>,
+}
+
+/// Whether a brand's e-mails may come from where its settings say. One relay carries all brands' mail, and signs for whatever
+/// domain it is given: so the operator names the domains of each brand. Where there is one brand alone, its domain is the
+/// operator's own matter, unless named.
+///
+/// # Errors
+/// `invalid_settings`, which says what would be right; the store's own.
+pub async fn check_sender(
+    tenants: &dyn Tenants,
+    brand: BrandId,
+    settings: &BrandSettings,
+) -> Result<Result<(), Rejection>, StoreError> {
+    let Some(domain) = settings.sender_domain() else { return Ok(Ok(())) };
+    let named = tenants.email_domains(brand).await?;
+    let allowed = match &named {
+        Some(domains) => domains.contains(&domain),
+        None => tenants.brands().await?.iter().all(|(other, _)| *other == brand),
+    };
+    if allowed {
+        return Ok(Ok(()));
+    }
+    let named = named.filter(|named| !named.is_empty()).map_or("none".to_owned(), |named| named.join(", "));
+    let message = format!(
+        "email_from is of the domain {domain}, from which this brand may not send; it may from: {named}. Whoever runs the \
+         system names them: server admin brand domains NAME {domain}"
+    );
+    Ok(Err(Rejection::new("invalid_settings", message)))
 }
 
 impl Brands {
@@ -134,8 +163,13 @@ impl Brands {
             return Ok(held.clone());
         }
         let read = async {
-            let settings = Arc::new(self.tenants.settings(brand).await?);
-            playbook::read(&*self.automations, brand, settings).await
+            let mut settings = self.tenants.settings(brand).await?;
+            if let Err(why) = check_sender(&*self.tenants, brand, &settings).await? {
+                // Set before its domain was taken back, or before domains were named: nothing is sent from there.
+                tracing::warn!(%brand, why = why.message, "a brand may not send e-mail as its settings say");
+                settings.email_from = None;
+            }
+            playbook::read(&*self.automations, brand, Arc::new(settings)).await
         };
         let playbook = match (read.await, held) {
             (Ok(playbook), _) => Arc::new(playbook),

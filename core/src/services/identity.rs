@@ -22,7 +22,7 @@ use crate::ports::store::{MergeRow, Relation, RelationKind, StoreError, StoreTx}
 use crate::services::automations::jobs::{Job, Signal};
 use crate::services::customer360;
 use crate::services::merge::{self, Grant, Taking};
-use crate::services::privacy::{Action, note};
+use crate::services::privacy::{Action, entry};
 
 /// How often a change is tried that loses races against workers.
 const MAX_TRIES: u32 = 8;
@@ -186,12 +186,6 @@ pub async fn merge_two(
         }
     };
     forget_answers(context, brand, &[survivor, merged]).await;
-    let action = Action {
-        what: "merge",
-        subject: Some(survivor),
-        details: serde_json::json!({"merge": id, "merged": merged}),
-    };
-    note(context, brand, actor, action).await?;
     Ok((survivor, id))
 }
 
@@ -218,6 +212,9 @@ async fn merge_under(
     tx.save_profiles(&[whole, gone]).await?;
     tx.move_owned(&[row.moved], related).await?;
     stage_signals(context, &mut *tx, row.brand, &[survivor]).await?;
+    let details = serde_json::json!({"merge": row.id, "merged": merged});
+    let action = Action { what: "merge", subject: Some(survivor), details };
+    tx.note(&entry(context, row.brand, actor, action)).await?;
     committed(tx, &grant).await?;
     Ok(row.id)
 }
@@ -255,7 +252,7 @@ pub async fn split(context: &Context, brand: BrandId, id: Uuid, actor: &str) -> 
             .ok_or(IdentityError::Unknown("customer"))?;
         let names = vec![merge::lock_name(brand, from), merge::lock_name(brand, merge.loser)];
         let above = above(context, brand, &merge, from).await?;
-        let work = |grant: Grant| split_under(context, brand, &merge, &above, from, grant);
+        let work = |grant: Grant| split_under(context, brand, (&merge, actor), &above, from, grant);
         match merge::with_merge_lock(&*context.locks, &*context.store, names, patient(), work).await {
             Ok(done) => break done,
             Err(StoreError::Conflict(_) | StoreError::Fenced(_)) if tries < MAX_TRIES => tries += 1,
@@ -264,16 +261,13 @@ pub async fn split(context: &Context, brand: BrandId, id: Uuid, actor: &str) -> 
     };
     forget_answers(context, brand, &[done.from, done.restored]).await;
     forget_ways(context, brand, &done).await?;
-    let details =
-        serde_json::json!({"merge": id, "from": done.from, "events": done.events, "orders": done.orders});
-    note(context, brand, actor, Action { what: "split", subject: Some(done.restored), details }).await?;
     Ok(done)
 }
 
 async fn split_under(
     context: &Context,
     brand: BrandId,
-    merge: &Merge,
+    (merge, actor): (&Merge, &str),
     above: &[Merge],
     from: ProfileId,
     grant: Grant,
@@ -341,6 +335,11 @@ async fn split_under(
     };
     tx.relate(&[apart]).await?;
     stage_signals(context, &mut *tx, brand, &ids).await?;
+    let details = serde_json::json!({
+        "merge": merge.id, "from": from, "events": given.events, "orders": given.orders,
+    });
+    let action = Action { what: "split", subject: Some(merge.loser), details };
+    tx.note(&entry(context, brand, actor, action)).await?;
     committed(tx, &grant).await?;
     Ok(Split {
         restored: merge.loser,

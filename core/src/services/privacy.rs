@@ -501,15 +501,10 @@ pub async fn unsuppress(
     identifiers: &[Identifier],
     actor: &str,
 ) -> Result<u64, StoreError> {
-    let lifted = context.privacy.unsuppress(brand, identifiers).await?;
-    note(
-        context,
-        brand,
-        actor,
-        Action { what: "unsuppress", subject: None, details: json!({"identifiers": lifted}) },
-    )
-    .await?;
-    Ok(lifted)
+    // Before it is done: it is not done where it cannot be noted.
+    let details = json!({"identifiers": identifiers.len()});
+    note(context, brand, actor, Action { what: "unsuppress", subject: None, details }).await?;
+    context.privacy.unsuppress(brand, identifiers).await
 }
 
 /// Deletes what is older than its brand keeps events, and profiles of which nothing is left. Answers how many events.

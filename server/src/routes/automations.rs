@@ -54,11 +54,6 @@ pub async fn list(State(state): State<AppState>, secret: Secret) -> Result<Json<
     Ok(Json(AutomationList { automations: admin::automations(&state.context, secret.brand).await? }))
 }
 
-async fn noted(state: &AppState, secret: &Secret, what: &'static str, id: Uuid) -> Result<(), ApiError> {
-    let action = Action { what, subject: None, details: json!({"automation": id}) };
-    Ok(note(&state.context, secret.brand, &secret.actor, action).await?)
-}
-
 /// Makes an automation: a draft, which does nothing until it is activated.
 #[utoipa::path(post, path = "/api/automations", tag = "Automations", security(("secret_key" = [])), request_body = Definition,
     responses((status = 201, body = AutomationAnswer), NewErrors))]
@@ -70,8 +65,8 @@ pub async fn create(
 ) -> Result<(StatusCode, Json<AutomationAnswer>), ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let definition: Definition = read_json(&bytes)?;
-    let made = admin::create(&state.context, secret.brand, &definition).await?;
-    noted(&state, &secret, "automation_made", made.id).await?;
+    let deed = admin::create(&state.context, secret.brand, &definition);
+    let made = state.audited(&secret, "automation_made", json!({"name": definition.name}), deed).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 
@@ -99,8 +94,8 @@ pub async fn edit(
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let definition: Definition = read_json(&bytes)?;
     let id = automation_id(&id)?;
-    let edited = admin::edit(&state.context, secret.brand, id, &definition).await?;
-    noted(&state, &secret, "automation_edited", id).await?;
+    let deed = admin::edit(&state.context, secret.brand, id, &definition);
+    let edited = state.audited(&secret, "automation_edited", json!({"automation": id}), deed).await?;
     Ok(Json(edited))
 }
 
@@ -120,8 +115,8 @@ pub async fn delete(
     secret: Secret,
 ) -> Result<Json<AutomationDeleted>, ApiError> {
     let id = automation_id(&id)?;
-    admin::delete(&state.context, secret.brand, id).await?;
-    noted(&state, &secret, "automation_deleted", id).await?;
+    let deed = admin::delete(&state.context, secret.brand, id);
+    state.audited(&secret, "automation_deleted", json!({"automation": id}), deed).await?;
     Ok(Json(AutomationDeleted { deleted: id }))
 }
 
@@ -155,8 +150,8 @@ async fn set_status(
     what: &'static str,
 ) -> Result<Json<AutomationAnswer>, ApiError> {
     let id = automation_id(id)?;
-    let changed = admin::set_status(&state.context, secret.brand, id, status).await?;
-    noted(state, secret, what, id).await?;
+    let deed = admin::set_status(&state.context, secret.brand, id, status);
+    let changed = state.audited(secret, what, json!({"automation": id}), deed).await?;
     Ok(Json(changed))
 }
 
@@ -289,8 +284,9 @@ pub async fn use_template(
     let missing =
         || ApiError::not_found(format!("there is no template {name:?}; there are {}", names.join(", ")));
     let chosen = all.iter().find(|ready| ready.name == name).ok_or_else(missing)?;
-    let made = admin::create(&state.context, secret.brand, &chosen.definition).await?;
-    noted(&state, &secret, "automation_made", made.id).await?;
+    let deed = admin::create(&state.context, secret.brand, &chosen.definition);
+    let made =
+        state.audited(&secret, "automation_made", json!({"name": chosen.definition.name}), deed).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
 

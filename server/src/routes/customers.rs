@@ -45,7 +45,7 @@ pub async fn by_id(
     secret: Secret,
 ) -> Result<Response, ApiError> {
     let parsed = customer_id(&id)?;
-    answer(&state, secret.brand, &Asked::Id(parsed)).await?.ok_or_else(|| nobody(&id))
+    answer(&state, &secret, &Asked::Id(parsed)).await?.ok_or_else(|| nobody(&id))
 }
 
 /// Customer360 of the customer who has an identifier.
@@ -59,11 +59,15 @@ pub async fn by_identifier(
 ) -> Result<Response, ApiError> {
     let nobody = || ApiError::not_found(format!("no customer has the {kind} {value:?}"));
     let identifier = identifier(&state, secret.brand, &kind, &value).await?.ok_or_else(nobody)?;
-    answer(&state, secret.brand, &Asked::Identifier(identifier)).await?.ok_or_else(nobody)
+    answer(&state, &secret, &Asked::Identifier(identifier)).await?.ok_or_else(nobody)
 }
 
-async fn answer(state: &AppState, brand: BrandId, asked: &Asked) -> Result<Option<Response>, ApiError> {
-    let found = customer360::answer(&state.context, state.settings.cache_ttl, brand, asked).await?;
+async fn answer(state: &AppState, secret: &Secret, asked: &Asked) -> Result<Option<Response>, ApiError> {
+    let found = customer360::answer(&state.context, state.settings.cache_ttl, secret.brand, asked).await?;
+    if let Some((json, _)) = &found {
+        let who: Option<Whom> = serde_json::from_slice(json).ok();
+        state.looked(secret, "customer_read", who.map(|who| who.id)).await?;
+    }
     Ok(found.map(|(json, freshness)| {
         metrics::counter!("tributary_customer360_total", "cache" => freshness.as_str()).increment(1);
         let headers = [
@@ -74,6 +78,12 @@ async fn answer(state: &AppState, brand: BrandId, asked: &Asked) -> Result<Optio
         ];
         (headers, json).into_response()
     }))
+}
+
+/// Whom an answer is about.
+#[derive(Deserialize)]
+struct Whom {
+    id: ProfileId,
 }
 
 /// What to list.
@@ -139,6 +149,7 @@ pub async fn list(
         limit: limit(query.limit)?,
     };
     let page = directory::list(&state.context, secret.brand, &listing).await?;
+    state.looked(&secret, "customers_listed", None).await?;
     Ok(Json(CustomerPage { customers: page.customers, next: page.next.as_ref().map(write_place) }))
 }
 
@@ -228,6 +239,7 @@ pub async fn timeline(
     let limit = limit(query.limit)?;
     let found = directory::timeline(&state.context, secret.brand, parsed, before.as_ref(), limit).await?;
     let (events, next) = found.ok_or_else(|| nobody(&id))?;
+    state.looked(&secret, "timeline_read", Some(parsed)).await?;
     let next = next.map(|(at, message)| {
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(&(at.timestamp_millis(), message)).unwrap_or_default())
     });

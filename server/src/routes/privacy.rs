@@ -211,8 +211,12 @@ pub struct AuditAnswer {
     at: String,
     /// Who: `key ID`, `shopify SHOP`, `command line`.
     actor: String,
-    /// `merge`, `split`, `export`, `erase`, `unsuppress`, `settings`, `key_added`, `key_rotated`,
-    /// `key_limited`, `key_revoked`.
+    /// `merge`, `split`, `export`, `erase`, `unsuppress`, `settings`, `email_domains`, `shop_added`; `key_added`, `key_rotated`,
+    /// `key_limited`, `key_revoked`, `key_refused`, `key_refused_scope`; `signing_secret_read`, `signing_secret_rotated`;
+    /// `automation_made`, `automation_edited`, `automation_activated`, `automation_paused`, `automation_deleted`,
+    /// `segment_written`, `segment_deleted`, `run_cancelled`, `run_retried`; `dead_letters_read`, `dead_letters_retried`,
+    /// `dead_letters_discarded`, `queue_paused`, `queue_resumed`; `customer_read`, `timeline_read`, `customers_listed`; and
+    /// `not_done`, where what the entry before announced was not done.
     action: String,
     /// The profile's id, where one is meant.
     subject: Option<String>,

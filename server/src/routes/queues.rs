@@ -97,7 +97,9 @@ pub async fn list(
             })?),
         };
     let queue = queue(&state, &name)?;
-    Ok(Json(queues::letters(&**queue, Scope::Brand(brand), after, limit).await?))
+    let page = queues::letters(&**queue, Scope::Brand(brand), after, limit).await?;
+    state.looked(&secret, "dead_letters_read", None).await?;
+    Ok(Json(page))
 }
 
 /// One dead letter.
@@ -110,7 +112,9 @@ pub async fn show(
 ) -> Answer<Letter> {
     let brand = secret.brand;
     let found = queues::letter(&**queue(&state, &name)?, Scope::Brand(brand), &id).await?;
-    found.map(Json).ok_or_else(|| no_letter(&id))
+    let letter = found.ok_or_else(|| no_letter(&id))?;
+    state.looked(&secret, "dead_letters_read", None).await?;
+    Ok(Json(letter))
 }
 
 /// Puts one dead letter back to pending.
@@ -123,7 +127,11 @@ pub async fn retry_one(
 ) -> Answer {
     let brand = secret.brand;
     let which = Which::Ids(vec![id.clone()]);
-    let back = queues::retry(&**queue(&state, &name)?, Scope::Brand(brand), which).await?;
+    let back = {
+        let deed = queues::retry(&**queue(&state, &name)?, Scope::Brand(brand), which);
+        let details = json!({"queue": name, "letter": id});
+        state.audited(&secret, "dead_letters_retried", details, deed).await?
+    };
     one_or_none(&id, "retried", back)
 }
 
@@ -132,7 +140,10 @@ pub async fn retry_one(
     params(("queue" = String, Path)), responses((status = 200, body = Object), OneErrors))]
 pub async fn retry_all(State(state): State<AppState>, Path(name): Path<String>, secret: Secret) -> Answer {
     let brand = secret.brand;
-    let back = queues::retry(&**queue(&state, &name)?, Scope::Brand(brand), Which::All).await?;
+    let back = {
+        let deed = queues::retry(&**queue(&state, &name)?, Scope::Brand(brand), Which::All);
+        state.audited(&secret, "dead_letters_retried", json!({"queue": name, "letter": "all"}), deed).await?
+    };
     Ok(Json(json!({"retried": back})))
 }
 
@@ -146,7 +157,11 @@ pub async fn discard_one(
 ) -> Answer {
     let brand = secret.brand;
     let which = Which::Ids(vec![id.clone()]);
-    let gone = queues::discard(&**queue(&state, &name)?, Scope::Brand(brand), which).await?;
+    let gone = {
+        let deed = queues::discard(&**queue(&state, &name)?, Scope::Brand(brand), which);
+        let details = json!({"queue": name, "letter": id});
+        state.audited(&secret, "dead_letters_discarded", details, deed).await?
+    };
     one_or_none(&id, "discarded", gone)
 }
 
@@ -155,7 +170,12 @@ pub async fn discard_one(
     params(("queue" = String, Path)), responses((status = 200, body = Object), OneErrors))]
 pub async fn discard_all(State(state): State<AppState>, Path(name): Path<String>, secret: Secret) -> Answer {
     let brand = secret.brand;
-    let gone = queues::discard(&**queue(&state, &name)?, Scope::Brand(brand), Which::All).await?;
+    let gone = {
+        let deed = queues::discard(&**queue(&state, &name)?, Scope::Brand(brand), Which::All);
+        state
+            .audited(&secret, "dead_letters_discarded", json!({"queue": name, "letter": "all"}), deed)
+            .await?
+    };
     Ok(Json(json!({"discarded": gone})))
 }
 
@@ -186,7 +206,8 @@ async fn set_paused(
             "other brands share this queue: who runs the system pauses it, with server queues pause";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "shared_queue", message));
     }
-    queue.set_paused(paused).await?;
+    let what = if paused { "queue_paused" } else { "queue_resumed" };
+    state.audited(&secret, what, json!({"queue": name}), queue.set_paused(paused)).await?;
     tracing::warn!(queue = name, paused, %brand, "a queue was paused or resumed over HTTP");
     Ok(Json(json!({"paused": paused})))
 }

@@ -11,7 +11,6 @@ use tributary_core::domain::automation::segment::SegmentInput;
 use tributary_core::domain::ids::ProfileId;
 use tributary_core::domain::time::{self, from_ms};
 use tributary_core::services::automations::admin::{self, Preview, SegmentAnswer};
-use tributary_core::services::privacy::{Action, note};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -69,9 +68,8 @@ pub async fn put(
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let input: SegmentInput = read_json(&bytes)?;
     let details = json!({"segment": name, "expression": input.expression});
-    let answer = admin::put_segment(&state.context, secret.brand, &name, input).await?;
-    let action = Action { what: "segment_written", subject: None, details };
-    note(&state.context, secret.brand, &secret.actor, action).await?;
+    let deed = admin::put_segment(&state.context, secret.brand, &name, input);
+    let answer = state.audited(&secret, "segment_written", details, deed).await?;
     Ok(Json(answer))
 }
 
@@ -90,10 +88,8 @@ pub async fn delete(
     Path(name): Path<String>,
     secret: Secret,
 ) -> Result<Json<Deleted>, ApiError> {
-    admin::delete_segment(&state.context, secret.brand, &name).await?;
-    let details = json!({"segment": name});
-    let action = Action { what: "segment_deleted", subject: None, details };
-    note(&state.context, secret.brand, &secret.actor, action).await?;
+    let deed = admin::delete_segment(&state.context, secret.brand, &name);
+    state.audited(&secret, "segment_deleted", json!({"segment": name}), deed).await?;
     Ok(Json(Deleted { deleted: name }))
 }
 

@@ -13,6 +13,7 @@ use tributary_core::domain::settings::BrandSettings;
 use tributary_core::domain::time::{self, Timestamp};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, KeyRecord};
 use tributary_core::services::automations::admin::{refill, reschedule};
+use tributary_core::services::brands::check_sender;
 use tributary_core::services::privacy::{Action, entry};
 use tributary_core::services::tenants::{self, MAX_KEY_DAYS, MAX_ROTATION_GRACE, ROTATION_GRACE};
 use utoipa::{IntoParams, ToSchema};
@@ -54,6 +55,7 @@ pub async fn put(
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let settings: BrandSettings = read_json(&bytes)?;
     settings.check()?;
+    check_sender(&*state.context.tenants, secret.brand, &settings).await??;
     let before = state.context.tenants.settings(secret.brand).await?;
     let action = Action { what: "settings", subject: None, details: settings.in_short() };
     let note = entry(&state.context, secret.brand, &secret.actor, action);

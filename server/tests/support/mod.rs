@@ -47,6 +47,8 @@ pub struct TestApp {
     pub brand: BrandId,
     pub context: Context,
     pub http: reqwest::Client,
+    /// Who looked at what, until it is noted.
+    pub looks: Arc<server::audit::Looks>,
     /// How automations reach the world outside: private addresses, and no SMTP unless the test sets it.
     pub outside: Outside,
     /// Where the store is, as sqlx opens it.
@@ -105,6 +107,7 @@ impl TestApp {
             key_days: None,
         };
         let state = AppState::new(context.clone(), telemetry::no_metrics(), routes);
+        let looks = state.looks.clone();
         let serving = server::serve(listener, state, stop.clone());
         let mut running = vec![tokio::spawn(async move { serving.await.unwrap() })];
         if lanes > 0 {
@@ -122,6 +125,7 @@ impl TestApp {
             context,
             http,
             store,
+            looks,
             stop,
             running,
             _folder: folder,

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::customers::{Counted, consent, counted, profile, profile_id, stored_event, summed};
 use super::db::{Db, failed};
 use super::outbox;
+use super::privacy::add_note;
 use crate::domain::automation::facts::{CONSENTS_SEEN, EVENTS_SEEN, Facts};
 use crate::domain::automation::run::{ActionRow, ActionStatus, Past, Run, State, Status};
 use crate::domain::automation::segment::{Change, SegmentRow};
@@ -21,6 +22,7 @@ use crate::ports::automations::{
     AutomationRow, AutomationStatus, Automations, AutomationsTx, Check, DueRun, Member, Peek, RunFilter,
 };
 use crate::ports::outbox::Stage;
+use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
 
 const RUN: &str = "id, brand_id, automation_id, version, profile_id, trigger_key, status, revision, due_ms, started_ms, \
@@ -914,6 +916,10 @@ impl AutomationsTx for Tx {
 
     async fn stage(&mut self, stages: &[Stage], now_ms: i64) -> Result<(), StoreError> {
         outbox::insert(&mut self.tx, stages, now_ms).await.map(drop)
+    }
+
+    async fn note(&mut self, entry: &AuditEntry) -> Result<(), StoreError> {
+        add_note(&mut self.tx, entry).await
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {

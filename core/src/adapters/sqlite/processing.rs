@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::customers::{brand_order, profile, profile_id, standing, stored_event};
 use super::db::{failed, pieces};
 use super::outbox;
+use super::privacy::add_note;
 use crate::domain::customer360::StoredEvent;
 use crate::domain::event::{Event, Source};
 use crate::domain::history::Merge;
@@ -19,6 +20,7 @@ use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
 use crate::domain::time::Timestamp;
 use crate::ports::outbox::Stage;
+use crate::ports::privacy::AuditEntry;
 use crate::ports::store::{
     BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move,
     OrderColumns, OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, StoreError, StoreTx, suppression,
@@ -658,6 +660,10 @@ impl StoreTx for SqliteTx {
 
     async fn stage(&mut self, stages: &[Stage], now_ms: i64) -> Result<(), StoreError> {
         outbox::insert(&mut self.tx, stages, now_ms).await.map(|_| ())
+    }
+
+    async fn note(&mut self, entry: &AuditEntry) -> Result<(), StoreError> {
+        add_note(&mut self.tx, entry).await
     }
 
     async fn commit(self: Box<Self>) -> Result<(), StoreError> {

@@ -29,6 +29,7 @@ use crate::services::automations::jobs::Job;
 use crate::services::automations::languages::LanguageError;
 use crate::services::automations::runs::described;
 use crate::services::automations::waker::fires;
+use crate::services::privacy::{Action, entry};
 
 /// Most automations of a brand.
 pub const MAX_AUTOMATIONS: usize = 200;
@@ -621,7 +622,7 @@ pub async fn run(context: &Context, brand: BrandId, id: Uuid) -> Result<RunAnswe
 /// # Errors
 /// When there is none, it has ended already, or the store is away.
 pub async fn cancel(context: &Context, brand: BrandId, id: Uuid, who: &str) -> Result<RunAnswer, AdminError> {
-    change(context, brand, id, |run, _, now_ms| {
+    change(context, brand, id, ("run_cancelled", who), |run, _, now_ms| {
         if !run.status.is_live() && run.status != Status::Failed {
             return Err(AdminError::Refused(format!("the run has ended: it is {}", run.status.as_str())));
         }
@@ -636,7 +637,7 @@ pub async fn cancel(context: &Context, brand: BrandId, id: Uuid, who: &str) -> R
 /// # Errors
 /// When there is none, it has not failed, or the store is away.
 pub async fn retry(context: &Context, brand: BrandId, id: Uuid, who: &str) -> Result<RunAnswer, AdminError> {
-    change(context, brand, id, |run, actions, now_ms| {
+    change(context, brand, id, ("run_retried", who), |run, actions, now_ms| {
         // A queued one may have lost its job: another at a new revision does no harm.
         if ![Status::Failed, Status::Queued].contains(&run.status) {
             return Err(AdminError::Refused(format!(
@@ -655,11 +656,12 @@ pub async fn retry(context: &Context, brand: BrandId, id: Uuid, who: &str) -> Re
     .await
 }
 
-/// Changes a run under its lock; queues it where that is asked for.
+/// Changes a run under its lock, and notes who did what; queues it where that is asked for.
 async fn change(
     context: &Context,
     brand: BrandId,
     id: Uuid,
+    (what, who): (&'static str, &str),
     how: impl FnOnce(&mut Run, &mut Vec<ActionRow>, i64) -> Result<bool, AdminError>,
 ) -> Result<RunAnswer, AdminError> {
     let now_ms = context.clock.now_ms();
@@ -676,6 +678,8 @@ async fn change(
     if queued {
         tx.stage(&[Job::of(&held).stage()], now_ms).await?;
     }
+    let action = Action { what, subject: Some(held.profile), details: json!({"run": id}) };
+    tx.note(&entry(context, brand, who, action)).await?;
     tx.commit().await?;
     run(context, brand, id).await
 }

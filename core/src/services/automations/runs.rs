@@ -597,7 +597,9 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
             let Some(to) = facts.email() else {
                 return Ok(Prepared::Skip("the customer has no e-mail address".to_owned()));
             };
-            let from = book.settings.email_from.clone().ok_or("the brand's setting email_from is not set")?;
+            let from = book.settings.email_from.clone().ok_or(
+                "the brand's setting email_from is not set, or of a domain that the operator does not let it send from",
+            )?;
             let unsubscribe = match (marketing, &ready.outside.public_url) {
                 (false, _) => None,
                 (true, Some(url)) => {
