@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # One image for every role: `server`, `workers event`. See docker-compose.yml.
 
-FROM rust:1.95-bookworm AS chef
+FROM rust:1.95.0-bookworm AS chef
 RUN cargo install cargo-chef --version 0.1.78 --locked
 WORKDIR /build
 
@@ -16,7 +16,7 @@ RUN cargo chef cook --release --locked --package server --package workers --reci
 COPY . .
 RUN cargo build --release --locked --package server --package workers
 
-FROM debian:bookworm-slim AS runtime
+FROM debian:12.11-slim AS runtime
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates curl \
     && rm -rf /var/lib/apt/lists/* \
