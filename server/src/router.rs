@@ -89,6 +89,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(automations::signing_secret))
         .routes(routes!(automations::rotate_signing_secret))
         .routes(routes!(unsubscribe::ask, unsubscribe::confirm))
+        .routes(routes!(unsubscribe::ask_address, unsubscribe::confirm_address))
         .routes(routes!(queues::all))
         .routes(routes!(queues::one))
         .routes(routes!(queues::list, queues::discard_all))

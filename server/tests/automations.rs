@@ -83,7 +83,12 @@ fn customer(id: u64, email: &str, consents: bool) -> Value {
         {"state": state, "opt_in_level": "single_opt_in", "consent_updated_at": "2026-01-01T00:00:00Z"}})
 }
 
-on_both_profiles!(the_templates_run_from_a_webhook_to_a_mailbox, what_goes_out_is_signed_and_comes_back_in);
+on_both_profiles!(
+    the_templates_run_from_a_webhook_to_a_mailbox,
+    what_goes_out_is_signed_and_comes_back_in,
+    a_public_key_borrows_nobodys_voice,
+    whoever_reads_an_address_confirms_it
+);
 
 async fn the_templates_run_from_a_webhook_to_a_mailbox(on: On) {
     let shop = Shop::open(on).await;
@@ -207,7 +212,9 @@ async fn what_goes_out_is_signed_and_comes_back_in(on: On) {
         {"type": "identify", "userId": "ada", "traits": {"name": "<Ada>", "email": "ada@example.com"}},
         {"type": "identify", "userId": "gone", "traits": {"email": "nobody@example.com"}},
     ]);
-    assert_eq!(answer(shop.app.post("/api/events", identify.to_string())).await.0, 202);
+    // An address that the brand's own server tells may get what is no marketing.
+    let own = shop.app.http.post(format!("{}/api/events", shop.app.url)).bearer_auth(&shop.app.secret_key);
+    assert_eq!(answer(own.body(identify.to_string())).await.0, 202);
     shop.settle().await;
     let customer = answer(shop.app.get("/api/customers/by/user_id/ada/360")).await.1["id"].clone();
     let dry = shop
@@ -261,5 +268,128 @@ async fn what_goes_out_is_signed_and_comes_back_in(on: On) {
         (Some("failed"), Some(1))
     );
     tokio::time::sleep(Duration::from_millis(1)).await;
+    shop.app.stop().await;
+}
+
+impl Shop {
+    /// What somebody says who has the key that is in every browser.
+    async fn say(&self, message: Value) {
+        let path = format!("/v1/{}", message["type"].as_str().unwrap());
+        let (status, body) = answer(self.app.post(&path, message.to_string())).await;
+        assert_eq!(status, 200, "{body}");
+    }
+
+    async fn customer(&self, email: &str) -> Value {
+        answer(self.app.get(&format!("/api/customers/by/email/{email}/360"))).await.1
+    }
+}
+
+async fn a_public_key_borrows_nobodys_voice(on: On) {
+    let shop = Shop::open(on).await;
+    let made = shop.ask(Method::POST, "/api/automation-templates/abandoned_cart", &json!({})).await;
+    shop.activate(&made).await;
+    for (id, email) in [(1, "victim@shop.example"), (2, "other@shop.example"), (3, "third@shop.example")] {
+        shop.webhook("customers/create", &format!("c{id}"), customer(id, email, true)).await;
+    }
+    shop.settle().await;
+    let victim = shop.customer("victim@shop.example").await["id"].clone();
+
+    // An address of the attacker's beside the victim's, before and after the attacker's own is somebody's; all three in one.
+    for id in ["att", "btt"] {
+        shop.say(json!({"type": "identify", "anonymousId": id, "traits": {"email": "0a@attacker.example"},
+            "context": {"traits": {"email": "victim@shop.example"}}}))
+            .await;
+    }
+    for email in ["victim@shop.example", "other@shop.example", "third@shop.example"] {
+        shop.say(json!({"type": "identify", "anonymousId": "join", "traits": {"email": email, "firstName": "Owned"}}))
+            .await;
+    }
+    // Consent in the victim's name that nobody could take back, a tag, and a time of the future.
+    shop.say(json!({"type": "identify", "anonymousId": "att", "timestamp": "9999-12-31T00:00:00Z", "traits": {
+        "email": "victim@shop.example", "emailMarketingConsent": true, "firstName": "Owned", "tag:vip": true}}))
+        .await;
+    shop.settle().await;
+    let found = shop.customer("victim@shop.example").await;
+    assert_eq!((&found["id"], &found["traits"]["firstName"]), (&victim, &json!("Ada")));
+    assert_eq!(found["traits"]["tag:vip"], Value::Null);
+    assert_eq!(found["consent"]["email"]["address"], "victim@shop.example");
+    let mut ids = vec![];
+    for email in ["victim@shop.example", "other@shop.example", "third@shop.example"] {
+        ids.push(shop.customer(email).await["id"].to_string());
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 3, "three customers whom Shopify knows stay three");
+    let related = shop.customer("other@shop.example").await["identity"]["related"].clone();
+    assert_eq!(related[0]["kind"], "refused", "{related}");
+
+    // Checkouts that a public key tells start nothing, and its orders end nothing.
+    shop.say(json!({"type": "track", "event": "Checkout Started", "anonymousId": "att",
+        "properties": {"abandoned_checkout_url": "https://phish.example"}}))
+        .await;
+    let checkout = json!({"id": 100, "token": "k", "customer": {"id": 1}, "email": "victim@shop.example",
+        "abandoned_checkout_url": "https://shop.example/recover"});
+    shop.webhook("checkouts/create", "k1", checkout).await;
+    shop.settle().await;
+    shop.say(json!({"type": "track", "event": "Order Created", "anonymousId": "att"})).await;
+    shop.settle().await;
+    shop.clock.advance(61 * MIN);
+    shop.settle().await;
+    assert_eq!(shop.subjects(), ["victim@shop.example: You left something behind"]);
+    let mail = shop.mailbox.mails()[0].clone();
+    assert!(mail.text.contains("https://shop.example/recover") && !mail.text.contains("phish"), "{}", mail.text);
+
+    // Who unsubscribes is written to no more, whatever a public key says and whatever Shopify repeats.
+    let link = mail.header("List-Unsubscribe").unwrap();
+    let link = link.trim_matches(['<', '>']);
+    assert_eq!(shop.app.http.post(link).send().await.unwrap().status(), 200);
+    shop.settle().await;
+    shop.say(json!({"type": "identify", "anonymousId": "att", "traits": {
+        "email": "victim@shop.example", "emailMarketingConsent": true}}))
+        .await;
+    shop.webhook("customers/update", "again", customer(1, "victim@shop.example", true)).await;
+    shop.settle().await;
+    assert_eq!(shop.customer("victim@shop.example").await["consent"]["email"]["allowed"], false);
+    shop.clock.advance(2 * DAY);
+    shop.settle().await;
+    assert_eq!(shop.subjects().len(), 1);
+    shop.app.stop().await;
+}
+
+async fn whoever_reads_an_address_confirms_it(on: On) {
+    let shop = Shop::open(on).await;
+    let settings = json!({"email_from": "Shop <hello@shop.example>", "confirm_addresses": true});
+    shop.ask(Method::PUT, "/api/settings", &settings).await;
+    for (name, steps) in [
+        ("ask", json!([{"do": "confirm", "subject": "Please confirm", "text": "{{ confirm_url }}"}])),
+        ("news", json!([{"do": "wait", "for": {"hours": 1}}, {"do": "email", "subject": "News", "text": "…"}])),
+    ] {
+        let trigger = json!({"on": "event", "event": "Signed Up"});
+        let definition = json!({"name": name, "trigger": trigger, "steps": steps, "reentry": {"mode": "always"}});
+        let made = shop.ask(Method::POST, "/api/automations", &definition).await;
+        shop.activate(&made).await;
+    }
+    for (id, consent) in [("ada", json!(true)), ("bob", json!(true)), ("eve", Value::Null)] {
+        let email = format!("{id}@example.com");
+        shop.say(json!({"type": "identify", "anonymousId": id, "traits": {"email": email, "emailMarketingConsent": consent}}))
+            .await;
+        shop.say(json!({"type": "track", "event": "Signed Up", "anonymousId": id})).await;
+    }
+    shop.settle().await;
+    let mut asked = shop.subjects();
+    asked.sort();
+    let wanted = ["ada@example.com: Please confirm", "bob@example.com: Please confirm"];
+    assert_eq!(asked, wanted, "who has not asked for e-mail is asked nothing");
+    let mails = shop.mailbox.mails();
+    let link = mails.iter().find(|mail| mail.to[0] == "ada@example.com").unwrap().text.trim().to_owned();
+    // Looking at the link, or another's signature, confirms nothing.
+    assert!(shop.app.http.get(&link).send().await.unwrap().text().await.unwrap().contains("Yes, confirm"));
+    let forged = format!("{}x", &link[..link.len() - 1]);
+    assert_eq!(shop.app.http.post(forged).send().await.unwrap().status(), 404);
+    assert_eq!(shop.app.http.post(&link).send().await.unwrap().status(), 200);
+    shop.settle().await;
+    shop.clock.advance(61 * MIN);
+    shop.settle().await;
+    let news: Vec<String> = shop.subjects().into_iter().filter(|s| s.ends_with("News")).collect();
+    assert_eq!(news, ["ada@example.com: News"]);
     shop.app.stop().await;
 }

@@ -73,6 +73,9 @@ pub enum Origin<'a> {
         message_id: String,
         /// Whom it is about.
         identifier: Identifier,
+        /// Whether that is who they are: they have confirmed it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        vouches: bool,
     },
 }
 

@@ -246,6 +246,8 @@ pub struct Event {
     pub kind: EventKind,
     /// Who told it.
     pub source: Source,
+    /// Whether the source says by its identifiers who the person is. An automation only says by them whom it means.
+    pub vouches: bool,
     /// The event's or page's name; for a webhook, what it reports.
     pub name: Option<String>,
     /// When it happened, corrected for the sender's clock.
@@ -282,6 +284,7 @@ impl Event {
             message_id: message_id.into(),
             kind,
             source: Source::Public,
+            vouches: true,
             name: None,
             timestamp,
             received_at: timestamp,
@@ -301,7 +304,9 @@ impl Event {
     /// Whether its identifiers belong together beyond doubt: a trusted source names a person by them. Other events link them, too,
     /// but never two people whom a trusted source knows.
     pub fn links_firmly(&self) -> bool {
-        self.source.is_trusted() && self.identifiers.iter().any(|identifier| identifier.kind.is_personal())
+        self.source.is_trusted()
+            && self.vouches
+            && self.identifiers.iter().any(|identifier| identifier.kind.is_personal())
     }
 
     /// As a sender of that source may say it. A tag is the brand's word, not a browser's.

@@ -178,7 +178,10 @@ fn email(raw: &str) -> Option<String> {
     let form =
         email_address::Options::default().with_required_tld().without_display_text().without_domain_literal();
     let address = EmailAddress::parse_with_options(raw, form).ok()?;
-    (!is_placeholder(address.local_part())).then(|| address.as_str().to_lowercase())
+    // Folding beyond ASCII makes one of two mailboxes: U+212A, the Kelvin sign, would be a k. A domain has one form in ASCII.
+    let local = address.local_part().to_ascii_lowercase();
+    let Ok(url::Host::Domain(domain)) = url::Host::parse(address.domain()) else { return None };
+    (!is_placeholder(&local)).then(|| format!("{local}@{domain}"))
 }
 
 /// E.164. A national number without a known country stays a trait: two countries' customers could share it. So does one
@@ -561,6 +564,10 @@ mod tests {
     fn values_are_brought_to_one_form() {
         let cases = [
             (IdentifierKind::Email, " Bob.Norman@HostMail.com ", Some("bob.norman@hostmail.com")),
+            (IdentifierKind::Email, "mi\u{212a}e@x.example", Some("mi\u{212a}e@x.example")),
+            (IdentifierKind::Email, "Ada@B\u{dc}CHER.example", Some("ada@xn--bcher-kva.example")),
+            (IdentifierKind::Email, "ada@xn--bcher-kva.example", Some("ada@xn--bcher-kva.example")),
+            (IdentifierKind::Email, "\u{130}stanbul@x.example", Some("\u{130}stanbul@x.example")),
             (IdentifierKind::Email, "not an address", None),
             (IdentifierKind::Email, "null@example.com", None),
             (IdentifierKind::Email, "bob@localhost", None),

@@ -1,8 +1,9 @@
-//! Where the links in marketing e-mails lead: open to whoever has the link.
+//! Where the links in e-mails lead: open to whoever has the link.
 
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
+use tributary_core::services::automations::confirm as confirmation;
 use tributary_core::services::automations::unsubscribe::{self, UnsubscribeError};
 
 use crate::error::ApiError;
@@ -29,10 +30,35 @@ pub async fn confirm(State(state): State<AppState>, Path(token): Path<String>) -
     Ok(page("<p>You get no more marketing by e-mail.</p>"))
 }
 
+/// Asks whether the address is the reader's. Looking at the link confirms nothing: programs look at links before people do.
+#[utoipa::path(get, path = "/confirm/{token}", tag = "Unsubscribe", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String), LinkErrors))]
+pub async fn ask_address(
+    State(state): State<AppState>,
+    Path(token): Path<String>,
+) -> Result<Response, ApiError> {
+    confirmation::whose(&state.context, &token).await.map_err(told)?;
+    Ok(page(
+        "<p>Is this your e-mail address, and do you want e-mails from us?</p>\
+         <form method=\"post\"><button>Yes, confirm</button></form>",
+    ))
+}
+
+/// Confirms an e-mail address, and consent to marketing there: the page's button.
+#[utoipa::path(post, path = "/confirm/{token}", tag = "Unsubscribe", params(("token" = String, Path)),
+    responses((status = 200, content_type = "text/html", body = String), LinkErrors))]
+pub async fn confirm_address(
+    State(state): State<AppState>,
+    Path(token): Path<String>,
+) -> Result<Response, ApiError> {
+    confirmation::confirm(&state.context, &token).await.map_err(told)?;
+    Ok(page("<p>Thank you: your e-mail address is confirmed.</p>"))
+}
+
 fn page(what: &str) -> Response {
     let html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-         <meta name=\"robots\" content=\"noindex\"><title>Unsubscribe</title>\
+         <meta name=\"robots\" content=\"noindex\"><title>E-mails</title>\
          <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:32em;margin:20vh auto;padding:0 1em;text-align:center}}\
          button{{font:inherit;padding:.5em 1.5em}}</style><main>{what}</main></html>"
     );

@@ -269,6 +269,17 @@ pub enum Action {
         #[serde(default = "yes")]
         marketing: bool,
     },
+    /// Asks whoever reads an e-mail address that only a public key told whether it is theirs and whether they want marketing there
+    /// (double opt-in). Only where the public key told of consent for it, too. The template's `confirm_url` is the link.
+    Confirm {
+        /// A template.
+        subject: String,
+        /// A template.
+        text: String,
+        /// A template; what it inserts is escaped.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        html: Option<String>,
+    },
     /// Posts `{"text": …}` to a chat's webhook.
     Chat {
         /// Where.
@@ -313,6 +324,7 @@ impl Action {
         match self {
             Self::Webhook { .. } => "webhook",
             Self::Email { .. } => "email",
+            Self::Confirm { .. } => "confirm",
             Self::Chat { .. } => "chat",
             Self::SetTrait { .. } => "set_trait",
             Self::AddTag { .. } => "add_tag",

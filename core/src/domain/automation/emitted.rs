@@ -34,6 +34,11 @@ pub fn unsubscribe(channel: Channel) -> Value {
     json!({"type": "identify", "traits": {field: false}})
 }
 
+/// The body of an event by which somebody confirms that an e-mail address is theirs, and that they want marketing there.
+pub fn confirmed(address: &str) -> Value {
+    json!({"type": "identify", "traits": {"email": address, "emailMarketingConsent": true}})
+}
+
 /// The queue's payload of such an event, about whoever has `identifier`.
 pub fn envelope(
     brand: crate::domain::ids::BrandId,
@@ -42,8 +47,30 @@ pub fn envelope(
     body: &Value,
     at_ms: i64,
 ) -> Option<Vec<u8>> {
+    wrapped(brand, message_id, identifier, false, body, at_ms)
+}
+
+/// The queue's payload of an event of whoever has confirmed that `identifier` is theirs.
+pub fn vouched(
+    brand: crate::domain::ids::BrandId,
+    message_id: &str,
+    identifier: &Identifier,
+    body: &Value,
+    at_ms: i64,
+) -> Option<Vec<u8>> {
+    wrapped(brand, message_id, identifier, true, body, at_ms)
+}
+
+fn wrapped(
+    brand: crate::domain::ids::BrandId,
+    message_id: &str,
+    identifier: &Identifier,
+    vouches: bool,
+    body: &Value,
+    at_ms: i64,
+) -> Option<Vec<u8>> {
     let body = serde_json::value::to_raw_value(body).ok()?;
-    let origin = Origin::Automation { message_id: message_id.into(), identifier: identifier.clone() };
+    let origin = Origin::Automation { message_id: message_id.into(), identifier: identifier.clone(), vouches };
     Some(Envelope { brand, received_ms: at_ms, origin, body: &body }.encode())
 }
 
@@ -53,7 +80,7 @@ pub fn envelope(
 /// `malformed_envelope` when it is none.
 pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
     let wrong = |why: &str| Rejection::new("malformed_envelope", why);
-    let Origin::Automation { message_id, identifier } = &envelope.origin else {
+    let Origin::Automation { message_id, identifier, vouches } = &envelope.origin else {
         return Err(wrong("not an automation's message"));
     };
     let text = envelope.body.get();
@@ -64,6 +91,7 @@ pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
     Ok(Event {
         name: body["event"].as_str().filter(|_| kind == EventKind::Track).map(|name| name.replace('\0', "")),
         identifiers: vec![identifier.clone()],
+        vouches: *vouches,
         traits: traits_again(kind, text, at),
         consents: if kind == EventKind::Identify { consents_again(text, at) } else { Vec::new() },
         // The customer was not there.
@@ -92,6 +120,11 @@ mod tests {
             (tagged.message_id.as_str(), tagged.active, &tagged.identifiers),
             ("run-1", false, &vec![ada.clone()])
         );
+        assert!(tagged.source.is_trusted() && !tagged.links_firmly(), "it says whom it means, not who they are");
+        let bytes = vouched(BrandId(3), "confirm-1", &ada, &confirmed("ada@example.com"), 5000).unwrap();
+        let confirmed = Envelope::read(&bytes).unwrap().decode(&Rules::default()).unwrap();
+        assert!(confirmed.links_firmly());
+        assert_eq!(confirmed.consents[0].address.as_deref(), Some("ada@example.com"));
         let emitted = read(&event("Reminded", &json!({"times": 2})));
         assert_eq!((emitted.kind, emitted.name.as_deref()), (EventKind::Track, Some("Reminded")));
         let gone = read(&unsubscribe(Channel::Email));

@@ -306,6 +306,14 @@ fn check(what: &str, action: &Action) -> Result<(), Rejection> {
             template("text", text, false)?;
             html.as_deref().map_or(Ok(()), |html| template("html", html, true))
         }
+        Action::Confirm { subject, text, html } => {
+            if !text.contains("confirm_url") {
+                return Err(wrong(format!("{what}, text: it needs the link, written {{{{ confirm_url }}}}")));
+            }
+            template("subject", subject, false)?;
+            template("text", text, false)?;
+            html.as_deref().map_or(Ok(()), |html| template("html", html, true))
+        }
         Action::Chat { url, text } => {
             check_url(what, url)?;
             template("text", text, false)

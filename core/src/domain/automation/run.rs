@@ -519,6 +519,17 @@ impl Run {
             Action::Email { marketing: true, .. } if !s.facts.allows(Channel::Email) => {
                 return skip("the customer has not consented to marketing by e-mail");
             }
+            Action::Confirm { .. } => {
+                let address = s.facts.address(Channel::Email);
+                let Some(address) = address else { return skip("the customer has no e-mail address") };
+                let asked = s.facts.consent(Channel::Email);
+                if address.trusted {
+                    return skip("the address needs no confirmation: a trusted source told it");
+                }
+                if !asked.is_some_and(|consent| ["subscribed", "pending"].contains(&consent.state.as_str())) {
+                    return skip("nobody has asked for e-mail at the address");
+                }
+            }
             Action::Webhook { consent: Some(channel), .. } if !s.facts.allows(*channel) => {
                 return skip(&format!("the customer has not consented to marketing by {}", channel.as_str()));
             }

@@ -12,6 +12,7 @@
 //! through [`languages`].
 
 pub mod admin;
+pub mod confirm;
 pub mod destinations;
 pub mod jobs;
 pub mod languages;

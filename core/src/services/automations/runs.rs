@@ -35,7 +35,7 @@ use crate::ports::tenants::BrandSecrets;
 use crate::services::automations::destinations::{Destinations, Permit};
 use crate::services::automations::playbook::Playbook;
 use crate::services::automations::signals::{Playbooks, playbooks};
-use crate::services::automations::{signing, unsubscribe};
+use crate::services::automations::{confirm, signing, unsubscribe};
 
 /// Parcels of a batch that are carried at once.
 const AT_ONCE: usize = 200;
@@ -593,6 +593,22 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
             let body = json!({"text": text(template)?}).to_string();
             Prepared::Outside { destination: host(url)?, content: Content::Chat { url: url.clone(), body } }
         }
+        Action::Confirm { subject, text: plain, html } => {
+            let Some(to) = facts.email() else {
+                return Ok(Prepared::Skip("the customer has no e-mail address".to_owned()));
+            };
+            let from = book.settings.email_from.clone().ok_or("the brand's setting email_from is not set")?;
+            let url = ready.outside.public_url.as_deref();
+            let url = url.ok_or("a link to confirm needs TRIBUTARY_PUBLIC_URL, which is not set")?;
+            let secrets = ready.known.secrets.get(&run.brand).cloned().unwrap_or_default();
+            let mut values = values.clone();
+            values["confirm_url"] = confirm::link(url, &secrets.link, run.brand, &to).into();
+            let text = |template: &str| template::render(template, &values, false);
+            let html = html.as_ref().map(|html| template::render(html, &values, true)).transpose()?;
+            let subject = text(subject)?.split_whitespace().collect::<Vec<_>>().join(" ");
+            let email = Email { from, to, subject, text: text(plain)?, html, unsubscribe: None };
+            Prepared::Outside { destination: SMTP.to_owned(), content: Content::Email(email) }
+        }
         Action::Email { subject, text: plain, html, marketing } => {
             let Some(to) = facts.email() else {
                 return Ok(Prepared::Skip("the customer has no e-mail address".to_owned()));
@@ -638,6 +654,10 @@ pub(super) fn described(action: &Action, facts: &Facts, trigger: Option<&Trigger
         Action::Chat { url, text: template } => format!("would say {:?} at {url}", text(template)),
         Action::Email { subject, .. } => {
             format!("would write to {}: {:?}", facts.email().as_deref().unwrap_or("nobody"), text(subject))
+        }
+        Action::Confirm { subject, .. } => {
+            let to = facts.email();
+            format!("would ask {} to confirm the address: {:?}", to.as_deref().unwrap_or("nobody"), text(subject))
         }
         Action::SetTrait { name, value } => format!("would set the trait {name} to {value}"),
         Action::AddTag { tag } => format!("would tag the customer {tag}"),
