@@ -57,7 +57,12 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
                 Err(away) => return untried(items, away),
             },
             Err(rejection) => {
-                tracing::warn!(item = item.id, %rejection, "an item cannot be read and goes to the dead letters");
+                // The code alone: what is wrong may quote what the sender said.
+                tracing::warn!(
+                    item = item.id,
+                    code = rejection.code,
+                    "an item cannot be read and goes to the dead letters"
+                );
                 worked.unfinished.push(Unfinished {
                     item: item.clone(),
                     then: Then::Bury { error: rejection.to_string() },
@@ -145,7 +150,8 @@ pub(crate) fn try_later(item: &Item, error: &str) -> Unfinished {
     let then = if attempt >= MAX_ATTEMPTS {
         Then::Bury { error: format!("failed {attempt} times, at last: {error}") }
     } else {
-        tracing::warn!(item = item.id, attempt, error, "an item failed and will be tried again");
+        // Why stands in its history, which ends with it: a store's words may quote a value.
+        tracing::warn!(item = item.id, attempt, "an item failed and will be tried again");
         Then::Retry { delay: full_jitter(attempt, rand::random()), error: error.to_owned() }
     };
     Unfinished { item: item.clone(), then }

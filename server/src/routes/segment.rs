@@ -160,7 +160,7 @@ pub async fn batch(
                 // One over the limit is not kept among the dead letters either: anybody with a public key could fill
                 // the queue's memory. Segment's limit is documented, and its SDKs hold it.
                 if fault.code == TOO_LARGE {
-                    tracing::warn!(%brand, fault.message, "an event of a batch was dropped");
+                    tracing::warn!(%brand, code = fault.code, "an event of a batch was dropped");
                 } else {
                     kept.push((message, true));
                 }

@@ -7,6 +7,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use tributary_core::domain::automation::segment::SegmentInput;
 use tributary_core::domain::ids::ProfileId;
 use tributary_core::domain::time::{self, from_ms};
@@ -67,7 +68,10 @@ pub async fn put(
 ) -> Result<Json<SegmentAnswer>, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let input: SegmentInput = read_json(&bytes)?;
-    let details = json!({"segment": name, "expression": input.expression});
+    // An expression may name a person, and the log is for good: it is known again by its hash.
+    let hash: String =
+        Sha256::digest(input.expression.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let details = json!({"segment": name, "expression_sha256": hash});
     let deed = admin::put_segment(&state.context, secret.brand, &name, input);
     let answer = state.audited(&secret, "segment_written", details, deed).await?;
     Ok(Json(answer))

@@ -54,13 +54,35 @@ pub fn refuse_plain_password(url: &str) -> Result<(), OutboundError> {
     Err(OutboundError::PlainPassword)
 }
 
+/// What went wrong, by its class and codes alone: a server's words may quote the receiver's address, or anything else.
 fn failed(error: &Error) -> Delivery {
-    let why = error.to_string();
+    let why = match error.status() {
+        Some(code) => match enhanced(&error.to_string()) {
+            Some(status) => format!("the mail server answered {code}, {status}"),
+            None => format!("the mail server answered {code}"),
+        },
+        None if error.is_timeout() => format!("no answer in {} s", TIMEOUT.as_secs()),
+        None if error.is_response() => "the mail server's answer cannot be understood".to_owned(),
+        None if error.is_tls() => "no TLS with the mail server".to_owned(),
+        None if error.is_client() => "the mail server does not offer what is needed".to_owned(),
+        None => "no connection to the mail server".to_owned(),
+    };
     if error.is_permanent() {
         return Delivery::Refused(why);
     }
     // With a code, the server has answered: about this letter, not about itself.
     Delivery::Later { error: why, after: error.status().map(|_| std::time::Duration::ZERO) }
+}
+
+/// The enhanced status code (RFC 3463), like `5.1.1`, with which a server's words may begin.
+fn enhanced(said: &str) -> Option<&str> {
+    let first = said.split_once("): ")?.1.split_whitespace().next()?;
+    let mut parts = first.split('.');
+    let numbers = parts
+        .by_ref()
+        .take(3)
+        .filter(|part| (1..=3).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit()));
+    (numbers.count() == 3 && parts.next().is_none()).then_some(first)
 }
 
 fn compose(email: &Email, key: &str) -> Result<Message, Box<dyn std::error::Error + Send + Sync>> {
@@ -159,6 +181,15 @@ mod tests {
             "multipart/alternative",
         ] {
             assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_servers_status_is_kept_and_its_words_are_not() {
+        let said = "permanent error (550): 5.1.1 <ada@example.com>: Recipient address rejected";
+        assert_eq!(enhanced(said), Some("5.1.1"));
+        for words in ["ada@example.com unknown", "5.1 no", "5.1.1.1 no", "5.x.1 no", "2345.1.1 no", ""] {
+            assert_eq!(enhanced(&format!("permanent error (550): {words}")), None, "{words}");
         }
     }
 

@@ -21,8 +21,6 @@ use crate::ports::courier::Delivery;
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How much of an answer is read for an error's sake.
-const MAX_ANSWER: usize = 500;
 
 /// Posts to URLs.
 pub struct Webhooks {
@@ -101,8 +99,8 @@ impl Webhooks {
             after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
         // Too many requests is an answer, also without a time.
         let after = after.or((status == StatusCode::TOO_MANY_REQUESTS).then_some(Duration::ZERO));
-        let said: String = beginning(response).await;
-        let error = format!("answered {}: {said}", status.as_u16());
+        // Its words are not kept: they may quote what was sent, and so a person.
+        let error = format!("answered {}", status.as_u16());
         let later = status.is_server_error()
             || [
                 StatusCode::REQUEST_TIMEOUT,
@@ -115,20 +113,9 @@ impl Webhooks {
     }
 }
 
-/// The beginning of an answer, and no more of it.
-async fn beginning(mut response: reqwest::Response) -> String {
-    let mut read = Vec::new();
-    while read.len() < MAX_ANSWER {
-        let Ok(Some(chunk)) = response.chunk().await else { break };
-        read.extend_from_slice(&chunk);
-    }
-    read.truncate(MAX_ANSWER);
-    String::from_utf8_lossy(&read).into_owned()
-}
-
 fn failed(error: &reqwest::Error) -> Delivery {
-    // What is at the root says more than "error sending request".
-    let mut why = error.to_string();
+    // What is at the root says more than "error sending request"; and that names the URL, which may name a person.
+    let mut why = "the request could not be sent".to_owned();
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
         if inner.downcast_ref::<Unreachable>().is_some() {

@@ -39,7 +39,7 @@ pub async fn work(context: &Context, outside: &Outside, items: &[Item]) -> Worke
             }
             Ok(page) => pages.push((item, page)),
             Err(error) => {
-                tracing::warn!(item = item.id, error, "an item cannot be read and goes to the dead letters");
+                tracing::warn!(item = item.id, "an item cannot be read and goes to the dead letters");
                 worked.unfinished.push(Unfinished { item: item.clone(), then: Then::Bury { error } });
             }
         }
@@ -127,8 +127,7 @@ async fn in_halves(
                         Next::Bury { error } => {
                             tracing::warn!(
                                 item = item.id,
-                                error,
-                                "an action cannot be done: its run has failed"
+                                "an action cannot be done: its run has failed, and its dead letter says why"
                             );
                             Then::Bury { error }
                         }
