@@ -187,6 +187,17 @@ impl Context {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, close).await;
     }
 
+    /// Leaves nothing on the disk of what was deleted, as far as this process can see to that: embedded, the files' logs are emptied.
+    /// PostgreSQL and Redis do it by themselves (docs/OPERATIONS.md). Best effort: what is busy is emptied by the next erasure.
+    pub async fn scrub(&self) {
+        let Open::Embedded { store, queues } = &self.open else { return };
+        for file in [store, &queues[0], &queues[1]] {
+            if let Err(error) = file.scrub().await {
+                tracing::warn!(%error, "a log still holds what was deleted; it is emptied after the next erasure");
+            }
+        }
+    }
+
     /// The queue of that name.
     pub fn queue_named(&self, name: &str) -> Option<&Arc<dyn Queue>> {
         match name {

@@ -8,7 +8,7 @@ use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteQueryResult,
     SqliteSynchronous,
 };
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use sqlx::{AssertSqlSafe, Sqlite, SqlitePool, Transaction};
 
 use crate::ports::store::StoreError;
 
@@ -18,6 +18,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const READERS: u32 = 4;
 /// Rows of a statement with many rows: few sizes, so that few statements are prepared.
 const ROWS: [usize; 4] = [100, 25, 5, 1];
+
+/// The version of files in which nothing is left of deleted rows.
+const SCRUBBED: i64 = 1;
 
 /// One SQLite file: one connection that writes, some that read.
 ///
@@ -37,6 +40,8 @@ impl Db {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT)
+            // what is deleted is written over: an erasure is to be one on the disk, too
+            .pragma("secure_delete", "on")
             .pragma("temp_store", "memory")
             .pragma("cache_size", "-65536");
         // The writer comes first: it makes the file, and the readers find it in WAL mode.
@@ -61,6 +66,7 @@ impl Db {
     /// When the file cannot be opened or a migration fails.
     pub async fn open_store(path: &Path) -> Result<Self, StoreError> {
         let db = Self::open(path).await.map_err(failed)?;
+        db.scrub_once().await?;
         sqlx::migrate!("migrations/sqlite").run(&db.write).await.map_err(migration)?;
         Ok(db)
     }
@@ -71,8 +77,45 @@ impl Db {
     /// When the file cannot be opened or a migration fails.
     pub async fn open_queue(path: &Path) -> Result<Self, StoreError> {
         let db = Self::open(path).await.map_err(failed)?;
+        db.scrub_once().await?;
         sqlx::migrate!("migrations/sqlite_queue").run(&db.write).await.map_err(migration)?;
         Ok(db)
+    }
+
+    /// Leaves nothing of what was deleted: the write-ahead log, which holds pages as they were, is folded into the file and emptied.
+    ///
+    /// # Errors
+    /// When another process reads or writes all the while.
+    pub async fn scrub(&self) -> Result<(), StoreError> {
+        let (busy, _, _): (i64, i64, i64) =
+            sqlx::query_as("pragma wal_checkpoint(truncate)").fetch_one(&self.write).await.map_err(failed)?;
+        match busy {
+            0 => Ok(()),
+            _ => Err(StoreError::Unavailable("the write-ahead log is in use".into())),
+        }
+    }
+
+    /// A file from before deleted rows were written over holds them in its free pages: it is written anew, once.
+    async fn scrub_once(&self) -> Result<(), StoreError> {
+        let done: i64 =
+            sqlx::query_scalar("pragma user_version").fetch_one(&self.write).await.map_err(failed)?;
+        if done >= SCRUBBED {
+            return Ok(());
+        }
+        let tables: i64 = sqlx::query_scalar("select count(*) from sqlite_schema")
+            .fetch_one(&self.write)
+            .await
+            .map_err(failed)?;
+        if tables > 0 {
+            tracing::info!(
+                "a file of an older version is written anew, once; this takes as long as the file is large"
+            );
+            self.execute(sqlx::query("vacuum")).await?;
+            self.scrub().await?;
+        }
+        // a constant
+        self.execute(sqlx::query(AssertSqlSafe(format!("pragma user_version = {SCRUBBED}")))).await?;
+        Ok(())
     }
 
     /// Closes the file: its log is folded into it.
