@@ -22,8 +22,8 @@ use tributary_core::domain::time::Timestamp;
 use tributary_core::ports::outbox::Stage;
 use tributary_core::ports::privacy::AuditEntry;
 use tributary_core::ports::store::{
-    BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move,
-    OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, Store, StoreError, StoreStats, StoreTx,
+    BodyRow, BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow,
+    Move, OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, Store, StoreError, StoreStats, StoreTx,
 };
 
 on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store } [
@@ -118,6 +118,14 @@ impl Store for Lax {
     async fn customer(&self, brand: BrandId, id: ProfileId) -> Result<Option<CustomerRecord>, StoreError> {
         self.0.customer(brand, id).await
     }
+    async fn body_topics(
+        &self,
+        brand: BrandId,
+        shop: &str,
+        digest: &[u8; 32],
+    ) -> Result<Vec<String>, StoreError> {
+        self.0.body_topics(brand, shop, digest).await
+    }
     async fn last_fence(&self) -> Result<i64, StoreError> {
         self.0.last_fence().await
     }
@@ -137,6 +145,12 @@ impl StoreTx for LaxTx {
     }
     async fn known_events(&mut self, events: &[Event]) -> Result<KnownEvents, StoreError> {
         self.inner.known_events(events).await
+    }
+    async fn body_topics(&mut self, rows: &[BodyRow<'_>]) -> Result<Vec<Vec<String>>, StoreError> {
+        self.inner.body_topics(rows).await
+    }
+    async fn claim_bodies(&mut self, rows: &[BodyRow<'_>], at: Timestamp) -> Result<(), StoreError> {
+        self.inner.claim_bodies(rows, at).await
     }
     async fn owners(
         &mut self,

@@ -11,7 +11,7 @@ use tributary_core::ports::tenants::{KeyGrant, KeyKind, Tenants};
 use tributary_core::services::brands::{SETTINGS_TTL, check_sender};
 use tributary_core::services::privacy::{Action, entry, note};
 use tributary_core::services::tenants::{
-    KeyError, Maker, add_key, ends_after, limit_key, revoke_key, rotate_key,
+    KeyError, Maker, add_key, add_shop, ends_after, limit_key, revoke_key, rotate_key,
 };
 
 use workers::settings::Secret;
@@ -101,7 +101,7 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
             )?;
             let details = serde_json::json!({"shop": domain});
             note(&context, brand, ACTOR, Action { what: "shop_added", subject: None, details }).await?;
-            tenants.add_shop(&domain, brand, &secret).await?;
+            add_shop(&context, &domain, brand, &secret).await?;
             eprintln!("{}", what_to_configure(&domain, &address));
         }
     }

@@ -29,6 +29,7 @@ pub const CODES: &[Code] = &[
     code(400, "too_many_events", "more events than a request may have"),
     code(400, "context_too_large", "the batch's context, copied into its events, is too large"),
     code(400, "missing_header", "a header of Shopify's is missing"),
+    code(400, "invalid_webhook", "the signed body is not of its topic's shape, or of another shop"),
     code(400, "unknown_kind", "there is no such kind of identifier"),
     code(400, "invalid_identifier", "the value cannot identify anybody"),
     code(400, "invalid_query", "the query cannot be read"),

@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tributary_core::adapters::folder::own_file;
 use tributary_core::context::Context;
 use tributary_core::failpoint;
+use tributary_core::services::tenants::warn_of_shared_secrets;
 use workers::{automation, event, shutdown, telemetry};
 
 use crate::cli::{Cli, Command, Import, ServeArgs};
@@ -74,6 +75,7 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
         let show = args.demo || std::io::stdout().is_terminal();
         demo::seed_if_empty(&*context.tenants, &format!("http://{}", listener.local_addr()?), show).await?;
     }
+    warn_of_shared_secrets(&context).await?;
     println!("listening on http://{}", listener.local_addr()?);
     let stop = shutdown::on_signals();
     let stop_workers = CancellationToken::new();

@@ -64,6 +64,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(privacy::unsuppress))
         .routes(routes!(privacy::requests))
         .routes(routes!(privacy::request_export))
+        .routes(routes!(privacy::stop))
         .routes(routes!(privacy::audit))
         .routes(routes!(settings::get, settings::put))
         .routes(routes!(settings::keys, settings::add_key))

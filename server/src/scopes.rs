@@ -50,6 +50,7 @@ pub const TABLE: &[(&str, &str, Scope)] = &[
     ("POST", "/api/privacy/erasures", Privacy),
     ("GET", "/api/privacy/requests", Privacy),
     ("GET", "/api/privacy/requests/{request}/export", Export),
+    ("POST", "/api/privacy/requests/{request}/stop", Privacy),
     ("DELETE", "/api/privacy/suppressions/{kind}/{value}", Privacy),
     ("GET", "/api/queues", Read),
     ("GET", "/api/queues/{queue}", Read),

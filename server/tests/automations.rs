@@ -336,7 +336,11 @@ async fn a_public_key_borrows_nobodys_voice(on: On) {
     shop.settle().await;
     assert_eq!(shop.subjects(), ["victim@shop.example: You left something behind"]);
     let mail = shop.mailbox.mails()[0].clone();
-    assert!(mail.text.contains("https://shop.example/recover") && !mail.text.contains("phish"), "{}", mail.text);
+    assert!(
+        mail.text.contains("https://shop.example/recover") && !mail.text.contains("phish"),
+        "{}",
+        mail.text
+    );
 
     // Who unsubscribes is written to no more, whatever a public key says and whatever Shopify repeats.
     let link = mail.header("List-Unsubscribe").unwrap();
@@ -361,10 +365,14 @@ async fn whoever_reads_an_address_confirms_it(on: On) {
     shop.ask(Method::PUT, "/api/settings", &settings).await;
     for (name, steps) in [
         ("ask", json!([{"do": "confirm", "subject": "Please confirm", "text": "{{ confirm_url }}"}])),
-        ("news", json!([{"do": "wait", "for": {"hours": 1}}, {"do": "email", "subject": "News", "text": "…"}])),
+        (
+            "news",
+            json!([{"do": "wait", "for": {"hours": 1}}, {"do": "email", "subject": "News", "text": "…"}]),
+        ),
     ] {
         let trigger = json!({"on": "event", "event": "Signed Up"});
-        let definition = json!({"name": name, "trigger": trigger, "steps": steps, "reentry": {"mode": "always"}});
+        let definition =
+            json!({"name": name, "trigger": trigger, "steps": steps, "reentry": {"mode": "always"}});
         let made = shop.ask(Method::POST, "/api/automations", &definition).await;
         shop.activate(&made).await;
     }

@@ -272,6 +272,7 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
         }
         "missing_header" => plain("").body("{}"),
         "invalid_hmac" => webhook_of(app, SHOP, "another secret"),
+        "invalid_webhook" => webhook(app, "elsewhere", r#"{"shop_domain": "other.myshopify.com"}"#),
         "idempotency_conflict" => {
             let _ = answer(webhook(app, "twice", r#"{"id": 1}"#)).await;
             webhook(app, "twice", r#"{"id": 2}"#)
@@ -574,7 +575,7 @@ async fn no_route_shows_one_brand_anything_of_another() {
             answer(client.webhook(client.http(), "orders/create", "w1", order.to_string())).await.0,
             200
         );
-        let asked = json!({"customer": {"email": format!("{MARK}@example.com")}});
+        let asked = json!({"shop_id": 1, "shop_domain": support::SHOP, "customer": {"email": format!("{MARK}@example.com")}});
         assert_eq!(
             answer(client.webhook(client.http(), "customers/data_request", "w2", asked.to_string())).await.0,
             200

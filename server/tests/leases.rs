@@ -45,6 +45,14 @@ impl Store for Slow {
     async fn customer(&self, brand: BrandId, id: ProfileId) -> Result<Option<CustomerRecord>, StoreError> {
         self.inner.customer(brand, id).await
     }
+    async fn body_topics(
+        &self,
+        brand: BrandId,
+        shop: &str,
+        digest: &[u8; 32],
+    ) -> Result<Vec<String>, StoreError> {
+        self.inner.body_topics(brand, shop, digest).await
+    }
     async fn last_fence(&self) -> Result<i64, StoreError> {
         self.inner.last_fence().await
     }

@@ -98,7 +98,7 @@ async fn carry(context: &Context) {
     loop {
         sleep(PRIVACY_EVERY).await;
         // Nearly always nothing waits: then there is nothing to lock.
-        if context.privacy.open_requests(1).await.is_ok_and(|open| open.is_empty()) {
+        if context.privacy.open_requests(context.clock.now(), 1).await.is_ok_and(|open| open.is_empty()) {
             continue;
         }
         // One process at a time will do; without locks all do, which changes nothing.

@@ -226,13 +226,25 @@ pub struct ShopSubject {
     pub shop: String,
     /// Whether the shop was noted as redacted under this request.
     pub begun: bool,
+    /// How many dead letters were discarded so far.
+    #[serde(default)]
+    pub dead_letters: u64,
 }
 
 impl ShopSubject {
     /// Of a request that nobody has looked at.
     pub fn new(shop: &str) -> Self {
-        Self { shop: shop.to_owned(), begun: false }
+        Self { shop: shop.to_owned(), begun: false, dead_letters: 0 }
     }
+}
+
+/// By what a webhook's body is known again, whatever its headers say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BodyClaim {
+    /// The topic it came under.
+    pub topic: String,
+    /// The SHA-256 of the body.
+    pub digest: [u8; 32],
 }
 
 /// One event, decoded and normalised. It takes effect once for each `(brand, message_id)`.
@@ -268,6 +280,8 @@ pub struct Event {
     pub ask: Option<PrivacyAsk>,
     /// The shop of a webhook.
     pub shop: Option<String>,
+    /// By what a webhook's body is known again.
+    pub claim: Option<BodyClaim>,
     /// Whether it was about somebody who was erased: [`Event::anonymised`].
     pub erased: bool,
     /// Whether the customer was there (false for what a server reports of them, `context.active = false`).
@@ -295,6 +309,7 @@ impl Event {
             product: None,
             ask: None,
             shop: None,
+            claim: None,
             erased: false,
             active: true,
             body: "{}".to_owned(),

@@ -22,3 +22,4 @@ pub mod segment;
 pub mod settings;
 pub mod shopify;
 pub mod time;
+pub mod webhook;

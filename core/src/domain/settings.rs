@@ -14,6 +14,11 @@ pub const MAX_BLOCKED: usize = 1000;
 /// The shortest retention, in days: longer than any queue keeps a message, so that a late repetition is still known.
 pub const MIN_RETENTION_DAYS: u32 = 30;
 
+/// How many hours a shop's redaction waits, unless the brand sets otherwise.
+pub const SHOP_REDACTION_HOURS: u32 = 24;
+/// The longest that it may wait: 25 days of the 30 that Shopify allows.
+pub const MAX_SHOP_REDACTION_HOURS: u32 = 25 * 24;
+
 /// A brand's settings. Every field may be left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -28,6 +33,8 @@ pub struct BrandSettings {
     pub limits: Limits,
     /// After how many days events are deleted; never, unless set.
     pub retention_days: Option<u32>,
+    /// How many hours a shop's redaction (`shop/redact`) waits, and can be stopped: 1 to 600, 24 unless set.
+    pub shop_redaction_hours: Option<u32>,
     /// Where recency, frequency and monetary value are cut into scores.
     pub rfm: RfmBounds,
     /// The brand's time zone, like `Europe/Berlin`: for schedules, and for customers whose own is not known. UTC, unless set.
@@ -62,6 +69,11 @@ impl Default for RfmBounds {
 }
 
 impl BrandSettings {
+    /// How many hours a shop's redaction waits, within its bounds.
+    pub fn shop_redaction_hours(&self) -> u32 {
+        self.shop_redaction_hours.unwrap_or(SHOP_REDACTION_HOURS).clamp(1, MAX_SHOP_REDACTION_HOURS)
+    }
+
     /// For the log: blocked values may be people's, so they are counted.
     pub fn in_short(&self) -> serde_json::Value {
         let mut short = serde_json::json!(self);
@@ -93,6 +105,9 @@ impl BrandSettings {
         }
         if self.retention_days.is_some_and(|days| days < MIN_RETENTION_DAYS) {
             return wrong(format!("retention_days must be at least {MIN_RETENTION_DAYS}, or absent"));
+        }
+        if self.shop_redaction_hours.is_some_and(|hours| hours == 0 || hours > MAX_SHOP_REDACTION_HOURS) {
+            return wrong(format!("shop_redaction_hours must be 1 to {MAX_SHOP_REDACTION_HOURS}, or absent"));
         }
         let RfmBounds { recency_days, orders, spent } = &self.rfm;
         if [recency_days, orders, spent]

@@ -10,12 +10,13 @@ use serde_json::Value;
 
 use super::envelope::{Envelope, Origin};
 use super::event::{
-    Channel, Consent, Event, EventKind, PrivacyAsk, Product, Rejection, Subject, TraitUpdate,
+    BodyClaim, Channel, Consent, Event, EventKind, PrivacyAsk, Product, Rejection, Subject, TraitUpdate,
 };
 use super::identity::{Identifier, IdentifierKind, Rules};
 use super::money;
 use super::order::{Amount, Fulfillment, Item, Order, OrderUpdate, Refund, SUM, Version};
 use super::time::{self, Timestamp};
+use super::webhook;
 
 /// The topics that a shop should send, and what each is good for. `server admin shop add` prints them.
 pub const TOPICS: [&str; 27] = [
@@ -190,6 +191,10 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
         consents: consents(&body, topic, timestamp, rules),
         product: product(&body, topic, timestamp)?,
         shop: Some((**shop).to_owned()),
+        claim: Some(BodyClaim {
+            topic: topic.replace('\0', ""),
+            digest: webhook::digest(envelope.body.get()),
+        }),
         active: ACTIVE_TOPICS.contains(&&**topic),
         // What law wants forgotten is not kept in the request to forget it.
         body: if ask.is_none() { envelope.body.get().to_owned() } else { "{}".to_owned() },

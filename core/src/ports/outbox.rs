@@ -61,6 +61,9 @@ pub trait Outbox: Send + Sync {
     /// Sets items aside that their queue refused; what was remembered of their keys is forgotten.
     async fn refuse(&self, ids: &[Uuid], why: &str) -> Result<(), StoreError>;
 
+    /// Items that were set aside, after one of them, at most `limit`.
+    async fn refused(&self, after: Option<Uuid>, limit: usize) -> Result<Vec<Staged>, StoreError>;
+
     /// The outbox in numbers.
     async fn stats(&self) -> Result<OutboxStats, StoreError>;
 }

@@ -29,6 +29,23 @@ pub struct PrivacyRequest {
     pub done_at: Option<Timestamp>,
     /// What came of it, as JSON.
     pub result: Option<String>,
+    /// When it may be carried out, where that is not at once.
+    pub due_at: Option<Timestamp>,
+    /// What it has erased so far.
+    pub so_far: Tally,
+}
+
+/// What a request has erased, over all its rounds, counted in the transactions that erased it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Tally {
+    /// Customers, each once, whatever profiles had been merged into them.
+    pub customers: u64,
+    /// Their events.
+    pub events: u64,
+    /// Orders that lost their customer.
+    pub orders: u64,
+    /// Rows of a shop that belonged to no customer: events, orders, products.
+    pub rows: u64,
 }
 
 /// What an erasure is to forget.
@@ -42,6 +59,8 @@ pub struct Erasure {
     pub suppress: bool,
     /// Only if they have neither events nor orders; else nothing is done.
     pub only_empty: bool,
+    /// The request that asks for it: what is erased is added to its tally.
+    pub request: Option<Uuid>,
 }
 
 /// What an erasure forgot.
@@ -82,14 +101,23 @@ pub trait Privacy: Send + Sync {
     /// Adds a request that is not there yet.
     async fn ask(&self, row: &PrivacyRow) -> Result<(), StoreError>;
 
-    /// Requests that wait to be carried out, the oldest first.
-    async fn open_requests(&self, limit: i64) -> Result<Vec<PrivacyRequest>, StoreError>;
+    /// Requests that wait to be carried out and are due, the oldest first.
+    async fn open_requests(&self, now: Timestamp, limit: i64) -> Result<Vec<PrivacyRequest>, StoreError>;
 
     /// A brand's requests, the newest first, at most `limit`.
     async fn requests(&self, brand: BrandId, limit: i64) -> Result<Vec<PrivacyRequest>, StoreError>;
 
     /// One request.
     async fn request(&self, brand: BrandId, id: Uuid) -> Result<Option<PrivacyRequest>, StoreError>;
+
+    /// Ends a request of a brand's that is not due yet, and adds to the audit log, in one transaction. Answers whether there was one.
+    async fn stop(
+        &self,
+        id: Uuid,
+        at: Timestamp,
+        result: &str,
+        note: &AuditEntry,
+    ) -> Result<bool, StoreError>;
 
     /// Adds what is found out about a request's subject before it is carried out, so that it can be done again.
     async fn remember(&self, id: Uuid, subject: &str) -> Result<(), StoreError>;
@@ -120,10 +148,16 @@ pub trait Privacy: Send + Sync {
     ) -> Result<Vec<ProfileId>, StoreError>;
 
     /// Deletes what is left of a shop that belongs to no customer: events, orders, products. At most `limit` of each;
-    /// answers how many.
-    async fn erase_shop(&self, brand: BrandId, shop: &str, limit: i64) -> Result<u64, StoreError>;
+    /// answers how many, and adds them to the request's tally.
+    async fn erase_shop(
+        &self,
+        brand: BrandId,
+        shop: &str,
+        limit: i64,
+        request: Uuid,
+    ) -> Result<u64, StoreError>;
 
-    /// Lets identifiers of erased customers be known again. Answers how many were suppressed.
+    /// Lets identifiers of erased customers be known again, and the bodies of redactions come again. Answers how many were suppressed.
     async fn unsuppress(&self, brand: BrandId, identifiers: &[Identifier]) -> Result<u64, StoreError>;
 
     /// A customer's orders, by id, after an order, at most `limit`.
@@ -138,7 +172,8 @@ pub trait Privacy: Send + Sync {
     /// All that a customer said of consent.
     async fn consents(&self, brand: BrandId, id: ProfileId) -> Result<Vec<StoredConsent>, StoreError>;
 
-    /// Deletes events that were received before a time, at most `limit`. Answers how many.
+    /// Deletes events that were received before a time, at most `limit`, and forgets webhooks' bodies from before. Answers how many
+    /// events.
     async fn expire(&self, brand: BrandId, before: Timestamp, limit: i64) -> Result<u64, StoreError>;
 
     /// Profiles without events and orders that were last there before a time, at most `limit`.

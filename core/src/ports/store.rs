@@ -230,6 +230,8 @@ pub struct PrivacyRow {
     pub source: String,
     /// When.
     pub at: Timestamp,
+    /// When it may be carried out; `None` for at once.
+    pub due: Option<Timestamp>,
 }
 
 /// All that a profile owns goes from one to another.
@@ -255,6 +257,21 @@ pub struct StoreStats {
     pub orders: i64,
 }
 
+/// A webhook's body that took effect.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BodyRow<'e> {
+    /// Of which brand.
+    pub brand: BrandId,
+    /// Of which shop.
+    pub shop: &'e str,
+    /// The body's SHA-256.
+    pub digest: [u8; 32],
+    /// Under which topic.
+    pub topic: &'e str,
+    /// As which event.
+    pub message_id: &'e str,
+}
+
 /// The store port.
 #[async_trait]
 pub trait Store: Send + Sync {
@@ -266,6 +283,14 @@ pub trait Store: Send + Sync {
 
     /// All of a customer; follows a merged-away profile to where it went. `None` for nobody of this brand.
     async fn customer(&self, brand: BrandId, id: ProfileId) -> Result<Option<CustomerRecord>, StoreError>;
+
+    /// The topics under which a shop's body has taken effect.
+    async fn body_topics(
+        &self,
+        brand: BrandId,
+        shop: &str,
+        digest: &[u8; 32],
+    ) -> Result<Vec<String>, StoreError>;
 
     /// The highest fencing token that a profile was merged under; 0 where none was.
     async fn last_fence(&self) -> Result<i64, StoreError>;
@@ -282,6 +307,12 @@ pub trait Store: Send + Sync {
 pub trait StoreTx: Send {
     /// Which of these `(brand, message_id)` have taken effect before, and on whom.
     async fn known_events(&mut self, events: &[Event]) -> Result<KnownEvents, StoreError>;
+
+    /// For each of these bodies, the topics under which it has taken effect.
+    async fn body_topics(&mut self, rows: &[BodyRow<'_>]) -> Result<Vec<Vec<String>>, StoreError>;
+
+    /// Notes that bodies take effect. `rows` must be sorted. [`StoreError::Conflict`] when one did meanwhile, by another transaction.
+    async fn claim_bodies(&mut self, rows: &[BodyRow<'_>], at: Timestamp) -> Result<(), StoreError>;
 
     /// The owners of those identifiers that have one, and who says that they are theirs.
     async fn owners(

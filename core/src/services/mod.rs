@@ -7,6 +7,7 @@ pub mod directory;
 pub mod health;
 pub mod identity;
 pub mod ingest;
+mod letters;
 pub mod locks;
 pub mod merge;
 pub mod outbox;

@@ -14,16 +14,16 @@ use uuid::Uuid;
 
 use crate::context::Context;
 use crate::domain::customer360::{Customer360, StoredEvent, event_json, order_json};
-use crate::domain::envelope::Envelope;
-use crate::domain::event::{PrivacyAsk, ShopSubject, Subject};
-use crate::domain::identity::{Identifier, Rules};
+use crate::domain::event::{ShopSubject, Subject};
+use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::{self, Timestamp};
 use crate::ports::cache::CacheError;
-use crate::ports::privacy::{AuditEntry, Erased, Erasure, PrivacyRequest};
-use crate::ports::queue::{DeadPlace, MAX_DEAD_PAGE, QueueError};
+use crate::ports::privacy::{AuditEntry, Erased, Erasure, PrivacyRequest, Tally};
+use crate::ports::queue::QueueError;
 use crate::ports::store::{PrivacyRow, StoreError};
 use crate::services::identity::MergeEntry;
+use crate::services::letters::{self, Person};
 use crate::services::{automations, customer360};
 
 /// Rows that are read or deleted at once.
@@ -84,13 +84,28 @@ pub async fn erase(
 ) -> Result<Erased, PrivacyError> {
     let subject = gathered(context, brand, what).await?;
     let id = request(context, brand, "erase", &subject, actor).await?;
-    let erased = forget(context, brand, &subject, true, actor).await?;
-    context.privacy.done(id, context.clock.now(), &outcome(&erased).to_string(), true).await?;
+    let erased = forget(context, brand, &subject, true, actor, id).await?;
+    let result = outcome(context, brand, id, &subject, &erased).await?;
+    context.privacy.done(id, context.clock.now(), &result.to_string(), true).await?;
+    context.scrub().await;
     Ok(erased)
 }
 
-fn outcome(erased: &Erased) -> Value {
-    json!({"profiles": erased.profiles, "events": erased.events, "orders": erased.orders})
+/// What an erasure came to, also where it was begun before and ended now.
+async fn outcome(
+    context: &Context,
+    brand: BrandId,
+    id: Uuid,
+    subject: &Subject,
+    erased: &Erased,
+) -> Result<Value, StoreError> {
+    let profiles: BTreeSet<ProfileId> = erased.profiles.iter().chain(&subject.profiles).copied().collect();
+    let so_far = so_far(context, brand, id).await?;
+    Ok(json!({"profiles": profiles, "events": so_far.events, "orders": so_far.orders}))
+}
+
+async fn so_far(context: &Context, brand: BrandId, id: Uuid) -> Result<Tally, StoreError> {
+    Ok(context.privacy.request(brand, id).await?.map(|request| request.so_far).unwrap_or_default())
 }
 
 /// All that is known of whom an erasure is about: what is cached and who is spoken of in dead letters is known only before.
@@ -119,9 +134,11 @@ async fn forget(
     subject: &Subject,
     suppress: bool,
     actor: &str,
+    request: Uuid,
 ) -> Result<Erased, PrivacyError> {
     // Before anything is gone: both are needed afterwards.
     context.queue.stats().await?;
+    context.automation_queue.stats().await?;
     context.cache.ping().await.map_err(away)?;
     let rules = context.brands.rules(brand).await?;
     let what = Erasure {
@@ -129,6 +146,7 @@ async fn forget(
         identifiers: if suppress { subject.identifiers.clone() } else { Vec::new() },
         suppress,
         only_empty: false,
+        request: Some(request),
     };
     let erased = erased(context, brand, &what).await?;
     let profiles: BTreeSet<ProfileId> = erased.profiles.iter().chain(&subject.profiles).copied().collect();
@@ -139,8 +157,8 @@ async fn forget(
     customer360::forget(context, brand, &profiles, &names).await.map_err(away)?;
     let mut letters = 0;
     if suppress {
-        letters = discard_letters(context, &|envelope, raw| speaks_of(&rules, envelope, raw, brand, &known))
-            .await?;
+        let person = Person { brand, rules: &rules, identifiers: &known, profiles: &profiles };
+        letters = letters::discard_about(context, &person).await?;
         for request in context.privacy.named_exports(brand).await? {
             let named = subject_of(&request)
                 .is_ok_and(|subject: Subject| subject.identifiers.iter().any(|i| known.contains(i)));
@@ -195,52 +213,6 @@ pub enum PrivacyError {
     /// The queue's own.
     #[error(transparent)]
     Queue(#[from] QueueError),
-}
-
-/// Whether a dead letter is about somebody who was erased: by its identifiers, or, where it cannot be decoded, by a text in it. One
-/// that does not even tell its brand is left to who runs the system.
-fn speaks_of(
-    rules: &Rules,
-    envelope: Option<&Envelope<'_>>,
-    raw: &[u8],
-    brand: BrandId,
-    erased: &BTreeSet<Identifier>,
-) -> bool {
-    let Some(envelope) = envelope.filter(|envelope| envelope.brand == brand) else { return false };
-    if let Ok(event) = envelope.decode(rules) {
-        let asked = match &event.ask {
-            Some(PrivacyAsk::Export(subject) | PrivacyAsk::Erase(subject)) => &subject.identifiers[..],
-            _ => &[],
-        };
-        return event.identifiers.iter().chain(asked).any(|identifier| erased.contains(identifier));
-    }
-    let text = String::from_utf8_lossy(raw).to_lowercase();
-    erased.iter().any(|identifier| text.contains(&format!("\"{}\"", identifier.value.to_lowercase())))
-}
-
-/// Discards the dead letters that `about` speaks for. Answers how many.
-async fn discard_letters(
-    context: &Context,
-    about: &(dyn Fn(Option<&Envelope<'_>>, &[u8]) -> bool + Sync),
-) -> Result<u64, QueueError> {
-    let mut after: Option<DeadPlace> = None;
-    let mut discarded = 0;
-    loop {
-        let page = context.queue.dead(after.as_ref(), MAX_DEAD_PAGE).await?;
-        let Some(last) = page.last() else { return Ok(discarded) };
-        after = Some(last.place());
-        let ids: Vec<String> = page
-            .iter()
-            .filter(|letter| about(Envelope::read(&letter.item.payload).ok().as_ref(), &letter.item.payload))
-            .map(|letter| letter.item.id.clone())
-            .collect();
-        if !ids.is_empty() {
-            discarded += context.queue.discard_dead(&ids).await?;
-        }
-        if page.len() < MAX_DEAD_PAGE {
-            return Ok(discarded);
-        }
-    }
 }
 
 /// All that is held on a customer, as JSON; `None` for nobody of this brand.
@@ -335,7 +307,9 @@ pub struct RequestEntry {
     pub source: String,
     /// When.
     pub created_at: String,
-    /// When it was carried out, if it was.
+    /// When it will be carried out, where it waits; until then it can be stopped.
+    pub due_at: Option<String>,
+    /// When it was carried out or stopped, if it was.
     pub done_at: Option<String>,
     /// What came of it.
     pub result: Option<Value>,
@@ -348,6 +322,7 @@ impl From<&PrivacyRequest> for RequestEntry {
             kind: request.kind.clone(),
             source: request.source.clone(),
             created_at: time::format(request.created_at),
+            due_at: request.due_at.map(time::format),
             done_at: request.done_at.map(time::format),
             result: request.result.as_deref().and_then(|text| serde_json::from_str(text).ok()),
         }
@@ -391,9 +366,21 @@ pub async fn request(
         subject: json!(subject).to_string(),
         source: source.to_owned(),
         at: context.clock.now(),
+        due: None,
     };
     context.privacy.ask(&row).await?;
     Ok(id)
+}
+
+/// Stops a request that is not due yet: it is never carried out. Answers whether the brand has such a request.
+///
+/// # Errors
+/// The store's own.
+pub async fn stop(context: &Context, brand: BrandId, id: Uuid, actor: &str) -> Result<bool, StoreError> {
+    let action = Action { what: "request_stopped", subject: None, details: json!({"request": id}) };
+    let note = entry(context, brand, actor, action);
+    let result = json!({"stopped_by": actor}).to_string();
+    context.privacy.stop(id, context.clock.now(), &result, &note).await
 }
 
 /// Carries out what waits. Answers how many requests that were. A request that was half done is done again from the
@@ -403,11 +390,14 @@ pub async fn request(
 /// When the store cannot be asked what waits.
 pub async fn carry_out(context: &Context) -> Result<usize, PrivacyError> {
     let mut done = 0;
-    for request in &context.privacy.open_requests(REQUESTS).await? {
+    for request in &context.privacy.open_requests(context.clock.now(), REQUESTS).await? {
         match carry_out_one(context, request).await {
             Ok(None) => {}
             Ok(Some((result, forget))) => {
                 context.privacy.done(request.id, context.clock.now(), &result.to_string(), forget).await?;
+                if forget {
+                    context.scrub().await;
+                }
                 tracing::info!(request = %request.id, kind = request.kind, "carried out a privacy request");
                 done += 1;
             }
@@ -438,8 +428,9 @@ async fn carry_out_one(
             };
             let subject = gathered(context, request.brand, &what).await?;
             context.privacy.remember(request.id, &json!(subject).to_string()).await?;
-            let erased = forget(context, request.brand, &subject, true, actor).await?;
-            Ok(Some((outcome(&erased), true)))
+            let erased = forget(context, request.brand, &subject, true, actor, request.id).await?;
+            let result = outcome(context, request.brand, request.id, &subject, &erased).await?;
+            Ok(Some((result, true)))
         }
     }
 }
@@ -451,10 +442,10 @@ async fn erase_shop(
     request: &PrivacyRequest,
     actor: &str,
 ) -> Result<Option<Value>, PrivacyError> {
-    let ShopSubject { shop, begun } = subject_of(request)?;
+    let ShopSubject { shop, begun, mut dead_letters } = subject_of(request)?;
     if !begun {
         context.tenants.shop_redacted(&shop, context.clock.now()).await?;
-        let begun = ShopSubject { shop: shop.clone(), begun: true };
+        let begun = ShopSubject { shop: shop.clone(), begun: true, dead_letters };
         context.privacy.remember(request.id, &json!(begun).to_string()).await?;
     }
     let known = context.tenants.shop(&shop).await?;
@@ -463,32 +454,32 @@ async fn erase_shop(
         // Added again meanwhile: what it tells now is new.
         return Ok(Some(json!({"ended": "the shop was added again"})));
     }
-    let (mut customers, mut rows) = (0, 0);
     loop {
         let profiles = context.privacy.customers_of_shop(request.brand, &shop, CUSTOMERS).await?;
         if profiles.is_empty() {
             break;
         }
-        customers += profiles.len();
         let what = Erasure { profiles, ..Erasure::default() };
         let subject = gathered(context, request.brand, &what).await?;
-        forget(context, request.brand, &subject, false, actor).await?;
+        forget(context, request.brand, &subject, false, actor, request.id).await?;
     }
-    loop {
-        match context.privacy.erase_shop(request.brand, &shop, PAGE).await? {
-            0 => break,
-            gone => rows += gone,
-        }
+    while context.privacy.erase_shop(request.brand, &shop, PAGE, request.id).await? > 0 {}
+    let discarded = letters::discard_of_shop(context, request.brand, &shop).await?;
+    if discarded > 0 {
+        dead_letters += discarded;
+        let counted = ShopSubject { shop: shop.clone(), begun: true, dead_letters };
+        context.privacy.remember(request.id, &json!(counted).to_string()).await?;
     }
-    let own = format!("\"{}\"", shop.to_lowercase());
-    let letters = discard_letters(context, &|envelope, raw| {
-        envelope.is_some_and(|envelope| envelope.brand == request.brand)
-            && String::from_utf8_lossy(raw).to_lowercase().contains(&own)
-    })
-    .await?;
     let settled =
         since.is_none_or(|at| (context.clock.now() - at).to_std().is_ok_and(|age| age > REDACTION_SETTLES));
-    Ok(settled.then(|| json!({"customers": customers, "rows": rows, "dead_letters": letters})))
+    if !settled {
+        return Ok(None);
+    }
+    // Of all rounds, also of those before a restart.
+    let Tally { customers, events, orders, rows } = so_far(context, request.brand, request.id).await?;
+    Ok(Some(json!({
+        "customers": customers, "events": events, "orders": orders, "rows": rows, "dead_letters": dead_letters,
+    })))
 }
 
 /// Lets identifiers be known again that were suppressed. Answers how many.

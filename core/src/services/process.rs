@@ -19,19 +19,22 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use chrono::TimeDelta;
+
 use crate::domain::automation::interests::Interests;
 use crate::domain::event::{Event, PrivacyAsk, ShopSubject, Source};
 use crate::domain::identity::{self, Counts, Group, Held, Linking, Standing, UNTRUSTED_LINK};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
 use crate::domain::profile::Profile;
-use crate::domain::settings::{BrandSettings, Limits};
+use crate::domain::settings::{BrandSettings, Limits, SHOP_REDACTION_HOURS};
 use crate::domain::time::{Timestamp, from_ms};
+use crate::domain::webhook::{self, Seen};
 use crate::failpoint;
 use crate::ports::clock::Clock;
 use crate::ports::locks::Locks;
 use crate::ports::store::{
-    BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, KnownEvents, MergeRow, Move, OrderKey,
+    BodyRow, BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, KnownEvents, MergeRow, Move, OrderKey,
     PrivacyRow, ProductRow, Relation, RelationKind, Store, StoreError, StoreTx,
 };
 use crate::services::automations::jobs;
@@ -147,6 +150,7 @@ async fn once(
     let mut tx = store.begin().await?;
     let known = tx.known_events(events).await?;
     let mut fresh = first_of_each(events, &known);
+    leave_out_replays(&mut *tx, clock, &mut fresh).await?;
     // A worker may have died between its commit and dropping the cached answers: whoever gets its items does it.
     let touched: BTreeSet<(BrandId, ProfileId)> =
         known.iter().filter_map(|((brand, _), profile)| Some((*brand, (*profile)?))).collect();
@@ -256,7 +260,7 @@ async fn finish(
     let mut changed = BTreeSet::new();
     save_orders(&mut *tx, &effective, &mut changed).await?;
     touched.extend(&changed);
-    save_the_rest(&mut *tx, &effective, now).await?;
+    save_the_rest(&mut *tx, book, &effective, now).await?;
     changed.extend(records.iter().map(|record| (record.brand, record.moved.into)));
     changed.extend(cast.taken.iter().map(|(place, from)| (cast.identifiers[*place].0, *from)));
     let signals = jobs::signals(book, &effective, &changed);
@@ -285,6 +289,62 @@ fn first_of_each<'e>(events: &'e [Event], known: &KnownEvents) -> Vec<Cow<'e, Ev
     fresh.sort_by(|a, b| (a.brand, &a.message_id).cmp(&(b.brand, &b.message_id)));
     fresh.dedup_by(|later, first| (later.brand, &later.message_id) == (first.brand, &first.message_id));
     fresh.into_iter().map(Cow::Borrowed).collect()
+}
+
+/// Leaves out webhooks whose body has taken effect before, under whatever headers it comes now, and notes the others' bodies.
+async fn leave_out_replays(
+    tx: &mut dyn StoreTx,
+    clock: &Arc<dyn Clock>,
+    fresh: &mut Vec<Cow<'_, Event>>,
+) -> Result<(), StoreError> {
+    let replayed: HashSet<usize> = {
+        let mut claims: Vec<(usize, BodyRow<'_>)> =
+            fresh.iter().enumerate().filter_map(|(at, event)| Some((at, body_row(event)?))).collect();
+        if claims.is_empty() {
+            return Ok(());
+        }
+        // As they came in: what was there first is the one that takes effect.
+        claims.sort_by_key(|(at, _)| (fresh[*at].received_at, *at));
+        let rows: Vec<BodyRow<'_>> = claims.iter().map(|(_, row)| row.clone()).collect();
+        let known = tx.body_topics(&rows).await?;
+        let mut here: BTreeMap<(BrandId, &str, [u8; 32]), Vec<String>> = BTreeMap::new();
+        let (mut taken, mut replayed) = (Vec::new(), HashSet::new());
+        for ((at, row), known) in claims.into_iter().zip(known) {
+            let under = here.entry((row.brand, row.shop, row.digest)).or_insert(known);
+            match webhook::seen(row.topic, under) {
+                Seen::Never => {
+                    under.push(row.topic.to_owned());
+                    taken.push(row);
+                }
+                Seen::Before | Seen::Elsewhere => {
+                    metrics::counter!("tributary_webhooks_replayed_total").increment(1);
+                    replayed.insert(at);
+                }
+            }
+        }
+        taken.sort();
+        if !taken.is_empty() {
+            tx.claim_bodies(&taken, from_ms(clock.now_ms())).await?;
+        }
+        replayed
+    };
+    let mut at = 0;
+    fresh.retain(|_| {
+        at += 1;
+        !replayed.contains(&(at - 1))
+    });
+    Ok(())
+}
+
+fn body_row(event: &Event) -> Option<BodyRow<'_>> {
+    let claim = event.claim.as_ref()?;
+    Some(BodyRow {
+        brand: event.brand,
+        shop: event.shop.as_deref()?,
+        digest: claim.digest,
+        topic: &claim.topic,
+        message_id: &event.message_id,
+    })
 }
 
 /// Takes out what must not come back. An event that names somebody who was erased is kept without anything about them; a
@@ -861,6 +921,7 @@ async fn save_orders(
 /// Writes what else the events say: products, consent, requests in the name of privacy.
 async fn save_the_rest(
     tx: &mut dyn StoreTx,
+    book: &Book,
     rows: &[EventRow<'_>],
     now: Timestamp,
 ) -> Result<(), StoreError> {
@@ -885,20 +946,27 @@ async fn save_the_rest(
     if !consents.is_empty() {
         tx.save_consents(&consents).await?;
     }
-    let asked: Vec<PrivacyRow> = rows.iter().filter_map(|row| asked(row.event, now)).collect();
+    let asked: Vec<PrivacyRow> = rows.iter().filter_map(|row| asked(book, row.event, now)).collect();
     if !asked.is_empty() {
         tx.ask(&asked).await?;
     }
     Ok(())
 }
 
-fn asked(event: &Event, now: Timestamp) -> Option<PrivacyRow> {
+fn asked(book: &Book, event: &Event, now: Timestamp) -> Option<PrivacyRow> {
     let shop = event.shop.clone().unwrap_or_default();
     let (kind, subject) = match event.ask.as_ref()? {
         PrivacyAsk::Export(subject) => ("export", serde_json::json!(subject).to_string()),
         PrivacyAsk::Erase(subject) => ("erase", serde_json::json!(subject).to_string()),
         PrivacyAsk::EraseShop => ("erase_shop", serde_json::json!(ShopSubject::new(&shop)).to_string()),
     };
+    // All customers of a shop are not forgotten on one unasked word: it waits, and can be stopped.
+    let wait = book.settings.get(&event.brand).map_or(SHOP_REDACTION_HOURS, |set| set.shop_redaction_hours());
+    let due = (kind == "erase_shop").then(|| now + TimeDelta::hours(i64::from(wait)));
+    if let Some(due) = due {
+        metrics::counter!("tributary_shop_redactions_total").increment(1);
+        tracing::warn!(%shop, brand = %event.brand, %due, "a shop's redaction was asked for; until it is due it can be stopped");
+    }
     Some(PrivacyRow {
         id: uuid::Uuid::now_v7(),
         brand: event.brand,
@@ -907,6 +975,7 @@ fn asked(event: &Event, now: Timestamp) -> Option<PrivacyRow> {
         subject,
         source: format!("shopify {shop}"),
         at: now,
+        due,
     })
 }
 

@@ -1,5 +1,6 @@
 //! Making and recognising API keys.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::domain::ids::BrandId;
 use crate::domain::scopes::Scopes;
 use crate::domain::time::{self, Timestamp};
 use crate::ports::store::StoreError;
-use crate::ports::tenants::{Ended, KeyGrant, KeyKind, KeyRecord, NewKey, Tenants, key_id};
+use crate::ports::tenants::{Ended, KeyGrant, KeyKind, KeyRecord, NewKey, Shop, Tenants, key_id};
 use crate::services::privacy::{Action, entry};
 
 /// Random bytes in a key: 160 bits, too many to guess, so a plain hash protects them.
@@ -126,6 +127,60 @@ pub async fn limit_key(
         true => Ok(()),
         false => Err(KeyError::Unknown(id.to_owned())),
     }
+}
+
+/// Why a shop was not added.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ShopError {
+    /// The app's secret is that of another brand's shop: whoever sends for one could send for the other.
+    #[error(
+        "another brand's shop has this secret; each brand needs an app of its own, because a webhook's signature tells apps apart, not shops"
+    )]
+    SharedSecret,
+    /// The store's own.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Adds a shop, or gives it a new secret.
+///
+/// # Errors
+/// [`ShopError::SharedSecret`] where another brand's shop has the secret.
+pub async fn add_shop(
+    context: &Context,
+    domain: &str,
+    brand: BrandId,
+    secret: &str,
+) -> Result<(), ShopError> {
+    let tenants = &context.tenants;
+    for (other, _) in tenants.brands().await?.into_iter().filter(|(other, _)| *other != brand) {
+        let shared = |shop: Shop| shop.secret == secret || shop.previous_secret.as_deref() == Some(secret);
+        if tenants.shops(other).await?.into_iter().any(shared) {
+            return Err(ShopError::SharedSecret);
+        }
+    }
+    Ok(tenants.add_shop(domain, brand, secret).await?)
+}
+
+/// Warns of shops of two brands that share a secret: from before that was refused.
+///
+/// # Errors
+/// The store's own.
+pub async fn warn_of_shared_secrets(context: &Context) -> Result<(), StoreError> {
+    let mut first: HashMap<String, Shop> = HashMap::new();
+    for (brand, _) in context.tenants.brands().await? {
+        for shop in context.tenants.shops(brand).await? {
+            let other = first.entry(shop.secret.clone()).or_insert_with(|| shop.clone());
+            if other.brand != shop.brand {
+                tracing::warn!(
+                    shop = shop.domain,
+                    other = other.domain,
+                    "shops of two brands share a secret: whoever sends for one can send for the other; give each brand an app of its own"
+                );
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn make(

@@ -33,6 +33,7 @@ errors!(ExportErrors: SECRET, &["not_found"]);
 errors!(EraseErrors: SECRET, &["not_found", "queue_unavailable"]);
 errors!(EraseManyErrors: SECRET, BODY, &["invalid_gzip", "unknown_kind", "invalid_identifier", "queue_unavailable"]);
 errors!(RequestsErrors: SECRET);
+errors!(StopErrors: SECRET, &["not_found"]);
 errors!(AuditErrors: SECRET, &["invalid_query", "invalid_limit", "invalid_after"]);
 errors!(UnsuppressErrors: SECRET, &["not_found", "unknown_kind"]);
 
@@ -174,6 +175,29 @@ pub async fn requests(State(state): State<AppState>, secret: Secret) -> Result<J
     Ok(Json(Requests { requests: found.iter().map(RequestEntry::from).collect() }))
 }
 
+/// What was stopped.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Stopped {
+    /// The request's id.
+    stopped: Uuid,
+}
+
+/// Stops a request that waits: it is never carried out. Only a shop's redaction waits.
+#[utoipa::path(post, path = "/api/privacy/requests/{request}/stop", tag = "Privacy", security(("secret_key" = [])),
+    params(("request" = String, Path)), responses((status = 200, body = Stopped), StopErrors))]
+pub async fn stop(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+) -> Result<Json<Stopped>, ApiError> {
+    let unknown = || ApiError::not_found(format!("there is no request {id:?} that waits"));
+    let parsed = Uuid::try_parse(&id).map_err(|_| unknown())?;
+    match privacy::stop(&state.context, secret.brand, parsed, &secret.actor).await? {
+        true => Ok(Json(Stopped { stopped: parsed })),
+        false => Err(unknown()),
+    }
+}
+
 /// All that is held on whom a data request is about: an export of each customer.
 #[utoipa::path(get, path = "/api/privacy/requests/{request}/export", tag = "Privacy", security(("secret_key" = [])),
     params(("request" = String, Path)), responses((status = 200, body = Object), ExportErrors))]
@@ -211,7 +235,7 @@ pub struct AuditAnswer {
     at: String,
     /// Who: `key ID`, `shopify SHOP`, `command line`.
     actor: String,
-    /// `merge`, `split`, `export`, `erase`, `unsuppress`, `settings`, `email_domains`, `shop_added`; `key_added`, `key_rotated`,
+    /// `merge`, `split`, `export`, `erase`, `unsuppress`, `request_stopped`, `settings`, `email_domains`, `shop_added`; `key_added`, `key_rotated`,
     /// `key_limited`, `key_revoked`, `key_refused`, `key_refused_scope`; `signing_secret_read`, `signing_secret_rotated`;
     /// `automation_made`, `automation_edited`, `automation_activated`, `automation_paused`, `automation_deleted`,
     /// `segment_written`, `segment_deleted`, `run_cancelled`, `run_retried`; `dead_letters_read`, `dead_letters_retried`,

@@ -1,9 +1,10 @@
 //! `POST /api/webhooks/shopify`: verified over the raw bytes before anything is parsed, then claimed and enqueued in one step.
 //!
-//! The signature holds no time, so a replay verifies too; what guards against it is the claim. Whatever the signature
-//! covers is not trusted before it is checked: headers only say which secret to check with.
+//! The signature covers the body, and neither a time nor the headers. So a body must be of its topic's shape and of the shop that
+//! the headers name (`domain/webhook.rs`), and is known again by itself: a replay verifies, and takes no effect.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -19,6 +20,7 @@ use serde_json::value::RawValue;
 use sha2::Sha256;
 use tributary_core::domain::envelope::{Envelope, Origin};
 use tributary_core::domain::shopify::{Delivery, canonical};
+use tributary_core::domain::webhook::{self, Seen};
 use tributary_core::ports::queue::{Enqueued, Idempotency, NewItem};
 use tributary_core::ports::tenants::Shop;
 
@@ -28,6 +30,9 @@ use crate::error::ApiError;
 use crate::errors;
 use crate::state::AppState;
 
+/// How long the store may take to say whether a body came before: Shopify waits for five seconds in all.
+const STORE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The resource's id.
 #[derive(Deserialize)]
 struct Resource<'a> {
@@ -36,7 +41,7 @@ struct Resource<'a> {
 }
 
 errors!(TakeErrors: &[
-    "payload_too_large", "invalid_body", "body_timeout", "missing_header", "invalid_hmac", "invalid_json", "idempotency_conflict",
+    "payload_too_large", "invalid_body", "body_timeout", "missing_header", "invalid_hmac", "invalid_json", "invalid_webhook", "idempotency_conflict",
     "queue_unavailable", "queue_full", "store_unavailable",
 ]);
 
@@ -73,6 +78,35 @@ pub async fn take(
         return Ok(Json(json!({"success": true, "duplicate": false, "ignored": true})).into_response());
     }
     let body: &RawValue = parse(&bytes)?;
+    // An error, and no 200: should it be a form of Shopify's that is not known here yet, Shopify tries again for hours, and shows it.
+    webhook::check(&topic, &shop.domain, body.get()).map_err(|wrong| {
+        metrics::counter!("tributary_webhooks_refused_total", "reason" => "shape").increment(1);
+        tracing::warn!(
+            shop = shop.domain,
+            "a signed webhook is not of its topic's shape, or of another shop"
+        );
+        ApiError::bad_request(wrong.code, wrong.message)
+    })?;
+    let digest = webhook::digest(body.get());
+    match seen(&state, &shop, &topic, &digest).await {
+        Seen::Never => {}
+        Seen::Before => {
+            metrics::counter!("tributary_webhooks_total", "duplicate" => "true").increment(1);
+            return Ok(Json(json!({"success": true, "duplicate": true})).into_response());
+        }
+        Seen::Elsewhere => {
+            metrics::counter!("tributary_webhooks_refused_total", "reason" => "replay").increment(1);
+            tracing::warn!(
+                shop = shop.domain,
+                "a signed body came again under a topic that takes something away"
+            );
+            return Err(ApiError::new(
+                StatusCode::CONFLICT,
+                "idempotency_conflict",
+                "this body came before under another topic; a body of this topic comes under it alone",
+            ));
+        }
+    }
     let resource_id =
         parse::<Resource<'_>>(&bytes)?.id.map(|id| id.get().trim_matches('"')).filter(|id| *id != "null");
     let delivery = Delivery {
@@ -93,16 +127,18 @@ pub async fn take(
         },
         body,
     };
+    let mut keys = delivery.idempotency_keys();
+    keys.push(format!("shopify-body:{}:{topic}:{digest:02x?}", shop.domain));
     let item = NewItem {
         payload: envelope.encode().into(),
-        idempotency: Some(Idempotency::new(delivery.idempotency_keys(), canonical(body.get()).as_bytes())),
+        idempotency: Some(Idempotency::new(keys, canonical(body.get()).as_bytes())),
         ..NewItem::default()
     };
     let duplicate = match state.ingest.enqueue(vec![item]).await?.first() {
         Some(Enqueued::Accepted) => false,
         Some(Enqueued::Conflict) => {
             metrics::counter!("tributary_webhook_conflicts_total").increment(1);
-            tracing::warn!(shop = shop.domain, topic, webhook_id, "a delivery came again with another body");
+            tracing::warn!(shop = shop.domain, "a delivery came again with another body");
             return Err(ApiError::new(
                 StatusCode::CONFLICT,
                 "idempotency_conflict",
@@ -116,6 +152,15 @@ pub async fn take(
     }
     metrics::counter!("tributary_webhooks_total", "duplicate" => duplicate.to_string()).increment(1);
     Ok(Json(json!({"success": true, "duplicate": duplicate})).into_response())
+}
+
+/// What the store knows of a body. Where it does not answer in time, nothing: the worker's transaction asks again.
+async fn seen(state: &AppState, shop: &Shop, topic: &str, digest: &[u8; 32]) -> Seen {
+    let asked = state.context.store.body_topics(shop.brand, &shop.domain, digest);
+    match tokio::time::timeout(STORE_PATIENCE, asked).await {
+        Ok(Ok(under)) => webhook::seen(topic, &under),
+        _ => Seen::Never,
+    }
 }
 
 fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, ApiError> {

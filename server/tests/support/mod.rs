@@ -10,6 +10,7 @@ use sqlx::Connection;
 use stack::client::Client;
 use stack::services::Services;
 use stack::system::Access;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
@@ -53,6 +54,7 @@ pub struct TestApp {
     pub outside: Outside,
     /// Where the store is, as sqlx opens it.
     pub store: String,
+    backend: Backend,
     stop: CancellationToken,
     running: Vec<JoinHandle<()>>,
     _folder: tempfile::TempDir,
@@ -126,6 +128,7 @@ impl TestApp {
             http,
             store,
             looks,
+            backend: backend.clone(),
             stop,
             running,
             _folder: folder,
@@ -151,6 +154,35 @@ impl TestApp {
     /// From now on nothing can be written into the audit log.
     pub async fn break_audit_log(&self) {
         self.by_hand("alter table audit_log rename to audit_log_away").await;
+    }
+
+    /// Where a mark stands in whole dumps of PostgreSQL and Redis: `found` says how often.
+    pub async fn found_in_services(&self, found: impl Fn(&[u8]) -> usize) -> Vec<String> {
+        let Backend::Services { database_url, redis_url, .. } = &self.backend else { return Vec::new() };
+        let mut dump = tokio::process::Command::new("pg_dump");
+        dump.args(["--inserts", "--enable-row-security", database_url]);
+        let dump = dump.env("PGOPTIONS", "-c tributary.every_brand=on").output().await.expect("pg_dump runs");
+        assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+        let mut places: Vec<String> = String::from_utf8_lossy(&dump.stdout)
+            .lines()
+            .filter(|line| found(line.as_bytes()) > 0)
+            .map(|line| format!("PostgreSQL: {}", line.chars().take(400).collect::<String>()))
+            .collect();
+        let address = redis_url.trim_start_matches("redis://").split('/').next().unwrap();
+        let mut redis = tokio::net::TcpStream::connect(address).await.unwrap();
+        let mut folder = String::new();
+        for command in ["CONFIG SET rdbcompression no", "SAVE", "CONFIG GET dir"] {
+            redis.write_all(format!("{command}\r\n").as_bytes()).await.unwrap();
+            let mut answer = vec![0; 4096];
+            let length = redis.read(&mut answer).await.unwrap();
+            folder = String::from_utf8_lossy(&answer[..length]).into_owned();
+        }
+        let folder = folder.lines().last().unwrap().trim();
+        let saved = std::fs::read(std::path::Path::new(folder).join("dump.rdb")).expect("what Redis saved");
+        if found(&saved) > 0 {
+            places.push(format!("Redis: {} times", found(&saved)));
+        }
+        places
     }
 
     /// A client that speaks to it as browsers and Shopify do.

@@ -84,6 +84,18 @@ impl Outbox for PgOutbox {
         Ok(())
     }
 
+    async fn refused(&self, after: Option<Uuid>, limit: usize) -> Result<Vec<Staged>, StoreError> {
+        let rows = sqlx::query(
+            "select * from outbox where refused is not null and ($1::uuid is null or id > $1) order by id limit $2",
+        )
+        .bind(after)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(staged).collect::<Result<_, _>>().map_err(failed)
+    }
+
     async fn stats(&self) -> Result<OutboxStats, StoreError> {
         let (waiting, refused, oldest_ms): (i64, i64, Option<i64>) = sqlx::query_as(
             "select (select count(*) from outbox where refused is null),

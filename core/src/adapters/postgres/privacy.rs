@@ -15,11 +15,11 @@ use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
 use crate::domain::time::Timestamp;
-use crate::ports::privacy::{AuditEntry, Erased, Erasure, Privacy, PrivacyRequest};
+use crate::ports::privacy::{AuditEntry, Erased, Erasure, Privacy, PrivacyRequest, Tally};
 use crate::ports::store::{PrivacyRow, StoreError, suppression};
 
 /// The columns of a request, as [`request`] reads them.
-const REQUEST: &str = "id, brand_id, kind, subject, source, created_at, done_at, result";
+const REQUEST: &str = "id, brand_id, kind, subject, source, created_at, done_at, result, due_at, customers, events, orders, other_rows";
 
 /// What is done in the name of privacy on PostgreSQL.
 pub struct PgPrivacy {
@@ -36,7 +36,7 @@ impl PgPrivacy {
 #[async_trait]
 impl Privacy for PgPrivacy {
     async fn ask(&self, row: &PrivacyRow) -> Result<(), StoreError> {
-        sqlx::query("insert into privacy_requests (id, brand_id, message_id, kind, subject, source, created_at) values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing")
+        sqlx::query("insert into privacy_requests (id, brand_id, message_id, kind, subject, source, created_at, due_at) values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict do nothing")
             .bind(row.id)
             .bind(row.brand.0)
             .bind(&row.message_id)
@@ -44,16 +44,19 @@ impl Privacy for PgPrivacy {
             .bind(&row.subject)
             .bind(&row.source)
             .bind(row.at)
+            .bind(row.due)
             .execute(&self.pool)
             .await
             .map_err(failed)?;
         Ok(())
     }
 
-    async fn open_requests(&self, limit: i64) -> Result<Vec<PrivacyRequest>, StoreError> {
+    async fn open_requests(&self, now: Timestamp, limit: i64) -> Result<Vec<PrivacyRequest>, StoreError> {
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "select {REQUEST} from privacy_requests where done_at is null order by created_at, id limit $1"
+            "select {REQUEST} from privacy_requests where done_at is null and (due_at is null or due_at <= $1)
+            order by created_at, id limit $2"
         )))
+        .bind(now)
         .bind(limit)
         .fetch_all(&self.pool)
         .await
@@ -85,6 +88,31 @@ impl Privacy for PgPrivacy {
         .await
         .map_err(failed)?;
         row.map(|row| request(&row)).transpose().map_err(failed)
+    }
+
+    async fn stop(
+        &self,
+        id: Uuid,
+        at: Timestamp,
+        result: &str,
+        note: &AuditEntry,
+    ) -> Result<bool, StoreError> {
+        let mut tx = begin_for(&self.pool, note.brand).await?;
+        let stopped = sqlx::query("update privacy_requests set done_at = $3, result = $4, subject = null where brand_id = $1 and id = $2 and done_at is null and due_at > $3")
+            .bind(note.brand.0)
+            .bind(id)
+            .bind(at)
+            .bind(result)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        if stopped.rows_affected() == 0 {
+            return Ok(false);
+        }
+        bodies_may_come_again(&mut tx, id).await?;
+        add_note(&mut tx, note).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(true)
     }
 
     async fn remember(&self, id: Uuid, subject: &str) -> Result<(), StoreError> {
@@ -131,15 +159,17 @@ impl Privacy for PgPrivacy {
     }
 
     async fn done(&self, id: Uuid, at: Timestamp, result: &str, forget: bool) -> Result<(), StoreError> {
+        let mut tx = begin(&self.pool).await?;
         sqlx::query("update privacy_requests set done_at = coalesce(done_at, $2), result = coalesce(result, $3), subject = case when $4 then null else subject end where id = $1")
             .bind(id)
             .bind(at)
             .bind(result)
             .bind(forget)
-            .execute(&self.pool)
+            .execute(&mut *tx)
             .await
             .map_err(failed)?;
-        Ok(())
+        bodies_may_come_again(&mut tx, id).await?;
+        tx.commit().await.map_err(failed)
     }
 
     async fn erase(&self, brand: BrandId, what: &Erasure, at: Timestamp) -> Result<Erased, StoreError> {
@@ -226,6 +256,12 @@ impl Privacy for PgPrivacy {
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
+        let customers: i64 =
+            sqlx::query_scalar("select count(*) from profiles where id = any($1) and merged_into is null")
+                .bind(&ids)
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(failed)?;
         let mut counts = [0; 3];
         let statements = [
             "delete from events where profile_id = any($1)",
@@ -248,6 +284,16 @@ impl Privacy for PgPrivacy {
             if let Some(count) = counts.get_mut(at) {
                 *count = done.rows_affected();
             }
+        }
+        if let Some(request) = what.request {
+            sqlx::query("update privacy_requests set customers = customers + $2, events = events + $3, orders = orders + $4 where id = $1")
+                .bind(request)
+                .bind(customers)
+                .bind(counts[0].cast_signed() + counts[1].cast_signed())
+                .bind(counts[2].cast_signed())
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
         }
         tx.commit().await.map_err(failed)?;
         Ok(Erased {
@@ -279,7 +325,13 @@ impl Privacy for PgPrivacy {
         Ok(ids.into_iter().map(ProfileId).collect())
     }
 
-    async fn erase_shop(&self, brand: BrandId, shop: &str, limit: i64) -> Result<u64, StoreError> {
+    async fn erase_shop(
+        &self,
+        brand: BrandId,
+        shop: &str,
+        limit: i64,
+        request: Uuid,
+    ) -> Result<u64, StoreError> {
         let mut tx = begin_for(&self.pool, brand).await?;
         let mut gone = 0;
         for statement in [
@@ -296,6 +348,12 @@ impl Privacy for PgPrivacy {
                 .map_err(failed)?;
             gone += done.rows_affected();
         }
+        sqlx::query("update privacy_requests set other_rows = other_rows + $2 where id = $1")
+            .bind(request)
+            .bind(gone.cast_signed())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
         tx.commit().await.map_err(failed)?;
         Ok(gone)
     }
@@ -312,6 +370,12 @@ impl Privacy for PgPrivacy {
                 .map_err(failed)?;
             lifted += done.rows_affected();
         }
+        // Who may be known again may ask again, in the same words.
+        sqlx::query("delete from webhook_bodies where brand_id = $1 and topic = 'customers/redact'")
+            .bind(brand.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
         tx.commit().await.map_err(failed)?;
         Ok(lifted)
     }
@@ -347,6 +411,13 @@ impl Privacy for PgPrivacy {
 
     async fn expire(&self, brand: BrandId, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
         let done = sqlx::query("delete from events where ctid = any(array(select ctid from events where brand_id = $1 and received_at < $2 limit $3))")
+            .bind(brand.0)
+            .bind(before)
+            .bind(limit)
+            .execute(&self.pool)
+            .await
+            .map_err(failed)?;
+        sqlx::query("delete from webhook_bodies where ctid = any(array(select ctid from webhook_bodies where brand_id = $1 and at < $2 limit $3))")
             .bind(brand.0)
             .bind(before)
             .bind(limit)
@@ -467,7 +538,32 @@ fn request(row: &PgRow) -> Result<PrivacyRequest, sqlx::Error> {
         created_at: row.try_get("created_at")?,
         done_at: row.try_get("done_at")?,
         result: row.try_get("result")?,
+        due_at: row.try_get("due_at")?,
+        so_far: tally(row)?,
     })
+}
+
+fn tally(row: &PgRow) -> Result<Tally, sqlx::Error> {
+    let count = |name: &str| Ok::<_, sqlx::Error>(row.try_get::<i64, _>(name)?.cast_unsigned());
+    Ok(Tally {
+        customers: count("customers")?,
+        events: count("events")?,
+        orders: count("orders")?,
+        rows: count("other_rows")?,
+    })
+}
+
+/// A shop's redaction says the same each time: once one has ended, the next is another.
+async fn bodies_may_come_again(tx: &mut PgConnection, request: Uuid) -> Result<(), StoreError> {
+    sqlx::query(
+        "delete from webhook_bodies where topic = 'shop/redact' and (brand_id, message_id) in (
+            select brand_id, message_id from privacy_requests where id = $1)",
+    )
+    .bind(request)
+    .execute(&mut *tx)
+    .await
+    .map_err(failed)?;
+    Ok(())
 }
 
 fn entry(row: &PgRow) -> Result<AuditEntry, sqlx::Error> {

@@ -20,8 +20,9 @@ use crate::domain::time::{Timestamp, from_ms};
 use crate::ports::outbox::Stage;
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::{
-    BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move,
-    OrderColumns, OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, StoreError, StoreTx, suppression,
+    BodyRow, BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow,
+    Move, OrderColumns, OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, StoreError, StoreTx,
+    suppression,
 };
 
 /// The columns of an order, as [`brand_order`] reads them.
@@ -58,6 +59,51 @@ impl StoreTx for PgTx {
             .into_iter()
             .map(|(brand, message, profile)| ((BrandId(brand), message), profile.map(ProfileId)))
             .collect())
+    }
+
+    async fn body_topics(&mut self, rows: &[BodyRow<'_>]) -> Result<Vec<Vec<String>>, StoreError> {
+        let (brands, shops, digests, _) = bodies(rows);
+        let found: Vec<(i64, String)> = sqlx::query_as(
+            "select place, topic from unnest($1::bigint[], $2::text[], $3::bytea[]) with ordinality as asked (b, s, d, place)
+            join webhook_bodies on brand_id = b and shop = s and digest = d",
+        )
+        .bind(brands)
+        .bind(shops)
+        .bind(digests)
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        let mut topics = vec![Vec::new(); rows.len()];
+        for (place, topic) in found {
+            if let Some(of) = usize::try_from(place - 1).ok().and_then(|place| topics.get_mut(place)) {
+                of.push(topic);
+            }
+        }
+        Ok(topics)
+    }
+
+    async fn claim_bodies(&mut self, rows: &[BodyRow<'_>], at: Timestamp) -> Result<(), StoreError> {
+        let (brands, shops, digests, topics) = bodies(rows);
+        // in the order given: two workers that want the same bodies wait for each other in one order
+        let done = sqlx::query(
+            "insert into webhook_bodies (brand_id, shop, digest, topic, message_id, at)
+            select b, s, d, t, m, $6 from unnest($1::bigint[], $2::text[], $3::bytea[], $4::text[], $5::text[])
+                with ordinality as given (b, s, d, t, m, place) order by place
+            on conflict do nothing",
+        )
+        .bind(brands)
+        .bind(shops)
+        .bind(digests)
+        .bind(topics)
+        .bind(rows.iter().map(|row| row.message_id).collect::<Vec<_>>())
+        .bind(at)
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        match done.rows_affected() == rows.len() as u64 {
+            true => Ok(()),
+            false => Err(StoreError::Conflict("another worker took the same body".into())),
+        }
     }
 
     async fn owners(
@@ -499,8 +545,8 @@ impl StoreTx for PgTx {
 
     async fn ask(&mut self, rows: &[PrivacyRow]) -> Result<(), StoreError> {
         sqlx::query(
-            "insert into privacy_requests (id, brand_id, message_id, kind, subject, source, created_at)
-            select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[])
+            "insert into privacy_requests (id, brand_id, message_id, kind, subject, source, created_at, due_at)
+            select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[], $8::timestamptz[])
             on conflict do nothing",
         )
         .bind(rows.iter().map(|row| row.id).collect::<Vec<_>>())
@@ -510,6 +556,7 @@ impl StoreTx for PgTx {
         .bind(rows.iter().map(|row| row.subject.as_str()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.source.as_str()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.at).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.due).collect::<Vec<_>>())
         .execute(&mut *self.tx)
         .await
         .map_err(failed)?;
@@ -672,4 +719,14 @@ fn identifier(brand: i64, kind: &str, value: String) -> Result<BrandIdentifier, 
         StoreError::Invalid(format!("an identifier of the unknown kind {kind:?} in the store"))
     })?;
     Ok((BrandId(brand), Identifier { kind, value }))
+}
+
+/// The columns of bodies.
+fn bodies<'r>(rows: &'r [BodyRow<'_>]) -> (Vec<i64>, Vec<&'r str>, Vec<&'r [u8]>, Vec<&'r str>) {
+    (
+        rows.iter().map(|row| row.brand.0).collect(),
+        rows.iter().map(|row| row.shop).collect(),
+        rows.iter().map(|row| &row.digest[..]).collect(),
+        rows.iter().map(|row| row.topic).collect(),
+    )
 }

@@ -85,6 +85,23 @@ impl Store for SqliteStore {
         }))
     }
 
+    async fn body_topics(
+        &self,
+        brand: BrandId,
+        shop: &str,
+        digest: &[u8; 32],
+    ) -> Result<Vec<String>, StoreError> {
+        sqlx::query_scalar(
+            "select topic from webhook_bodies where brand_id = ?1 and shop = ?2 and digest = ?3",
+        )
+        .bind(brand.0)
+        .bind(shop)
+        .bind(&digest[..])
+        .fetch_all(&self.db.read)
+        .await
+        .map_err(failed)
+    }
+
     async fn last_fence(&self) -> Result<i64, StoreError> {
         sqlx::query_scalar("select coalesce(max(fence), 0) from profiles where fence > 0")
             .fetch_one(&self.db.read)

@@ -82,6 +82,18 @@ impl Outbox for SqliteOutbox {
         .await
     }
 
+    async fn refused(&self, after: Option<Uuid>, limit: usize) -> Result<Vec<Staged>, StoreError> {
+        let rows = sqlx::query(
+            "select * from outbox where refused is not null and (?1 is null or id > ?1) order by id limit ?2",
+        )
+        .bind(after.map(|id| id.to_string()))
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.db.read)
+        .await
+        .map_err(failed)?;
+        rows.iter().map(staged).collect::<Result<_, _>>().map_err(failed)
+    }
+
     async fn stats(&self) -> Result<OutboxStats, StoreError> {
         let (waiting, refused, oldest_ms): (i64, i64, Option<i64>) = sqlx::query_as(
             "select (select count(*) from outbox where refused is null),

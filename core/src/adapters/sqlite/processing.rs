@@ -22,8 +22,9 @@ use crate::domain::time::Timestamp;
 use crate::ports::outbox::Stage;
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::{
-    BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow, Move,
-    OrderColumns, OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, StoreError, StoreTx, suppression,
+    BodyRow, BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow,
+    Move, OrderColumns, OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, StoreError, StoreTx,
+    suppression,
 };
 
 /// The columns of an order, as [`brand_order`] reads them.
@@ -59,6 +60,46 @@ impl StoreTx for SqliteTx {
                 Ok(((BrandId(brand), message), profile))
             })
             .collect()
+    }
+
+    async fn body_topics(&mut self, rows: &[BodyRow<'_>]) -> Result<Vec<Vec<String>>, StoreError> {
+        let mut topics = Vec::with_capacity(rows.len());
+        for row in rows {
+            let found = sqlx::query_scalar(
+                "select topic from webhook_bodies where brand_id = ?1 and shop = ?2 and digest = ?3",
+            )
+            .bind(row.brand.0)
+            .bind(row.shop)
+            .bind(&row.digest[..])
+            .fetch_all(&mut *self.tx)
+            .await
+            .map_err(failed)?;
+            topics.push(found);
+        }
+        Ok(topics)
+    }
+
+    async fn claim_bodies(&mut self, rows: &[BodyRow<'_>], at: Timestamp) -> Result<(), StoreError> {
+        for piece in pieces(rows) {
+            let mut insert = QueryBuilder::<Sqlite>::new(
+                "insert into webhook_bodies (brand_id, shop, digest, topic, message_id, at) ",
+            );
+            insert.push_values(piece, |mut values, row| {
+                values
+                    .push_bind(row.brand.0)
+                    .push_bind(row.shop)
+                    .push_bind(&row.digest[..])
+                    .push_bind(row.topic)
+                    .push_bind(row.message_id)
+                    .push_bind(at.timestamp_millis());
+            });
+            insert.push(" on conflict do nothing");
+            let done = insert.build().execute(&mut *self.tx).await.map_err(failed)?;
+            if done.rows_affected() != piece.len() as u64 {
+                return Err(StoreError::Conflict("another worker took the same body".into()));
+            }
+        }
+        Ok(())
     }
 
     async fn owners(
@@ -523,7 +564,7 @@ impl StoreTx for SqliteTx {
     async fn ask(&mut self, rows: &[PrivacyRow]) -> Result<(), StoreError> {
         for piece in pieces(rows) {
             let mut insert = QueryBuilder::<Sqlite>::new(
-                "insert into privacy_requests (id, brand_id, message_id, kind, subject, source, created_at) ",
+                "insert into privacy_requests (id, brand_id, message_id, kind, subject, source, created_at, due_at) ",
             );
             insert.push_values(piece, |mut row, asked| {
                 row.push_bind(asked.id.to_string())
@@ -532,7 +573,8 @@ impl StoreTx for SqliteTx {
                     .push_bind(asked.kind)
                     .push_bind(&asked.subject)
                     .push_bind(&asked.source)
-                    .push_bind(asked.at.timestamp_millis());
+                    .push_bind(asked.at.timestamp_millis())
+                    .push_bind(asked.due.map(|due| due.timestamp_millis()));
             });
             insert.push(" on conflict do nothing");
             insert.build().execute(&mut *self.tx).await.map_err(failed)?;

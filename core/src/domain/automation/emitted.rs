@@ -70,7 +70,8 @@ fn wrapped(
     at_ms: i64,
 ) -> Option<Vec<u8>> {
     let body = serde_json::value::to_raw_value(body).ok()?;
-    let origin = Origin::Automation { message_id: message_id.into(), identifier: identifier.clone(), vouches };
+    let origin =
+        Origin::Automation { message_id: message_id.into(), identifier: identifier.clone(), vouches };
     Some(Envelope { brand, received_ms: at_ms, origin, body: &body }.encode())
 }
 
@@ -120,7 +121,10 @@ mod tests {
             (tagged.message_id.as_str(), tagged.active, &tagged.identifiers),
             ("run-1", false, &vec![ada.clone()])
         );
-        assert!(tagged.source.is_trusted() && !tagged.links_firmly(), "it says whom it means, not who they are");
+        assert!(
+            tagged.source.is_trusted() && !tagged.links_firmly(),
+            "it says whom it means, not who they are"
+        );
         let bytes = vouched(BrandId(3), "confirm-1", &ada, &confirmed("ada@example.com"), 5000).unwrap();
         let confirmed = Envelope::read(&bytes).unwrap().decode(&Rules::default()).unwrap();
         assert!(confirmed.links_firmly());

@@ -657,7 +657,11 @@ pub(super) fn described(action: &Action, facts: &Facts, trigger: Option<&Trigger
         }
         Action::Confirm { subject, .. } => {
             let to = facts.email();
-            format!("would ask {} to confirm the address: {:?}", to.as_deref().unwrap_or("nobody"), text(subject))
+            format!(
+                "would ask {} to confirm the address: {:?}",
+                to.as_deref().unwrap_or("nobody"),
+                text(subject)
+            )
         }
         Action::SetTrait { name, value } => format!("would set the trait {name} to {value}"),
         Action::AddTag { tag } => format!("would tag the customer {tag}"),

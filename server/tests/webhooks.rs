@@ -1,0 +1,161 @@
+//! What a signed webhook is believed, and what not: Shopify signs the body, and neither topic nor shop nor id.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::{On, SHOP, SHOP_SECRET, TestApp, answer};
+use tributary_core::context::Context;
+use tributary_core::ports::clock::ManualClock;
+use tributary_core::ports::queue::QueueSettings;
+use tributary_core::services::privacy::carry_out;
+use tributary_core::services::tenants::{ShopError, add_shop};
+
+on_both_profiles!(
+    a_signed_body_under_another_topic_takes_nothing_away,
+    a_replay_is_known_by_its_body_when_the_queue_has_forgotten,
+    a_shops_redaction_waits_is_shown_and_can_be_stopped,
+    a_redaction_that_ended_can_be_asked_for_again,
+    shops_of_two_brands_share_no_secret,
+);
+
+const HOUR_MS: i64 = 3_600_000;
+
+async fn post(app: &TestApp, topic: &str, id: &str, body: &Value) -> (u16, Value) {
+    let client = app.client();
+    answer(client.webhook(client.http(), topic, id, body.to_string())).await
+}
+
+fn taken(duplicate: bool) -> (u16, Value) {
+    (200, json!({"success": true, "duplicate": duplicate}))
+}
+
+fn later(app: &TestApp, hours: i64) -> Context {
+    let clock = ManualClock::at(app.context.clock.now_ms() + hours * HOUR_MS);
+    Context { clock: Arc::new(clock), ..app.context.clone() }
+}
+
+fn order() -> Value {
+    json!({"id": 1, "email": "ada@example.com", "total_price": "5.00", "customer": {"id": 7, "email": "ada@example.com"}})
+}
+
+async fn a_signed_body_under_another_topic_takes_nothing_away(on: On) {
+    let app = TestApp::start(on).await;
+    assert_eq!(post(&app, "orders/create", "o", &order()).await, taken(false));
+    assert_eq!(post(&app, "products/delete", "d", &json!({"id": 1})).await, taken(false));
+    app.work_off().await;
+    let product = json!({"id": 777, "title": "a product"});
+    let elsewhere = json!({"shop_id": 1, "shop_domain": "other.myshopify.com", "customer": {"id": 7}});
+    for (topic, body) in [
+        ("shop/redact", &product),
+        ("shop/redact", &order()),
+        ("shop/redact", &json!({})),
+        ("customers/redact", &order()),
+        ("customers/redact", &elsewhere),
+        ("customers/data_request", &order()),
+        ("customers/update", &order()),
+        ("customers/delete", &order()),
+        ("orders/delete", &order()),
+        ("orders/cancelled", &order()),
+        ("app/uninstalled", &product),
+        ("orders/create", &product),
+    ] {
+        let (status, found) = post(&app, topic, &format!("{topic}-x"), body).await;
+        assert_eq!((status, found["code"].as_str()), (400, Some("invalid_webhook")), "{topic}: {found}");
+    }
+    // No more than an id: only that it came before, under another topic, tells that it is another's.
+    let (status, found) = post(&app, "orders/delete", "x", &json!({"id": 1})).await;
+    assert_eq!((status, found["code"].as_str()), (409, Some("idempotency_conflict")), "{found}");
+    assert_eq!(app.context.queue.stats().await.unwrap().pending, 0, "nothing of it was taken");
+    app.work_off().await;
+    assert_eq!(carry_out(&later(&app, 1000)).await.unwrap(), 0);
+    let stats = app.context.store.stats(app.brand).await.unwrap();
+    assert_eq!((stats.profiles, stats.orders), (1, 1));
+    app.stop().await;
+}
+
+async fn a_replay_is_known_by_its_body_when_the_queue_has_forgotten(on: On) {
+    let claim_ttl = Duration::from_millis(50);
+    let app = TestApp::start_with(on, 0, QueueSettings { claim_ttl, ..QueueSettings::default() }).await;
+    let product = json!({"id": 777, "title": "a product"});
+    assert_eq!(post(&app, "products/update", "w1", &product).await, taken(false));
+    tokio::time::sleep(claim_ttl * 2).await;
+    // The queue has forgotten, and the store does not know yet: two items, one effect.
+    assert_eq!(post(&app, "products/update", "w2", &product).await, taken(false));
+    app.work_off().await;
+    assert_eq!(app.context.store.stats(app.brand).await.unwrap().events, 1);
+    assert_eq!(post(&app, "products/update", "w3", &product).await, taken(true));
+    // One action of a merchant's is told under several topics, in the same words.
+    assert_eq!(post(&app, "orders/create", "w4", &order()).await, taken(false));
+    assert_eq!(post(&app, "orders/updated", "w5", &order()).await, taken(false));
+    app.work_off().await;
+    assert_eq!(app.context.store.stats(app.brand).await.unwrap().events, 3);
+    app.stop().await;
+}
+
+async fn a_shops_redaction_waits_is_shown_and_can_be_stopped(on: On) {
+    let app = TestApp::start(on).await;
+    assert_eq!(post(&app, "orders/create", "o", &order()).await, taken(false));
+    let redact = json!({"shop_id": 1, "shop_domain": SHOP});
+    assert_eq!(post(&app, "shop/redact", "r", &redact).await, taken(false));
+    app.work_off().await;
+    let (_, shown) = answer(app.get("/api/privacy/requests")).await;
+    let request = &shown["requests"][0];
+    assert_eq!((request["kind"].as_str(), &request["done_at"]), (Some("erase_shop"), &Value::Null));
+    assert!(request["due_at"].is_string(), "{request}");
+    assert_eq!(carry_out(&later(&app, 23)).await.unwrap(), 0);
+    // Until then the shop goes on.
+    let more = json!({"id": 2, "email": "bob@example.com", "total_price": "5.00"});
+    assert_eq!(post(&app, "orders/create", "o2", &more).await, taken(false));
+    app.work_off().await;
+    let stop = || {
+        let path = format!("{}/api/privacy/requests/{}/stop", app.url, request["id"].as_str().unwrap());
+        app.http.post(path).bearer_auth(&app.secret_key)
+    };
+    assert_eq!(answer(stop()).await, (200, json!({"stopped": request["id"]})));
+    assert_eq!(answer(stop()).await.0, 404, "it waits no more");
+    assert_eq!(carry_out(&later(&app, 1000)).await.unwrap(), 0);
+    assert_eq!(app.context.store.stats(app.brand).await.unwrap().orders, 2);
+    let (_, shown) = answer(app.get("/api/privacy/requests")).await;
+    assert!(shown["requests"][0]["result"]["stopped_by"].as_str().unwrap().starts_with("key "), "{shown}");
+    let (_, log) = answer(app.get("/api/privacy/audit")).await;
+    let stopped = log["entries"].as_array().unwrap().iter().find(|e| e["action"] == "request_stopped");
+    assert_eq!(stopped.unwrap()["details"]["request"], request["id"]);
+    app.stop().await;
+}
+
+async fn a_redaction_that_ended_can_be_asked_for_again(on: On) {
+    let claim_ttl = Duration::from_millis(50);
+    let app = TestApp::start_with(on, 0, QueueSettings { claim_ttl, ..QueueSettings::default() }).await;
+    let redact = json!({"shop_id": 1, "shop_domain": SHOP});
+    for (id, duplicate) in [("r1", false), ("r2", true)] {
+        assert_eq!(post(&app, "shop/redact", id, &redact).await, taken(duplicate), "{id}");
+        app.work_off().await;
+        tokio::time::sleep(claim_ttl * 2).await;
+    }
+    let open = app.context.privacy.requests(app.brand, 10).await.unwrap();
+    assert_eq!(open.len(), 1, "one waits");
+    let stopped = tributary_core::services::privacy::stop(&app.context, app.brand, open[0].id, "test").await;
+    assert!(stopped.unwrap());
+    assert_eq!(post(&app, "shop/redact", "r3", &redact).await, taken(false), "another uninstallation");
+    app.work_off().await;
+    assert_eq!(app.context.privacy.requests(app.brand, 10).await.unwrap().len(), 2);
+    app.stop().await;
+}
+
+async fn shops_of_two_brands_share_no_secret(on: On) {
+    let app = TestApp::start(on).await;
+    let other = app.context.tenants.add_brand("other").await.unwrap();
+    let shared = add_shop(&app.context, "b.myshopify.com", other, SHOP_SECRET).await;
+    assert!(matches!(shared, Err(ShopError::SharedSecret)), "{shared:?}");
+    add_shop(&app.context, SHOP, app.brand, "newer").await.unwrap();
+    let before = add_shop(&app.context, "b.myshopify.com", other, SHOP_SECRET).await;
+    assert!(matches!(before, Err(ShopError::SharedSecret)), "good for an hour more: {before:?}");
+    add_shop(&app.context, "b.myshopify.com", other, "own").await.unwrap();
+    add_shop(&app.context, "c.myshopify.com", app.brand, "newer").await.unwrap();
+    app.stop().await;
+}
