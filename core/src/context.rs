@@ -38,6 +38,7 @@ use crate::ports::tenants::Tenants;
 use crate::services::automations::languages::Languages;
 use crate::services::brands::Brands;
 use crate::services::outbox::Outlets;
+use crate::services::rounds::Rounds;
 use crate::services::seal::{SecretKeys, is_sealed};
 use crate::services::sealed::SealedTenants;
 use crate::services::spool::SpooledQueue;
@@ -150,6 +151,8 @@ pub struct Context {
     pub cache: Arc<dyn Cache>,
     /// The settings of brands.
     pub brands: Brands,
+    /// When the housekeeping of this process last came round.
+    pub rounds: Arc<Rounds>,
     /// Where expressions and templates run.
     pub languages: Languages,
     /// The time.
@@ -254,6 +257,7 @@ impl Context {
                     privacy: Arc::new(SqlitePrivacy::new(store.clone())),
                     store: Arc::new(SqliteStore::new(store)),
                     brands: Brands::new(tenants.clone(), automations.clone()),
+                    rounds: Arc::default(),
                     languages: Languages::default(),
                     automations,
                     tenants,
@@ -294,6 +298,7 @@ impl Context {
                     privacy: Arc::new(PgPrivacy::new(pool.clone())),
                     store: Arc::new(PgStore::new(pool)),
                     brands: Brands::new(tenants.clone(), automations.clone()),
+                    rounds: Arc::default(),
                     languages: Languages::default(),
                     automations,
                     tenants,

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use support::{ContextUnderTest, embedded_context, services_context};
@@ -11,13 +13,18 @@ use tributary_core::domain::backoff::MAX_ATTEMPTS;
 use tributary_core::domain::event::Source;
 use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
+use tributary_core::domain::settings::BrandSettings;
+use tributary_core::ports::clock::Clock;
 use tributary_core::ports::queue::{Item, NewItem, Then};
 use tributary_core::ports::store::Claim;
+use tributary_core::services::privacy::retain;
 use tributary_core::services::work::work;
 
 on_every_adapter!({ embedded: crate::embedded_context, services: crate::services_context } [
     one_item_that_the_store_refuses_fails_alone,
     an_item_is_tried_so_often_and_then_buried,
+    a_panic_takes_no_neighbour_along,
+    a_retention_without_end_keeps_no_other_brands_from_ending,
 ]);
 
 const BRAND: BrandId = BrandId(1);
@@ -78,4 +85,52 @@ async fn an_item_is_tried_so_often_and_then_buried(u: &ContextUnderTest) {
             Then::Release => panic!("a refusal is no outage"),
         }
     }
+}
+
+/// Panics so many times, as arithmetic on a brand's number might, and is right from then on.
+struct Panics(AtomicU32);
+
+impl Clock for Panics {
+    fn now_ms(&self) -> i64 {
+        let left = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        assert!(left.is_err(), "a clock that panics");
+        1_768_000_000_000
+    }
+}
+
+async fn a_panic_takes_no_neighbour_along(u: &ContextUnderTest) {
+    let items = items(u, 16, 99).await;
+    let mut context = u.context.clone();
+    // The whole, its first half, and so on: until one is alone.
+    context.clock = Arc::new(Panics(AtomicU32::new(5)));
+    let worked = work(&context, &items).await;
+    assert!(worked.store_away.is_none());
+    let failed: Vec<&str> = worked.unfinished.iter().map(|u| u.item.id.as_str()).collect();
+    assert_eq!(failed, [items[0].id.as_str()], "it alone");
+    assert!(matches!(&worked.unfinished[0].then, Then::Retry { error, .. } if error.contains("panicked")));
+    assert_eq!(worked.effective, 15);
+}
+
+/// Settings from before their bounds were checked are still in stores.
+async fn a_retention_without_end_keeps_no_other_brands_from_ending(u: &ContextUnderTest) {
+    let (first, second) = (
+        u.context.tenants.add_brand("endless").await.unwrap(),
+        u.context.tenants.add_brand("thirty days").await.unwrap(),
+    );
+    let endless = BrandSettings { retention_days: Some(u32::MAX), ..BrandSettings::default() };
+    u.context.brands.set(first, &endless).await.unwrap();
+    let short = BrandSettings { retention_days: Some(30), ..BrandSettings::default() };
+    u.context.brands.set(second, &short).await.unwrap();
+    let event = |brand: BrandId| {
+        let body = r#"{"type":"track","event":"E","userId":"old","messageId":"old"}"#;
+        let text =
+            format!(r#"{{"brand":{brand},"received_ms":1600000000000,"origin":"segment","body":{body}}}"#);
+        NewItem { payload: text.into(), ..NewItem::default() }
+    };
+    u.context.queue.enqueue(&[event(first), event(second)]).await.unwrap();
+    let batch = u.context.queue.fetch(2, Duration::ZERO).await.unwrap().unwrap();
+    assert_eq!(work(&u.context, &batch.items).await.effective, 2);
+    assert_eq!(retain(&u.context).await.unwrap(), 1);
+    assert_eq!(u.context.store.stats(first).await.unwrap().events, 1);
+    assert_eq!(u.context.store.stats(second).await.unwrap().events, 0);
 }

@@ -356,6 +356,11 @@ pub fn event_json(event: &StoredEvent) -> Value {
     })
 }
 
+/// A message that is too long to be held, with what is read of it: only a webhook's can be told in short.
+pub(crate) fn in_short(event: &StoredEvent) -> Option<String> {
+    (event.kind == EventKind::Shopify.as_str()).then(|| properties(event).to_string())
+}
+
 /// What a reader of the timeline wants of the message. A webhook's body is long: its order or customer in short.
 fn properties(event: &StoredEvent) -> Value {
     let mut body: Map<String, Value> = serde_json::from_str(&event.body).unwrap_or_default();

@@ -338,7 +338,8 @@ impl Event {
     /// clamped to the reception itself, so that whoever takes theirs back afterwards is heard.
     #[must_use]
     pub fn clamped(mut self) -> Self {
-        let latest = self.received_at.checked_add_signed(TimeDelta::minutes(MAX_AHEAD_MINUTES));
+        let latest = TimeDelta::try_minutes(MAX_AHEAD_MINUTES)
+            .and_then(|ahead| self.received_at.checked_add_signed(ahead));
         let latest = latest.unwrap_or(self.received_at);
         self.timestamp = self.timestamp.min(latest);
         self.traits.iter_mut().for_each(|update| update.at = update.at.min(latest));

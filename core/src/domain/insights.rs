@@ -268,9 +268,7 @@ pub fn cadence(totals: &[OrderTotals]) -> Cadence {
         first_order_at: first,
         last_order_at: last,
         average_days: average_ms.map(|ms| (ms / DAY_MS * 10.0).round() / 10.0),
-        next_expected_at: last
-            .zip(average_ms)
-            .and_then(|(last, ms)| last.checked_add_signed(chrono::TimeDelta::milliseconds(ms as i64))),
+        next_expected_at: last.zip(average_ms).map(|(last, ms)| time::plus(last, time::millis(ms as i64))),
     }
 }
 

@@ -18,6 +18,14 @@ pub const MIN_RETENTION_DAYS: u32 = 30;
 pub const SHOP_REDACTION_HOURS: u32 = 24;
 /// The longest that it may wait: 25 days of the 30 that Shopify allows.
 pub const MAX_SHOP_REDACTION_HOURS: u32 = 25 * 24;
+/// The most days of a setting: 100 years.
+pub const MAX_DAYS: u32 = 36_525;
+/// The most of a setting that counts orders, amounts of money, or what a profile holds.
+pub const MAX_COUNT: u32 = 1_000_000_000;
+/// The most messages of a frequency cap.
+pub const MAX_CAP_MESSAGES: u32 = 10_000;
+/// The most days of a frequency cap.
+pub const MAX_CAP_DAYS: u32 = 365;
 
 /// A brand's settings. Every field may be left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -109,7 +117,16 @@ impl BrandSettings {
         if self.shop_redaction_hours.is_some_and(|hours| hours == 0 || hours > MAX_SHOP_REDACTION_HOURS) {
             return wrong(format!("shop_redaction_hours must be 1 to {MAX_SHOP_REDACTION_HOURS}, or absent"));
         }
+        if self.retention_days.is_some_and(|days| days > MAX_DAYS) {
+            return wrong(format!("retention_days may be at most {MAX_DAYS}, which is 100 years"));
+        }
         let RfmBounds { recency_days, orders, spent } = &self.rfm;
+        if recency_days.iter().any(|days| *days > MAX_DAYS) {
+            return wrong(format!("rfm.recency_days may be at most {MAX_DAYS}, which is 100 years"));
+        }
+        if orders.iter().chain(spent).any(|most| *most > MAX_COUNT) {
+            return wrong(format!("rfm.orders and rfm.spent may be at most {MAX_COUNT}"));
+        }
         if [recency_days, orders, spent]
             .iter()
             .any(|bounds| !bounds.is_sorted_by(|a, b| a < b) || bounds[0] == 0)
@@ -129,8 +146,13 @@ impl BrandSettings {
         if let Some(quiet) = &self.quiet_hours {
             quiet.check()?;
         }
-        if self.frequency_cap.is_some_and(|cap| cap.messages == 0 || cap.days == 0 || cap.days > 365) {
-            return wrong("frequency_cap needs at least 1 message, and 1 to 365 days".to_owned());
+        let cap_holds = |cap: &Cap| {
+            (1..=MAX_CAP_MESSAGES).contains(&cap.messages) && (1..=MAX_CAP_DAYS).contains(&cap.days)
+        };
+        if !self.frequency_cap.as_ref().is_none_or(cap_holds) {
+            return wrong(format!(
+                "frequency_cap needs 1 to {MAX_CAP_MESSAGES} messages, and 1 to {MAX_CAP_DAYS} days"
+            ));
         }
         if let Some(from) = &self.email_from
             && from.parse::<lettre::message::Mailbox>().is_err()
@@ -142,7 +164,25 @@ impl BrandSettings {
         {
             return wrong("a limit of 0 identifiers would let nobody in; the least is 1".to_owned());
         }
+        let counts = self.limits.kinds.values().chain([&self.limits.identifiers, &self.limits.merges]);
+        if counts.into_iter().any(|most| *most > MAX_COUNT) {
+            return wrong(format!("a limit of a profile may be at most {MAX_COUNT}"));
+        }
         Ok(())
+    }
+
+    /// As they count: what was stored before its bounds were checked comes down to them.
+    #[must_use]
+    pub fn clamped(mut self) -> Self {
+        self.retention_days = self.retention_days.map(|days| days.clamp(MIN_RETENTION_DAYS, MAX_DAYS));
+        self.rfm.recency_days = self.rfm.recency_days.map(|days| days.min(MAX_DAYS));
+        self.rfm.orders = self.rfm.orders.map(|most| most.min(MAX_COUNT));
+        self.rfm.spent = self.rfm.spent.map(|most| most.min(MAX_COUNT));
+        if let Some(cap) = &mut self.frequency_cap {
+            cap.messages = cap.messages.clamp(1, MAX_CAP_MESSAGES);
+            cap.days = cap.days.clamp(1, MAX_CAP_DAYS);
+        }
+        self
     }
 }
 
@@ -191,6 +231,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_was_stored_without_bounds_is_read_within_them() {
+        let text = r#"{"retention_days": 4294967295, "rfm": {"recency_days": [1, 2, 3, 4294967295],
+            "orders": [1, 2, 3, 4294967295], "spent": [1, 2, 3, 4294967295]},
+            "frequency_cap": {"messages": 4294967295, "days": 4294967295}}"#;
+        let stored: BrandSettings = serde_json::from_str(text).unwrap();
+        assert!(stored.check().is_err());
+        stored.clamped().check().unwrap();
+    }
+
+    #[test]
     fn settings_are_read_with_defaults_and_refused_with_a_reason() {
         let read = |text: &str| serde_json::from_str::<BrandSettings>(text);
         assert_eq!(read("{}").unwrap(), BrandSettings::default());
@@ -201,6 +251,13 @@ mod tests {
         for wrong in [
             r#"{"default_country": "Germany"}"#,
             r#"{"retention_days": 3}"#,
+            r#"{"retention_days": 4294967295}"#,
+            r#"{"rfm": {"recency_days": [1, 2, 3, 4294967295]}}"#,
+            r#"{"rfm": {"orders": [1, 2, 3, 4294967295]}}"#,
+            r#"{"rfm": {"spent": [1, 2, 3, 4294967295]}}"#,
+            r#"{"limits": {"merges": 4294967295}}"#,
+            r#"{"limits": {"kinds": {"email": 4294967295}}}"#,
+            r#"{"frequency_cap": {"messages": 4294967295, "days": 1}}"#,
             r#"{"limits": {"kinds": {"email": 0}}}"#,
             r#"{"rfm": {"orders": [1, 2, 2, 3]}}"#,
             r#"{"timezone": "Berlin"}"#,

@@ -1,6 +1,6 @@
 //! Points in time: UTC, whole milliseconds, the same on every store.
 
-use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, SecondsFormat, TimeZone, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone, Utc};
 
 /// A point in time, cut to milliseconds wherever Tributary makes one.
 pub type Timestamp = DateTime<Utc>;
@@ -11,6 +11,28 @@ pub const YEARS: std::ops::RangeInclusive<i32> = 1..=9999;
 /// The point `ms` milliseconds after 1970 (UTC); the epoch itself when `ms` is out of chrono's range.
 pub fn from_ms(ms: i64) -> Timestamp {
     Utc.timestamp_millis_opt(ms).single().unwrap_or_default()
+}
+
+/// A span of so many days; the longest that there is when it has no room for them.
+pub fn days(days: i64) -> TimeDelta {
+    TimeDelta::try_days(days).unwrap_or(if days < 0 { TimeDelta::MIN } else { TimeDelta::MAX })
+}
+
+/// A span of so many milliseconds; the longest that there is when it has no room for them.
+pub fn millis(ms: i64) -> TimeDelta {
+    TimeDelta::try_milliseconds(ms).unwrap_or(if ms < 0 { TimeDelta::MIN } else { TimeDelta::MAX })
+}
+
+/// A span later. Where chrono knows no such time, the latest that it knows: a user's number must not end a worker.
+pub fn plus(at: Timestamp, span: TimeDelta) -> Timestamp {
+    let end = if span < TimeDelta::zero() { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC };
+    at.checked_add_signed(span).unwrap_or(end)
+}
+
+/// A span earlier. Where chrono knows no such time, the earliest that it knows.
+pub fn minus(at: Timestamp, span: TimeDelta) -> Timestamp {
+    let end = if span < TimeDelta::zero() { DateTime::<Utc>::MAX_UTC } else { DateTime::<Utc>::MIN_UTC };
+    at.checked_sub_signed(span).unwrap_or(end)
 }
 
 /// Reads ISO 8601 as the SDKs and Shopify write it: with an offset, with `Z`, without either (then UTC), or a bare date.
@@ -62,6 +84,27 @@ pub mod iso {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_span_leads_out_of_time() {
+        let now = from_ms(1_768_000_000_000);
+        for count in [0, 1, -1, i64::from(u32::MAX), i64::MAX, i64::MIN] {
+            for at in [now, DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC] {
+                for span in [days(count), millis(count)] {
+                    assert_eq!(
+                        plus(at, span) < at,
+                        span < TimeDelta::zero() && at > DateTime::<Utc>::MIN_UTC
+                    );
+                    assert_eq!(
+                        minus(at, span) > at,
+                        span < TimeDelta::zero() && at < DateTime::<Utc>::MAX_UTC
+                    );
+                }
+            }
+        }
+        assert_eq!(format(plus(now, days(1))), "2026-01-10T23:06:40.000Z");
+        assert_eq!(format(minus(now, millis(1))), "2026-01-09T23:06:39.999Z");
+    }
 
     #[test]
     fn every_written_form_of_a_time_reads_the_same() {

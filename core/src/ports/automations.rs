@@ -107,6 +107,9 @@ pub trait Automations: Send + Sync {
     /// Opens a transaction. Dropping it undoes it.
     async fn begin(&self) -> Result<Box<dyn AutomationsTx>, StoreError>;
 
+    /// Opens a transaction that reads one brand's rows in one state, and holds up nobody who writes. What it would write is refused.
+    async fn begin_reading(&self, brand: BrandId) -> Result<Box<dyn AutomationsTx>, StoreError>;
+
     /// The brand's own segments, by name.
     async fn segments(&self, brand: BrandId) -> Result<Vec<SegmentRow>, StoreError>;
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::context::Context;
 use crate::ports::outbox::OutboxStats;
 use crate::ports::queue::QueueStats;
+use crate::services::rounds::Rounds;
 
 /// How long one check may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -71,6 +72,8 @@ pub struct Health {
     pub dead: Check,
     /// Whether the jobs of segments and automations are worked off in time, and few of them are dead.
     pub automations: Check,
+    /// Whether every loop of this process's housekeeping comes round; workers answer for their own.
+    pub housekeeping: Check,
     /// How long the oldest event has waited, in milliseconds.
     pub lag_ms: Option<u64>,
 }
@@ -101,7 +104,8 @@ pub async fn check(context: &Context, alarms: Alarms) -> Health {
     let outbox = staged(outbox.ok().and_then(Result::ok), context.clock.now_ms(), alarms.max_lag);
     let jobs = jobs.ok().and_then(Result::ok);
     let automations = of_jobs(jobs.as_ref(), alarms);
-    let worst = [&store, &queue, &cache, &lag, &dead, &outbox, &automations]
+    let housekeeping = came_round(&context.rounds);
+    let worst = [&store, &queue, &cache, &lag, &dead, &outbox, &automations, &housekeeping]
         .map(|check| check.status)
         .into_iter()
         .max()
@@ -112,6 +116,7 @@ pub async fn check(context: &Context, alarms: Alarms) -> Health {
     Health {
         status,
         automations,
+        housekeeping,
         dead,
         outbox,
         store,
@@ -120,6 +125,16 @@ pub async fn check(context: &Context, alarms: Alarms) -> Health {
         lag,
         lag_ms: stats.map(|s| s.oldest_age_ms),
     }
+}
+
+fn came_round(rounds: &Rounds) -> Check {
+    let late: Vec<String> = rounds
+        .late()
+        .into_iter()
+        .map(|(name, since)| format!("{name} has completed no round for {} s", since.as_secs()))
+        .collect();
+    let detail = (!late.is_empty()).then(|| format!("{}: see the log", late.join("; ")));
+    Check { status: if detail.is_some() { Status::Degraded } else { Status::Ok }, detail }
 }
 
 fn staged(stats: Option<OutboxStats>, now_ms: i64, max_lag: Duration) -> Check {

@@ -14,6 +14,7 @@ pub mod outbox;
 pub mod privacy;
 pub mod process;
 pub mod queues;
+pub mod rounds;
 pub mod seal;
 pub mod sealed;
 pub mod spool;

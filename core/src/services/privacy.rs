@@ -5,8 +5,11 @@
 //! shop's accounts need it. The cache forgets at once, dead letters that speak of the customer are discarded.
 
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::FutureExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -391,7 +394,13 @@ pub async fn stop(context: &Context, brand: BrandId, id: Uuid, actor: &str) -> R
 pub async fn carry_out(context: &Context) -> Result<usize, PrivacyError> {
     let mut done = 0;
     for request in &context.privacy.open_requests(context.clock.now(), REQUESTS).await? {
-        match carry_out_one(context, request).await {
+        let carried = AssertUnwindSafe(carry_out_one(context, request)).catch_unwind().await;
+        let Ok(carried) = carried else {
+            panicked("privacy");
+            tracing::error!(request = %request.id, "a privacy request panicked; it is tried again, and the others go on");
+            continue;
+        };
+        match carried {
             Ok(None) => {}
             Ok(Some((result, forget))) => {
                 context.privacy.done(request.id, context.clock.now(), &result.to_string(), forget).await?;
@@ -498,41 +507,56 @@ pub async fn unsuppress(
     context.privacy.unsuppress(brand, identifiers).await
 }
 
-/// Deletes what is older than its brand keeps events, and profiles of which nothing is left. Answers how many events.
+/// Deletes what is older than its brand keeps events, and profiles of which nothing is left. Answers how many events. What fails
+/// for one brand keeps it from no other.
 ///
 /// # Errors
-/// The store's or queue's own.
+/// The first of the store's or queue's own, once every brand had its turn.
 pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
-    let mut deleted = 0;
+    let (mut deleted, mut failed) = (0, None);
     for (brand, _) in context.tenants.brands().await? {
-        let settings = match context.tenants.settings(brand).await {
-            Ok(settings) => settings,
-            Err(error @ StoreError::Unavailable(_)) => return Err(error.into()),
-            Err(error) => {
-                tracing::warn!(%error, %brand, "what a brand keeps cannot be read; its events stay");
-                continue;
+        match AssertUnwindSafe(retain_of(context, brand)).catch_unwind().await {
+            Ok(Ok(events)) => deleted += events,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, %brand, "a brand's old events could not be deleted; they stay for now");
+                failed.get_or_insert(error);
             }
-        };
-        let Some(days) = settings.retention_days else { continue };
-        let before = context.clock.now() - chrono::TimeDelta::days(i64::from(days));
-        loop {
-            let page = context.privacy.expire(brand, before, PAGE).await?;
-            deleted += page;
-            if page < PAGE as u64 {
-                break;
+            Err(_) => {
+                panicked("retention");
+                tracing::error!(%brand, "deleting a brand's old events panicked; the other brands' are deleted");
             }
         }
-        loop {
-            let profiles = context.privacy.forgotten(brand, before, CUSTOMERS).await?;
-            if profiles.is_empty() {
-                break;
-            }
-            for id in profiles {
-                // Nobody asked to be forgotten: who comes back is known anew, and who has come back meanwhile stays.
-                let what = Erasure { profiles: vec![id], only_empty: true, ..Erasure::default() };
-                let gone = erased(context, brand, &what).await?;
-                customer360::forget(context, brand, &gone.profiles, &gone.identifiers).await.map_err(away)?;
-            }
+    }
+    failed.map_or(Ok(deleted), Err)
+}
+
+/// Counts a panic that a loop of the housekeeping has caught.
+pub(crate) fn panicked(name: &'static str) {
+    metrics::counter!("tributary_housekeeping_panics_total", "loop" => name).increment(1);
+}
+
+async fn retain_of(context: &Context, brand: BrandId) -> Result<u64, PrivacyError> {
+    let mut deleted = 0;
+    let settings = context.tenants.settings(brand).await?;
+    let Some(days) = settings.retention_days else { return Ok(0) };
+    let before = time::minus(context.clock.now(), time::days(i64::from(days)));
+    loop {
+        let page = context.privacy.expire(brand, before, PAGE).await?;
+        deleted += page;
+        if page < PAGE as u64 {
+            break;
+        }
+    }
+    loop {
+        let profiles = context.privacy.forgotten(brand, before, CUSTOMERS).await?;
+        if profiles.is_empty() {
+            break;
+        }
+        for id in profiles {
+            // Nobody asked to be forgotten: who comes back is known anew, and who has come back meanwhile stays.
+            let what = Erasure { profiles: vec![id], only_empty: true, ..Erasure::default() };
+            let gone = erased(context, brand, &what).await?;
+            customer360::forget(context, brand, &gone.profiles, &gone.identifiers).await.map_err(away)?;
         }
     }
     Ok(deleted)

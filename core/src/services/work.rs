@@ -3,7 +3,10 @@
 //! A message that cannot be decoded is buried at once, alone. When the store refuses a batch's data, the batch is halved
 //! until the one item is found, so that it fails alone; likewise when the batch loses its races over and over. When the store is away, everything goes back untried.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
+
+use futures::FutureExt;
 
 use crate::context::Context;
 use crate::domain::backoff::{MAX_ATTEMPTS, full_jitter};
@@ -47,7 +50,15 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
     let mut readable: Vec<&Item> = Vec::with_capacity(items.len());
     let mut events: Vec<Event> = Vec::with_capacity(items.len());
     for (item, envelope) in envelopes {
-        match envelope.and_then(|envelope| envelope.decode(&rules[&envelope.brand])) {
+        let decoded = catch_unwind(AssertUnwindSafe(|| {
+            envelope.and_then(|envelope| envelope.decode(&rules[&envelope.brand]))
+        }));
+        // It will end so whenever it is read.
+        let decoded = decoded.unwrap_or_else(|_| {
+            count_panic();
+            Err(Rejection::new("panicked", "reading it panicked; see the log"))
+        });
+        match decoded {
             Ok(event) => match unwanted(context, &event).await {
                 Ok(true) => {}
                 Ok(false) => {
@@ -83,8 +94,10 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
         }
         let processing =
             process::process(&*context.store, &*context.locks, &context.clock, &book, &events[part.clone()]);
+        // What panics is to blame like what the store refuses: it takes no neighbour along.
+        let processing = AssertUnwindSafe(processing).catch_unwind();
         let outcome = match tokio::time::timeout(PROCESS_TIMEOUT, processing).await {
-            Ok(outcome) => outcome,
+            Ok(outcome) => outcome.unwrap_or_else(|_| Err(panicked(part.len()))),
             Err(_) => Err(too_long(context).await),
         };
         match outcome {
@@ -111,6 +124,17 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
         }
     }
     worked
+}
+
+/// Counts a panic that was caught, and says what it is for whom it struck: something is wrong with the data.
+pub(crate) fn panicked(items: usize) -> StoreError {
+    count_panic();
+    tracing::error!(items, "working off items panicked; the one to blame is looked for, the others go on");
+    StoreError::Invalid("working it off panicked; see the log".to_owned())
+}
+
+fn count_panic() {
+    metrics::counter!("tributary_worker_panics_total").increment(1);
 }
 
 /// Whether an event comes from a shop whose customers were erased: it was under way when that was asked for, and is dropped.

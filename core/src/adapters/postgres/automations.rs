@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
+use futures::TryStreamExt;
 use rust_decimal::Decimal;
 use serde_json::json;
 use sqlx::postgres::PgRow;
@@ -50,6 +51,10 @@ impl PgAutomations {
 impl Automations for PgAutomations {
     async fn begin(&self) -> Result<Box<dyn AutomationsTx>, StoreError> {
         Ok(Box::new(Tx { tx: begin(&self.pool).await? }))
+    }
+
+    async fn begin_reading(&self, brand: BrandId) -> Result<Box<dyn AutomationsTx>, StoreError> {
+        Ok(Box::new(Tx { tx: begin_reading(&self.pool, brand).await? }))
     }
 
     async fn segments(&self, brand: BrandId) -> Result<Vec<SegmentRow>, StoreError> {
@@ -562,20 +567,19 @@ impl AutomationsTx for Tx {
             }
         }
         if events {
-            let rows = sqlx::query(
+            // One after the other: in full, the messages of a page of customers would be too much to hold.
+            let mut rows = sqlx::query(
                 "select p.id as profile_id, e.* from unnest($1::uuid[]) as p (id) cross join lateral (
                     select message_id, kind, name, \"timestamp\", body::text as body, active, source, received_at from events
                     where profile_id = p.id order by \"timestamp\" desc, message_id desc limit $2) e",
             )
             .bind(&ids)
             .bind(EVENTS_SEEN as i64)
-            .fetch_all(&mut *self.tx)
-            .await
-            .map_err(failed)?;
-            for row in &rows {
+            .fetch(&mut *self.tx);
+            while let Some(row) = rows.try_next().await.map_err(failed)? {
                 let id = ProfileId(row.try_get("profile_id").map_err(failed)?);
                 if let Some(facts) = all.get_mut(&id) {
-                    facts.events.push(stored_event(row).map_err(failed)?);
+                    facts.saw(stored_event(&row).map_err(failed)?);
                 }
             }
         }

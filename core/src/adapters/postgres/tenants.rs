@@ -68,6 +68,7 @@ impl Tenants for PgTenants {
             .map_err(failed)?;
         let Some(text) = found else { return Ok(BrandSettings::default()) };
         serde_json::from_str(&text)
+            .map(BrandSettings::clamped)
             .map_err(|error| StoreError::Invalid(format!("a brand's settings: {error}")))
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
+use futures::TryStreamExt;
 use serde_json::json;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row, Sqlite, SqliteConnection, Transaction};
@@ -47,6 +48,10 @@ impl SqliteAutomations {
 impl Automations for SqliteAutomations {
     async fn begin(&self) -> Result<Box<dyn AutomationsTx>, StoreError> {
         Ok(Box::new(Tx { tx: self.db.begin().await.map_err(failed)? }))
+    }
+
+    async fn begin_reading(&self, _brand: BrandId) -> Result<Box<dyn AutomationsTx>, StoreError> {
+        Ok(Box::new(Tx { tx: self.db.read.begin().await.map_err(failed)? }))
     }
 
     async fn segments(&self, brand: BrandId) -> Result<Vec<SegmentRow>, StoreError> {
@@ -582,7 +587,7 @@ impl AutomationsTx for Tx {
             facts.identifiers.sort();
             facts.trusted.sort();
             if events {
-                facts.events = recent(&mut self.tx, *id).await?;
+                see_recent(&mut self.tx, *id, facts).await?;
             }
         }
         Ok(all)
@@ -927,17 +932,19 @@ impl AutomationsTx for Tx {
     }
 }
 
-async fn recent(tx: &mut SqliteConnection, id: ProfileId) -> Result<Vec<StoredEvent>, StoreError> {
-    let rows = sqlx::query(
+/// One after the other: in full, the messages of a page of customers would be too much to hold.
+async fn see_recent(tx: &mut SqliteConnection, id: ProfileId, facts: &mut Facts) -> Result<(), StoreError> {
+    let mut rows = sqlx::query(
         "select message_id, kind, name, \"timestamp\", body, active, source, received_at from events
         where profile_id = ?1 order by \"timestamp\" desc, message_id desc limit ?2",
     )
     .bind(id.to_string())
     .bind(EVENTS_SEEN as i64)
-    .fetch_all(&mut *tx)
-    .await
-    .map_err(failed)?;
-    rows.iter().map(stored_event).collect::<Result<_, _>>().map_err(failed)
+    .fetch(&mut *tx);
+    while let Some(row) = rows.try_next().await.map_err(failed)? {
+        facts.saw(stored_event(&row).map_err(failed)?);
+    }
+    Ok(())
 }
 
 async fn actions(tx: &mut SqliteConnection, runs: &[Uuid]) -> Result<Vec<ActionRow>, StoreError> {

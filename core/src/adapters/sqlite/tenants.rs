@@ -70,6 +70,7 @@ impl Tenants for SqliteTenants {
             .map_err(failed)?;
         let Some(text) = found else { return Ok(BrandSettings::default()) };
         serde_json::from_str(&text)
+            .map(BrandSettings::clamped)
             .map_err(|error| StoreError::Invalid(format!("a brand's settings: {error}")))
     }
 

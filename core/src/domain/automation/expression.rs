@@ -15,7 +15,7 @@ use super::meter::{self, EXPRESSION, Overrun};
 use super::metered;
 use crate::domain::event::Rejection;
 use crate::domain::settings::BrandSettings;
-use crate::domain::time::Timestamp;
+use crate::domain::time::{self, Timestamp};
 
 /// The longest expression, in characters.
 pub const MAX_CHARS: usize = 2000;
@@ -310,7 +310,8 @@ impl Expression {
                     return Err(ExecutionError::function_error(name, "there is no such time"));
                 };
                 let passed = (now - at.to_utc()).num_milliseconds().div_euclid(unit);
-                sooner(&next, at.to_utc() + chrono::Duration::milliseconds((passed + 1) * unit));
+                let ahead = passed.saturating_add(1).saturating_mul(unit);
+                sooner(&next, time::plus(at.to_utc(), time::millis(ahead)));
                 Ok(passed)
             };
             // It fails only where the language has the name already, and it has not.

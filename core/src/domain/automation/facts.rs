@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use cel::Value;
 use cel::objects::Key;
-use chrono::Duration;
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 use serde_json::{Value as Json, json};
 
 use super::expression::time_value;
 use crate::domain::contact::{self, Address};
-use crate::domain::customer360::{OrderTotals, StoredConsent, StoredEvent, event_json};
+use crate::domain::customer360::{OrderTotals, StoredConsent, StoredEvent, event_json, in_short};
 use crate::domain::event::{Channel, Source};
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
@@ -23,6 +22,10 @@ use crate::domain::time::{self, Timestamp};
 
 /// How many of a customer's newest events expressions see.
 pub const EVENTS_SEEN: usize = 200;
+/// The longest message of an event, in bytes, of which expressions see the properties; of a longer one they see none.
+pub const EVENT_BYTES: usize = 8 * 1024;
+/// The most bytes of messages that are held of a customer's events; of those beyond, the oldest, no properties are seen.
+pub const EVENTS_BYTES: usize = 256 * 1024;
 /// How many statements of consent are read of a customer.
 pub const CONSENTS_SEEN: usize = 200;
 /// How many entries of a list or an object in a trait or an event expressions see.
@@ -75,6 +78,19 @@ impl Facts {
     /// Where a channel writes to: see [`contact`].
     pub fn address(&self, channel: Channel) -> Option<Address> {
         contact::address(channel.identifier_kind(), &self.profile, &self.identifiers, &self.trusted)
+    }
+
+    /// Takes in the next older event, cut by bytes: anybody with a public key decides how long messages are, and a page of customers
+    /// is held at once.
+    pub fn saw(&mut self, mut event: StoredEvent) {
+        if event.body.len() > EVENT_BYTES {
+            event.body = in_short(&event).filter(|body| body.len() <= EVENT_BYTES).unwrap_or_default();
+        }
+        let held: usize = self.events.iter().map(|event| event.body.len()).sum();
+        if held + event.body.len() > EVENTS_BYTES {
+            event.body = String::new();
+        }
+        self.events.push(event);
     }
 
     /// The e-mail address that is written to.
@@ -170,7 +186,8 @@ impl Facts {
         let bounds = &settings.rfm;
         let passed = (now - last).num_days();
         let over = bounds.recency_days.iter().filter(|days| passed >= i64::from(**days)).count();
-        let changes = bounds.recency_days.get(over).map(|days| last + Duration::days(i64::from(*days)));
+        let changes =
+            bounds.recency_days.get(over).map(|days| time::plus(last, time::days(i64::from(*days))));
         let orders = self.orders_count();
         let frequency = 1 + bounds.orders.iter().filter(|least| orders >= i64::from(**least)).count();
         let spent = self.main_totals().map_or(Decimal::ZERO, |t| t.total - t.refunded);
@@ -346,5 +363,35 @@ fn of_json(json: &Json) -> Value {
         Json::Object(fields) => {
             map(fields.iter().take(LISTED).map(|(name, value)| (name.as_str(), of_json(value))))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_of_a_customer_is_cut_by_bytes_and_names_and_times_stay() {
+        let mut facts = Facts::example();
+        let pattern = facts.events.remove(0);
+        let of = |kind: &str, size: usize| StoredEvent {
+            kind: kind.to_owned(),
+            body: json!({"id": 7, "properties": {"big": "x".repeat(size)}}).to_string(),
+            ..pattern.clone()
+        };
+        facts.saw(of("track", 100));
+        facts.saw(of("track", EVENT_BYTES));
+        facts.saw(of("shopify", EVENT_BYTES));
+        let seen: Vec<Json> =
+            facts.events.iter().map(|event| event_json(event)["properties"].clone()).collect();
+        assert_eq!(seen[0]["big"].as_str().map(str::len), Some(100));
+        assert_eq!(seen[1], json!({}), "too long to be held");
+        assert_eq!(seen[2], json!({"id": 7}), "a webhook in short");
+        for _ in 0..EVENTS_SEEN {
+            facts.saw(of("track", EVENT_BYTES / 2));
+        }
+        let held: usize = facts.events.iter().map(|event| event.body.len()).sum();
+        assert!(held <= EVENTS_BYTES, "{held}");
+        assert_eq!(facts.events.last().unwrap().name, pattern.name);
     }
 }

@@ -1,12 +1,18 @@
 //! Quiet hours, and the hour at which a schedule comes up, in a place's own time.
 
-use chrono::{DateTime, Datelike, Duration, NaiveDate, NaiveTime, TimeZone, Weekday};
+use chrono::{DateTime, Datelike, Days, NaiveDate, NaiveTime, TimeDelta, TimeZone, Weekday};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::domain::event::Rejection;
-use crate::domain::time::Timestamp;
+use crate::domain::time::{self, Timestamp};
+
+/// How far the clocks leap, nearly everywhere.
+const LEAP: TimeDelta = match TimeDelta::try_hours(1) {
+    Some(hour) => hour,
+    None => TimeDelta::zero(),
+};
 
 /// Hours in which nobody is written to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -56,7 +62,7 @@ impl QuietHours {
         } else {
             (time >= from || time < to, time >= from)
         };
-        let day = local.date_naive() + Duration::days(i64::from(tomorrow));
+        let day = local.date_naive() + Days::new(u64::from(tomorrow));
         // An end that the clocks' change has moved to before now would be no end.
         quiet.then(|| instant(zone, day, to, true)).filter(|end| *end > now)
     }
@@ -68,7 +74,7 @@ fn instant(zone: Tz, day: NaiveDate, time: NaiveTime, last: bool) -> Timestamp {
     let found = zone.from_local_datetime(&local);
     let found = if last { found.latest() } else { found.earliest() };
     found
-        .or_else(|| zone.from_local_datetime(&(local + Duration::hours(1))).earliest())
+        .or_else(|| zone.from_local_datetime(&(local + LEAP)).earliest())
         .map_or_else(|| local.and_utc(), |at: DateTime<Tz>| at.to_utc())
 }
 
@@ -76,11 +82,11 @@ fn instant(zone: Tz, day: NaiveDate, time: NaiveTime, last: bool) -> Timestamp {
 pub fn next(now: Timestamp, zone: Tz, time: NaiveTime, days: &[Weekday]) -> Timestamp {
     let today = now.with_timezone(&zone).date_naive();
     (0..=8)
-        .map(|ahead| today + Duration::days(ahead))
+        .map(|ahead| today + Days::new(ahead))
         .filter(|day| days.is_empty() || days.contains(&day.weekday()))
         .map(|day| instant(zone, day, time, false))
         .find(|at| *at > now)
-        .unwrap_or(now + Duration::days(7))
+        .unwrap_or(time::plus(now, time::days(7)))
 }
 
 #[cfg(test)]

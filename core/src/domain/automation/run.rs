@@ -280,7 +280,7 @@ pub fn may_enter(plan: &Plan, past: &[Past], now: Timestamp) -> Result<(), Strin
         ReentryMode::AfterEnd | ReentryMode::Always => {}
     }
     let last = past.iter().map(|run| run.started_ms).max().unwrap_or_default();
-    let again = last + reentry.after.ms();
+    let again = last.saturating_add(reentry.after.ms());
     if now.timestamp_millis() < again {
         return Err(format!(
             "the customer was in it before, and may come in again from {}",

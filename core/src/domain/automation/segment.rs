@@ -126,13 +126,12 @@ pub fn own() -> Vec<Segment> {
 
 #[cfg(test)]
 mod tests {
-    use chrono::Duration;
     use rust_decimal::Decimal;
 
     use super::*;
     use crate::domain::automation::facts::Facts;
     use crate::domain::settings::BrandSettings;
-    use crate::domain::time::Timestamp;
+    use crate::domain::time::{self, Timestamp};
 
     #[test]
     fn whoever_has_bought_belongs_to_one_of_the_own_segments_and_others_to_none() {
@@ -142,7 +141,7 @@ mod tests {
         for days in [0, 30, 31, 60, 119, 120, 239, 240, 1000] {
             for count in [1, 2, 3, 4, 5, 9, 10, 50] {
                 for spent in [0, 50, 149, 300, 599, 600, 5000] {
-                    facts.totals[0].last_ordered_at = now - Duration::days(days);
+                    facts.totals[0].last_ordered_at = time::minus(now, time::days(days));
                     facts.totals[0].count = count;
                     facts.totals[0].total = Decimal::from(spent);
                     let of: Vec<String> = own()

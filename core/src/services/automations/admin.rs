@@ -1,6 +1,6 @@
 //! What a brand does with its segments and automations: write them, try them, look at what they did, step in.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -251,7 +251,9 @@ pub async fn preview(context: &Context, brand: BrandId, text: &str) -> Result<Pr
     while (preview.examined as i64) < PREVIEWED {
         let ids = context.automations.profiles(brand, after, PAGE).await?;
         after = ids.last().copied();
-        let facts = facts(context, &ids, expression.speaks_of("events")).await?;
+        // The connection is given back before anything is evaluated.
+        let sees = expression.speaks_of("events");
+        let facts = context.automations.begin_reading(brand).await?.facts(&ids, sees).await?;
         let (expression, settings) = (expression.clone(), settings.clone());
         let full = ids.len() as i64 == PAGE;
         preview = worked_out(context, brand, "invalid_expression", move || {
@@ -286,15 +288,6 @@ impl Preview {
             self.why.get_or_insert(why);
         }
     }
-}
-
-async fn facts(
-    context: &Context,
-    ids: &[ProfileId],
-    events: bool,
-) -> Result<HashMap<ProfileId, Facts>, StoreError> {
-    // Nothing is written: the transaction is dropped.
-    context.automations.begin().await?.facts(ids, events).await
 }
 
 /// An automation, as people see it.
@@ -723,7 +716,7 @@ pub async fn dry_run(
     let profile = record.profile.id;
     let settings = context.brands.settings(brand).await?;
     let now = context.clock.now();
-    let mut tx = context.automations.begin().await?;
+    let mut tx = context.automations.begin_reading(brand).await?;
     let facts = tx.facts(&[profile], true).await?.remove(&profile).ok_or(AdminError::Unknown("customer"))?;
     let trigger = match (&definition.trigger, &asked.message_id) {
         (Starts::Event { .. }, Some(id)) => {

@@ -1,6 +1,7 @@
 //! Where parcels go: a destination that is dead, slow or flooded is left alone for a while, so that it holds up nobody else.
 //!
-//! Each process has its own view, and its own share of the rate.
+//! A brand has a share besides, since it may name as many destinations as it likes: of parcels under way, and of destinations that
+//! have not answered yet or answer no more. Each process has its own view, and its own share of the rate.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -9,12 +10,21 @@ use std::time::Duration;
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
+use crate::domain::ids::BrandId;
+
 /// Failures in a row after which a destination is left alone.
 pub const OPENS_AFTER: u32 = 5;
 /// How long it is left alone; then one parcel tries.
 pub const OPEN_FOR: Duration = Duration::from_secs(30);
 /// Most parcels under way to a destination at once.
 pub const MAX_IN_FLIGHT: u32 = 200;
+/// Most parcels of a brand under way at once, wherever they go.
+pub const MAX_BRAND_IN_FLIGHT: u32 = 400;
+/// Most destinations of a brand that are tried at once without having answered: a parcel to one may hold up its batch until its
+/// time limit.
+pub const MAX_UNPROVEN: u32 = 2;
+/// Most parcels under way to a destination that has failed and not answered since.
+pub const MAX_TO_FAILING: u32 = 10;
 /// Most parcels a second to a destination, unless set otherwise.
 pub const DEFAULT_RATE: NonZeroU32 = NonZeroU32::new(100).unwrap();
 /// How long one that tries may take: the rest waits for it.
@@ -33,11 +43,41 @@ struct State {
     probing: bool,
     /// When the next parcel that has to wait may come: each gets a time of its own, so that they do not come in a crowd.
     next_free_us: i64,
+    /// Whether its last parcel was answered.
+    proven: bool,
+    /// Whether it counts among its brand's unproven ones: it is being tried.
+    counted: bool,
+}
+
+/// What a brand has under way.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    in_flight: u32,
+    unproven: u32,
+    /// See [`State::next_free_us`].
+    next_free_us: i64,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    states: HashMap<String, State>,
+    shares: HashMap<BrandId, Share>,
+}
+
+impl Known {
+    /// It is tried no longer, or has answered.
+    fn uncount(&mut self, brand: BrandId, destination: &str) {
+        if let (Some(state), Some(share)) = (self.states.get_mut(destination), self.shares.get_mut(&brand))
+            && std::mem::take(&mut state.counted)
+        {
+            share.unproven = share.unproven.saturating_sub(1);
+        }
+    }
 }
 
 /// All destinations.
 pub struct Destinations {
-    states: Mutex<HashMap<String, State>>,
+    known: Mutex<Known>,
     rate: DefaultKeyedRateLimiter<String>,
     /// Between two parcels that have to wait, in microseconds.
     apart_us: i64,
@@ -56,6 +96,7 @@ pub struct Later {
 #[must_use]
 pub struct Permit {
     all: Arc<Destinations>,
+    brand: BrandId,
     destination: String,
     probe: bool,
 }
@@ -64,63 +105,92 @@ impl Destinations {
     /// With at most `rate` parcels a second to each.
     pub fn new(rate: NonZeroU32) -> Self {
         Self {
-            states: Mutex::default(),
+            known: Mutex::default(),
             rate: RateLimiter::keyed(Quota::per_second(rate)),
             apart_us: (1_000_000 / i64::from(rate.get())).max(1),
         }
     }
 
-    /// Lets a parcel go, or says when it may.
+    /// Lets a parcel of a brand go, or says when it may.
     ///
     /// # Errors
     /// When to come again.
-    pub fn go(self: &Arc<Self>, destination: &str, now_ms: i64) -> Result<Permit, Later> {
-        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn go(self: &Arc<Self>, brand: BrandId, destination: &str, now_ms: i64) -> Result<Permit, Later> {
+        // A brand's failures are its own.
+        let destination = format!("{brand}:{destination}");
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Known { states, shares } = &mut *known;
         if states.len() > REMEMBERED {
+            // Also those that failed, once their time is over: a brand may name any number of them.
+            let later = |us: i64| us > now_ms.saturating_mul(1000);
             states.retain(|_, state| {
-                state.failures > 0 || state.in_flight > 0 || state.next_free_us > now_ms * 1000
+                let open = state.open_until_ms.is_some_and(|until| until > now_ms);
+                open || state.in_flight > 0 || later(state.next_free_us)
             });
+            shares.retain(|_, share| share.in_flight > 0 || later(share.next_free_us));
             self.rate.retain_recent();
         }
-        let state = states.entry(destination.to_owned()).or_default();
-        let later = |state: &mut State, from_ms: i64, why: String| {
-            state.next_free_us = state.next_free_us.max(from_ms.saturating_mul(1000)) + self.apart_us;
-            let wait = u64::try_from(state.next_free_us / 1000 - now_ms).unwrap_or_default();
-            Err(Later { wait: Duration::from_millis(wait.max(1)), why })
-        };
+        let state = states.entry(destination.clone()).or_default();
+        let share = shares.entry(brand).or_default();
         let mut probe = false;
         if let Some(until) = state.open_until_ms {
             let why = || format!("the destination failed {} times in a row", state.failures);
             if now_ms < until {
                 let why = why();
-                return later(state, until, why);
+                return self.later(&mut state.next_free_us, now_ms, until, why);
             }
             if state.probing {
                 let (why, probed) = (why(), now_ms.saturating_add(ms(TRIED_FOR)));
-                return later(state, probed, why);
+                return self.later(&mut state.next_free_us, now_ms, probed, why);
             }
             probe = true;
-        } else if state.in_flight >= MAX_IN_FLIGHT {
-            let why = format!("{MAX_IN_FLIGHT} parcels are on their way to the destination");
-            return later(state, now_ms.saturating_add(ms(CROWDED)), why);
         }
-        if self.rate.check_key(&destination.to_owned()).is_err() {
-            return later(state, now_ms, "the destination gets no more a second".to_owned());
+        let crowded = now_ms.saturating_add(ms(CROWDED));
+        let most = if state.failures > 0 { MAX_TO_FAILING } else { MAX_IN_FLIGHT };
+        if state.in_flight >= most {
+            let why = format!("{} parcels are on their way to the destination", state.in_flight);
+            return self.later(&mut state.next_free_us, now_ms, crowded, why);
         }
+        if share.in_flight >= MAX_BRAND_IN_FLIGHT {
+            let why = format!("{MAX_BRAND_IN_FLIGHT} parcels of the brand are on their way");
+            return self.later(&mut share.next_free_us, now_ms, crowded, why);
+        }
+        let counts = !state.proven && !state.counted;
+        if counts && share.unproven >= MAX_UNPROVEN {
+            let why =
+                format!("{MAX_UNPROVEN} destinations of the brand are being tried that have not answered");
+            return self.later(&mut share.next_free_us, now_ms, crowded, why);
+        }
+        if self.rate.check_key(&destination).is_err() {
+            let why = "the destination gets no more a second".to_owned();
+            return self.later(&mut state.next_free_us, now_ms, now_ms, why);
+        }
+        state.counted |= counts;
+        share.unproven += u32::from(counts);
+        share.in_flight += 1;
         state.probing |= probe;
         state.in_flight += 1;
-        Ok(Permit { all: self.clone(), destination: destination.to_owned(), probe })
+        Ok(Permit { all: self.clone(), brand, destination, probe })
+    }
+
+    /// A time of its own for a parcel that has to wait.
+    fn later<T>(&self, next_free_us: &mut i64, now_ms: i64, from_ms: i64, why: String) -> Result<T, Later> {
+        *next_free_us = (*next_free_us).max(from_ms.saturating_mul(1000)).saturating_add(self.apart_us);
+        let wait = u64::try_from((*next_free_us / 1000).saturating_sub(now_ms)).unwrap_or_default();
+        Err(Later { wait: Duration::from_millis(wait.max(1)), why })
     }
 }
 
 impl Permit {
     /// Tells whether the destination was there.
     pub fn tell(self, was_there: bool, now_ms: i64) {
-        let mut states = self.all.states.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(state) = states.get_mut(&self.destination) else { return };
+        let mut known = self.all.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(state) = known.states.get_mut(&self.destination) else { return };
+        state.proven = was_there;
         if was_there {
             state.failures = 0;
             state.open_until_ms = None;
+            known.uncount(self.brand, &self.destination);
             return;
         }
         state.failures = state.failures.saturating_add(1);
@@ -133,10 +203,15 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut states = self.all.states.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(state) = states.get_mut(&self.destination) {
-            state.in_flight = state.in_flight.saturating_sub(1);
-            state.probing &= !self.probe;
+        let mut known = self.all.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = known.shares.get_mut(&self.brand) {
+            share.in_flight = share.in_flight.saturating_sub(1);
+        }
+        let Some(state) = known.states.get_mut(&self.destination) else { return };
+        state.in_flight = state.in_flight.saturating_sub(1);
+        state.probing &= !self.probe;
+        if state.in_flight == 0 {
+            known.uncount(self.brand, &self.destination);
         }
     }
 }
@@ -149,12 +224,14 @@ fn ms(duration: Duration) -> i64 {
 mod tests {
     use super::*;
 
+    const A: BrandId = BrandId(1);
+
     fn all(rate: u32) -> Arc<Destinations> {
         Arc::new(Destinations::new(NonZeroU32::new(rate).unwrap()))
     }
 
     fn fail(all: &Arc<Destinations>, now_ms: i64) {
-        all.go("dead", now_ms).ok().unwrap().tell(false, now_ms);
+        all.go(A, "dead", now_ms).ok().unwrap().tell(false, now_ms);
     }
 
     #[test]
@@ -163,31 +240,79 @@ mod tests {
         for _ in 0..OPENS_AFTER {
             fail(&all, 0);
         }
-        let waits: Vec<Duration> = (0..3).map(|_| all.go("dead", 1000).err().unwrap().wait).collect();
+        let waits: Vec<Duration> = (0..3).map(|_| all.go(A, "dead", 1000).err().unwrap().wait).collect();
         assert!(waits[0] >= Duration::from_secs(29) && waits.is_sorted(), "one after the other: {waits:?}");
-        drop(all.go("alive", 1000).ok().unwrap());
-        let probe = all.go("dead", 30_000).ok().unwrap();
-        assert!(all.go("dead", 30_000).err().unwrap().wait >= TRIED_FOR, "one tries");
+        drop(all.go(A, "alive", 1000).ok().unwrap());
+        let probe = all.go(A, "dead", 30_000).ok().unwrap();
+        assert!(all.go(A, "dead", 30_000).err().unwrap().wait >= TRIED_FOR, "one tries");
         probe.tell(false, 31_000);
-        assert!(all.go("dead", 60_000).is_err(), "and leaves it alone again");
+        assert!(all.go(A, "dead", 60_000).is_err(), "and leaves it alone again");
         // One that was never carried says nothing, and holds nobody up.
-        drop(all.go("dead", 61_000).ok().unwrap());
-        all.go("dead", 61_000).ok().unwrap().tell(true, 61_000);
-        drop((all.go("dead", 61_000).ok().unwrap(), all.go("dead", 61_000).ok().unwrap()));
+        drop(all.go(A, "dead", 61_000).ok().unwrap());
+        all.go(A, "dead", 61_000).ok().unwrap().tell(true, 61_000);
+        drop((all.go(A, "dead", 61_000).ok().unwrap(), all.go(A, "dead", 61_000).ok().unwrap()));
     }
 
     #[test]
     fn a_destination_gets_no_more_than_it_may_and_those_who_wait_come_one_by_one() {
         let busy = all(3);
-        let held: Vec<Permit> = (0..3).filter_map(|_| busy.go("busy", 0).ok()).collect();
+        let held: Vec<Permit> = (0..3).filter_map(|_| busy.go(A, "busy", 0).ok()).collect();
         assert_eq!(held.len(), 3);
-        let waits: Vec<u128> = (0..4).map(|_| busy.go("busy", 0).err().unwrap().wait.as_millis()).collect();
+        let waits: Vec<u128> =
+            (0..4).map(|_| busy.go(A, "busy", 0).err().unwrap().wait.as_millis()).collect();
         assert_eq!(waits, [333, 666, 999, 1333]);
         let crowded = all(1_000_000);
-        let held: Vec<Permit> = (0..MAX_IN_FLIGHT).filter_map(|_| crowded.go("slow", 0).ok()).collect();
+        let held: Vec<Permit> = (0..MAX_IN_FLIGHT).filter_map(|_| crowded.go(A, "slow", 0).ok()).collect();
         assert_eq!(held.len(), MAX_IN_FLIGHT as usize);
-        assert!(crowded.go("slow", 0).is_err() && crowded.go("other", 0).is_ok());
+        assert!(crowded.go(A, "slow", 0).is_err() && crowded.go(A, "other", 0).is_ok());
         drop(held);
-        assert!(crowded.go("slow", 0).is_ok());
+        assert!(crowded.go(A, "slow", 0).is_ok());
+    }
+
+    #[test]
+    fn a_brand_whose_destinations_never_answer_is_busy_with_few_of_them_and_delays_no_other_brand() {
+        let all = all(1000);
+        let held: Vec<Permit> =
+            (0..40).filter_map(|port| all.go(A, &format!("silent:{port}"), 0).ok()).collect();
+        assert_eq!(held.len(), MAX_UNPROVEN as usize);
+        let other = all.go(BrandId(2), "silent:1", 0).ok().unwrap();
+        other.tell(true, 0);
+        drop(held);
+        // One that answers is no more among those that are tried, and one that failed is tried by few parcels.
+        for port in 0..10 {
+            all.go(A, &format!("well:{port}"), 0).ok().unwrap().tell(true, 0);
+        }
+        all.go(A, "failing", 0).ok().unwrap().tell(false, 0);
+        let tries: Vec<Permit> = (0..20).filter_map(|_| all.go(A, "failing", 0).ok()).collect();
+        assert_eq!(tries.len(), MAX_TO_FAILING as usize);
+        let well: Vec<Permit> =
+            (0..10).filter_map(|port| all.go(A, &format!("well:{port}"), 0).ok()).collect();
+        assert_eq!(well.len(), 10, "those that answer are kept from nothing");
+        drop((tries, well));
+    }
+
+    #[test]
+    fn a_brand_has_a_share_of_what_is_under_way() {
+        let all = all(1_000_000);
+        let mut held = Vec::new();
+        for port in 0..4 {
+            let name = format!("well:{port}");
+            all.go(A, &name, 0).ok().unwrap().tell(true, 0);
+            held.extend((0..MAX_IN_FLIGHT).filter_map(|_| all.go(A, &name, 0).ok()));
+        }
+        assert_eq!(held.len(), MAX_BRAND_IN_FLIGHT as usize);
+        assert!(all.go(BrandId(2), "well:0", 0).is_ok());
+        held.clear();
+        assert!(all.go(A, "well:3", 0).is_ok());
+    }
+
+    #[test]
+    fn destinations_that_failed_are_forgotten_in_time() {
+        let all = all(1000);
+        for port in 0..=REMEMBERED as i64 {
+            all.go(A, &format!("dead:{port}"), port).ok().unwrap().tell(false, port);
+        }
+        drop(all.go(A, "one more", 1_000_000).ok().unwrap());
+        assert!(all.known.lock().unwrap().states.len() < 10);
     }
 }

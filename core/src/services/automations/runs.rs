@@ -393,13 +393,12 @@ async fn round(
                     break;
                 }
                 Prepared::Outside { destination, content } => {
-                    // A brand's failures are its own.
-                    let name = format!("{}:{destination}", run.brand);
-                    let permit = match Destinations::go(&outside.destinations, &name, now_ms) {
+                    let permit = match outside.destinations.go(run.brand, &destination, now_ms) {
                         Ok(permit) => permit,
                         Err(later) => {
                             let wait = i64::try_from(later.wait.as_millis()).unwrap_or(i64::MAX / 2);
-                            run.postponed(&plan, doing.node, now_ms + wait + 1, now_ms, later.why);
+                            let until = now_ms.saturating_add(wait).saturating_add(1);
+                            run.postponed(&plan, doing.node, until, now_ms, later.why);
                             break;
                         }
                     };

@@ -1,5 +1,7 @@
 //! Finding what is due. It looks at the first entry of three indexes, however much waits behind it.
 
+use std::sync::Arc;
+
 use crate::context::Context;
 use crate::domain::automation::definition::{Definition, Trigger, Weekday};
 use crate::domain::automation::quiet;
@@ -38,7 +40,15 @@ pub async fn wake(context: &Context) -> Result<usize, StoreError> {
             stages.push(Job::Signal(Signal { brand, profile, events: Vec::new() }).stage());
         }
         for row in tx.due_schedules(now_ms, SCHEDULES).await? {
-            let settings = context.brands.settings(row.brand).await?;
+            // One brand's settings that cannot be read keep no other brand's schedules from coming up.
+            let settings = match context.brands.settings(row.brand).await {
+                Ok(settings) => settings,
+                Err(error @ StoreError::Unavailable(_)) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, brand = %row.brand, "a brand's settings cannot be read; its schedules are in UTC");
+                    Arc::default()
+                }
+            };
             let definition: Option<Definition> = serde_json::from_str(&row.definition).ok();
             let next = definition.and_then(|definition| fires(&definition, &settings, now));
             tx.set_fires(row.id, next.map(|at| at.timestamp_millis())).await?;

@@ -1,7 +1,10 @@
 //! Working off a batch of the automations queue: what becomes of each item.
 
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
+
+use futures::FutureExt;
 
 use crate::context::Context;
 use crate::ports::queue::{Item, PUT_BACK, Then, Unfinished};
@@ -9,7 +12,7 @@ use crate::ports::store::StoreError;
 use crate::services::automations::jobs::{Job, Signal};
 use crate::services::automations::runs::{self, Next, Outside, Wanted};
 use crate::services::automations::signals;
-use crate::services::work::{Worked, release, try_later};
+use crate::services::work::{Worked, panicked, release, try_later};
 
 /// How often a transaction is run again that lost a race.
 const MAX_RUNS: u32 = 5;
@@ -160,7 +163,8 @@ async fn patiently(
 ) -> Result<Vec<Next>, StoreError> {
     let mut run = 1;
     loop {
-        match jobs.attempt(context, outside, part.clone()).await {
+        let attempt = AssertUnwindSafe(jobs.attempt(context, outside, part.clone())).catch_unwind();
+        match attempt.await.unwrap_or_else(|_| Err(panicked(part.len()))) {
             Err(StoreError::Conflict(_)) if run < MAX_RUNS => {
                 tokio::time::sleep(RERUN_WAIT.mul_f64(rand::random::<f64>()) * run).await;
                 run += 1;

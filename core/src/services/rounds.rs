@@ -1,0 +1,67 @@
+//! When each loop of the housekeeping last came round: a loop that stands still looks, from outside, like one that has nothing to do.
+//!
+//! Each process knows of its own loops alone.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    at: Instant,
+    within: Duration,
+}
+
+/// The loops of this process.
+#[derive(Debug, Default)]
+pub struct Rounds {
+    loops: Mutex<BTreeMap<&'static str, Known>>,
+}
+
+impl Rounds {
+    /// A loop begins, and is to complete a round within that time, again and again.
+    pub fn begin(&self, name: &'static str, within: Duration) {
+        self.note(name, Known { at: Instant::now(), within });
+    }
+
+    /// A loop has completed a round.
+    pub fn done(&self, name: &'static str) {
+        let mut loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = loops.get_mut(name) {
+            known.at = Instant::now();
+        }
+    }
+
+    /// A loop ends, because it was told to.
+    pub fn end(&self, name: &'static str) {
+        self.loops.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// The loops that have completed no round in their time, and for how long.
+    pub fn late(&self) -> Vec<(&'static str, Duration)> {
+        let loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
+        let late = loops.iter().filter(|(_, known)| known.at.elapsed() > known.within);
+        late.map(|(name, known)| (*name, known.at.elapsed())).collect()
+    }
+
+    fn note(&self, name: &'static str, known: Known) {
+        self.loops.lock().unwrap_or_else(PoisonError::into_inner).insert(name, known);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_completes_no_round_is_late_and_another_is_not() {
+        let rounds = Rounds::default();
+        rounds.begin("stuck", Duration::ZERO);
+        rounds.begin("well", Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(2));
+        let late: Vec<&str> = rounds.late().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(late, ["stuck"]);
+        rounds.end("stuck");
+        assert!(rounds.late().is_empty());
+    }
+}
