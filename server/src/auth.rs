@@ -81,7 +81,7 @@ impl FromRequestParts<AppState> for Secret {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        let key = from_headers(&parts.headers);
+        let key = bearer(&parts.headers);
         let grant = match state.keys.grant_of(key.as_deref(), KeyKind::Secret).await {
             Ok(grant) => grant,
             Err(error) => {
@@ -319,6 +319,12 @@ where
     }
 }
 
+/// The key in the headers as `Bearer key` alone: how secret keys are sent. Browsers keep Basic, and add it to what any page sends.
+pub fn bearer(headers: &HeaderMap) -> Option<String> {
+    let (scheme, rest) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.trim().split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| rest.trim().to_owned())
+}
+
 /// The key in the headers: `Bearer key`, or `Basic` with the key as user name, with or without the colon.
 pub fn from_headers(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?.trim();
@@ -338,6 +344,14 @@ pub fn from_headers(headers: &HeaderMap) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_key_is_a_bearer_token_and_nothing_else() {
+        for (value, key) in [("Bearer sk_1", Some("sk_1")), ("Basic c2tfMTo=", None), ("sk_1", None)] {
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
+            assert_eq!(bearer(&headers).as_deref(), key, "{value}");
+        }
+    }
 
     #[test]
     fn a_key_is_found_however_it_is_sent() {

@@ -8,6 +8,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
+use serde::de::DeserializeOwned;
 
 use crate::error::ApiError;
 
@@ -51,6 +52,35 @@ pub async fn read_raw(body: Body, limit: usize) -> Result<Bytes, ApiError> {
     })
 }
 
+/// Reads a body as JSON of that shape, for the routes of secret keys.
+///
+/// # Errors
+/// `invalid_json`; `invalid_text` where a text or a name has U+0000 in it, which PostgreSQL cannot hold.
+pub fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let read = serde_json::from_slice(bytes).map_err(|error| {
+        ApiError::bad_request("invalid_json", format!("the body is not JSON of the right shape: {error}"))
+    })?;
+    match has_nul(bytes) {
+        false => Ok(read),
+        true => Err(ApiError::bad_request(
+            "invalid_text",
+            "the body has U+0000 in a text, which no text of the API may have",
+        )),
+    }
+}
+
+/// Whether sound JSON has U+0000 in a text: only written as an escape can it.
+fn has_nul(json: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some(escape) = json[at..].iter().position(|byte| *byte == b'\\').map(|found| at + found) {
+        if json[escape + 1..].starts_with(b"u0000") {
+            return true;
+        }
+        at = (escape + 2).min(json.len());
+    }
+    false
+}
+
 fn unpack(packed: &[u8], limit: usize) -> Result<Bytes, ApiError> {
     let mut unpacked = Vec::with_capacity((packed.len() * 4).min(limit));
     // One byte more than allowed shows that there is more, without unpacking a bomb.
@@ -64,4 +94,25 @@ fn unpack(packed: &[u8], limit: usize) -> Result<Bytes, ApiError> {
 
 fn too_large(limit: usize) -> ApiError {
     ApiError::bad_request("payload_too_large", format!("the body has more than {limit} bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn a_nul_is_found_however_it_is_written_and_only_where_it_is_one() {
+        for (text, refused) in [
+            (r#"{"a":["x\u0000y"]}"#, true),
+            (r#"{"\u0000":1}"#, true),
+            (r#"{"a":"\\\u0000"}"#, true),
+            (r#"{"a":"\\u0000"}"#, false),
+            (r#"{"a":"\u00001"}"#, true),
+            (r#"{"a":"\n\u0001"}"#, false),
+        ] {
+            assert_eq!(json::<Value>(text.as_bytes()).is_err(), refused, "{text}");
+        }
+    }
 }

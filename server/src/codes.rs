@@ -33,6 +33,7 @@ pub const CODES: &[Code] = &[
     code(400, "unknown_kind", "there is no such kind of identifier"),
     code(400, "invalid_identifier", "the value cannot identify anybody"),
     code(400, "invalid_query", "the query cannot be read"),
+    code(400, "invalid_text", "a text has U+0000 in it"),
     code(400, "invalid_limit", "limit is out of its range"),
     code(400, "invalid_after", "the place is not one that a page before named"),
     code(400, "missing_ids", "the delivery is not named"),
@@ -58,6 +59,7 @@ pub const CODES: &[Code] = &[
     code(403, "wrong_key", "a key of the other kind is needed"),
     code(403, "missing_scope", "the key lacks a scope; the message says which"),
     code(403, "shared_queue", "other brands share the queue"),
+    code(403, "foreign_origin", "a page of another site makes the request"),
     code(404, "not_found", "there is no such thing, for this key's brand"),
     code(405, "method_not_allowed", "the route has another method"),
     code(408, "body_timeout", "the body did not arrive in time"),
@@ -68,6 +70,7 @@ pub const CODES: &[Code] = &[
         "rate_limited",
         "the key has made more requests than it may; Retry-After says when to come again",
     ),
+    code(415, "unsupported_media_type", "the content type is not JSON"),
     code(500, "internal", "a defect; the server's log has more"),
     code(503, "queue_unavailable", "the queue did not answer; send it again"),
     code(503, "queue_full", "the queue is full; send it again later"),
@@ -75,7 +78,8 @@ pub const CODES: &[Code] = &[
 ];
 
 /// Codes that any route may answer with, and that no route lists.
-pub const ANYWHERE: [&str; 2] = ["internal", "method_not_allowed"];
+pub const ANYWHERE: [&str; 5] =
+    ["internal", "method_not_allowed", "invalid_text", "foreign_origin", "unsupported_media_type"];
 
 /// What a secret key's routes may answer.
 pub const SECRET: &[&str] =

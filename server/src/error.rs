@@ -191,6 +191,10 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            // Never Basic: a browser would ask for it, keep it, and add it to what other sites' pages send.
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         response.extensions_mut().insert(ErrorCode(self.code));
         response
     }

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod codes;
 pub mod demo;
 pub mod error;
+pub mod guards;
 pub mod import;
 pub mod openapi;
 pub mod queues;

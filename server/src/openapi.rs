@@ -18,6 +18,7 @@ use utoipa::{Modify, OpenApi, ToSchema};
 
 use crate::codes::ANYWHERE;
 use crate::error::ErrorCode;
+use crate::guards;
 
 /// What every error answer looks like.
 #[derive(Serialize, ToSchema)]
@@ -33,7 +34,7 @@ pub struct Error {
 #[openapi(
     info(
         title = "Tributary",
-        description = "Many streams of events run into one profile for each customer.\n\nAn error is `{\"code\", \"message\"}`; a 429 and a 503 have a `Retry-After` in seconds. Any route may answer 500 `internal`, a defect, and 405 `method_not_allowed`.",
+        description = "Many streams of events run into one profile for each customer.\n\nAn error is `{\"code\", \"message\"}`; a 429 and a 503 have a `Retry-After` in seconds. Any route may answer 500 `internal`, a defect, 405 `method_not_allowed`, and 400 `invalid_text` for U+0000; those that change something by a secret key also 403 `foreign_origin` and 415 `unsupported_media_type`.",
         license(name = "Apache-2.0 OR MIT", identifier = "Apache-2.0 OR MIT"),
     ),
     components(schemas(Error)),
@@ -99,8 +100,29 @@ pub fn document(json: &Arc<str>) -> Response {
 }
 
 /// The page.
-pub async fn page() -> Html<&'static str> {
-    Html(include_str!("docs.html"))
+pub async fn page() -> Response {
+    ([(header::CONTENT_SECURITY_POLICY, guards::READS)], Html(include_str!("pages/docs.html")))
+        .into_response()
+}
+
+/// The page's script.
+pub async fn script() -> Response {
+    ([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], include_str!("pages/docs.js"))
+        .into_response()
+}
+
+/// The page's looks.
+pub async fn style() -> Response {
+    css(include_str!("pages/docs.css"))
+}
+
+/// The looks of pages with one question.
+pub async fn page_style() -> Response {
+    css(include_str!("pages/page.css"))
+}
+
+fn css(text: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], text).into_response()
 }
 
 /// An operation with its method and path.

@@ -15,6 +15,7 @@ use utoipa_axum::routes;
 use workers::monitor;
 
 use crate::error::ApiError;
+use crate::guards;
 use crate::openapi::{self, Base, also_at, name_operations};
 use crate::routes::{
     automations, customers, events, monitoring, privacy, queues, segment, segments, settings, shopify,
@@ -41,9 +42,13 @@ pub fn router(state: AppState) -> Router {
         .merge(monitor::routes())
         .route("/openapi.json", get(async move || openapi::document(&document)))
         .route("/docs", get(openapi::page))
+        .route("/docs.js", get(openapi::script))
+        .route("/docs.css", get(openapi::style))
+        .route("/page.css", get(openapi::page_style))
         .route_layer(axum::middleware::from_fn(openapi::documented))
         .fallback(async || ApiError::not_found("there is no such route; /docs lists them"))
         .method_not_allowed_fallback(other_method)
+        .layer(axum::middleware::from_fn(guards::guard))
         .with_state(state)
 }
 

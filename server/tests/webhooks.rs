@@ -36,7 +36,9 @@ fn taken(duplicate: bool) -> (u16, Value) {
 
 fn later(app: &TestApp, hours: i64) -> Context {
     let clock = ManualClock::at(app.context.clock.now_ms() + hours * HOUR_MS);
-    Context { clock: Arc::new(clock), ..app.context.clone() }
+    let mut later = app.context.clone();
+    later.clock = Arc::new(clock);
+    later
 }
 
 fn order() -> Value {

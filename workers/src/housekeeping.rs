@@ -250,7 +250,8 @@ async fn audit(context: Context, queue: Arc<dyn Queue>, lock: &'static str) -> a
 mod tests {
     use std::sync::atomic::AtomicU32;
 
-    use tributary_core::context::{Backend, QueueSettings};
+    use tributary_core::context::Backend;
+    use tributary_core::ports::queue::QueueSettings;
 
     use super::*;
 

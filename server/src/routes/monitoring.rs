@@ -72,7 +72,7 @@ pub async fn stats(State(state): State<AppState>, headers: HeaderMap) -> Result<
             "dead": queue.dead,
         },
     });
-    if let Some(key) = auth::from_headers(&headers) {
+    if let Some(key) = auth::bearer(&headers) {
         let grant = state.keys.grant_of(Some(&key), KeyKind::Secret).await?;
         if !grant.scopes.has(Scope::Read) {
             return Err(ApiError::missing_scope(Scope::Read.as_str(), grant.scopes));

@@ -119,7 +119,7 @@ pub async fn erase_identifiers(
     body: Body,
 ) -> Result<Json<ErasedAnswer>, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
-    let asked: ErasureRequest = super::segment::json(&bytes)?;
+    let asked: ErasureRequest = crate::body::json(&bytes)?;
     if asked.identifiers.is_empty() || asked.identifiers.len() > MAX_IDENTIFIERS {
         let message = format!("identifiers must be 1 to {MAX_IDENTIFIERS}");
         return Err(ApiError::bad_request("invalid_json", message));

@@ -16,8 +16,8 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::customers::{customer_id, limit};
-use super::segment::json as read_json;
 use crate::auth::Secret;
+use crate::body::json as read_json;
 use crate::body::{self, MAX_BATCH_BYTES};
 use crate::codes::{BODY, SECRET};
 use crate::error::ApiError;

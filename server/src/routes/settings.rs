@@ -18,8 +18,8 @@ use tributary_core::services::privacy::{Action, entry};
 use tributary_core::services::tenants::{self, MAX_KEY_DAYS, MAX_ROTATION_GRACE, ROTATION_GRACE};
 use utoipa::{IntoParams, ToSchema};
 
-use super::segment::json as read_json;
 use crate::auth::Secret;
+use crate::body::json as read_json;
 use crate::body::{self, MAX_BATCH_BYTES};
 use crate::codes::{BODY, SECRET};
 use crate::error::ApiError;

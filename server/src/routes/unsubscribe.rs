@@ -8,6 +8,7 @@ use tributary_core::services::automations::unsubscribe::{self, UnsubscribeError}
 
 use crate::error::ApiError;
 use crate::errors;
+use crate::guards;
 use crate::state::AppState;
 
 errors!(LinkErrors: &["not_found", "store_unavailable"]);
@@ -59,11 +60,9 @@ fn page(what: &str) -> Response {
     let html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <meta name=\"robots\" content=\"noindex\"><title>E-mails</title>\
-         <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:32em;margin:20vh auto;padding:0 1em;text-align:center}}\
-         button{{font:inherit;padding:.5em 1.5em}}</style><main>{what}</main></html>"
+         <link rel=\"stylesheet\" href=\"/page.css\"><main>{what}</main></html>"
     );
-    let headers = [(header::CACHE_CONTROL, "no-store"), (header::REFERRER_POLICY, "no-referrer")];
-    (StatusCode::OK, headers, Html(html)).into_response()
+    (StatusCode::OK, [(header::CONTENT_SECURITY_POLICY, guards::ASKS)], Html(html)).into_response()
 }
 
 fn told(error: UnsubscribeError) -> ApiError {

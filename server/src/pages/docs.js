@@ -1,40 +1,3 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Tributary API</title>
-<style>
-  :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 15%, transparent); --soft: color-mix(in srgb, currentColor 60%, transparent); --fill: color-mix(in srgb, currentColor 5%, transparent); }
-  * { box-sizing: border-box; }
-  body { margin: 0; font: 15px/1.5 system-ui, sans-serif; display: grid; grid-template-columns: 17rem minmax(0, 1fr); }
-  nav { position: sticky; top: 0; height: 100vh; overflow: auto; padding: 1.25rem; border-right: 1px solid var(--line); font-size: 13px; }
-  nav h2 { margin: 1rem 0 .25rem; font-size: 12px; text-transform: uppercase; letter-spacing: .05em; color: var(--soft); }
-  nav a { display: block; color: inherit; text-decoration: none; padding: .1rem 0; overflow-wrap: anywhere; }
-  nav a:hover, nav a:focus { text-decoration: underline; }
-  main { padding: 1.5rem 2rem 6rem; max-width: 62rem; }
-  h1 { margin: 0; font-size: 1.6rem; }
-  h2 { margin: 2.5rem 0 .25rem; font-size: 1.2rem; }
-  .soft { color: var(--soft); }
-  details { border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0; }
-  summary { padding: .5rem .75rem; cursor: pointer; display: flex; gap: .75rem; align-items: baseline; flex-wrap: wrap; }
-  .verb { font: 600 12px ui-monospace, monospace; min-width: 3.5rem; }
-  .GET { color: #1d6fb8; } .POST { color: #1f7a3d; } .PUT { color: #a05a00; } .DELETE { color: #b3261e; }
-  @media (prefers-color-scheme: dark) { .GET { color: #7ab8f5; } .POST { color: #7fd39a; } .PUT { color: #f0b060; } .DELETE { color: #f59a92; } }
-  code, pre, .path { font-family: ui-monospace, monospace; font-size: 13px; }
-  .path { overflow-wrap: anywhere; }
-  .body { padding: 0 .75rem .75rem; }
-  table { border-collapse: collapse; width: 100%; font-size: 14px; }
-  td, th { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-top: 1px solid var(--line); }
-  pre { background: var(--fill); padding: .75rem; border-radius: 6px; overflow: auto; max-height: 28rem; }
-  h4 { margin: 1rem 0 .25rem; }
-  @media (max-width: 50rem) { body { display: block; } nav { position: static; height: auto; border: 0; } main { padding: 1rem; } }
-</style>
-</head>
-<body>
-<nav aria-label="Routes"></nav>
-<main><h1>Tributary API</h1><p id="intro" class="soft">Loading <a href="/openapi.json">openapi.json</a> …</p></main>
-<script>
 "use strict";
 const make = (tag, attributes = {}, ...children) => {
   const element = Object.assign(document.createElement(tag), attributes);
@@ -126,6 +89,3 @@ const load = async () => {
   if (asked) { asked.open = true; asked.scrollIntoView(); }
 };
 load().catch((error) => { document.getElementById("intro").textContent = `The document could not be loaded: ${error}`; });
-</script>
-</body>
-</html>
