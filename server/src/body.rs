@@ -2,13 +2,17 @@
 //! send `text/plain` to spare themselves a preflight request.
 
 use std::io::Read;
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use flate2::read::MultiGzDecoder;
+use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ApiError;
 
@@ -19,37 +23,76 @@ pub const MAX_WEBHOOK_BYTES: usize = 5 * 1024 * 1024;
 /// How long a client may take to send a body.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The most bytes of bodies that a process holds at once, as they came.
+pub const MAX_HELD_BYTES: usize = 256 * 1024 * 1024;
+/// What the budget counts in.
+const UNIT: usize = 1024;
+/// What is left of [`MAX_HELD_BYTES`], in units.
+static HELD: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(MAX_HELD_BYTES / UNIT)));
+
+/// A body that was read. It counts against [`MAX_HELD_BYTES`] as long as it is there.
+pub struct Whole {
+    bytes: Bytes,
+    _held: Option<OwnedSemaphorePermit>,
+}
+
+impl Deref for Whole {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Reads a body of at most `limit` bytes, also after unpacking.
 ///
 /// # Errors
-/// `payload_too_large`, `invalid_gzip` or `invalid_body`, all 400.
-pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
+/// `payload_too_large`, `invalid_gzip` or `invalid_body`, all 400; `body_timeout`, 408; `overloaded`, 503.
+pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Whole, ApiError> {
     let packed = read_raw(body, limit).await?;
     let gzip = headers
         .get(header::CONTENT_ENCODING)
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"gzip"));
-    if gzip { unpack(&packed, limit) } else { Ok(packed) }
+    if gzip { Ok(Whole { bytes: unpack(&packed, limit)?, ..packed }) } else { Ok(packed) }
 }
 
 /// Reads a body of at most `limit` bytes as it is: what a signature is over.
 ///
 /// # Errors
-/// `payload_too_large` or `invalid_body`, both 400; `body_timeout`, 408.
-pub async fn read_raw(body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    let Ok(read) = tokio::time::timeout(READ_TIMEOUT, to_bytes(body, limit)).await else {
+/// `payload_too_large` or `invalid_body`, both 400; `body_timeout`, 408; `overloaded`, 503.
+pub async fn read_raw(body: Body, limit: usize) -> Result<Whole, ApiError> {
+    let Ok(read) = tokio::time::timeout(READ_TIMEOUT, gathered(body, limit)).await else {
         let message = format!("the body did not arrive within {} s", READ_TIMEOUT.as_secs());
         return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message));
     };
-    read.map_err(|error| {
-        let mut source: Option<&dyn std::error::Error> = Some(&error);
-        while let Some(error) = source {
-            if error.to_string() == "length limit exceeded" {
-                return too_large(limit);
-            }
-            source = error.source();
+    read
+}
+
+async fn gathered(mut body: Body, limit: usize) -> Result<Whole, ApiError> {
+    let mut bytes = BytesMut::new();
+    let mut held: Option<OwnedSemaphorePermit> = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            ApiError::bad_request("invalid_body", format!("the body could not be read: {error}"))
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > limit {
+            return Err(too_large(limit));
         }
-        ApiError::bad_request("invalid_body", format!("the body could not be read: {error}"))
-    })
+        bytes.extend_from_slice(&data);
+        let has = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = bytes.len().div_ceil(UNIT).saturating_sub(has);
+        let permit = HELD.clone().try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX));
+        let permit = permit.map_err(|_| {
+            metrics::counter!("tributary_bodies_refused_total").increment(1);
+            ApiError::unavailable("overloaded", "too many bodies are under way; send it again in a moment")
+        })?;
+        match &mut held {
+            Some(held) => held.merge(permit),
+            None => held = Some(permit),
+        }
+    }
+    Ok(Whole { bytes: bytes.freeze(), _held: held })
 }
 
 /// Reads a body as JSON of that shape, for the routes of secret keys.

@@ -11,6 +11,7 @@ use tributary_core::domain::scopes::Scopes;
 use tributary_core::ports::queue::{DeadPlace, MAX_DEAD_PAGE};
 use tributary_core::ports::tenants::KeyKind;
 use tributary_core::services::tenants::{MAX_KEY_DAYS, MAX_ROTATION_GRACE};
+use workers::http::Bounds;
 use workers::settings::{OutsideArgs, QueueArgs, ServicesArgs, WorkerArgs};
 
 use crate::routes::settings::MAX_RATE_LIMIT;
@@ -46,6 +47,12 @@ pub struct ServeArgs {
     /// Where to listen
     #[arg(long, env = "TRIBUTARY_BIND", default_value = "127.0.0.1:3000")]
     pub bind: SocketAddr,
+    /// Most connections at once; half of the open files that the process may have, unless given, at most 10,000
+    #[arg(long, env = "TRIBUTARY_MAX_CONNECTIONS", value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_connections: Option<u16>,
+    /// Most connections from one address, also a reverse proxy's; three quarters of all, unless given
+    #[arg(long, env = "TRIBUTARY_MAX_CONNECTIONS_PER_ADDRESS", value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_connections_per_address: Option<u16>,
     /// How long Customer360 answers are cached, in seconds
     #[arg(long, env = "TRIBUTARY_CACHE_TTL_S", default_value_t = 300)]
     pub cache_ttl_s: u64,
@@ -84,6 +91,10 @@ impl ServeArgs {
         Settings {
             cache_ttl: Duration::from_secs(self.cache_ttl_s.max(1)),
             alarms: self.queue.alarms(),
+            connections: Bounds::of(
+                self.max_connections.map(usize::from),
+                self.max_connections_per_address.map(usize::from),
+            ),
             key_days: self.key_days(),
         }
     }

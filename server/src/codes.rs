@@ -72,14 +72,21 @@ pub const CODES: &[Code] = &[
     ),
     code(415, "unsupported_media_type", "the content type is not JSON"),
     code(500, "internal", "a defect; the server's log has more"),
+    code(503, "overloaded", "too many bodies are under way; send it again"),
     code(503, "queue_unavailable", "the queue did not answer; send it again"),
     code(503, "queue_full", "the queue is full; send it again later"),
     code(503, "store_unavailable", "the store cannot be reached; send it again"),
 ];
 
 /// Codes that any route may answer with, and that no route lists.
-pub const ANYWHERE: [&str; 5] =
-    ["internal", "method_not_allowed", "invalid_text", "foreign_origin", "unsupported_media_type"];
+pub const ANYWHERE: [&str; 6] = [
+    "internal",
+    "method_not_allowed",
+    "invalid_text",
+    "foreign_origin",
+    "unsupported_media_type",
+    "overloaded",
+];
 
 /// What a secret key's routes may answer.
 pub const SECRET: &[&str] =

@@ -27,7 +27,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use axum::serve::ListenerExt;
 use clap::Parser;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -35,7 +34,7 @@ use tributary_core::adapters::folder::own_file;
 use tributary_core::context::Context;
 use tributary_core::failpoint;
 use tributary_core::services::tenants::warn_of_shared_secrets;
-use workers::{automation, event, shutdown, telemetry};
+use workers::{automation, event, http, shutdown, telemetry};
 
 use crate::cli::{Cli, Command, Import, ServeArgs};
 use crate::state::AppState;
@@ -103,17 +102,9 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
 /// # Errors
 /// When the socket fails.
 pub async fn serve(listener: TcpListener, state: AppState, stop: CancellationToken) -> std::io::Result<()> {
-    let listener = listener.tap_io(|socket| {
-        // Answers are small: waiting to fill a packet only delays them.
-        let _ = socket.set_nodelay(true);
-    });
     let (looks, context) = (state.looks.clone(), state.context.clone());
-    let serving =
-        axum::serve(listener, router::router(state)).with_graceful_shutdown(stop.clone().cancelled_owned());
-    let ended = tokio::select! {
-        ended = serving.into_future() => ended,
-        () = async { stop.cancelled().await; tokio::time::sleep(STOP_GRACE).await } => Ok(()),
-    };
+    let bounds = state.settings.connections;
+    let ended = http::serve(listener, router::router(state), bounds, stop, STOP_GRACE).await;
     if let Err(error) = looks.tell(&context).await {
         tracing::error!(%error, "the last looks at customers could not be noted in the audit log");
     }

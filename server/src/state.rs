@@ -9,6 +9,7 @@ use tributary_core::ports::queue::Queue;
 use tributary_core::services::health::Alarms;
 use tributary_core::services::ingest::Ingest;
 use tributary_core::services::queues::{RateMeter, SAMPLE_EVERY};
+use workers::http::Bounds;
 use workers::monitor;
 use workers::telemetry::PrometheusHandle;
 
@@ -22,6 +23,8 @@ pub struct Settings {
     pub cache_ttl: Duration,
     /// What turns health.
     pub alarms: Alarms,
+    /// How many connections there may be.
+    pub connections: Bounds,
     /// After how many days a new secret key ends, unless told otherwise; never, unless set.
     pub key_days: Option<u32>,
 }

@@ -8,6 +8,7 @@
 pub mod automation;
 pub mod event;
 pub mod housekeeping;
+pub mod http;
 pub mod lanes;
 pub mod monitor;
 pub mod settings;

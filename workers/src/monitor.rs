@@ -1,5 +1,7 @@
 //! What every process answers about itself: `/healthz`, `/readyz`, `/metrics`.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::Router;
 use axum::extract::{FromRef, State as Extract};
@@ -11,6 +13,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
 use tributary_core::services::health::{self, Alarms, Status};
+
+use crate::http::{self, Bounds};
+
+/// Connections to a monitor's port: few ask.
+const MONITOR_BOUNDS: Bounds = Bounds { connections: 64, by_address: 64 };
+/// How long questions under way may go on after the process was asked to stop.
+const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// What the answers are made from.
 #[derive(Clone)]
@@ -40,9 +49,7 @@ where
 /// # Errors
 /// When the socket fails.
 pub async fn serve(listener: TcpListener, state: State, stop: CancellationToken) -> std::io::Result<()> {
-    axum::serve(listener, routes::<State>().with_state(state))
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    http::serve(listener, routes::<State>().with_state(state), MONITOR_BOUNDS, stop, STOP_GRACE).await
 }
 
 /// 200 as long as the process answers: a reason not to restart it.

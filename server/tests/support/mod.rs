@@ -29,6 +29,7 @@ use tributary_core::services::outbox::drain;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
 use tributary_core::services::tenants::{Maker, add_key, new_key};
 use tributary_core::services::work::work;
+use workers::http::Bounds;
 use workers::{event, telemetry};
 
 static SERVICES: OnceCell<Services> = OnceCell::const_new();
@@ -106,6 +107,7 @@ impl TestApp {
         let routes = Settings {
             cache_ttl: Duration::from_secs(300),
             alarms: Alarms { max_lag: Duration::from_secs(60), dead: 1000 },
+            connections: Bounds::usual(),
             key_days: None,
         };
         let state = AppState::new(context.clone(), telemetry::no_metrics(), routes);
