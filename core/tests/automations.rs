@@ -625,7 +625,7 @@ async fn a_run_goes_with_its_customer_through_a_merge_and_ends_with_an_erasure(w
     identity::merge_two(&w.context, w.brand, old, young, "test").await.unwrap();
     w.settle().await;
     assert!(w.runs(id).await.iter().any(|run| run.profile == old), "it is the survivor's now");
-    let export = privacy::export(&w.context, w.brand, old, "test").await.unwrap().unwrap();
+    let export = support::exported(&w.context, w.brand, old).await.unwrap();
     assert_eq!(export["automation_runs"][0]["status"], "waiting");
     let what = Erasure { profiles: vec![gone], suppress: true, ..Erasure::default() };
     privacy::erase(&w.context, w.brand, &what, "test").await.unwrap();

@@ -21,6 +21,7 @@ on_both_profiles!(
     a_brand_sees_only_its_own_customers,
     monitoring_counts_and_judges,
     stopping_finishes_what_was_taken,
+    an_export_takes_no_more_memory_than_its_pages,
 );
 
 async fn send(app: &TestApp, body: Value) {
@@ -209,4 +210,34 @@ async fn stopping_finishes_what_was_taken(on: On) {
     assert_eq!(stats.in_flight, 0, "nothing is left under a lease: {stats:?}");
     assert_eq!(stats.acked + stats.pending, 600, "{stats:?}");
     assert_eq!((stats.retried, stats.reclaimed, stats.dead), (0, 0, 0), "stopping costs no attempt");
+}
+
+async fn an_export_takes_no_more_memory_than_its_pages(on: On) {
+    let app = TestApp::start(on).await;
+    // More than an export may hold, from the key that is in every browser.
+    for batch in 0..12 {
+        let events: Vec<Value> = (0..16)
+            .map(|n| {
+                json!({"type": "track", "event": "Big", "userId": "many", "messageId": format!("{batch}-{n}"),
+                "properties": {"x": "y".repeat(28_000), "odd": "\\ud83d"}})
+            })
+            .collect();
+        assert_eq!(answer(app.post("/v1/batch", json!({"batch": events}).to_string())).await.0, 200);
+    }
+    app.work_off().await;
+    let id = answer(app.get("/api/customers/by/user_id/many/360")).await.1["id"].as_str().unwrap().to_owned();
+    let mut reply = app.get(&format!("/api/customers/{id}/export")).send().await.unwrap();
+    assert_eq!(reply.status(), 200);
+    let (mut whole, mut largest) = (Vec::new(), 0);
+    while let Some(piece) = reply.chunk().await.unwrap() {
+        largest = largest.max(piece.len());
+        whole.extend_from_slice(&piece);
+    }
+    let export: Value = serde_json::from_slice(&whole).unwrap();
+    assert_eq!(export["events"].as_array().unwrap().len(), 192);
+    assert_eq!(export["events"][0]["message"]["properties"]["x"].as_str().unwrap().len(), 28_000);
+    assert!(whole.len() > 5_000_000 && largest < 4_000_000, "{} bytes in pieces of {largest}", whole.len());
+    let noted = answer(app.get("/api/privacy/audit")).await.1;
+    assert!(noted["entries"].as_array().unwrap().iter().any(|entry| entry["action"] == "export"), "{noted}");
+    app.stop().await;
 }

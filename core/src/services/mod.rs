@@ -4,6 +4,7 @@ pub mod automations;
 pub mod brands;
 pub mod customer360;
 pub mod directory;
+pub mod export;
 pub mod health;
 pub mod identity;
 pub mod ingest;

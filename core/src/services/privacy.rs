@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::context::Context;
-use crate::domain::customer360::{Customer360, StoredEvent, event_json, order_json};
 use crate::domain::event::{ShopSubject, Subject};
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
@@ -24,9 +23,8 @@ use crate::ports::cache::CacheError;
 use crate::ports::privacy::{AuditEntry, Erased, Erasure, PrivacyRequest, Tally};
 use crate::ports::queue::QueueError;
 use crate::ports::store::{PrivacyRow, StoreError};
-use crate::services::identity::MergeEntry;
+use crate::services::customer360;
 use crate::services::letters::{self, Person};
-use crate::services::{automations, customer360};
 
 /// Rows that are read or deleted at once.
 const PAGE: i64 = 1000;
@@ -215,87 +213,6 @@ pub enum PrivacyError {
     /// The queue's own.
     #[error(transparent)]
     Queue(#[from] QueueError),
-}
-
-/// All that is held on a customer, as JSON; `None` for nobody of this brand.
-///
-/// # Errors
-/// The store's own.
-pub async fn export(
-    context: &Context,
-    brand: BrandId,
-    id: ProfileId,
-    actor: &str,
-) -> Result<Option<Value>, StoreError> {
-    let now = context.clock.now();
-    let Some(record) = context.store.customer(brand, id).await? else { return Ok(None) };
-    let id = record.profile.id;
-    let history: Vec<Value> = record
-        .profile
-        .traits
-        .iter()
-        .map(|(name, held)| {
-            json!({"name": name, "value": held.value, "at": time::format(time::from_ms(held.at_ms)), "message_id": held.message_id})
-        })
-        .collect();
-    let mut events = Vec::new();
-    let mut before: Option<(Timestamp, String)> = None;
-    loop {
-        let page = context.directory.timeline(brand, id, before.as_ref(), PAGE).await?;
-        before = page.last().map(|last| (last.timestamp, last.message_id.clone()));
-        let full = page.len() as i64 == PAGE;
-        events.extend(page.iter().map(in_full));
-        if !full {
-            break;
-        }
-    }
-    // What webhooks said of the customer's orders alone: refunds, parcels.
-    let about_orders = context.privacy.order_events(brand, id, i64::MAX).await?;
-    events.extend(about_orders.iter().map(in_full));
-    let mut orders = Vec::new();
-    let mut after: Option<(String, String)> = None;
-    loop {
-        let page = context.privacy.orders(brand, id, after.as_ref(), PAGE).await?;
-        after = page.last().map(|last| (last.shop.clone(), last.id.clone()));
-        let full = page.len() as i64 == PAGE;
-        orders.extend(page.iter().map(order_json));
-        if !full {
-            break;
-        }
-    }
-    let consents: Vec<Value> = context
-        .privacy
-        .consents(brand, id)
-        .await?
-        .into_iter()
-        .map(|c| json!({"channel": c.channel, "state": c.state, "level": c.level, "at": time::format(c.at), "message_id": c.message_id}))
-        .collect();
-    let merges = context.directory.merges(brand, id).await?;
-    let merges: Vec<MergeEntry> = merges.into_iter().map(MergeEntry::from).collect();
-    let automations = automations::admin::held(context, brand, id).await?;
-    let customer = Customer360::of(record, now);
-    let details = json!({"events": events.len(), "orders": orders.len()});
-    note(context, brand, actor, Action { what: "export", subject: Some(id), details }).await?;
-    Ok(Some(json!({
-        "exported_at": time::format(now),
-        "customer": customer,
-        "segments": automations.segments,
-        "automation_runs": automations.runs,
-        "automation_actions": automations.actions,
-        "traits": history,
-        "consents": consents,
-        "orders": orders,
-        "merges": merges,
-        "events": events,
-    })))
-}
-
-/// An event as answers list it, and as it came.
-fn in_full(event: &StoredEvent) -> Value {
-    let mut listed = event_json(event);
-    listed["message"] =
-        serde_json::from_str(&event.body).unwrap_or_else(|_| Value::from(event.body.as_str()));
-    listed
 }
 
 /// A request, as people see it.

@@ -23,7 +23,7 @@ use tributary_core::adapters::redis::queue::RedisQueue;
 use tributary_core::adapters::sqlite::db::Db;
 use tributary_core::adapters::sqlite::{customers::SqliteStore, queue::SqliteQueue, tenants::SqliteTenants};
 use tributary_core::context::{Backend, Context, OpenError};
-use tributary_core::domain::ids::BrandId;
+use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::settings::{BrandSettings, Limits};
 use tributary_core::ports::cache::Cache;
 use tributary_core::ports::clock::{ManualClock, SystemClock};
@@ -400,4 +400,14 @@ macro_rules! on_every_adapter {
             )*
         }
     };
+}
+
+/// All that is held on a customer, read to its end.
+pub async fn exported(context: &Context, brand: BrandId, id: ProfileId) -> Option<serde_json::Value> {
+    let mut pieces = tributary_core::services::export::export(context, brand, id, "test").await.unwrap()?;
+    let mut text = Vec::new();
+    while let Some(piece) = pieces.recv().await {
+        text.extend_from_slice(&piece.unwrap());
+    }
+    Some(serde_json::from_slice(&text).unwrap())
 }

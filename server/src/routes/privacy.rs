@@ -6,12 +6,16 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tributary_core::domain::identity::Identifier;
 use tributary_core::domain::ids::ProfileId;
 use tributary_core::domain::time;
 use tributary_core::ports::privacy::{AuditEntry, Erased, Erasure};
+use tributary_core::ports::store::StoreError;
+use tributary_core::services::export::{self, Pieces};
 use tributary_core::services::privacy::{self, RequestEntry};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -46,14 +50,18 @@ pub async fn export(
     secret: Secret,
 ) -> Result<Response, ApiError> {
     let parsed = customer_id(&id)?;
-    let found = privacy::export(&state.context, secret.brand, parsed, &secret.actor).await?;
-    let found = found.ok_or_else(|| ApiError::not_found(format!("there is no customer {id:?}")))?;
-    Ok(private(&found))
+    let found = export::export(&state.context, secret.brand, parsed, &secret.actor).await?;
+    let pieces = found.ok_or_else(|| ApiError::not_found(format!("there is no customer {id:?}")))?;
+    Ok(streamed(flowing(pieces)))
 }
 
-/// It is about people: no proxy keeps it.
-fn private(answer: &Value) -> Response {
-    ([(header::CACHE_CONTROL, "no-store")], Json(answer)).into_response()
+/// The pieces as they come. An error ends the connection, so that what is cut looks cut.
+fn flowing(pieces: Pieces) -> impl Stream<Item = Result<Bytes, StoreError>> + Send {
+    stream::unfold(pieces, |mut pieces| async move { Some((pieces.recv().await?, pieces)) })
+}
+
+fn streamed(text: impl Stream<Item = Result<Bytes, StoreError>> + Send + 'static) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(text)).into_response()
 }
 
 /// What an erasure forgot.
@@ -210,11 +218,27 @@ pub async fn request_export(
     let parsed = Uuid::try_parse(&id).map_err(|_| unknown())?;
     let request = state.context.privacy.request(secret.brand, parsed).await?;
     let request = request.filter(|request| request.kind == "export").ok_or_else(unknown)?;
-    let mut customers = Vec::new();
-    for customer in privacy::subjects(&state.context, &request).await? {
-        customers.extend(privacy::export(&state.context, secret.brand, customer, &secret.actor).await?);
-    }
-    Ok(private(&json!({"request": RequestEntry::from(&request), "customers": customers})))
+    let customers = privacy::subjects(&state.context, &request).await?;
+    let head = format!("{{\"request\":{},\"customers\":[", json!(RequestEntry::from(&request)));
+    let (context, brand, actor) = (state.context.clone(), secret.brand, secret.actor.clone());
+    let bodies = stream::iter(customers).then(move |customer| {
+        let (context, actor) = (context.clone(), actor.clone());
+        async move { export::export(&context, brand, customer, &actor).await }
+    });
+    // Whoever was erased meanwhile is left out.
+    let bodies = bodies.filter_map(|begun| async move { begun.transpose() });
+    let bodies = bodies.enumerate().flat_map(|(at, begun)| {
+        let comma = stream::iter((at > 0).then(|| Ok(Bytes::from_static(b","))));
+        let body = match begun {
+            Ok(pieces) => flowing(pieces).left_stream(),
+            Err(error) => stream::iter([Err(error)]).right_stream(),
+        };
+        comma.chain(body)
+    });
+    let text = stream::iter([Ok(Bytes::from(head))])
+        .chain(bodies)
+        .chain(stream::iter([Ok(Bytes::from_static(b"]}"))]));
+    Ok(streamed(text))
 }
 
 /// Which part of the log.
