@@ -18,7 +18,7 @@ use crate::context::Context;
 use crate::domain::event::{ShopSubject, Subject};
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::domain::time::{self, Timestamp};
+use crate::domain::time;
 use crate::ports::cache::CacheError;
 use crate::ports::privacy::{AuditEntry, Erased, Erasure, PrivacyRequest, Tally};
 use crate::ports::queue::QueueError;
