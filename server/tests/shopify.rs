@@ -476,7 +476,13 @@ async fn a_shop_that_is_redacted_leaves_nothing(on: On) {
     assert_eq!((stats.profiles, stats.events, stats.orders), (1, 1, 0), "who came another way stays");
     // What was under way when it was asked for goes, too, though nobody knew of it yet; what the shop still sends is answered, and
     // not kept.
-    deliver(&app, "orders/create", "under way", &json!({"id": 8, "email": "c2@example.com"})).await;
+    deliver(
+        &app,
+        "orders/create",
+        "under way",
+        &json!({"id": 8, "email": "c2@example.com", "total_price": "5.00"}),
+    )
+    .await;
     app.work_off().await;
     assert_eq!(app.context.store.stats(app.brand).await.unwrap().orders, 1);
     tokio::time::sleep(REDACTION_SETTLES + std::time::Duration::from_millis(200)).await;
@@ -488,7 +494,13 @@ async fn a_shop_that_is_redacted_leaves_nothing(on: On) {
     assert_eq!((&result["customers"], &result["orders"]), (&json!(4), &json!(4)), "{result}");
     assert_eq!(result["rows"], 9, "five orders, the guest's event, the product and its event, the redaction");
     assert_eq!(app.context.store.stats(app.brand).await.unwrap().orders, 0);
-    deliver(&app, "orders/create", "late", &json!({"id": 9, "email": "c1@example.com"})).await;
+    deliver(
+        &app,
+        "orders/create",
+        "late",
+        &json!({"id": 9, "email": "c1@example.com", "total_price": "5.00"}),
+    )
+    .await;
     app.work_off().await;
     assert_eq!(app.context.store.stats(app.brand).await.unwrap().orders, 0);
     app.stop().await;

@@ -209,7 +209,16 @@ fn shape(topic: &str) -> Option<Shape> {
         ("customers", "delete") => Shape {
             told: &["id"],
             never: &[
-                &["first_name", "last_name", "created_at", "updated_at", "state", "orders_count", "customer"],
+                &[
+                    "first_name",
+                    "last_name",
+                    "created_at",
+                    "updated_at",
+                    "state",
+                    "orders_count",
+                    "customer",
+                    "myshopify_domain",
+                ],
                 SALE,
                 GOODS,
                 PART,

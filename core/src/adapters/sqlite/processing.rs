@@ -63,18 +63,21 @@ impl StoreTx for SqliteTx {
     }
 
     async fn body_topics(&mut self, rows: &[BodyRow<'_>]) -> Result<Vec<Vec<String>>, StoreError> {
-        let mut topics = Vec::with_capacity(rows.len());
-        for row in rows {
-            let found = sqlx::query_scalar(
-                "select topic from webhook_bodies where brand_id = ?1 and shop = ?2 and digest = ?3",
-            )
-            .bind(row.brand.0)
-            .bind(row.shop)
-            .bind(&row.digest[..])
-            .fetch_all(&mut *self.tx)
-            .await
-            .map_err(failed)?;
-            topics.push(found);
+        let hex = |digest: &[u8; 32]| digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let asked: Vec<_> = rows.iter().map(|row| json!([row.brand.0, row.shop, hex(&row.digest)])).collect();
+        let found: Vec<(i64, String)> = sqlx::query_as(
+            "select asked.key, topic from json_each(?1) asked join webhook_bodies
+            on brand_id = asked.value ->> 0 and shop = asked.value ->> 1 and digest = unhex(asked.value ->> 2)",
+        )
+        .bind(json!(asked).to_string())
+        .fetch_all(&mut *self.tx)
+        .await
+        .map_err(failed)?;
+        let mut topics = vec![Vec::new(); rows.len()];
+        for (place, topic) in found {
+            if let Some(of) = usize::try_from(place).ok().and_then(|place| topics.get_mut(place)) {
+                of.push(topic);
+            }
         }
         Ok(topics)
     }
