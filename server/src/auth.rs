@@ -179,7 +179,10 @@ impl Keys {
         let source = match grant.kind {
             KeyKind::Write => Source::Public,
             KeyKind::Secret if grant.scopes.has(Scope::Write) => Source::Secret,
-            KeyKind::Secret => return Err(ApiError::missing_scope(Scope::Write.as_str(), grant.scopes)),
+            KeyKind::Secret => {
+                let message = "this secret key may not send events: it has not the scope write";
+                return Err(ApiError::new(StatusCode::FORBIDDEN, "wrong_key", message));
+            }
         };
         self.let_in(hash, &grant)?;
         Ok((grant.brand, source))

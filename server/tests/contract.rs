@@ -61,6 +61,7 @@ fn filled(path: &str, with: &BTreeMap<&str, String>) -> String {
             "kind" => "user_id".to_owned(),
             "value" => "nobody-at-all".to_owned(),
             "name" => "nobodys".to_owned(),
+            "token" if path.starts_with("/confirm/") => "1.YUBiLmNv.AAAA".to_owned(),
             "token" => "1.019b7f3e-0000-7000-8000-000000000000.AAAA".to_owned(),
             _ => "019b7f3e-0000-7000-8000-000000000000".to_owned(),
         });
@@ -164,6 +165,14 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
     Some(match code {
         "no_key" => plain("").body(sound_body(route).to_string()),
         "invalid_key" => plain("").bearer_auth("sk_nobodys").body(sound_body(route).to_string()),
+        "wrong_key" if route.key == Some(KeyKind::Write) => {
+            let read = [Scope::Read].into_iter().collect();
+            let reader = key_with(
+                &app.context,
+                KeyGrant { scopes: read, ..KeyGrant::new(app.brand, KeyKind::Secret) },
+            );
+            plain("").bearer_auth(reader.await).body(sound_body(route).to_string())
+        }
         "wrong_key" => {
             let other = if route.key == Some(KeyKind::Write) { KeyKind::Secret } else { KeyKind::Write };
             plain("").bearer_auth(key_of(app, other)).body(sound_body(route).to_string())
@@ -403,7 +412,16 @@ async fn by_hand(app: &TestApp, route: &Route, headers: &str, body: &str) -> (u1
     let key =
         route.key.map(|kind| format!("authorization: Bearer {}\r\n", key_of(app, kind))).unwrap_or_default();
     let path = filled(&route.path, &BTreeMap::new());
-    let head = format!("{} {path} HTTP/1.1\r\nhost: {address}\r\n{key}{headers}\r\n\r\n{body}", route.method);
+    // What Shopify always sends is looked at before the body.
+    let shopify: String = ["hmac-sha256", "shop-domain", "topic", "webhook-id", "api-version"]
+        .iter()
+        .filter(|_| path == "/api/webhooks/shopify")
+        .map(|name| format!("x-shopify-{name}: x\r\n"))
+        .collect();
+    let head = format!(
+        "{} {path} HTTP/1.1\r\nhost: {address}\r\n{key}{shopify}{headers}\r\n\r\n{body}",
+        route.method
+    );
     socket.write_all(head.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];

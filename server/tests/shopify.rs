@@ -311,6 +311,16 @@ async fn consent_holds_with_its_history(on: On) {
     send(&app, json!({"type": "group", "userId": "u", "groupId": "acme", "messageId": "g", "traits": {"plan": "team"}})).await;
     app.work_off().await;
     let ada = customer(&app, "user_id", "u").await;
+    assert_eq!(
+        ada["consent"]["email"]["allowed"], false,
+        "a public key takes nothing back that Shopify said"
+    );
+    let own = json!({"type": "identify", "userId": "u", "messageId": "own", "timestamp": "2026-02-01T00:00:00Z",
+        "traits": {"email": "ada@example.com", "emailMarketingConsent": true}});
+    let request = app.http.post(format!("{}/api/events", app.url)).bearer_auth(&app.secret_key);
+    assert_eq!(answer(request.body(own.to_string())).await.0, 202);
+    app.work_off().await;
+    let ada = customer(&app, "user_id", "u").await;
     assert_eq!(ada["consent"]["email"]["allowed"], true);
     assert_eq!(
         (ada["groups"][0]["id"].as_str(), &ada["groups"][0]["traits"]),

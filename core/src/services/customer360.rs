@@ -10,7 +10,7 @@ use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::from_ms;
 use crate::ports::cache::{CacheError, INVALIDATION_MARK};
-use crate::ports::store::StoreError;
+use crate::ports::store::{StoreError, suppression};
 
 /// How long an answer is kept, unless set otherwise.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(5 * 60);
@@ -69,7 +69,12 @@ fn last_copy_key(brand: BrandId, id: ProfileId) -> String {
 fn way_key(brand: BrandId, asked: &Asked) -> String {
     match asked {
         Asked::Id(id) => format!("{brand}:c360-way:id:{id}"),
-        Asked::Identifier(i) => format!("{brand}:c360-way:{}:{}", i.kind.as_str(), i.value),
+        // Hashed: a key stays for some seconds after an erasure, and says nothing of the person then.
+        Asked::Identifier(i) => {
+            let hash = suppression(brand, i);
+            let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{brand}:c360-way:{hex}")
+        }
     }
 }
 

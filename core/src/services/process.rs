@@ -19,8 +19,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use chrono::TimeDelta;
-
 use crate::domain::automation::interests::Interests;
 use crate::domain::event::{Event, PrivacyAsk, ShopSubject, Source};
 use crate::domain::identity::{self, Counts, Group, Held, Linking, Standing, UNTRUSTED_LINK};
@@ -28,7 +26,7 @@ use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
 use crate::domain::profile::Profile;
 use crate::domain::settings::{BrandSettings, Limits, SHOP_REDACTION_HOURS};
-use crate::domain::time::{Timestamp, from_ms};
+use crate::domain::time::{self, Timestamp, from_ms};
 use crate::domain::webhook::{self, Seen};
 use crate::failpoint;
 use crate::ports::clock::Clock;
@@ -962,7 +960,7 @@ fn asked(book: &Book, event: &Event, now: Timestamp) -> Option<PrivacyRow> {
     };
     // All customers of a shop are not forgotten on one unasked word: it waits, and can be stopped.
     let wait = book.settings.get(&event.brand).map_or(SHOP_REDACTION_HOURS, |set| set.shop_redaction_hours());
-    let due = (kind == "erase_shop").then(|| now + TimeDelta::hours(i64::from(wait)));
+    let due = (kind == "erase_shop").then(|| time::plus(now, time::millis(i64::from(wait) * 3_600_000)));
     if let Some(due) = due {
         metrics::counter!("tributary_shop_redactions_total").increment(1);
         tracing::warn!(%shop, brand = %event.brand, %due, "a shop's redaction was asked for; until it is due it can be stopped");

@@ -19,6 +19,7 @@ use tributary_core::adapters::outbound::Outbound;
 use tributary_core::context::{Backend, Context, Layout};
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::scopes::Scopes;
+use tributary_core::ports::clock::Clock;
 use tributary_core::ports::queue::{POLL, QueueSettings};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind};
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
@@ -73,7 +74,12 @@ impl TestApp {
     /// A server with `lanes` of workers.
     pub async fn start_with(on: On, lanes: usize, settings: QueueSettings) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let backend = match on {
+        let backend = Self::backend(on, &folder).await;
+        Self::start_on(&backend, folder, lanes, settings).await
+    }
+
+    async fn backend(on: On, folder: &tempfile::TempDir) -> Backend {
+        match on {
             On::Embedded => Backend::Embedded { data: folder.path().join("data") },
             On::Services => {
                 let services = SERVICES
@@ -81,8 +87,7 @@ impl TestApp {
                     .await;
                 services_backend(&services.fresh_database().await.unwrap(), &services.redis_url)
             }
-        };
-        Self::start_on(&backend, folder, lanes, settings).await
+        }
     }
 
     /// A server on services of the test's own, which it may kill.
@@ -92,7 +97,27 @@ impl TestApp {
         lanes: usize,
         settings: QueueSettings,
     ) -> Self {
-        let context = Context::open(backend, settings).await.unwrap();
+        Self::start_by(backend, folder, lanes, settings, None).await
+    }
+
+    /// A server whose clock the test has in its hand.
+    pub async fn start_at(on: On, clock: Arc<dyn Clock>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = Self::backend(on, &folder).await;
+        Self::start_by(&backend, folder, 0, QueueSettings::default(), Some(clock)).await
+    }
+
+    async fn start_by(
+        backend: &Backend,
+        folder: tempfile::TempDir,
+        lanes: usize,
+        settings: QueueSettings,
+        clock: Option<Arc<dyn Clock>>,
+    ) -> Self {
+        let mut context = Context::open(backend, settings).await.unwrap();
+        if let Some(clock) = clock {
+            context.clock = clock;
+        }
         let store = match backend {
             Backend::Embedded { data } => format!("sqlite://{}", data.join("store.db").display()),
             Backend::Services { database_url, .. } => database_url.clone(),

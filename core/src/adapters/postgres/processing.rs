@@ -721,8 +721,11 @@ fn identifier(brand: i64, kind: &str, value: String) -> Result<BrandIdentifier, 
     Ok((BrandId(brand), Identifier { kind, value }))
 }
 
+/// Brands, shops, digests, topics.
+type BodyColumns<'r> = (Vec<i64>, Vec<&'r str>, Vec<&'r [u8]>, Vec<&'r str>);
+
 /// The columns of bodies.
-fn bodies<'r>(rows: &'r [BodyRow<'_>]) -> (Vec<i64>, Vec<&'r str>, Vec<&'r [u8]>, Vec<&'r str>) {
+fn bodies<'r>(rows: &'r [BodyRow<'_>]) -> BodyColumns<'r> {
     (
         rows.iter().map(|row| row.brand.0).collect(),
         rows.iter().map(|row| row.shop).collect(),
