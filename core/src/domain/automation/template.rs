@@ -1,6 +1,6 @@
 //! The texts that automations send: templates by the crate `minijinja`, of which a small part is let in.
 //!
-//! A template is user-written code that runs beside every brand's, so what it may do is bounded three times. [`shape`] looks at
+//! A template is user-written code that runs beside every brand's, so what it may do is bounded three times. `shape` looks at
 //! the text, its words and its tree before the engine does: nothing in it may call, import, repeat or keep a growing value. The
 //! engine knows no filter but [`FILTERS`], and those that make something larger pay for it. And it runs under a [`meter`], with
 //! fuel, on a deep stack.
