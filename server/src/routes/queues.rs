@@ -125,26 +125,14 @@ pub async fn retry_one(
     Path((name, id)): Path<(String, String)>,
     secret: Secret,
 ) -> Answer {
-    let brand = secret.brand;
-    let which = Which::Ids(vec![id.clone()]);
-    let back = {
-        let deed = queues::retry(&**queue(&state, &name)?, Scope::Brand(brand), which);
-        let details = json!({"queue": name, "letter": id});
-        state.audited(&secret, "dead_letters_retried", details, deed).await?
-    };
-    one_or_none(&id, "retried", back)
+    one_or_none(&id, "retried", retried(&state, &secret, &name, Some(&id)).await?)
 }
 
 /// Puts all the brand's dead letters back to pending.
 #[utoipa::path(post, path = "/api/queues/{queue}/dead/retry", tag = "Queues", security(("secret_key" = [])),
     params(("queue" = String, Path)), responses((status = 200, body = Object), OneErrors))]
 pub async fn retry_all(State(state): State<AppState>, Path(name): Path<String>, secret: Secret) -> Answer {
-    let brand = secret.brand;
-    let back = {
-        let deed = queues::retry(&**queue(&state, &name)?, Scope::Brand(brand), Which::All);
-        state.audited(&secret, "dead_letters_retried", json!({"queue": name, "letter": "all"}), deed).await?
-    };
-    Ok(Json(json!({"retried": back})))
+    Ok(Json(json!({"retried": retried(&state, &secret, &name, None).await?})))
 }
 
 /// Discards one dead letter.
@@ -155,28 +143,34 @@ pub async fn discard_one(
     Path((name, id)): Path<(String, String)>,
     secret: Secret,
 ) -> Answer {
-    let brand = secret.brand;
-    let which = Which::Ids(vec![id.clone()]);
-    let gone = {
-        let deed = queues::discard(&**queue(&state, &name)?, Scope::Brand(brand), which);
-        let details = json!({"queue": name, "letter": id});
-        state.audited(&secret, "dead_letters_discarded", details, deed).await?
-    };
-    one_or_none(&id, "discarded", gone)
+    one_or_none(&id, "discarded", discarded(&state, &secret, &name, Some(&id)).await?)
 }
 
 /// Discards all the brand's dead letters.
 #[utoipa::path(delete, path = "/api/queues/{queue}/dead", tag = "Queues", security(("secret_key" = [])),
     params(("queue" = String, Path)), responses((status = 200, body = Object), OneErrors))]
 pub async fn discard_all(State(state): State<AppState>, Path(name): Path<String>, secret: Secret) -> Answer {
-    let brand = secret.brand;
-    let gone = {
-        let deed = queues::discard(&**queue(&state, &name)?, Scope::Brand(brand), Which::All);
-        state
-            .audited(&secret, "dead_letters_discarded", json!({"queue": name, "letter": "all"}), deed)
-            .await?
-    };
-    Ok(Json(json!({"discarded": gone})))
+    Ok(Json(json!({"discarded": discarded(&state, &secret, &name, None).await?})))
+}
+
+/// Puts one of the brand's dead letters back, or all, and answers how many.
+async fn retried(state: &AppState, secret: &Secret, name: &str, id: Option<&str>) -> Result<u64, ApiError> {
+    let (which, details) = chosen(name, id);
+    let deed = queues::retry(&**queue(state, name)?, Scope::Brand(secret.brand), which);
+    state.audited(secret, "dead_letters_retried", details, deed).await
+}
+
+/// Discards one of the brand's dead letters, or all, and answers how many.
+async fn discarded(state: &AppState, secret: &Secret, name: &str, id: Option<&str>) -> Result<u64, ApiError> {
+    let (which, details) = chosen(name, id);
+    let deed = queues::discard(&**queue(state, name)?, Scope::Brand(secret.brand), which);
+    state.audited(secret, "dead_letters_discarded", details, deed).await
+}
+
+/// One letter or all, and how the audit log says it.
+fn chosen(name: &str, id: Option<&str>) -> (Which, Value) {
+    let which = id.map_or(Which::All, |id| Which::Ids(vec![id.to_owned()]));
+    (which, json!({"queue": name, "letter": id.unwrap_or("all")}))
 }
 
 /// Pauses the queue.
