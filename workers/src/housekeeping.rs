@@ -19,6 +19,7 @@ use tributary_core::services::automations::waker::{fill_once, wake};
 use tributary_core::services::locks::acquire;
 use tributary_core::services::outbox::drain;
 use tributary_core::services::privacy::{self, carry_out};
+use tributary_core::services::rounds::panicked;
 
 /// How often leases that ran out are looked for. Part of the promise: a dead worker's items return within lease + 1 s.
 const RECLAIM_EVERY: Duration = Duration::from_millis(500);
@@ -144,7 +145,7 @@ where
                 tracing::debug!(%error, name = pace.name, "a round of the housekeeping failed; the next one tries again");
             }
             Err(_) => {
-                metrics::counter!("tributary_housekeeping_panics_total", "loop" => pace.name).increment(1);
+                panicked(pace.name);
                 tracing::error!(
                     name = pace.name,
                     "a round of the housekeeping panicked; the loop begins again"

@@ -25,6 +25,7 @@ use crate::ports::queue::QueueError;
 use crate::ports::store::{PrivacyRow, StoreError};
 use crate::services::customer360;
 use crate::services::letters::{self, Person};
+use crate::services::rounds::panicked;
 
 /// Rows that are read or deleted at once.
 const PAGE: i64 = 1000;
@@ -444,11 +445,6 @@ pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
         }
     }
     failed.map_or(Ok(deleted), Err)
-}
-
-/// Counts a panic that a loop of the housekeeping has caught.
-pub(crate) fn panicked(name: &'static str) {
-    metrics::counter!("tributary_housekeeping_panics_total", "loop" => name).increment(1);
 }
 
 async fn retain_of(context: &Context, brand: BrandId) -> Result<u64, PrivacyError> {

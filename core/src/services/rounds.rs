@@ -21,7 +21,8 @@ pub struct Rounds {
 impl Rounds {
     /// A loop begins, and is to complete a round within that time, again and again.
     pub fn begin(&self, name: &'static str, within: Duration) {
-        self.note(name, Known { at: Instant::now(), within });
+        let known = Known { at: Instant::now(), within };
+        self.loops.lock().unwrap_or_else(PoisonError::into_inner).insert(name, known);
     }
 
     /// A loop has completed a round.
@@ -43,10 +44,11 @@ impl Rounds {
         let late = loops.iter().filter(|(_, known)| known.at.elapsed() > known.within);
         late.map(|(name, known)| (*name, known.at.elapsed())).collect()
     }
+}
 
-    fn note(&self, name: &'static str, known: Known) {
-        self.loops.lock().unwrap_or_else(PoisonError::into_inner).insert(name, known);
-    }
+/// Counts a panic that a loop has caught.
+pub fn panicked(name: &'static str) {
+    metrics::counter!("tributary_housekeeping_panics_total", "loop" => name).increment(1);
 }
 
 #[cfg(test)]
