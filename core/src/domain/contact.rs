@@ -25,8 +25,7 @@ pub fn address(
     identifiers: &[Identifier],
     trusted: &[Identifier],
 ) -> Option<Address> {
-    let name = if kind == IdentifierKind::Phone { "phone" } else { "email" };
-    let held = profile.traits.get(name);
+    let held = profile.traits.get(kind.as_str());
     let told = held.and_then(|held| Rules::default().identifier(kind, held.value.as_str()?));
     for (of, is_trusted) in [(trusted, true), (identifiers, false)] {
         // The trait is the newest that was said; one that a public key told says nothing where trusted addresses are there.
@@ -51,16 +50,16 @@ pub fn holding<'c>(
     let about = |consent: &StoredConsent| match &consent.address {
         Some(of) => address.is_some_and(|address| address.value == *of),
         // A public key names the address that it gives consent for; to take it back it need not.
-        None => consent.source.is_trusted() || consent.state != "subscribed",
+        None => consent.source.is_trusted() || !consent.is_given(),
     };
     said.iter()
         .filter(|consent| consent.channel == channel.as_str() && about(consent))
         .max_by_key(|consent| (consent.source.is_trusted(), consent.at, &consent.message_id))
 }
 
-/// Whether marketing may be sent to an address: only what was expressly given counts.
+/// Whether marketing may be sent to an address.
 pub fn allows(said: &[StoredConsent], channel: Channel, address: Option<&Address>) -> bool {
-    holding(said, channel, address).is_some_and(|consent| consent.state == "subscribed")
+    holding(said, channel, address).is_some_and(StoredConsent::is_given)
 }
 
 #[cfg(test)]

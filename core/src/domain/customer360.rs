@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::contact;
-use super::event::{Channel, EventKind, MAX_AHEAD_MINUTES, Source};
+use super::event::{Channel, EventKind, Source};
 use super::identity::Identifier;
 use super::ids::ProfileId;
 use super::insights::{self, Activity, Affinity, Cadence, KnownProduct, Lifecycle, Sessions};
@@ -73,6 +73,13 @@ pub struct StoredConsent {
     pub source: Source,
 }
 
+impl StoredConsent {
+    /// Whether marketing may be sent under it: only what was expressly given counts.
+    pub fn is_given(&self) -> bool {
+        self.state == "subscribed"
+    }
+}
+
 /// A profile that is related to a customer's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RelatedProfile {
@@ -120,13 +127,6 @@ pub struct StoredEvent {
     pub source: Source,
     /// When it reached the server.
     pub received_at: Timestamp,
-}
-
-impl StoredEvent {
-    /// The latest time that it may speak of, in milliseconds since 1970.
-    pub fn latest_ms(&self) -> i64 {
-        self.received_at.timestamp_millis().saturating_add(MAX_AHEAD_MINUTES * 60_000)
-    }
 }
 
 /// What a customer says of being written to by one channel.
@@ -291,7 +291,7 @@ fn consent(record: &CustomerRecord) -> BTreeMap<String, ConsentState> {
             level: told.level.clone(),
             since: Some(told.at),
             address: address.map(|address| address.value),
-            allowed: holds.is_some_and(|holds| holds.state == "subscribed"),
+            allowed: holds.is_some_and(StoredConsent::is_given),
             history: of.iter().rev().take(CONSENT_CHANGES).map(change).collect(),
         };
         channels.insert(channel.as_str().to_owned(), state);

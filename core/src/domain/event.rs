@@ -1,6 +1,5 @@
 //! An event: one thing that happened, in the form that the rest of the domain works on.
 
-use chrono::TimeDelta;
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +7,7 @@ use super::automation::facts::TAG;
 use super::identity::{Identifier, IdentifierKind};
 use super::ids::{BrandId, ProfileId};
 use super::order::OrderUpdate;
-use super::time::Timestamp;
+use super::time::{self, Timestamp};
 
 /// What sort of message an event came as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -91,6 +90,11 @@ impl Source {
         self != Self::Public
     }
 
+    /// Whether it may set a trait of that name. A tag is the brand's word, not a browser's.
+    pub fn may_set(self, name: &str) -> bool {
+        self.is_trusted() || !name.starts_with(TAG)
+    }
+
     /// Whether it is the usual one, which is not written out.
     pub fn is_public(&self) -> bool {
         *self == Self::Public
@@ -118,6 +122,11 @@ impl Source {
 
 /// How far a sender's clock may be ahead of the reception, in minutes: what is later is taken for this.
 pub const MAX_AHEAD_MINUTES: i64 = 5;
+
+/// The latest time that something may speak of that was received then.
+pub fn latest(received_at: Timestamp) -> Timestamp {
+    time::plus(received_at, time::millis(MAX_AHEAD_MINUTES * 60_000))
+}
 
 /// A value that an event gives a trait.
 #[derive(Clone, Debug, PartialEq)]
@@ -324,13 +333,11 @@ impl Event {
             && self.identifiers.iter().any(|identifier| identifier.kind.is_personal())
     }
 
-    /// As a sender of that source may say it. A tag is the brand's word, not a browser's.
+    /// As a sender of that source may say it.
     #[must_use]
     pub fn from_source(mut self, source: Source) -> Self {
         self.source = source;
-        if !source.is_trusted() {
-            self.traits.retain(|update| !update.name.starts_with(TAG));
-        }
+        self.traits.retain(|update| source.may_set(&update.name));
         self.with_own_id()
     }
 
@@ -338,9 +345,7 @@ impl Event {
     /// clamped to the reception itself, so that whoever takes theirs back afterwards is heard.
     #[must_use]
     pub fn clamped(mut self) -> Self {
-        let latest = TimeDelta::try_minutes(MAX_AHEAD_MINUTES)
-            .and_then(|ahead| self.received_at.checked_add_signed(ahead));
-        let latest = latest.unwrap_or(self.received_at);
+        let latest = latest(self.received_at);
         self.timestamp = self.timestamp.min(latest);
         self.traits.iter_mut().for_each(|update| update.at = update.at.min(latest));
         self.consents.iter_mut().for_each(|consent| consent.at = consent.at.min(self.received_at));
@@ -356,16 +361,15 @@ impl Event {
     /// Puts its id into a space of its source's: nobody can take an id that another source will use. Public ids stay as they are,
     /// but for those that look like another's.
     fn with_own_id(mut self) -> Self {
-        /// What ids begin with that are not a public sender's.
-        const TAKEN: [&str; 6] =
-            ["secret:", "shopify:", "import:", "automation:", "unsubscribe-", "confirm-"];
+        /// What ids begin with that no public sender's may.
+        const TAKEN: [&str; 7] =
+            ["public:", "secret:", "shopify:", "import:", "automation:", "unsubscribe-", "confirm-"];
         if self.kind == EventKind::Shopify {
             return self;
         }
         if self.source.is_trusted() {
             self.message_id.insert_str(0, "secret:");
         } else if TAKEN.iter().any(|taken| self.message_id.starts_with(taken))
-            || self.message_id.starts_with("public:")
             || super::automation::run::is_action_key(&self.message_id)
         {
             self.message_id.insert_str(0, "public:");

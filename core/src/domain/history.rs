@@ -7,9 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::automation::facts::TAG;
 use super::customer360::StoredEvent;
-use super::event::EventKind;
+use super::event::{EventKind, latest};
 use super::identity::Identifier;
 use super::ids::ProfileId;
 use super::profile::{Profile, Trait};
@@ -96,9 +95,9 @@ impl Rebuild {
             Some(kind) => segment::traits_again(kind, &event.body, event.timestamp),
             None => Vec::new(),
         };
-        let latest_ms = event.latest_ms();
+        let latest_ms = latest(event.received_at).timestamp_millis();
         for update in updates {
-            if !event.source.is_trusted() && update.name.starts_with(TAG) {
+            if !event.source.may_set(&update.name) {
                 continue;
             }
             let offered = Trait {

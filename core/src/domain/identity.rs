@@ -205,6 +205,11 @@ impl Counts {
         self.0[kind as usize] += 1;
     }
 
+    /// Counts one less.
+    pub fn remove(&mut self, kind: IdentifierKind) {
+        self.0[kind as usize] = self.0[kind as usize].saturating_sub(1);
+    }
+
     /// Counts all of `other`'s, too.
     pub fn add_all(&mut self, other: &Self) {
         self.0.iter_mut().zip(other.0).for_each(|(own, more)| *own += more);
@@ -295,13 +300,35 @@ pub struct Pruned {
     pub of_event: Vec<Vec<usize>>,
     /// Profiles that were refused a link by a limit, with the limit.
     pub limited: BTreeMap<ProfileId, String>,
-    /// Pairs of profiles, the smaller first, that an event would have linked, with the identifier that would have.
-    pub refused: BTreeMap<(ProfileId, ProfileId), (usize, String)>,
+    /// Pairs of profiles, the smaller first, that an event would have linked, with the identifier that would have, and why not.
+    pub refused: BTreeMap<(ProfileId, ProfileId), (usize, Refusal)>,
 }
 
-/// Why a link was refused that only a public key told of.
-pub const UNTRUSTED_LINK: &str = "a public key named both; an event that Shopify signs or a secret key sends, and that names both, \
-     would make them one";
+/// Why a link was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// They were split.
+    Split,
+    /// Only a public key told of it.
+    Untrusted,
+    /// What they would have become is over this limit.
+    Limit(String),
+}
+
+impl Refusal {
+    /// In words, for a link by an identifier of that kind.
+    pub fn reason(&self, kind: IdentifierKind) -> String {
+        let kind = kind.as_str();
+        match self {
+            Self::Split => format!("a shared {kind}: they were split"),
+            Self::Untrusted => format!(
+                "a shared {kind}: a public key named both; an event that Shopify signs or a secret key sends, and that names \
+                 both, would make them one"
+            ),
+            Self::Limit(limit) => format!("a shared {kind} would have made {limit}"),
+        }
+    }
+}
 
 /// What is known of an identifier when links are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -449,8 +476,13 @@ pub fn prune(
                 .find(|pair| apart.contains(pair));
             let doubtful = !event.firm && own.known && other.known;
             let parts = [(!our_profiles.is_empty(), own), (!their_profiles.is_empty(), other)];
-            let limit = if doubtful { None } else { over_limit(parts.into_iter(), event.limits) };
-            if split.is_none() && limit.is_none() && !doubtful {
+            let refusal = if doubtful {
+                Some(Refusal::Untrusted)
+            } else {
+                let limit = over_limit(parts.into_iter(), event.limits).map(Refusal::Limit);
+                limit.or(split.map(|_| Refusal::Split))
+            };
+            let Some(refusal) = refusal else {
                 let mut joined = own.with(other);
                 joined.merges += u32::from(parts.iter().all(|(exists, _)| *exists));
                 let profiles = [our_profiles.as_slice(), their_profiles].concat();
@@ -458,19 +490,14 @@ pub fn prune(
                 whole.insert(sets.root(first), (profiles, joined));
                 kept.push(place);
                 continue;
-            }
-            let reason = match (&limit, doubtful) {
-                (Some(limit), _) => limit.clone(),
-                (None, true) => UNTRUSTED_LINK.to_owned(),
-                (None, false) => "they were split".to_owned(),
             };
-            if let (Some(a), Some(b)) = (our_profiles.iter().min(), their_profiles.iter().min()) {
-                pruned.refused.entry((*a.min(b), *a.max(b))).or_insert((place, reason));
-            }
-            if let Some(limit) = limit {
+            if let Refusal::Limit(limit) = &refusal {
                 for profile in our_profiles.iter().chain(their_profiles) {
                     pruned.limited.entry(*profile).or_insert_with(|| limit.clone());
                 }
+            }
+            if let (Some(a), Some(b)) = (our_profiles.iter().min(), their_profiles.iter().min()) {
+                pruned.refused.entry((*a.min(b), *a.max(b))).or_insert((place, refusal));
             }
         }
         if let Some(first) = kept.first().filter(|_| event.firm) {

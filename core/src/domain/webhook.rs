@@ -74,10 +74,12 @@ pub enum Seen {
 
 /// What is known of a body of this topic that came before under those.
 pub fn seen(topic: &str, under: &[String]) -> Seen {
-    match () {
-        () if under.iter().any(|other| other == topic) => Seen::Before,
-        () if is_destructive(topic) && !under.is_empty() => Seen::Elsewhere,
-        () => Seen::Never,
+    if under.iter().any(|other| other == topic) {
+        Seen::Before
+    } else if is_destructive(topic) && !under.is_empty() {
+        Seen::Elsewhere
+    } else {
+        Seen::Never
     }
 }
 

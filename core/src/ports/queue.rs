@@ -19,7 +19,6 @@
 //! People look after a queue by [`Queue::dead`], [`Queue::retry_dead`], [`Queue::discard_dead`], [`Queue::set_paused`] and
 //! [`Queue::claim`]; [`Queue::audit`] finds what no step of the protocol would find again.
 
-use std::fmt::Write as _;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -118,10 +117,7 @@ pub(crate) fn claim_name(key: &str) -> String {
 
 /// The first 128 bits of SHA-256, in hex.
 fn short_hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().take(16).fold(String::with_capacity(32), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hex::encode(&Sha256::digest(bytes)[..16])
 }
 
 /// What became of an item that was enqueued.

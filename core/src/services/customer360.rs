@@ -71,9 +71,7 @@ fn way_key(brand: BrandId, asked: &Asked) -> String {
         Asked::Id(id) => format!("{brand}:c360-way:id:{id}"),
         // Hashed: a key stays for some seconds after an erasure, and says nothing of the person then.
         Asked::Identifier(i) => {
-            let hash = suppression(brand, i);
-            let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("{brand}:c360-way:{hex}")
+            format!("{brand}:c360-way:{}", hex::encode(suppression(brand, i)))
         }
     }
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use crate::domain::automation::interests::Interests;
 use crate::domain::event::{Event, PrivacyAsk, ShopSubject, Source};
-use crate::domain::identity::{self, Counts, Group, Held, Linking, Standing, UNTRUSTED_LINK};
+use crate::domain::identity::{self, Group, Held, Linking, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
 use crate::domain::profile::Profile;
@@ -222,9 +222,7 @@ async fn finish(
     }
     for (place, from) in &cast.taken {
         if let Some(profile) = profiles.get_mut(from) {
-            let mut gone = Counts::default();
-            gone.add(cast.identifiers[*place].1.kind);
-            profile.standing.counts.take(&gone);
+            profile.standing.counts.remove(cast.identifiers[*place].1.kind);
         }
     }
     let homes = homes(&groups, fresh.len());
@@ -406,7 +404,7 @@ impl Cast {
         for (place, at) in places.values_mut().enumerate() {
             *at = place;
         }
-        let of_event: Vec<Vec<usize>> = events
+        let of_event = events
             .iter()
             .map(|event| {
                 event
@@ -416,17 +414,12 @@ impl Cast {
                     .collect()
             })
             .collect();
-        let mut named = vec![Source::Public; places.len()];
-        let firm: Vec<bool> = events.iter().map(|event| event.links_firmly()).collect();
-        for (event, of) in events.iter().zip(&of_event).filter(|(event, _)| event.links_firmly()) {
-            of.iter().for_each(|place| named[*place] = named[*place].max(event.source));
-        }
         let identifiers: Vec<BrandIdentifier> = places.into_keys().collect();
-        Self {
+        let mut cast = Self {
             owners: vec![None; identifiers.len()],
             sources: vec![Source::Public; identifiers.len()],
-            named,
-            firm,
+            named: vec![Source::Public; identifiers.len()],
+            firm: events.iter().map(|event| event.links_firmly()).collect(),
             taken: BTreeMap::new(),
             identifiers,
             of_event,
@@ -435,6 +428,18 @@ impl Cast {
             standings: HashMap::new(),
             limited: BTreeMap::new(),
             refused: BTreeMap::new(),
+        };
+        cast.name(events);
+        cast
+    }
+
+    /// Notes of each identifier who names somebody by it, by what the events keep.
+    fn name(&mut self, events: &[Cow<'_, Event>]) {
+        self.named.fill(Source::Public);
+        for (at, event) in events.iter().enumerate().filter(|(at, _)| self.firm[*at]) {
+            for place in &self.of_event[at] {
+                self.named[*place] = self.named[*place].max(event.source);
+            }
         }
     }
 
@@ -532,9 +537,7 @@ impl Cast {
             whole.iter().zip(&self.firm).filter(|(_, firm)| **firm).map(|(of, _)| of.as_slice()).collect();
         for place in identity::disowned(firm.iter().copied(), &held, known) {
             if let Some(owner) = self.owners[place].take() {
-                let mut gone = Counts::default();
-                gone.add(self.identifiers[place].1.kind);
-                standings.entry(owner).or_default().counts.take(&gone);
+                standings.entry(owner).or_default().counts.remove(self.identifiers[place].1.kind);
                 self.taken.insert(place, owner);
             }
         }
@@ -560,12 +563,7 @@ impl Cast {
             .collect();
         let pruned = identity::prune(&linking, &self.held(), &standings, &apart);
         self.of_event = pruned.of_event;
-        self.named.fill(Source::Public);
-        for (at, event) in events.iter().enumerate().filter(|(at, _)| self.firm[*at]) {
-            self.of_event[at]
-                .iter()
-                .for_each(|place| self.named[*place] = self.named[*place].max(event.source));
-        }
+        self.name(events);
         let flagged =
             |id: &ProfileId| self.standings.get(id).is_none_or(|standing| standing.limited.is_some());
         self.limited = pruned.limited.into_iter().filter(|(id, _)| !flagged(id)).collect();
@@ -577,14 +575,7 @@ impl Cast {
             })
             // Of profiles that exist: what this transaction makes is told by what it does not link.
             .filter(|((a, b), _)| self.standings.contains_key(a) && self.standings.contains_key(b))
-            .map(|(pair, (place, why))| {
-                let kind = self.identifiers[place].1.kind.as_str();
-                let reason = match why.as_str() {
-                    UNTRUSTED_LINK => format!("a shared {kind}: {why}"),
-                    limit => format!("a shared {kind} would have made {limit}"),
-                };
-                (pair, reason)
-            })
+            .map(|(pair, (place, refusal))| (pair, refusal.reason(self.identifiers[place].1.kind)))
             .collect();
         Ok(())
     }

@@ -64,7 +64,7 @@ impl SecretKey {
     /// What tells it from others, and says nothing of it.
     pub fn id(&self) -> String {
         let digest = Sha256::new().chain_update(b"tributary key id").chain_update(self.0).finalize();
-        digest[..ID_BYTES].iter().map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(&digest[..ID_BYTES])
     }
 
     fn cipher(&self) -> Result<RandomizedNonceKey, SealError> {

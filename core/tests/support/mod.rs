@@ -236,7 +236,7 @@ impl ContextUnderTest {
         for Staged { id, queue, item, staged_ms } in items {
             let id =
                 if self.store.starts_with("sqlite") { format!("'{id}'") } else { format!("'{id}'::uuid") };
-            let payload: String = item.payload.iter().map(|byte| format!("{byte:02x}")).collect();
+            let payload = hex::encode(&item.payload);
             let payload = if self.store.starts_with("sqlite") {
                 format!("x'{payload}'")
             } else {

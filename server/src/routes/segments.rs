@@ -69,8 +69,7 @@ pub async fn put(
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let input: SegmentInput = read_json(&bytes)?;
     // An expression may name a person, and the log is for good: it is known again by its hash.
-    let hash: String =
-        Sha256::digest(input.expression.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex::encode(Sha256::digest(input.expression.as_bytes()));
     let details = json!({"segment": name, "expression_sha256": hash});
     let deed = admin::put_segment(&state.context, secret.brand, &name, input);
     let answer = state.audited(&secret, "segment_written", details, deed).await?;

@@ -130,7 +130,7 @@ pub async fn take(
         body,
     };
     let mut keys = delivery.idempotency_keys();
-    keys.push(format!("shopify-body:{}:{topic}:{digest:02x?}", shop.domain));
+    keys.push(format!("shopify-body:{}:{topic}:{}", shop.domain, hex::encode(digest)));
     let item = NewItem {
         payload: envelope.encode().into(),
         idempotency: Some(Idempotency::new(keys, canonical(body.get()).as_bytes())),

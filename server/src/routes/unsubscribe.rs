@@ -4,7 +4,8 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use tributary_core::services::automations::confirm as confirmation;
-use tributary_core::services::automations::unsubscribe::{self, UnsubscribeError};
+use tributary_core::services::automations::links::LinkError;
+use tributary_core::services::automations::unsubscribe;
 
 use crate::error::ApiError;
 use crate::errors;
@@ -65,11 +66,11 @@ fn page(what: &str) -> Response {
     (StatusCode::OK, [(header::CONTENT_SECURITY_POLICY, guards::ASKS)], Html(html)).into_response()
 }
 
-fn told(error: UnsubscribeError) -> ApiError {
+fn told(error: LinkError) -> ApiError {
     match error {
-        UnsubscribeError::Unknown => ApiError::not_found("this link is not valid"),
-        UnsubscribeError::Store(error) => error.into(),
-        UnsubscribeError::Queue(error) => {
+        LinkError::Unknown => ApiError::not_found("this link is not valid"),
+        LinkError::Store(error) => error.into(),
+        LinkError::Queue(error) => {
             tracing::warn!(%error, "a consent could not be taken back");
             ApiError::unavailable("store_unavailable", "it could not be noted; try again")
         }

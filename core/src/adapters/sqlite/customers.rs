@@ -13,8 +13,7 @@ use super::processing::{ORDER, SqliteTx};
 use crate::domain::customer360::{
     CustomerRecord, GROUPS, OrderTotals, RECENT_EVENTS, RelatedProfile, StoredConsent, StoredEvent,
 };
-use crate::domain::event::EventKind;
-use crate::domain::event::Source;
+use crate::domain::event::{EventKind, Source};
 use crate::domain::identity::{Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::insights::{
@@ -166,13 +165,16 @@ async fn identifiers(
     .fetch_all(&mut *tx)
     .await
     .map_err(failed)?;
-    let known = |(kind, value, trusted): (String, String, bool)| {
-        Some((Identifier { kind: IdentifierKind::parse(&kind)?, value }, trusted))
-    };
-    let all: Vec<(Identifier, bool)> = rows.into_iter().filter_map(known).collect();
-    let trusted =
-        all.iter().filter(|(_, trusted)| *trusted).map(|(identifier, _)| identifier.clone()).collect();
-    Ok((all.into_iter().map(|(identifier, _)| identifier).collect(), trusted))
+    let (mut all, mut trusted) = (Vec::with_capacity(rows.len()), Vec::new());
+    for (kind, value, is_trusted) in rows {
+        let Some(kind) = IdentifierKind::parse(&kind) else { continue };
+        let identifier = Identifier { kind, value };
+        if is_trusted {
+            trusted.push(identifier.clone());
+        }
+        all.push(identifier);
+    }
+    Ok((all, trusted))
 }
 
 async fn totals(

@@ -63,8 +63,8 @@ impl StoreTx for SqliteTx {
     }
 
     async fn body_topics(&mut self, rows: &[BodyRow<'_>]) -> Result<Vec<Vec<String>>, StoreError> {
-        let hex = |digest: &[u8; 32]| digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let asked: Vec<_> = rows.iter().map(|row| json!([row.brand.0, row.shop, hex(&row.digest)])).collect();
+        let asked: Vec<_> =
+            rows.iter().map(|row| json!([row.brand.0, row.shop, hex::encode(row.digest)])).collect();
         let found: Vec<(i64, String)> = sqlx::query_as(
             "select asked.key, topic from json_each(?1) asked join webhook_bodies
             on brand_id = asked.value ->> 0 and shop = asked.value ->> 1 and digest = unhex(asked.value ->> 2)",

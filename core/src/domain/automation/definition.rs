@@ -42,7 +42,7 @@ pub enum Trigger {
         /// The event's name, like `Checkout Started`.
         event: String,
         /// Whether only Shopify, a secret key or an automation may tell it: whoever has the public key can tell any event.
-        #[serde(default, skip_serializing_if = "is_false")]
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         trusted: bool,
     },
     /// The customer comes into a segment.
@@ -105,7 +105,7 @@ pub struct EventMatch {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub condition: Option<String>,
     /// Whether only Shopify, a secret key or an automation may tell it.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub trusted: bool,
 }
 
@@ -204,7 +204,7 @@ pub enum Step {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         condition: Option<String>,
         /// Whether only Shopify, a secret key or an automation may tell it.
-        #[serde(default, skip_serializing_if = "is_false")]
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         trusted: bool,
         /// How long at most.
         within: Span,
@@ -307,11 +307,6 @@ pub enum Action {
         #[serde(default, skip_serializing_if = "Value::is_null")]
         properties: Value,
     },
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde wants")]
-fn is_false(of: &bool) -> bool {
-    !of
 }
 
 fn yes() -> bool {

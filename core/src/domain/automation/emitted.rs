@@ -6,6 +6,7 @@ use super::facts::TAG;
 use crate::domain::envelope::{Envelope, Origin};
 use crate::domain::event::{Channel, Event, EventKind, Rejection};
 use crate::domain::identity::Identifier;
+use crate::domain::ids::BrandId;
 use crate::domain::segment::{consents_again, traits_again};
 use crate::domain::time;
 
@@ -41,7 +42,7 @@ pub fn confirmed(address: &str) -> Value {
 
 /// The queue's payload of such an event, about whoever has `identifier`.
 pub fn envelope(
-    brand: crate::domain::ids::BrandId,
+    brand: BrandId,
     message_id: &str,
     identifier: &Identifier,
     body: &Value,
@@ -52,7 +53,7 @@ pub fn envelope(
 
 /// The queue's payload of an event of whoever has confirmed that `identifier` is theirs.
 pub fn vouched(
-    brand: crate::domain::ids::BrandId,
+    brand: BrandId,
     message_id: &str,
     identifier: &Identifier,
     body: &Value,
@@ -62,7 +63,7 @@ pub fn vouched(
 }
 
 fn wrapped(
-    brand: crate::domain::ids::BrandId,
+    brand: BrandId,
     message_id: &str,
     identifier: &Identifier,
     vouches: bool,
@@ -106,7 +107,7 @@ pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
 mod tests {
     use super::*;
     use crate::domain::identity::{IdentifierKind, Rules};
-    use crate::domain::ids::BrandId;
+    use BrandId;
 
     #[test]
     fn what_automations_make_reads_as_an_event_of_the_customer() {

@@ -526,7 +526,7 @@ impl Run {
                 if address.trusted {
                     return skip("the address needs no confirmation: a trusted source told it");
                 }
-                if !asked.is_some_and(|consent| ["subscribed", "pending"].contains(&consent.state.as_str())) {
+                if !asked.is_some_and(|consent| consent.is_given() || consent.state == "pending") {
                     return skip("nobody has asked for e-mail at the address");
                 }
             }

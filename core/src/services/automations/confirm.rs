@@ -3,30 +3,23 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
 
 use crate::context::Context;
 use crate::domain::automation::emitted;
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::BrandId;
 use crate::ports::queue::NewItem;
-use crate::services::automations::signing;
-use crate::services::automations::unsubscribe::UnsubscribeError as LinkError;
+use crate::services::automations::links::{self, LinkError, Token};
 
-/// The longest link that is looked at, in bytes: an address has at most 255 characters.
-const MAX_TOKEN_BYTES: usize = 2048;
-
-fn mac(secret: &str, brand: BrandId, address: &str) -> Hmac<Sha256> {
-    let mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes keys of any length");
-    mac.chain_update(format!("confirm:email:{brand}:{address}").as_bytes())
+/// What is signed of a link.
+fn said(brand: BrandId, address: &str) -> String {
+    format!("confirm:email:{brand}:{address}")
 }
 
 /// The link for an address, signed with the brand's secret for links.
 pub fn link(public_url: &str, secret: &str, brand: BrandId, address: &str) -> String {
-    let signed = URL_SAFE_NO_PAD.encode(mac(secret, brand, address).finalize().into_bytes());
-    let address = URL_SAFE_NO_PAD.encode(address);
-    format!("{}/confirm/{brand}.{address}.{signed}", public_url.trim_end_matches('/'))
+    let subject = URL_SAFE_NO_PAD.encode(address);
+    links::link(public_url, "confirm", (brand, &subject), secret, &said(brand, address))
 }
 
 /// Whose link it is: the brand, and the address.
@@ -34,24 +27,14 @@ pub fn link(public_url: &str, secret: &str, brand: BrandId, address: &str) -> St
 /// # Errors
 /// [`LinkError::Unknown`] for what was not made here.
 pub async fn whose(context: &Context, token: &str) -> Result<(BrandId, Identifier), LinkError> {
-    if token.len() > MAX_TOKEN_BYTES {
+    let token = Token::read(context, token).await?;
+    let address = URL_SAFE_NO_PAD.decode(token.subject).map_err(|_| LinkError::Unknown)?;
+    let address = String::from_utf8(address).map_err(|_| LinkError::Unknown)?;
+    if !token.is_by(&token.secrets.link, &said(token.brand, &address)) {
         return Err(LinkError::Unknown);
     }
-    let mut parts = token.splitn(3, '.');
-    let (brand, address, signed) = (parts.next(), parts.next(), parts.next());
-    let brand = brand.and_then(|text| text.parse().ok()).map(BrandId);
-    let decoded = |text: Option<&str>| text.and_then(|text| URL_SAFE_NO_PAD.decode(text).ok());
-    let address = decoded(address).and_then(|bytes| String::from_utf8(bytes).ok());
-    let (Some(brand), Some(address), Some(signed)) = (brand, address, decoded(signed)) else {
-        return Err(LinkError::Unknown);
-    };
-    if !context.tenants.brands().await?.iter().any(|(id, _)| *id == brand) {
-        return Err(LinkError::Unknown);
-    }
-    let secrets = signing::secrets(context, brand).await?;
-    mac(&secrets.link, brand, &address).verify_slice(&signed).map_err(|_| LinkError::Unknown)?;
     let identifier = Identifier::new(IdentifierKind::Email, &address).ok_or(LinkError::Unknown)?;
-    Ok((brand, identifier))
+    Ok((token.brand, identifier))
 }
 
 /// Takes the confirmation, as an event of whoever has the address.

@@ -16,6 +16,7 @@ pub mod confirm;
 pub mod destinations;
 pub mod jobs;
 pub mod languages;
+pub mod links;
 pub mod playbook;
 pub mod runs;
 pub mod signals;

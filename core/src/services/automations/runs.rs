@@ -561,6 +561,7 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
         let item = NewItem { payload: payload.into(), ..NewItem::default() };
         Ok(Prepared::Inside(Some(Stage { queue: EVENTS_QUEUE.to_owned(), item })))
     };
+    let secrets = || ready.known.secrets.get(&run.brand).ok_or("the brand is gone");
     Ok(match &doing.action {
         Action::SetTrait { name, value } => {
             inside(&emitted::set_trait(name, &template::render_json(value, &values)?))?
@@ -584,7 +585,7 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
                     "custom": custom,
                 },
             });
-            let secrets = ready.known.secrets.get(&run.brand).ok_or("the brand is gone")?.signing_at(*now);
+            let secrets = secrets()?.signing_at(*now);
             let content = Content::Webhook { url: url.clone(), body: body.to_string(), secrets, at: *now };
             Prepared::Outside { destination: host(url)?, content }
         }
@@ -592,48 +593,51 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
             let body = json!({"text": text(template)?}).to_string();
             Prepared::Outside { destination: host(url)?, content: Content::Chat { url: url.clone(), body } }
         }
-        Action::Confirm { subject, text: plain, html } => {
+        Action::Confirm { subject, text, html } => {
             let Some(to) = facts.email() else {
                 return Ok(Prepared::Skip("the customer has no e-mail address".to_owned()));
             };
-            let from = book.settings.email_from.clone().ok_or("the brand's setting email_from is not set")?;
             let url = ready.outside.public_url.as_deref();
             let url = url.ok_or("a link to confirm needs TRIBUTARY_PUBLIC_URL, which is not set")?;
-            let secrets = ready.known.secrets.get(&run.brand).cloned().unwrap_or_default();
             let mut values = values.clone();
-            values["confirm_url"] = confirm::link(url, &secrets.link, run.brand, &to).into();
-            let text = |template: &str| template::render(template, &values, false);
-            let html = html.as_ref().map(|html| template::render(html, &values, true)).transpose()?;
-            let subject = text(subject)?.split_whitespace().collect::<Vec<_>>().join(" ");
-            let email = Email { from, to, subject, text: text(plain)?, html, unsubscribe: None };
-            Prepared::Outside { destination: SMTP.to_owned(), content: Content::Email(email) }
+            values["confirm_url"] = confirm::link(url, &secrets()?.link, run.brand, &to).into();
+            written(book, to, (subject, text, html.as_deref()), &values, None)?
         }
-        Action::Email { subject, text: plain, html, marketing } => {
+        Action::Email { subject, text, html, marketing } => {
             let Some(to) = facts.email() else {
                 return Ok(Prepared::Skip("the customer has no e-mail address".to_owned()));
             };
-            let from = book.settings.email_from.clone().ok_or(
-                "the brand's setting email_from is not set, or of a domain that the operator does not let it send from",
-            )?;
             let unsubscribe = match (marketing, &ready.outside.public_url) {
                 (false, _) => None,
-                (true, Some(url)) => {
-                    let secrets = ready.known.secrets.get(&run.brand).ok_or("the brand is gone")?;
-                    Some(unsubscribe::link(url, &secrets.link, run.brand, run.profile))
-                }
+                (true, Some(url)) => Some(unsubscribe::link(url, &secrets()?.link, run.brand, run.profile)),
                 (true, None) => {
                     return Err(
                         "marketing needs a link to unsubscribe: TRIBUTARY_PUBLIC_URL is not set".to_owned()
                     );
                 }
             };
-            let html = html.as_ref().map(|html| template::render(html, &values, true)).transpose()?;
-            // A subject is one line.
-            let subject = text(subject)?.split_whitespace().collect::<Vec<_>>().join(" ");
-            let email = Email { from, to, subject, text: text(plain)?, html, unsubscribe };
-            Prepared::Outside { destination: SMTP.to_owned(), content: Content::Email(email) }
+            written(book, to, (subject, text, html.as_deref()), &values, unsubscribe)?
         }
     })
+}
+
+/// An e-mail, from its templates.
+fn written(
+    book: &Playbook,
+    to: String,
+    (subject, text, html): (&str, &str, Option<&str>),
+    values: &serde_json::Value,
+    unsubscribe: Option<String>,
+) -> Result<Prepared, String> {
+    let from = book.settings.email_from.clone().ok_or(
+        "the brand's setting email_from is not set, or of a domain that the operator does not let it send from",
+    )?;
+    let html = html.map(|html| template::render(html, values, true)).transpose()?;
+    // A subject is one line.
+    let subject = template::render(subject, values, false)?.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = template::render(text, values, false)?;
+    let email = Email { from, to, subject, text, html, unsubscribe };
+    Ok(Prepared::Outside { destination: SMTP.to_owned(), content: Content::Email(email) })
 }
 
 fn host(url: &str) -> Result<String, String> {
