@@ -86,7 +86,7 @@ impl World {
         };
         let settings =
             BrandSettings { email_from: Some("Shop <shop@t.example>".into()), ..BrandSettings::default() };
-        context.brands.set(brand, &settings).await.unwrap();
+        context.brands.set(brand, &settings, None).await.unwrap();
         Self { _u: u, context, clock, notebook, outside, brand }
     }
 

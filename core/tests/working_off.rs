@@ -118,9 +118,9 @@ async fn a_retention_without_end_keeps_no_other_brands_from_ending(u: &ContextUn
         u.context.tenants.add_brand("thirty days").await.unwrap(),
     );
     let endless = BrandSettings { retention_days: Some(u32::MAX), ..BrandSettings::default() };
-    u.context.brands.set(first, &endless).await.unwrap();
+    u.context.brands.set(first, &endless, None).await.unwrap();
     let short = BrandSettings { retention_days: Some(30), ..BrandSettings::default() };
-    u.context.brands.set(second, &short).await.unwrap();
+    u.context.brands.set(second, &short, None).await.unwrap();
     let event = |brand: BrandId| {
         let body = r#"{"type":"track","event":"E","userId":"old","messageId":"old"}"#;
         let text =

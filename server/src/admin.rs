@@ -11,7 +11,7 @@ use tributary_core::ports::tenants::{KeyGrant, KeyKind, Tenants};
 use tributary_core::services::brands::{SETTINGS_TTL, check_sender};
 use tributary_core::services::privacy::{Action, entry, note};
 use tributary_core::services::tenants::{
-    KeyError, Maker, add_key, add_shop, ends_after, limit_key, revoke_key, rotate_key,
+    KeyError, Maker, add_key, add_shop, expiry, limit_key, revoke_key, rotate_key,
 };
 
 use workers::settings::Secret;
@@ -51,7 +51,7 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
             check_sender(tenants, brand, &settings).await??;
             let action = Action { what: "settings", subject: None, details: settings.in_short() };
             let note = entry(&context, brand, ACTOR, action);
-            context.brands.set_noted(brand, &settings, Some(&note)).await?;
+            context.brands.set(brand, &settings, Some(&note)).await?;
             eprintln!("set; every process follows within {} s", SETTINGS_TTL.as_secs());
         }
         Admin::Brand(BrandCommand::Domains { name, domains, clear }) => {
@@ -122,10 +122,6 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
         KeyError::Unknown(_) => anyhow::anyhow!("{error}; server admin key list shows them"),
         other => other.into(),
     };
-    let ends = |kind: KeyKind, days: Option<u32>| {
-        let days = days.or(args.key_days().filter(|_| kind == KeyKind::Secret));
-        days.and_then(|days| ends_after(context.clock.now(), days))
-    };
     match command {
         KeyCommand::Add { brand, kind, scopes, rate_limit, days } => {
             let brand = brand_named(tenants, &brand).await?;
@@ -135,7 +131,8 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
             }
             let usual = KeyGrant::new(brand, kind);
             let scopes = scopes.unwrap_or(usual.scopes);
-            let grant = KeyGrant { scopes, rate_limit, expires_at: ends(kind, days), ..usual };
+            let expires_at = expiry(context.clock.now(), kind, days, args.key_days());
+            let grant = KeyGrant { scopes, rate_limit, expires_at, ..usual };
             println!("{}", add_key(context, grant, maker()).await.map_err(told)?);
         }
         KeyCommand::List { brand } => {
@@ -158,10 +155,8 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
         KeyCommand::Rotate { brand, id, grace_s } => {
             let brand = brand_named(tenants, &brand).await?;
             let grace = std::time::Duration::from_secs(grace_s.into());
-            let kind = tenants.keys(brand).await?.iter().find(|key| key.id == id).map(|key| key.grant.kind);
-            let expires_at = ends(kind.unwrap_or(KeyKind::Secret), None);
-            let key = rotate_key(context, brand, &id, (grace, expires_at), maker()).await.map_err(told)?;
-            println!("{key}");
+            let lives = (grace, args.key_days());
+            println!("{}", rotate_key(context, brand, &id, lives, maker()).await.map_err(told)?);
         }
         KeyCommand::Revoke { brand, id, cascade } => {
             let brand = brand_named(tenants, &brand).await?;

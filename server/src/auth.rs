@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use base64::Engine;
@@ -93,13 +93,25 @@ impl FromRequestParts<AppState> for Secret {
             tracing::error!(method = %parts.method, path = parts.uri.path(), "a route has no scope, and is closed");
             return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this route is closed"));
         };
+        let key = key_id(&hash(&key.unwrap_or_default()));
+        let actor = format!("key {key}");
         if !grant.scopes.has(scope) {
-            let actor = format!("key {}", key_id(&hash(key.as_deref().unwrap_or_default())));
             state.looks.count(&state.context, (grant.brand, &actor), "key_refused_scope", None).await?;
             return Err(ApiError::missing_scope(scope.as_str(), grant.scopes));
         }
-        let key = key_id(&hash(&key.unwrap_or_default()));
-        Ok(Self { brand: grant.brand, actor: format!("key {key}"), key, may: grant.scopes })
+        Ok(Self { brand: grant.brand, actor, key, may: grant.scopes })
+    }
+}
+
+/// For routes that say more to a secret key: without one they answer, too; with one that is no good they do not.
+impl OptionalFromRequestParts<AppState> for Secret {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Option<Self>, ApiError> {
+        match bearer(&parts.headers) {
+            Some(_) => <Self as FromRequestParts<AppState>>::from_request_parts(parts, state).await.map(Some),
+            None => Ok(None),
+        }
     }
 }
 
@@ -141,14 +153,6 @@ impl Keys {
             grants: Cache::builder().max_capacity(REMEMBERED).time_to_live(OUTAGE_TTL).build(),
             shops: Cache::builder().max_capacity(REMEMBERED).time_to_live(OUTAGE_TTL).build(),
         }
-    }
-
-    /// The brand whose key this is, if it is of the kind.
-    ///
-    /// # Errors
-    /// As [`Keys::grant_of`].
-    pub async fn brand(&self, key: Option<&str>, kind: KeyKind) -> Result<BrandId, ApiError> {
-        Ok(self.grant_of(key, kind).await?.brand)
     }
 
     /// What this key may do, if it is of the kind.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use tributary_core::adapters::folder::draft;
 use tributary_core::context::Context;
 use tributary_core::domain::envelope::{Envelope, Origin};
 use tributary_core::domain::identity::Rules;
@@ -171,24 +172,14 @@ fn refuse_link(noted: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Under another name first, which must be free, and then renamed: no link is followed, and nobody reads half of it.
 fn write_progress(noted: &Path, text: &[u8]) -> anyhow::Result<()> {
-    let mut draft = noted.as_os_str().to_owned();
-    draft.push(format!(".{}", uuid::Uuid::new_v4().simple()));
-    let draft = PathBuf::from(draft);
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.mode(0o600);
-    }
-    let written = options.open(&draft).and_then(|mut file| file.write_all(text));
-    let moved = written.and_then(|()| fs::rename(&draft, noted));
+    let told = || format!("cannot write {}", noted.display());
+    let (mut file, draft) = draft(noted).with_context(told)?;
+    let moved = file.write_all(text).and_then(|()| fs::rename(&draft, noted));
     if moved.is_err() {
         let _ = fs::remove_file(&draft);
     }
-    moved.with_context(|| format!("cannot write {}", noted.display()))
+    moved.with_context(told)
 }
 
 /// An order as the item that its webhook would have become.
@@ -220,7 +211,7 @@ fn item(context: &Context, brand: BrandId, shop: &str, order: &Value) -> Result<
 
 /// Tells two exports of one order apart that were made at different times.
 fn digest(body: &str) -> String {
-    Sha256::digest(body.as_bytes())[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&Sha256::digest(body.as_bytes())[..6])
 }
 
 async fn enqueue(context: &Context, items: &[NewItem]) -> anyhow::Result<()> {

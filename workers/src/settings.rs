@@ -314,7 +314,7 @@ impl OutsideArgs {
             refuse_plain_password(url)?;
         }
         let reach = Reach { private: self.allow_private_destinations, http: self.allow_http_destinations };
-        let courier = Outbound::reaching(smtp_url.as_deref(), reach)?;
+        let courier = Outbound::new(smtp_url.as_deref(), reach)?;
         Ok(Outside {
             courier: Arc::new(courier),
             destinations: Arc::new(Destinations::new(self.destination_rate)),

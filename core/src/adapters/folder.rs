@@ -62,6 +62,21 @@ pub fn own_file(path: &Path) -> io::Result<fs::File> {
     options.open(path)
 }
 
+/// Makes a file beside `path`, for its owner alone, under a name that nobody has: to be written whole before it takes that place, so
+/// that nobody reads half of it and no link is followed.
+///
+/// # Errors
+/// The system's own.
+pub fn draft(path: &Path) -> io::Result<(fs::File, PathBuf)> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}", uuid::Uuid::new_v4().simple()));
+    let mut options = OpenOptions::new();
+    options.create_new(true).write(true);
+    owner_only(&mut options);
+    let draft = PathBuf::from(name);
+    Ok((options.open(&draft)?, draft))
+}
+
 fn owner_only(options: &mut OpenOptions) {
     #[cfg(unix)]
     {
@@ -101,12 +116,7 @@ pub fn keys(data: &Path) -> io::Result<Option<SecretKeys>> {
 /// The system's own.
 pub fn make_key(data: &Path) -> io::Result<SecretKeys> {
     let path = data.join(KEY_FILE);
-    // Written whole under another name first: nobody reads half a key.
-    let draft: PathBuf = data.join(format!("{KEY_FILE}.{}", uuid::Uuid::new_v4().simple()));
-    let mut options = OpenOptions::new();
-    options.create_new(true).write(true);
-    owner_only(&mut options);
-    let mut file = options.open(&draft)?;
+    let (mut file, draft) = draft(&path)?;
     let written = writeln!(file, "{}", SecretKey::random().to_base64()).and_then(|()| file.sync_all());
     let linked = written.and_then(|()| match fs::hard_link(&draft, &path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),

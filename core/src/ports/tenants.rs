@@ -101,7 +101,7 @@ pub struct KeyRecord {
 
 /// What people name a key by.
 pub fn key_id(hash: &[u8; 32]) -> String {
-    hash[..6].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&hash[..6])
 }
 
 /// A shop that sends webhooks.
@@ -184,6 +184,28 @@ impl SecretPlace {
             Self::Shop { brand, domain, .. } => format!("shops/{brand}/{domain}"),
             Self::Signing { brand, .. } => format!("brands/{brand}/signing"),
             Self::Link { brand, .. } => format!("brands/{brand}/link"),
+        }
+    }
+
+    /// Where a brand's own secrets lie.
+    pub fn of_brand(brand: BrandId) -> [Self; 4] {
+        [
+            Self::Signing { brand, previous: false },
+            Self::Signing { brand, previous: true },
+            Self::Link { brand, old: false },
+            Self::Link { brand, old: true },
+        ]
+    }
+
+    /// Its table, the column that names its row, and the column that it lies in.
+    pub fn columns(&self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::Shop { previous: false, .. } => ("shops", "domain", "secret"),
+            Self::Shop { previous: true, .. } => ("shops", "domain", "previous_secret"),
+            Self::Signing { previous: false, .. } => ("brands", "id", "signing_secret"),
+            Self::Signing { previous: true, .. } => ("brands", "id", "previous_signing_secret"),
+            Self::Link { old: false, .. } => ("brands", "id", "link_secret"),
+            Self::Link { old: true, .. } => ("brands", "id", "old_link_secret"),
         }
     }
 }

@@ -134,19 +134,11 @@ impl Brands {
         Ok(redacted)
     }
 
-    /// Sets a brand's settings. They hold here at once, in other processes after [`SETTINGS_TTL`].
+    /// Sets a brand's settings, and adds to the audit log in the same transaction. They hold here at once, in other processes after [`SETTINGS_TTL`].
     ///
     /// # Errors
     /// The store's own.
-    pub async fn set(&self, brand: BrandId, settings: &BrandSettings) -> Result<(), StoreError> {
-        self.set_noted(brand, settings, None).await
-    }
-
-    /// The same, with an entry of the audit log in the same transaction.
-    ///
-    /// # Errors
-    /// The store's own.
-    pub async fn set_noted(
+    pub async fn set(
         &self,
         brand: BrandId,
         settings: &BrandSettings,

@@ -1,7 +1,6 @@
 //! Making and recognising API keys.
 
 use std::collections::HashMap;
-use std::fmt::Write;
 use std::time::Duration;
 
 use rand::Rng;
@@ -25,8 +24,10 @@ pub const MAX_ROTATION_GRACE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// The longest life of a key that ends by itself, in days.
 pub const MAX_KEY_DAYS: u32 = 3650;
 
-/// When a key ends that is to live for so many days; `None` beyond what a time can say.
-pub fn ends_after(now: Timestamp, days: u32) -> Option<Timestamp> {
+/// When a key ends that is made now: after `days`, or else a secret key after the `usual` ones; `None` for never, and for beyond what a
+/// time can say.
+pub fn expiry(now: Timestamp, kind: KeyKind, days: Option<u32>, usual: Option<u32>) -> Option<Timestamp> {
+    let days = days.or(usual.filter(|_| kind == KeyKind::Secret))?;
     now.checked_add_signed(chrono::TimeDelta::try_days(i64::from(days))?)
 }
 
@@ -74,7 +75,7 @@ pub async fn add_key(context: &Context, grant: KeyGrant, maker: Maker<'_>) -> Re
     make(context, grant, maker, None).await
 }
 
-/// Makes a key like an old one, which ends after `grace`. The new one ends at `expires_at`, if ever.
+/// Makes a key like an old one, which ends after `grace`. The new one ends by itself as [`expiry`] says, after the `usual` days.
 ///
 /// # Errors
 /// [`KeyError::Unknown`] where the brand has no such key, or it has ended; [`KeyError::TooMuch`] where it may do more than
@@ -83,13 +84,14 @@ pub async fn rotate_key(
     context: &Context,
     brand: BrandId,
     id: &str,
-    (grace, expires_at): (Duration, Option<Timestamp>),
+    (grace, usual): (Duration, Option<u32>),
     maker: Maker<'_>,
 ) -> Result<String, KeyError> {
     let now = context.clock.now();
     let works = |key: &KeyRecord| key.id == id && key.grant.expires_at.is_none_or(|end| end > now);
     let old = context.tenants.keys(brand).await?.into_iter().find(works);
     let old = old.ok_or_else(|| KeyError::Unknown(id.to_owned()))?;
+    let expires_at = expiry(now, old.grant.kind, None, usual);
     make(context, KeyGrant { expires_at, ..old.grant }, maker, Some((id, grace))).await
 }
 
@@ -222,14 +224,11 @@ async fn make(
 fn random(kind: KeyKind) -> String {
     let mut random = [0_u8; KEY_BYTES];
     rand::rng().fill_bytes(&mut random);
-    let mut key = match kind {
-        KeyKind::Write => String::from("wk_"),
-        KeyKind::Secret => String::from("sk_"),
+    let prefix = match kind {
+        KeyKind::Write => "wk_",
+        KeyKind::Secret => "sk_",
     };
-    for byte in random {
-        let _ = write!(key, "{byte:02x}");
-    }
-    key
+    format!("{prefix}{}", hex::encode(random))
 }
 
 /// What is stored of a key.

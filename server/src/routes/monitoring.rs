@@ -3,14 +3,12 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use tributary_core::domain::scopes::Scope;
-use tributary_core::ports::tenants::KeyKind;
 use tributary_core::services::health::{self, Health, Status};
 
-use crate::auth;
+use crate::auth::Secret;
 use crate::error::ApiError;
 use crate::errors;
 use crate::state::AppState;
@@ -59,7 +57,7 @@ pub async fn queues(State(state): State<AppState>) -> Result<Json<Value>, ApiErr
 /// The server in numbers; with a secret key its brand, too.
 #[utoipa::path(get, path = "/api/monitoring/stats", tag = "Monitoring", security((), ("secret_key" = [])),
     responses((status = 200, body = Object), StatsErrors))]
-pub async fn stats(State(state): State<AppState>, headers: HeaderMap) -> Result<Json<Value>, ApiError> {
+pub async fn stats(State(state): State<AppState>, secret: Option<Secret>) -> Result<Json<Value>, ApiError> {
     let queue = state.context.queue.stats().await?;
     let mut answer = json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -72,12 +70,8 @@ pub async fn stats(State(state): State<AppState>, headers: HeaderMap) -> Result<
             "dead": queue.dead,
         },
     });
-    if let Some(key) = auth::bearer(&headers) {
-        let grant = state.keys.grant_of(Some(&key), KeyKind::Secret).await?;
-        if !grant.scopes.has(Scope::Read) {
-            return Err(ApiError::missing_scope(Scope::Read.as_str(), grant.scopes));
-        }
-        answer["brand"] = json!(state.context.store.stats(grant.brand).await?);
+    if let Some(Secret { brand, .. }) = secret {
+        answer["brand"] = json!(state.context.store.stats(brand).await?);
     }
     Ok(Json(answer))
 }

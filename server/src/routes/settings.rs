@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use tributary_core::domain::scopes::{Scope, Scopes};
 use tributary_core::domain::settings::BrandSettings;
-use tributary_core::domain::time::{self, Timestamp};
+use tributary_core::domain::time;
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, KeyRecord};
 use tributary_core::services::automations::admin::{refill, reschedule};
 use tributary_core::services::brands::check_sender;
@@ -59,7 +59,7 @@ pub async fn put(
     let before = state.context.tenants.settings(secret.brand).await?;
     let action = Action { what: "settings", subject: None, details: settings.in_short() };
     let note = entry(&state.context, secret.brand, &secret.actor, action);
-    state.context.brands.set_noted(secret.brand, &settings, Some(&note)).await?;
+    state.context.brands.set(secret.brand, &settings, Some(&note)).await?;
     if before.rfm != settings.rfm {
         refill(&state.context, secret.brand).await?;
     }
@@ -169,7 +169,11 @@ pub async fn add_key(
     if asked.kind == KeyKind::Secret && scopes.is_empty() {
         return Err(wrong(format!("a secret key needs at least one scope of: {}", Scopes::all())));
     }
-    let expires_at = expiry(&state, asked.kind, asked.expires_in_days)?;
+    let days = asked.expires_in_days;
+    if days.is_some_and(|days| !(1..=MAX_KEY_DAYS).contains(&days)) {
+        return Err(wrong(format!("expires_in_days may be 1 to {MAX_KEY_DAYS}")));
+    }
+    let expires_at = tenants::expiry(state.context.clock.now(), asked.kind, days, state.settings.key_days);
     let grant = KeyGrant {
         scopes,
         rate_limit: asked.rate_limit,
@@ -178,15 +182,6 @@ pub async fn add_key(
     };
     let key = tenants::add_key(&state.context, grant, secret.maker()).await?;
     Ok((StatusCode::CREATED, Json(KeyText { key })))
-}
-
-/// When a new key ends.
-fn expiry(state: &AppState, kind: KeyKind, days: Option<u32>) -> Result<Option<Timestamp>, ApiError> {
-    if days.is_some_and(|days| !(1..=MAX_KEY_DAYS).contains(&days)) {
-        return Err(wrong(format!("expires_in_days may be 1 to {MAX_KEY_DAYS}")));
-    }
-    let days = days.or(state.settings.key_days.filter(|_| kind == KeyKind::Secret));
-    Ok(days.and_then(|days| tenants::ends_after(state.context.clock.now(), days)))
 }
 
 /// How to rotate.
@@ -209,18 +204,8 @@ pub async fn rotate(
     body: Body,
 ) -> Result<(StatusCode, Json<KeyText>), ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
-    let grace = Rotation::read(&bytes)?;
-    let kind = state
-        .context
-        .tenants
-        .keys(secret.brand)
-        .await?
-        .iter()
-        .find(|key| key.id == id)
-        .map(|key| key.grant.kind);
-    let expires_at = expiry(&state, kind.unwrap_or(KeyKind::Secret), None)?;
-    let key =
-        tenants::rotate_key(&state.context, secret.brand, &id, (grace, expires_at), secret.maker()).await?;
+    let lives = (Rotation::read(&bytes)?, state.settings.key_days);
+    let key = tenants::rotate_key(&state.context, secret.brand, &id, lives, secret.maker()).await?;
     state.keys.forget_keys();
     Ok((StatusCode::CREATED, Json(KeyText { key })))
 }

@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tributary_core::adapters::outbound::Outbound;
+use tributary_core::adapters::outbound::{Outbound, Reach};
 use tributary_core::context::{Backend, Context, Layout};
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::scopes::Scopes;
@@ -277,7 +277,7 @@ pub async fn key_with(context: &Context, grant: KeyGrant) -> String {
 /// To private addresses, and to a mailbox if there is one.
 pub fn outside(smtp_url: Option<&str>, public_url: &str) -> Outside {
     Outside {
-        courier: Arc::new(Outbound::new(smtp_url, true).unwrap()),
+        courier: Arc::new(Outbound::new(smtp_url, Reach { private: true, http: false }).unwrap()),
         destinations: Arc::new(Destinations::new(DEFAULT_RATE)),
         public_url: Some(public_url.to_owned()),
     }

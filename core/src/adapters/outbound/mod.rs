@@ -49,19 +49,11 @@ pub struct Outbound {
 }
 
 impl Outbound {
-    /// Sends e-mail by `smtp_url`, if there is one; posts to private addresses only where `allow_private`.
-    ///
-    /// # Errors
-    /// When the URL cannot be read.
-    pub fn new(smtp_url: Option<&str>, allow_private: bool) -> Result<Self, OutboundError> {
-        Self::reaching(smtp_url, Reach { private: allow_private, http: false })
-    }
-
     /// Sends e-mail by `smtp_url`, if there is one; posts where `reach` lets it.
     ///
     /// # Errors
     /// When the URL cannot be read.
-    pub fn reaching(smtp_url: Option<&str>, reach: Reach) -> Result<Self, OutboundError> {
+    pub fn new(smtp_url: Option<&str>, reach: Reach) -> Result<Self, OutboundError> {
         let smtp = smtp_url.map(Smtp::new).transpose()?;
         Ok(Self { webhooks: Webhooks::new(reach)?, smtp })
     }

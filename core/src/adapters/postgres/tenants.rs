@@ -384,12 +384,8 @@ impl Tenants for PgTenants {
             .map_err(failed)?;
         for row in &brands {
             let brand = BrandId(row.try_get("id").map_err(failed)?);
-            for (column, place) in [
-                ("signing_secret", SecretPlace::Signing { brand, previous: false }),
-                ("previous_signing_secret", SecretPlace::Signing { brand, previous: true }),
-                ("link_secret", SecretPlace::Link { brand, old: false }),
-                ("old_link_secret", SecretPlace::Link { brand, old: true }),
-            ] {
+            for place in SecretPlace::of_brand(brand) {
+                let (.., column) = place.columns();
                 let held: Option<String> = row.try_get(column).map_err(failed)?;
                 found.extend(held.map(|held| StoredSecret { place, held }));
             }
@@ -400,32 +396,13 @@ impl Tenants for PgTenants {
     async fn replace_secrets(&self, fresh: &[(StoredSecret, String)]) -> Result<(), StoreError> {
         let mut tx = begin(&self.pool).await?;
         for (StoredSecret { place, held }, fresh) in fresh {
-            let (statement, row) = match place {
-                SecretPlace::Shop { domain, previous: false, .. } => {
-                    ("update shops set secret = $3 where domain = $1 and secret = $2", Err(domain))
-                }
-                SecretPlace::Shop { domain, previous: true, .. } => (
-                    "update shops set previous_secret = $3 where domain = $1 and previous_secret = $2",
-                    Err(domain),
-                ),
-                SecretPlace::Signing { brand, previous: false } => {
-                    ("update brands set signing_secret = $3 where id = $1 and signing_secret = $2", Ok(brand))
-                }
-                SecretPlace::Signing { brand, previous: true } => (
-                    "update brands set previous_signing_secret = $3 where id = $1 and previous_signing_secret = $2",
-                    Ok(brand),
-                ),
-                SecretPlace::Link { brand, old: false } => {
-                    ("update brands set link_secret = $3 where id = $1 and link_secret = $2", Ok(brand))
-                }
-                SecretPlace::Link { brand, old: true } => (
-                    "update brands set old_link_secret = $3 where id = $1 and old_link_secret = $2",
-                    Ok(brand),
-                ),
-            };
-            let query = match row {
-                Ok(brand) => sqlx::query(statement).bind(brand.0),
-                Err(domain) => sqlx::query(statement).bind(domain),
+            let (table, row, column) = place.columns();
+            let query = sqlx::query(AssertSqlSafe(format!(
+                "update {table} set {column} = $3 where {row} = $1 and {column} = $2"
+            )));
+            let query = match place {
+                SecretPlace::Shop { domain, .. } => query.bind(domain),
+                SecretPlace::Signing { brand, .. } | SecretPlace::Link { brand, .. } => query.bind(brand.0),
             };
             query.bind(held).bind(fresh).execute(&mut *tx).await.map_err(failed)?;
         }
@@ -434,15 +411,14 @@ impl Tenants for PgTenants {
 }
 
 fn secrets(row: &PgRow) -> Result<BrandSecrets, sqlx::Error> {
-    let with_time = |held: Option<String>, at: Option<Timestamp>| held.zip(at);
+    let with_time = |column, until| -> Result<Option<(String, Timestamp)>, sqlx::Error> {
+        Ok(row.try_get::<Option<_>, _>(column)?.zip(row.try_get(until)?))
+    };
     Ok(BrandSecrets {
         signing: row.try_get("signing_secret")?,
-        previous_signing: with_time(
-            row.try_get("previous_signing_secret")?,
-            row.try_get("previous_signing_until")?,
-        ),
+        previous_signing: with_time("previous_signing_secret", "previous_signing_until")?,
         link: row.try_get("link_secret")?,
-        old_link: with_time(row.try_get("old_link_secret")?, row.try_get("old_link_until")?),
+        old_link: with_time("old_link_secret", "old_link_until")?,
     })
 }
 
