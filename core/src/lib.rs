@@ -6,4 +6,5 @@ pub mod context;
 pub mod domain;
 pub mod failpoint;
 pub mod ports;
+pub mod sampled;
 pub mod services;

@@ -24,7 +24,7 @@ use tributary_core::ports::automations::{AutomationStatus, RunFilter};
 use tributary_core::ports::clock::{Clock, ManualClock, SystemClock};
 use tributary_core::ports::courier::{Content, Courier, Delivery, Parcel};
 use tributary_core::ports::privacy::Erasure;
-use tributary_core::ports::queue::{NewItem, Then};
+use tributary_core::ports::queue::{NewItem, Scope, Then};
 use tributary_core::services::automations::admin::{self, DryRun};
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outside;
@@ -57,6 +57,10 @@ impl Courier for Notebook {
         match answer {
             // Never answers: whoever waits for it is dropped.
             Some(Delivery::Later { error, .. }) if error == "hang" => std::future::pending().await,
+            Some(Delivery::Done(how)) if how == "slowly" => {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                Delivery::Done(how)
+            }
             Some(answer) => answer,
             None => Delivery::Done("taken".into()),
         }
@@ -269,6 +273,7 @@ on_both!(
     a_dead_destination_starves_nobody,
     edits_touch_no_run_under_way_and_a_pause_holds_all_of_them,
     a_run_goes_with_its_customer_through_a_merge_and_ends_with_an_erasure,
+    a_slow_receiver_holds_up_no_other_of_its_batch,
     a_schedule_comes_up_for_every_member_once,
     tags_traits_and_events_go_the_way_of_all_events,
     a_link_unsubscribes_and_only_its_own,
@@ -526,7 +531,7 @@ async fn a_receiver_that_is_away_is_tried_again_and_one_that_refuses_is_not(w: W
     w.track("kim", "E").await;
     w.settle().await;
     w.answer("https://r.example/x", Delivery::Done("taken".into()));
-    let letters = w.context.automation_queue.dead(None, 10).await.unwrap();
+    let letters = w.context.automation_queue.dead(Scope::All, None, 10).await.unwrap();
     let ids: Vec<String> = letters.iter().map(|letter| letter.item.id.clone()).collect();
     w.context.automation_queue.retry_dead(&ids).await.unwrap();
     w.settle().await;
@@ -639,6 +644,31 @@ async fn a_run_goes_with_its_customer_through_a_merge_and_ends_with_an_erasure(w
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(body["data"]["customer"]["id"], json!(old));
     assert_eq!(body["data"]["event"]["name"], "E");
+}
+
+async fn a_slow_receiver_holds_up_no_other_of_its_batch(w: World) {
+    let slow = w.active(on("Slow", json!([hook("https://slow.example/")]))).await;
+    let quick = w.active(on("Quick", json!([hook("https://a.example/"), hook("https://b.example/")]))).await;
+    w.notebook
+        .answers
+        .lock()
+        .unwrap()
+        .insert("https://slow.example/".into(), Delivery::Done("slowly".into()));
+    w.subscriber("ada").await;
+    w.track("ada", "Slow").await;
+    w.track("ada", "Quick").await;
+    let (settled, seen) = tokio::join!(w.settle(), async {
+        for _ in 0..25 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            if w.keys().len() == 3 {
+                return true;
+            }
+        }
+        false
+    });
+    assert!(settled.is_empty() && seen, "the second of the quick ones went while the slow one was under way");
+    assert_eq!((w.statuses(slow).await, w.statuses(quick).await), (vec![Status::Done], vec![Status::Done]));
+    assert_eq!(w.keys().len(), 3, "each once");
 }
 
 async fn a_schedule_comes_up_for_every_member_once(w: World) {

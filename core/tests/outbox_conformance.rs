@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use support::{ContextUnderTest, embedded_context, services_context};
 use tributary_core::context::EVENTS_QUEUE;
+use tributary_core::domain::ids::BrandId;
+use tributary_core::ports::clock::SystemClock;
 use tributary_core::ports::outbox::Stage;
 use tributary_core::ports::queue::{
     Enqueued, Idempotency, NewItem, Priority, Queue, QueueError, QueueSettings,
 };
 use tributary_core::services::outbox::{DrainError, Outlets, drain};
+use tributary_core::services::spool::SpooledQueue;
 
 on_every_adapter!({ embedded: crate::embedded_context, services: crate::services_context } [
     what_is_staged_is_there_if_and_only_if_the_transaction_commits,
@@ -24,6 +27,8 @@ on_every_adapter!({ embedded: crate::embedded_context, services: crate::services
     a_queue_that_is_away_or_unknown_loses_nothing,
     drains_at_once_bring_each_item_once,
     a_queue_with_room_for_a_few_gets_a_few,
+    a_brand_over_its_share_waits_and_holds_up_nobody,
+    what_waits_for_a_queue_that_is_away_has_shares_too,
     deliveries_at_once_fail_nobody,
 ]);
 
@@ -87,7 +92,7 @@ async fn what_waits_reaches_its_queue_in_order_once_and_whole(u: &ContextUnderTe
         ..NewItem::default()
     };
     add(u, std::slice::from_ref(&strange)).await;
-    let staged = u.context.outbox.oldest(&[EVENTS_QUEUE], 5000).await.unwrap().pop().unwrap();
+    let staged = u.context.outbox.oldest(&[EVENTS_QUEUE], &[], 5000).await.unwrap().pop().unwrap();
     assert_eq!((&staged.item.payload, staged.item.priority), (&strange.payload, strange.priority));
     assert_eq!(staged.item.delay, strange.delay);
     assert_eq!(drain(&u.context).await.unwrap(), 2101);
@@ -99,7 +104,7 @@ async fn what_waits_reaches_its_queue_in_order_once_and_whole(u: &ContextUnderTe
 
 async fn whoever_dies_between_enqueue_and_removal_doubles_nothing(u: &ContextUnderTest) {
     add(u, &numbered(0..5)).await;
-    let left_behind = u.context.outbox.oldest(&[EVENTS_QUEUE], 10).await.unwrap();
+    let left_behind = u.context.outbox.oldest(&[EVENTS_QUEUE], &[], 10).await.unwrap();
     drain(&u.context).await.unwrap();
     // As if the removal had not come to pass: what was there is there again.
     u.put_back(&left_behind).await;
@@ -149,7 +154,7 @@ async fn a_queue_with_room_for_a_few_gets_a_few(u: &ContextUnderTest) {
         assert!(matches!(error, DrainError::Queue(QueueError::Full { .. })), "{error}");
         let seen = worked_off(u).await;
         assert!(!seen.is_empty(), "as many as there is room for");
-        u.context.outbox.oldest(&[EVENTS_QUEUE], 1).await.unwrap();
+        u.context.outbox.oldest(&[EVENTS_QUEUE], &[], 1).await.unwrap();
         tokio::time::sleep(Duration::from_millis(1100)).await;
     }
     while let Err(error) = drain(&small).await {
@@ -158,6 +163,45 @@ async fn a_queue_with_room_for_a_few_gets_a_few(u: &ContextUnderTest) {
         tokio::time::sleep(Duration::from_millis(1100)).await;
     }
     assert_eq!(waiting(u).await, (0, 0));
+}
+
+async fn a_brand_over_its_share_waits_and_holds_up_nobody(u: &ContextUnderTest) {
+    let of = |brand: i64, public: bool, names: std::ops::Range<usize>| -> Vec<NewItem> {
+        let item = |item: NewItem| NewItem { brand: Some(BrandId(brand)), public, ..item };
+        numbered(names).into_iter().map(item).collect()
+    };
+    add(u, &of(1, true, 0..90)).await;
+    add(u, &of(2, false, 90..95)).await;
+    let small = u.reopened(QueueSettings { max_depth: 40, ..QueueSettings::default() }).await;
+    drain(&small).await.unwrap();
+    let held = [1, 2].map(|brand| BrandId(brand));
+    let held = [small.queue.held_by(held[0]).await.unwrap(), small.queue.held_by(held[1]).await.unwrap()];
+    assert_eq!((held[0].items, held[1].items), (17, 5), "as much as stays free, and all");
+    assert_eq!(waiting(u).await, (73, 0));
+    let mut seen = worked_off(u).await;
+    for _ in 0..20 {
+        drain(&small).await.unwrap();
+        seen.extend(worked_off(u).await);
+    }
+    assert_eq!(waiting(u).await, (0, 0));
+    seen.retain(|name| name.parse::<u32>().unwrap() < 90);
+    assert_eq!(seen, (0..90).map(|n| n.to_string()).collect::<Vec<_>>(), "each once, in order");
+}
+
+async fn what_waits_for_a_queue_that_is_away_has_shares_too(u: &ContextUnderTest) {
+    let clock = Arc::new(SystemClock);
+    let spooled =
+        SpooledQueue::new(Arc::new(support::AwayQueue), EVENTS_QUEUE, u.context.outbox.clone(), clock, 40);
+    let of = |brand: i64, public: bool| NewItem { brand: Some(BrandId(brand)), public, ..item("x") };
+    let mut taken = 0;
+    for _ in 0..40 {
+        let result = spooled.enqueue(&[of(1, true)]).await.unwrap();
+        taken += usize::from(result == [Enqueued::Accepted]);
+    }
+    assert_eq!(taken, 20, "what a public key sent: as much as is free");
+    let both = spooled.enqueue(&[of(1, true), of(1, false), of(2, true)]).await.unwrap();
+    assert_eq!(both, [Enqueued::OverShare, Enqueued::Accepted, Enqueued::Accepted]);
+    assert_eq!(waiting(u).await, (22, 0));
 }
 
 async fn deliveries_at_once_fail_nobody(u: &ContextUnderTest) {

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use support::{LEASE, QueueUnderTest, redis_lists, redis_streams, sqlite_queue};
+use tributary_core::domain::ids::BrandId;
 use tributary_core::ports::queue::{
-    Acked, Audited, Batch, BatchId, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Idempotency, MAX_DEAD_PAGE,
-    MAX_LOSSES, NewItem, Outcome, Priority, QueueError, Reclaimed, Then, Unfinished,
+    Acked, Audited, Batch, BatchId, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Holding, Idempotency,
+    MAX_DEAD_PAGE, MAX_LOSSES, NewItem, Outcome, Priority, QueueError, Reclaimed, Scope, Then, Unfinished,
 };
 
 on_every_adapter!({ sqlite: crate::sqlite_queue, redis_lists: crate::redis_lists, redis_streams: crate::redis_streams } [
@@ -30,6 +31,10 @@ on_every_adapter!({ sqlite: crate::sqlite_queue, redis_lists: crate::redis_lists
     higher_priorities_come_first,
     a_delayed_item_waits,
     a_full_queue_takes_nothing_of_the_batch,
+    a_brand_holds_its_share_and_holds_up_nobody,
+    a_backlog_waits_behind_other_brands,
+    a_brands_dead_letters_are_bounded_in_number_bytes_and_age,
+    what_is_deferred_waits_and_uses_no_attempt,
     a_sleeping_worker_is_woken_by_an_enqueue,
     payloads_of_any_bytes_survive_loss_and_burial,
     many_workers_get_every_item_once,
@@ -166,7 +171,7 @@ async fn a_poison_item_takes_no_neighbour_along(u: &QueueUnderTest) {
         done(u, &batch).await;
     }
     assert_eq!(worked, HashSet::from(["good".to_owned(), "fine".to_owned()]));
-    let dead = u.queue.dead(None, 10).await.unwrap();
+    let dead = u.queue.dead(Scope::All, None, 10).await.unwrap();
     assert_eq!(dead.len(), 1);
     assert_eq!(dead[0].item.payload, "poison");
     assert_eq!(dead[0].item.losses, MAX_LOSSES);
@@ -219,7 +224,7 @@ async fn a_buried_item_keeps_its_payload_and_its_reason(u: &QueueUnderTest) {
     let error = "invalid_event: \"quoted\"\nand a second line";
     let unfinished = [Unfinished { item: batch.items[1].clone(), then: Then::Bury { error: error.into() } }];
     assert_eq!(u.queue.ack(&batch, &unfinished).await.unwrap(), Acked::Done);
-    let dead = u.queue.dead(None, 10).await.unwrap();
+    let dead = u.queue.dead(Scope::All, None, 10).await.unwrap();
     assert_eq!((dead.len(), dead[0].error()), (1, error));
     assert_eq!((&dead[0].item.id, &dead[0].item.payload), (&batch.items[1].id, &batch.items[1].payload));
     assert_eq!(u.queue.dead_letter(&dead[0].item.id).await.unwrap().as_ref(), Some(&dead[0]));
@@ -283,6 +288,112 @@ async fn a_delayed_item_waits(u: &QueueUnderTest) {
     assert_eq!((payloads(&batch), batch.items[0].priority), (vec!["later"], Priority::High));
 }
 
+/// Enqueues so many of a brand's items, one by one; answers how many were taken.
+async fn flood(u: &QueueUnderTest, brand: i64, public: bool, calls: usize) -> usize {
+    let items = vec![NewItem { brand: Some(BrandId(brand)), public, ..item("x") }; 50];
+    let mut taken = 0;
+    for _ in 0..calls {
+        let results = u.queue.enqueue(&items).await.unwrap();
+        taken += results.iter().filter(|result| **result == Enqueued::Accepted).count();
+    }
+    taken
+}
+
+async fn a_brand_holds_its_share_and_holds_up_nobody(u: &QueueUnderTest) {
+    assert_eq!(flood(u, 1, true, 60).await, 1500, "a public key: as much as is free, of 3,000");
+    assert_eq!(flood(u, 1, false, 60).await, 900, "its other sources: four times as much as is free");
+    let held = u.queue.held_by(BrandId(1)).await.unwrap();
+    assert_eq!((held.items, held.bytes, held.dead), (2400, 2400, 0));
+    for brand in 2..6 {
+        let room = 3000 - u.queue.stats().await.unwrap().pending;
+        let taken = flood(u, brand, false, 60).await as u64;
+        assert!(taken < room && (taken > 0 || room < 100), "brand {brand}: {taken} of {room}");
+    }
+    let [mine, theirs] = [1, 9].map(|brand| NewItem { brand: Some(BrandId(brand)), ..item("both") });
+    let results = u.queue.enqueue(&[mine.clone(), theirs]).await.unwrap();
+    assert_eq!(results, [Enqueued::OverShare, Enqueued::Accepted], "in one call, too");
+    // what is worked off makes room
+    let batch = fetch(u, 1000).await.unwrap();
+    assert_eq!(
+        u.queue.enqueue(std::slice::from_ref(&mine)).await.unwrap(),
+        [Enqueued::OverShare],
+        "held is not done"
+    );
+    done(u, &batch).await;
+    assert_eq!(u.queue.enqueue(&[mine]).await.unwrap(), [Enqueued::Accepted]);
+    assert_eq!(u.queue.held_by(BrandId(1)).await.unwrap().items, 1401);
+}
+
+async fn a_backlog_waits_behind_other_brands(u: &QueueUnderTest) {
+    flood(u, 1, false, 48).await;
+    let theirs = NewItem { brand: Some(BrandId(2)), ..item("theirs") };
+    u.queue.enqueue(&[theirs]).await.unwrap();
+    // all that came before the backlog was one, then theirs, then the rest
+    let first = fetch(u, 1000).await.unwrap();
+    let second = fetch(u, 1000).await.unwrap();
+    let third = fetch(u, 1000).await.unwrap();
+    assert_eq!((first.items.len(), second.items.len(), third.items.len()), (1000, 1000, 401));
+    assert_eq!((payloads(&third)[0], third.items[0].priority), ("theirs", Priority::Normal));
+    assert!(third.items[1..].iter().all(|item| item.priority == Priority::Low));
+}
+
+async fn a_brands_dead_letters_are_bounded_in_number_bytes_and_age(u: &QueueUnderTest) {
+    let of = |brand: i64, payload: &str| NewItem { brand: Some(BrandId(brand)), ..item(payload) };
+    let names = async |scope: Scope| -> Vec<String> {
+        let letters = u.queue.dead(scope, None, MAX_DEAD_PAGE).await.unwrap();
+        letters.iter().map(|l| String::from_utf8_lossy(&l.item.payload).into_owned()).collect()
+    };
+    u.queue.enqueue(&[of(2, "theirs"), item("nobody's")]).await.unwrap();
+    bury(u, &fetch(u, 10).await.unwrap(), "no").await;
+    for n in 0..60 {
+        let key = Idempotency::new(vec![format!("k{n}")], b"x");
+        let keyed = NewItem { idempotency: Some(key), ..of(1, &n.to_string()) };
+        u.queue.enqueue(&[keyed]).await.unwrap();
+        bury(u, &fetch(u, 10).await.unwrap(), "no").await;
+    }
+    let newest: Vec<String> = (10..60).rev().map(|n| n.to_string()).collect();
+    assert_eq!(names(Scope::Brand(BrandId(1))).await, newest, "the oldest go");
+    assert_eq!(names(Scope::Brand(BrandId(2))).await, ["theirs"], "and nobody else's");
+    assert_eq!(names(Scope::Nobody).await, ["nobody's"]);
+    assert_eq!(u.queue.stats().await.unwrap().dropped, 10);
+    let ended = u.queue.claim("k3").await.unwrap().unwrap().finished.unwrap();
+    assert_eq!(ended.outcome, Outcome::Discarded);
+
+    for n in 0..4 {
+        let large = format!("{n}{}", "z".repeat(400_000));
+        u.queue.enqueue(&[of(1, &large)]).await.unwrap();
+        bury(u, &fetch(u, 10).await.unwrap(), "no").await;
+    }
+    let firsts: Vec<char> =
+        names(Scope::Brand(BrandId(1))).await.iter().filter_map(|p| p.chars().next()).collect();
+    assert_eq!(firsts, ['3', '2'], "a megabyte is two of them");
+    let held = u.queue.held_by(BrandId(1)).await.unwrap();
+    assert!(held.dead == 2 && (800_000..810_000).contains(&held.dead_bytes), "{held:?}");
+    let huge = "h".repeat(1_500_000);
+    u.queue.enqueue(&[of(1, &huge)]).await.unwrap();
+    bury(u, &fetch(u, 10).await.unwrap(), "no").await;
+    assert_eq!(names(Scope::Brand(BrandId(1))).await, [huge], "the newest stays, however large");
+
+    let buried = u.queue.dead(Scope::Brand(BrandId(1)), None, 1).await.unwrap()[0].buried_ms;
+    assert_eq!(u.queue.drop_dead(Some(BrandId(1)), buried).await.unwrap(), 0);
+    assert_eq!(u.queue.drop_dead(Some(BrandId(1)), buried + 1).await.unwrap(), 1);
+    assert_eq!(u.queue.drop_dead(None, buried + 1).await.unwrap(), 1);
+    assert_eq!(names(Scope::All).await, ["theirs"]);
+    assert_eq!(u.queue.held_by(BrandId(1)).await.unwrap(), Holding::default());
+}
+
+async fn what_is_deferred_waits_and_uses_no_attempt(u: &QueueUnderTest) {
+    put(u, &["1"]).await;
+    let batch = fetch(u, 10).await.unwrap();
+    let then = Then::Defer { delay: Duration::from_millis(600) };
+    u.queue.ack(&batch, &[Unfinished { item: batch.items[0].clone(), then }]).await.unwrap();
+    assert!(fetch(u, 10).await.is_none());
+    u.pass(Duration::from_millis(650)).await;
+    let again = fetch(u, 10).await.unwrap();
+    assert_eq!(again.items, batch.items, "as it was: no attempt, no history");
+    done(u, &again).await;
+}
+
 async fn a_full_queue_takes_nothing_of_the_batch(u: &QueueUnderTest) {
     let keyed = NewItem { idempotency: Some(Idempotency::new(vec!["k".into()], b"x")), ..item("x") };
     let mut items = vec![item("x"); 3000];
@@ -327,7 +438,7 @@ async fn payloads_of_any_bytes_survive_loss_and_burial(u: &QueueUnderTest) {
     assert_eq!(first.items[0].payload, bytes);
     let unfinished = [Unfinished { item: first.items[0].clone(), then: Then::Bury { error: "x".into() } }];
     u.queue.ack(&first, &unfinished).await.unwrap();
-    assert_eq!(u.queue.dead(None, 1).await.unwrap()[0].item.payload, bytes);
+    assert_eq!(u.queue.dead(Scope::All, None, 1).await.unwrap()[0].item.payload, bytes);
     assert_eq!(fetch(u, 10).await.unwrap().items[0].payload, big_number.payload);
 }
 
@@ -406,12 +517,12 @@ async fn dead_letters_are_listed_put_back_and_discarded(u: &QueueUnderTest) {
         bury(u, &fetch(u, 10).await.unwrap(), &format!("no {name}")).await;
         u.pass(Duration::from_millis(2)).await;
     }
-    let all = u.queue.dead(None, MAX_DEAD_PAGE).await.unwrap();
+    let all = u.queue.dead(Scope::All, None, MAX_DEAD_PAGE).await.unwrap();
     let names = |letters: &[DeadLetter]| -> Vec<String> {
         letters.iter().map(|letter| String::from_utf8_lossy(&letter.item.payload).into_owned()).collect()
     };
     assert_eq!(names(&all), ["4", "3", "2", "1"]);
-    let page = u.queue.dead(Some(&all[1].place()), 1).await.unwrap();
+    let page = u.queue.dead(Scope::All, Some(&all[1].place()), 1).await.unwrap();
     assert_eq!((names(&page), page[0].error()), (vec!["2".to_owned()], "no 2"));
     assert_eq!(DeadPlace::parse(&all[1].place().to_string()), Some(all[1].place()));
 
@@ -419,8 +530,8 @@ async fn dead_letters_are_listed_put_back_and_discarded(u: &QueueUnderTest) {
     assert_eq!(u.queue.retry_dead(&ids).await.unwrap(), 2);
     assert_eq!(u.queue.retry_dead(&ids).await.unwrap(), 0, "they are there no more");
     assert_eq!(u.queue.discard_dead(&[all[2].item.id.clone(), "nobody".into()]).await.unwrap(), 1);
-    assert_eq!(names(&u.queue.dead(None, 10).await.unwrap()), ["1"]);
-    let gone = u.queue.dead(Some(&all[1].place()), 10).await.unwrap();
+    assert_eq!(names(&u.queue.dead(Scope::All, None, 10).await.unwrap()), ["1"]);
+    let gone = u.queue.dead(Scope::All, Some(&all[1].place()), 10).await.unwrap();
     assert_eq!(names(&gone), ["1"], "a place outlives its letter");
     let back = fetch(u, 10).await.unwrap();
     assert_eq!(payloads(&back), ["4", "3"]);
@@ -442,7 +553,7 @@ async fn a_failure_is_remembered_through_every_try(u: &QueueUnderTest) {
     fetch(u, 10).await.unwrap();
     lose(u).await;
     bury(u, &fetch(u, 10).await.unwrap(), "at last").await;
-    let letter = u.queue.dead(None, 10).await.unwrap().pop().unwrap();
+    let letter = u.queue.dead(Scope::All, None, 10).await.unwrap().pop().unwrap();
     let history: Vec<&str> = letter.item.history.iter().map(|failure| failure.error.as_str()).collect();
     assert_eq!(history, [errors[0], errors[1], "its worker was lost", "at last"]);
     assert!(letter.item.history.is_sorted_by_key(|failure| failure.at_ms));
@@ -469,7 +580,7 @@ async fn a_claim_says_when_by_whom_and_how_its_item_ended(u: &QueueUnderTest) {
     assert!(ended.at_ms >= open.claimed_ms);
     assert_eq!(claim("b").await.finished.unwrap().outcome, Outcome::Dead);
     assert_eq!(claim("c").await.finished, None);
-    let dead = u.queue.dead(None, 1).await.unwrap().pop().unwrap();
+    let dead = u.queue.dead(Scope::All, None, 1).await.unwrap().pop().unwrap();
     u.queue.discard_dead(&[dead.item.id]).await.unwrap();
     assert_eq!(claim("b").await.finished.unwrap().outcome, Outcome::Discarded);
     assert_eq!(u.queue.enqueue(&[keyed("2", "b")]).await.unwrap(), [Enqueued::Duplicate]);

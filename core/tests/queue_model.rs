@@ -13,7 +13,10 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use model::{CLAIM_TTL_MS, Entry, Fate, Held, LEASE_MS, Model, New, Reply, Snapshot, T0, Transition};
+use model::{
+    BACKLOG, CLAIM_TTL_MS, Entry, Fate, Held, LEASE_MS, MAX_BYTES, MAX_DEAD, MAX_DEPTH, Model, New, Reply,
+    Snapshot, T0, Transition, payload,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest};
@@ -23,9 +26,10 @@ use tributary_core::adapters::redis::keys::Layout;
 use tributary_core::adapters::redis::queue::RedisQueue;
 use tributary_core::adapters::sqlite::db::Db;
 use tributary_core::adapters::sqlite::queue::SqliteQueue;
+use tributary_core::domain::ids::BrandId;
 use tributary_core::ports::clock::ManualClock;
 use tributary_core::ports::queue::{
-    Batch, Idempotency, Item, NewItem, Priority, Queue, QueueSettings, Then, Unfinished,
+    Batch, Idempotency, Item, NewItem, Priority, Queue, QueueError, QueueSettings, Then, Unfinished,
 };
 
 /// Steps of a history, at most.
@@ -93,14 +97,12 @@ struct Subject<A> {
     _adapter: PhantomData<A>,
 }
 
-fn payload(n: u64, key: Option<u8>) -> String {
-    format!("{n} {}", key.map(|key| key.to_string()).unwrap_or_default())
-}
-
 /// An item as the model knows it.
 fn entry(item: &Item) -> Entry {
     let text = std::str::from_utf8(&item.payload).unwrap();
-    let (n, key) = text.split_once(' ').unwrap();
+    let (n, rest) = text.split_once(' ').unwrap();
+    let (key, brand) = rest.split_once(' ').unwrap();
+    assert_eq!(item.brand, of(brand.parse().unwrap()), "an item stays its brand's");
     Entry {
         n: n.parse().unwrap(),
         priority: item.priority.index(),
@@ -109,7 +111,13 @@ fn entry(item: &Item) -> Entry {
         losses: item.losses,
         history: item.history.len(),
         key: key.parse().ok(),
+        brand: brand.parse().unwrap(),
+        bytes: text.len() as u64,
     }
+}
+
+fn of(brand: i64) -> Option<BrandId> {
+    (brand != 0).then_some(BrandId(brand))
 }
 
 fn key_name(key: u8) -> String {
@@ -122,9 +130,11 @@ impl<A: Adapter> Subject<A> {
         let with_number = items.iter().zip(first..);
         with_number
             .map(|(new, n)| NewItem {
-                payload: payload(n, new.key.map(|(key, _)| key)).into(),
+                payload: payload(n, new.key.map(|(key, _)| key), new.brand).into(),
                 priority: Priority::at(new.priority),
                 delay: Duration::from_millis(new.delay_ms.unsigned_abs()),
+                brand: of(new.brand),
+                public: new.public,
                 idempotency: new.key.map(|(key, body)| Idempotency::new(vec![key_name(key)], &[body])),
             })
             .collect()
@@ -132,9 +142,11 @@ impl<A: Adapter> Subject<A> {
 
     async fn step(&mut self, transition: &Transition) -> Reply {
         match transition {
-            Transition::Enqueue(items) => {
-                Reply::Enqueued(self.queue.enqueue(&self.new_items(items)).await.unwrap())
-            }
+            Transition::Enqueue(items) => match self.queue.enqueue(&self.new_items(items)).await {
+                Ok(results) => Reply::Enqueued(results),
+                Err(QueueError::Full { .. }) => Reply::Full,
+                Err(error) => panic!("{error}"),
+            },
             Transition::Fetch(want) => {
                 let Some(batch) = self.queue.fetch(*want, Duration::ZERO).await.unwrap() else {
                     return Reply::Fetched(Vec::new());
@@ -160,6 +172,9 @@ impl<A: Adapter> Subject<A> {
                             }
                             Fate::Bury => Then::Bury { error },
                             Fate::Release => Then::Release,
+                            Fate::Defer(ms) => {
+                                Then::Defer { delay: Duration::from_millis(ms.unsigned_abs()) }
+                            }
                         };
                         Some(Unfinished { item: item.clone(), then })
                     })
@@ -190,6 +205,9 @@ impl<A: Adapter> Subject<A> {
             Transition::DiscardDead(which) => {
                 Reply::Count(self.queue.discard_dead(&self.dead_ids(which)).await.unwrap())
             }
+            Transition::DropDead(brand, age) => {
+                Reply::Count(self.queue.drop_dead(of(*brand), self.back_door_now() - age).await.unwrap())
+            }
             Transition::Audit => {
                 let found = self.queue.audit().await.unwrap();
                 Reply::Count(found.strays + found.repaired)
@@ -207,7 +225,8 @@ impl<A: Adapter> Subject<A> {
 
     /// All that the queue holds, read past it; panics where something lies about that is nobody's.
     async fn snapshot(&self) -> Snapshot {
-        let Raw { places, delayed, batches, dead, claims, paused } = self.back_door.read().await;
+        let Raw { places, delayed, batches, dead, claims, paused, shares, dead_shares } =
+            self.back_door.read().await;
         let entries = |items: &[Item]| items.iter().map(entry).collect();
         let by_number =
             |items: &[Item]| items.iter().map(entry).map(|e| (e.n, e)).collect::<BTreeMap<_, _>>();
@@ -226,6 +245,8 @@ impl<A: Adapter> Subject<A> {
                 .collect(),
             dead: dead.iter().map(|(buried, item)| ((*buried, at(item)), entry(item))).collect(),
             paused,
+            shares,
+            dead_shares: dead_shares.iter().map(|(brand, (letters, _))| (*brand, *letters)).collect(),
             ..Snapshot::default()
         };
         let now = self.back_door_now();
@@ -256,8 +277,11 @@ impl<A: Adapter> Subject<A> {
             ("reclaimed", stats.reclaimed),
             ("buried", stats.buried),
             ("discarded", stats.discarded),
+            ("dropped", stats.dropped),
             ("strays", stats.strays),
         ];
+        let bytes: u64 = snapshot.shares.values().map(|(_, bytes)| bytes).sum();
+        assert_eq!(stats.bytes, bytes, "what stats says is what is there");
         snapshot.counters = counters.into_iter().filter(|(_, value)| *value > 0).collect();
         let waiting =
             |places: &[std::collections::VecDeque<Entry>]| places.iter().map(|p| p.len()).sum::<usize>();
@@ -295,7 +319,11 @@ impl<A: Adapter + 'static> StateMachineTest for InStep<A> {
             let settings = QueueSettings {
                 lease: Duration::from_millis(LEASE_MS.unsigned_abs()),
                 claim_ttl: Duration::from_millis(CLAIM_TTL_MS.unsigned_abs()),
-                max_depth: 0,
+                max_depth: MAX_DEPTH,
+                max_bytes: MAX_BYTES,
+                backlog: BACKLOG,
+                max_dead: MAX_DEAD,
+                max_dead_bytes: u64::MAX >> 1,
             };
             let (queue, back_door) = A::open(clock.clone(), settings).await;
             Subject {
@@ -368,7 +396,7 @@ fn redis_streams_keep_in_step_with_the_model() {
 }
 
 /// Guards of the scripts, each as a line that can be taken out.
-const GUARDS: [(&str, &str, &str); 10] = [
+const GUARDS: [(&str, &str, &str); 15] = [
     (
         "the token check of ack",
         "if not redis.call('ZSCORE', LEASES, id) then return 0 end -- guard: token",
@@ -398,6 +426,23 @@ const GUARDS: [(&str, &str, &str); 10] = [
         "if item.losses > tonumber(ARGV[5]) then",
     ),
     ("the owner of a claim", "if owner == id then", "if owner then"),
+    ("the count of a share", "redis.call('HINCRBY', SHARES, brand, items) -- guard: share", ""),
+    (
+        "the share of items",
+        "one.over = (most > 0 and would > one.times * (most - held - one.items)) -- guard: share of items",
+        "one.over = false",
+    ),
+    (
+        "the share of bytes",
+        "or (most_bytes > 0 and would_bytes > one.times * (most_bytes - held_bytes - one.bytes)) -- guard: share of bytes",
+        "",
+    ),
+    ("the backlog", "one.late = backlog > 0 and would - one.items >= backlog -- guard: backlog", ""),
+    (
+        "the bound of dead letters",
+        "if letters <= 1 or (letters <= most and bytes <= most_bytes) then break end -- guard: letters",
+        "if letters then break end",
+    ),
     ("the turn of the last", "turn % tonumber(ARGV[8]) == 0", "turn % tonumber(ARGV[8]) == -1"),
 ];
 /// Histories within which the absence of a guard must be seen.
@@ -453,5 +498,10 @@ counter_tests!(
     the_wait_for_a_delay: 6,
     the_limit_of_losses: 7,
     the_owner_of_a_claim: 8,
-    the_turn_of_the_last: 9,
+    the_count_of_a_share: 9,
+    the_share_of_items: 10,
+    the_share_of_bytes: 11,
+    the_backlog: 12,
+    the_bound_of_dead_letters: 13,
+    the_turn_of_the_last: 14,
 );

@@ -15,10 +15,12 @@ use tributary_core::adapters::redis::client::{RedisClient, RedisStartError};
 use tributary_core::adapters::redis::keys::Layout;
 use tributary_core::adapters::redis::locks::RedisLocks;
 use tributary_core::adapters::redis::queue::RedisQueue;
+use tributary_core::domain::ids::BrandId;
 use tributary_core::ports::clock::{ManualClock, SystemClock};
 use tributary_core::ports::locks::{Acquired, Locks};
 use tributary_core::ports::queue::{
-    Acked, Batch, Enqueued, Idempotency, NewItem, Queue, QueueError, QueueSettings, Then, Unfinished,
+    Acked, Batch, Enqueued, Idempotency, Item, NewItem, Queue, QueueError, QueueSettings, Scope, Then,
+    Unfinished,
 };
 
 const LEASE: Duration = Duration::from_secs(10);
@@ -277,7 +279,7 @@ async fn every_script_keeps_to_one_slot_of_a_cluster() {
         queue.fetch(10, Duration::ZERO).await.unwrap().unwrap();
         clock.advance(10_000);
         assert_eq!(queue.reclaim().await.unwrap().returned, 3);
-        let dead = queue.dead(None, 10).await.unwrap();
+        let dead = queue.dead(Scope::All, None, 10).await.unwrap();
         assert_eq!(queue.retry_dead(&[dead[0].item.id.clone()]).await.unwrap(), 1);
         queue.discard_dead(&["nobody".into()]).await.unwrap();
         queue.set_paused(true).await.unwrap();
@@ -373,7 +375,6 @@ async fn a_redis_without_memory_refuses_and_lets_go_of_what_it_has() {
         let s = split(&redis, layout).await;
         let queue = &s.straight;
         let large = |delay| NewItem { payload: vec![b'x'; 50_000].into(), delay, ..NewItem::default() };
-        let mut taken = 4;
         queue.enqueue(&vec![large(Duration::from_secs(1)); 2]).await.unwrap();
         queue.enqueue(&vec![large(Duration::ZERO); 2]).await.unwrap();
         let held = queue.fetch(1, Duration::ZERO).await.unwrap().unwrap();
@@ -386,13 +387,20 @@ async fn a_redis_without_memory_refuses_and_lets_go_of_what_it_has() {
             queue.fetch(1, Duration::ZERO).await.unwrap().unwrap();
         }
         drop(poison);
-        let error = loop {
-            match queue.enqueue(&[large(Duration::ZERO)]).await {
-                Ok(_) => taken += 1,
-                Err(error) => break error,
+        // By what is no queue's: a queue leaves room.
+        let mut fillers = 0;
+        let mut connection = RedisClient::connect(&redis.url(), "filler").await.unwrap().shared();
+        let full = loop {
+            let mut set = redis::cmd("SET");
+            set.arg(format!("filler:{fillers}")).arg(vec![b'x'; 50_000]);
+            match set.exec_async(&mut connection).await {
+                Ok(()) => fillers += 1,
+                Err(error) => break error.to_string(),
             }
-            assert!(taken < 1000, "it is full by now");
+            assert!(fillers < 1000, "it is full by now");
         };
+        assert!(full.contains("OOM"), "{full}");
+        let error = queue.enqueue(&[large(Duration::ZERO)]).await.unwrap_err();
         assert!(matches!(error, QueueError::Unavailable(_)), "{error}");
         // Full as it is: the beat, the burial after the third loss, the delayed that are due.
         s.clock.advance(10_000);
@@ -405,7 +413,43 @@ async fn a_redis_without_memory_refuses_and_lets_go_of_what_it_has() {
             worked += batch.items.len();
             queue.ack(&batch, &[]).await.unwrap();
         }
-        assert_eq!((worked, queue.stats().await.unwrap().delayed), (taken, 0));
+        assert_eq!((worked, queue.stats().await.unwrap().delayed), (4, 0));
+        for n in 0..fillers {
+            redis::cmd("DEL").arg(format!("filler:{n}")).exec_async(&mut connection).await.unwrap();
+        }
         s.back_door.clear().await;
+    }
+}
+
+/// What a flood leaves behind - dead letters, and what waits - takes a part of a small memory: another brand goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_brand_cannot_fill_the_memory_that_others_need() {
+    let redis = Redis::start_with(Fsync::EverySecond, &["--maxmemory", "24mb"]).await.unwrap();
+    for layout in LAYOUTS {
+        let client = RedisClient::connect(&redis.url(), &Services::fresh_key_space()).await.unwrap();
+        let settings = QueueSettings { max_depth: 0, ..QueueSettings::default() };
+        let queue = RedisQueue::new(client, "events", layout, settings, Arc::new(SystemClock));
+        let of = |brand| NewItem {
+            payload: vec![b'z'; 30_000].into(),
+            brand: Some(BrandId(brand)),
+            public: true,
+            ..NewItem::default()
+        };
+        for _ in 0..100 {
+            queue.enqueue(&vec![of(1); 15]).await.unwrap();
+            let Some(batch) = queue.fetch(15, Duration::ZERO).await.unwrap() else { continue };
+            let bury = |item: &Item| Unfinished {
+                item: item.clone(),
+                then: Then::Bury { error: "too deep".into() },
+            };
+            let letters: Vec<Unfinished> = batch.items.iter().map(bury).collect();
+            queue.ack(&batch, &letters).await.unwrap();
+        }
+        for _ in 0..100 {
+            queue.enqueue(&vec![of(1); 15]).await.unwrap();
+        }
+        let held = queue.held_by(BrandId(1)).await.unwrap();
+        assert!(held.items > 50 && held.dead > 10, "a flood it was: {held:?}");
+        assert_eq!(queue.enqueue(&[of(2)]).await.unwrap(), [Enqueued::Accepted]);
     }
 }

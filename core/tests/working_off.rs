@@ -82,7 +82,7 @@ async fn an_item_is_tried_so_often_and_then_buried(u: &ContextUnderTest) {
                 assert!(last, "buried after {attempt} attempts");
                 assert!(error.contains(&format!("failed {MAX_ATTEMPTS} times")), "{error}");
             }
-            Then::Release => panic!("a refusal is no outage"),
+            Then::Release | Then::Defer { .. } => panic!("a refusal is no outage"),
         }
     }
 }

@@ -68,7 +68,12 @@ pub const CODES: &[Code] = &[
     code(
         429,
         "rate_limited",
-        "the key has made more requests than it may; Retry-After says when to come again",
+        "the key has sent more events or made more requests than it may, or its address tries keys that are not known; Retry-After says when to come again",
+    ),
+    code(
+        429,
+        "share_full",
+        "the brand holds as much of the queue as it may; Retry-After says when to come again",
     ),
     code(415, "unsupported_media_type", "the content type is not JSON"),
     code(500, "internal", "a defect; the server's log has more"),
@@ -106,6 +111,7 @@ pub const TAKING: &[&str] = &[
     "rate_limited",
     "queue_unavailable",
     "queue_full",
+    "share_full",
     "store_unavailable",
 ];
 /// What is wrong with a message.

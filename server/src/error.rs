@@ -16,6 +16,8 @@ use tributary_core::services::tenants::KeyError;
 
 /// How long a client is asked to wait when something is away or full, in seconds.
 pub const RETRY_AFTER_S: u16 = 5;
+/// Seconds after which a brand may send again whose share of the queue is full.
+const SHARE_RETRY_S: u16 = 10;
 
 /// An error answer.
 #[derive(Debug)]
@@ -89,12 +91,12 @@ impl ApiError {
     }
 
     /// 429 with `Retry-After`.
-    pub fn rate_limited(wait: Duration, limit: u32) -> Self {
+    pub fn rate_limited(wait: Duration, message: &str) -> Self {
         let seconds = u16::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u16::MAX).max(1);
         Self {
             status: StatusCode::TOO_MANY_REQUESTS,
             code: "rate_limited",
-            message: format!("this key may make {limit} requests a second; come again in {seconds} s"),
+            message: format!("{message}; come again in {seconds} s"),
             retry: Some(seconds),
         }
     }
@@ -110,6 +112,12 @@ impl From<QueueError> for ApiError {
     fn from(error: QueueError) -> Self {
         match error {
             QueueError::Full { .. } => Self::unavailable("queue_full", error.to_string()),
+            QueueError::OverShare => Self {
+                status: StatusCode::TOO_MANY_REQUESTS,
+                code: "share_full",
+                message: error.to_string(),
+                retry: Some(SHARE_RETRY_S),
+            },
             // What the driver says may name hosts: that is for the log.
             QueueError::Unavailable(_) | QueueError::Unexpected(_) => {
                 tracing::warn!(%error, "an event was not taken");

@@ -24,7 +24,7 @@ use tributary_core::domain::identity::Rules;
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::order::SUM;
 use tributary_core::domain::time;
-use tributary_core::ports::queue::{NewItem, QueueError};
+use tributary_core::ports::queue::{NewItem, QueueError, within_share};
 
 use crate::cli::ServeArgs;
 
@@ -206,7 +206,7 @@ fn item(context: &Context, brand: BrandId, shop: &str, order: &Value) -> Result<
     };
     // Said now, with the line's number, rather than by a dead letter later.
     envelope.decode(&Rules::default()).map_err(|rejection| rejection.message)?;
-    Ok(NewItem { payload: envelope.encode().into(), ..NewItem::default() })
+    Ok(NewItem { payload: envelope.encode().into(), brand: Some(brand), ..NewItem::default() })
 }
 
 /// Tells two exports of one order apart that were made at different times.
@@ -219,10 +219,12 @@ async fn enqueue(context: &Context, items: &[NewItem]) -> anyhow::Result<()> {
         return Ok(());
     }
     for _ in 0..WAITS {
-        match context.queue.enqueue(items).await {
+        match context.queue.enqueue(items).await.and_then(within_share) {
             Ok(_) => return Ok(()),
             // Full: workers are behind. Away: it may come back.
-            Err(QueueError::Full { .. } | QueueError::Unavailable(_)) => tokio::time::sleep(WAIT).await,
+            Err(QueueError::Full { .. } | QueueError::OverShare | QueueError::Unavailable(_)) => {
+                tokio::time::sleep(WAIT).await
+            }
             Err(error) => return Err(error.into()),
         }
     }

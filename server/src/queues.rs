@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tributary_core::context::Context;
 use tributary_core::domain::time::from_ms;
-use tributary_core::ports::queue::Queue;
-use tributary_core::services::queues::{self, RateMeter, Scope, Which};
+use tributary_core::ports::queue::{Queue, Scope};
+use tributary_core::services::queues::{self, RateMeter, Which};
 
 use crate::cli::{Chosen, DeadCommand, QueuesArgs, QueuesCommand, ServeArgs};
 
@@ -63,6 +63,7 @@ async fn stats(out: &mut impl Write, name: &str, queue: &dyn Queue) -> anyhow::R
     writeln!(out, "  {:<12} {:>12}   oldest {} ms", "pending", stats.pending, stats.oldest_age_ms)?;
     writeln!(out, "  {:<12} {:>12}", "in flight", stats.in_flight)?;
     writeln!(out, "  {:<12} {:>12}", "delayed", stats.delayed)?;
+    writeln!(out, "  {:<12} {:>12}", "bytes", stats.bytes)?;
     writeln!(out, "  {:<12} {:>12}", "dead", stats.dead)?;
     writeln!(out, "\n  {:<12} {:>12} {:>12}", "", "ever", "a second")?;
     let rows = [
@@ -74,6 +75,7 @@ async fn stats(out: &mut impl Write, name: &str, queue: &dyn Queue) -> anyhow::R
         ("conflicts", stats.conflicts, None),
         ("reclaimed", stats.reclaimed, None),
         ("discarded", stats.discarded, None),
+        ("dropped", stats.dropped, None),
         ("strays", stats.strays, None),
     ];
     for (what, ever, rate) in rows {

@@ -13,7 +13,7 @@ use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use stack::client::Client;
 use support::{On, SHOP, TestApp, answer};
-use tributary_core::ports::queue::QueueSettings;
+use tributary_core::ports::queue::{QueueSettings, Scope};
 
 on_both_profiles!(
     every_segment_route_answers_exactly_success,
@@ -138,7 +138,7 @@ async fn a_bad_message_in_a_batch_takes_nobody_along_and_is_found_among_the_dead
     app.work_off().await;
     let (_, found) = answer(app.get("/api/customers/by/user_id/u/360")).await;
     assert_eq!(found["events_count"], 3, "{found}");
-    let dead = app.context.queue.dead(None, 10).await.unwrap();
+    let dead = app.context.queue.dead(Scope::All, None, 10).await.unwrap();
     assert_eq!(dead.len(), 1);
     assert!(dead[0].error().contains("no_event"), "{}", dead[0].error());
     assert!(String::from_utf8_lossy(&dead[0].item.payload).contains("why"), "nothing of it is lost");

@@ -21,8 +21,12 @@ on_both_profiles!(a_full_queue_is_503_with_retry_after_and_takes_nothing);
 async fn a_full_queue_is_503_with_retry_after_and_takes_nothing(on: On) {
     let app = TestApp::start_with(on, 0, QueueSettings { max_depth: 3, ..QueueSettings::default() }).await;
     let events = |count: usize| json!(vec![json!({"event": "E", "userId": "u"}); count]).to_string();
-    assert_eq!(answer(app.post("/api/events", events(2))).await.0, 202);
-    let response = app.post("/api/events", events(2)).send().await.unwrap();
+    let post = |count: usize| {
+        let request = app.http.post(format!("{}/api/events", app.url)).bearer_auth(&app.secret_key);
+        request.body(events(count))
+    };
+    assert_eq!(answer(post(2)).await.0, 202);
+    let response = post(2).send().await.unwrap();
     assert_eq!(response.status(), 503);
     assert!(response.headers()["retry-after"].to_str().unwrap().parse::<u32>().unwrap() > 0);
     assert_eq!(response.json::<serde_json::Value>().await.unwrap()["code"], "queue_full");

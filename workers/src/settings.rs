@@ -212,9 +212,19 @@ pub struct QueueArgs {
     /// How long a webhook's delivery is remembered, in seconds
     #[arg(long, env = "TRIBUTARY_CLAIM_TTL_S", default_value_t = 24 * 60 * 60, value_parser = clap::value_parser!(u64).range(60..=315_360_000))]
     pub claim_ttl_s: u64,
-    /// Most events waiting, beyond which ingestion answers 503; 0 for no limit
-    #[arg(long, env = "TRIBUTARY_MAX_DEPTH", default_value_t = 1_000_000)]
+    /// Most events in the queue, beyond which ingestion answers 503; 0 for no limit. A brand may hold four times the room that is free,
+    /// what a public key sent as much as is free; beyond, 429
+    #[arg(long, env = "TRIBUTARY_MAX_DEPTH", default_value_t = QueueSettings::default().max_depth)]
     pub max_depth: u64,
+    /// Most bytes in the queue, shared alike; 0 for no limit. On Redis at most a quarter of its maxmemory
+    #[arg(long, env = "TRIBUTARY_MAX_BYTES", default_value_t = QueueSettings::default().max_bytes)]
+    pub max_bytes: u64,
+    /// Most dead letters of a brand, beyond which its oldest go
+    #[arg(long, env = "TRIBUTARY_MAX_DEAD", default_value_t = QueueSettings::default().max_dead, value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_dead: u64,
+    /// Most bytes of a brand's dead letters. On Redis at most 1/32 of its maxmemory
+    #[arg(long, env = "TRIBUTARY_MAX_DEAD_BYTES", default_value_t = QueueSettings::default().max_dead_bytes)]
+    pub max_dead_bytes: u64,
     /// Age of the oldest waiting event that turns health, in seconds
     #[arg(long, env = "TRIBUTARY_MAX_LAG_S", default_value_t = 60)]
     pub max_lag_s: u64,
@@ -230,6 +240,10 @@ impl QueueArgs {
             lease: Duration::from_millis(self.lease_ms),
             claim_ttl: Duration::from_secs(self.claim_ttl_s),
             max_depth: self.max_depth,
+            max_bytes: self.max_bytes,
+            backlog: QueueSettings::default().backlog,
+            max_dead: self.max_dead,
+            max_dead_bytes: self.max_dead_bytes,
         }
     }
 

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::queue::{Enqueued, NewItem};
 use super::store::StoreError;
+use crate::domain::ids::BrandId;
 
 /// An item with the queue it is for.
 #[derive(Clone, Debug)]
@@ -51,9 +52,13 @@ pub trait Outbox: Send + Sync {
     /// queue would make. Answers one result an item, in order.
     async fn add(&self, queue: &str, items: &[NewItem], now_ms: i64) -> Result<Vec<Enqueued>, StoreError>;
 
-    /// The oldest items that wait for one of these queues, oldest first. What is for another queue is for another process,
-    /// of a newer version perhaps.
-    async fn oldest(&self, queues: &[&str], limit: usize) -> Result<Vec<Staged>, StoreError>;
+    /// The oldest items that wait for one of these queues, oldest first, but those of some brands. What is for another queue is for
+    /// another process, of a newer version perhaps.
+    async fn oldest(&self, queues: &[&str], but: &[BrandId], limit: usize)
+    -> Result<Vec<Staged>, StoreError>;
+
+    /// How many of a brand's items wait.
+    async fn waiting_of(&self, brand: BrandId) -> Result<u64, StoreError>;
 
     /// Ends items: their queue has them.
     async fn remove(&self, ids: &[Uuid]) -> Result<(), StoreError>;

@@ -125,11 +125,12 @@ pub trait Privacy: Send + Sync {
     /// A brand's data requests that still name their subject.
     async fn named_exports(&self, brand: BrandId) -> Result<Vec<PrivacyRequest>, StoreError>;
 
-    /// Events of nobody that are about a customer's orders, oldest first, at most `limit`.
+    /// Events of nobody that are about a customer's orders, oldest first, after that time and message, at most `limit`.
     async fn order_events(
         &self,
         brand: BrandId,
         id: ProfileId,
+        after: Option<&(Timestamp, String)>,
         limit: i64,
     ) -> Result<Vec<StoredEvent>, StoreError>;
 
@@ -169,8 +170,14 @@ pub trait Privacy: Send + Sync {
         limit: i64,
     ) -> Result<Vec<OrderRecord>, StoreError>;
 
-    /// All that a customer said of consent.
-    async fn consents(&self, brand: BrandId, id: ProfileId) -> Result<Vec<StoredConsent>, StoreError>;
+    /// What a customer said of consent, newest first, from before that statement, at most `limit`.
+    async fn consents(
+        &self,
+        brand: BrandId,
+        id: ProfileId,
+        before: Option<&StoredConsent>,
+        limit: i64,
+    ) -> Result<Vec<StoredConsent>, StoreError>;
 
     /// Deletes events that were received before a time, at most `limit`, and forgets webhooks' bodies from before. Answers how many
     /// events.

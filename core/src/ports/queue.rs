@@ -16,9 +16,15 @@
 //! in when their time has come. Suspects come before all. Every [`FAIR_EVERY`]th fetch turns this round - the lowest priority
 //! first, suspects last - so that neither high ones nor suspects that go round and round starve the others.
 //!
+//! Brands share a queue. Each item is of one, or of none. A brand may hold [`SHARE`] times the room that stays free, in items and in
+//! bytes, so that no number of brands fills it; what a public key sent, as much as is free. Beyond a backlog, what comes of a brand has
+//! low priority. Dead letters have bounds of
+//! their own for each brand: the oldest go.
+//!
 //! People look after a queue by [`Queue::dead`], [`Queue::retry_dead`], [`Queue::discard_dead`], [`Queue::set_paused`] and
 //! [`Queue::claim`]; [`Queue::audit`] finds what no step of the protocol would find again.
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -26,6 +32,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::domain::ids::BrandId;
 
 /// Losses suffered alone after which an item goes to the dead letters.
 pub const MAX_LOSSES: u32 = 3;
@@ -45,6 +53,11 @@ pub const MAX_DEAD_PAGE: usize = 100;
 pub const MAX_HISTORY: usize = 16;
 /// Characters of an error that are kept.
 pub const MAX_ERROR_CHARS: usize = 500;
+
+/// How many times the room that stays free a brand may hold: alone, four fifths of the queue.
+pub const SHARE: u64 = 4;
+/// The same, of what a public key sent: its flood leaves room for what the brand's other sources send.
+pub const PUBLIC_SHARE: u64 = 1;
 
 /// Which items are fetched first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -83,8 +96,19 @@ pub struct NewItem {
     pub priority: Priority,
     /// Not before that long from now.
     pub delay: Duration,
+    /// Whose share of the queue it takes up; of nobody's where it is of no brand.
+    pub brand: Option<BrandId>,
+    /// A public key sent it: see [`PUBLIC_SHARE`].
+    pub public: bool,
     /// How to know it when it comes again; `None` for items that need no such check.
     pub idempotency: Option<Idempotency>,
+}
+
+impl NewItem {
+    /// How many times the room that stays free its brand may hold for it to be taken.
+    pub(crate) fn share(&self) -> u64 {
+        if self.public { PUBLIC_SHARE } else { SHARE }
+    }
 }
 
 /// How an item is known when it comes again.
@@ -129,6 +153,8 @@ pub enum Enqueued {
     Duplicate,
     /// One of its idempotency keys was taken before, by another body; nothing was added.
     Conflict,
+    /// Its brand holds as much as it may; nothing was added. Try again later.
+    OverShare,
 }
 
 /// What is remembered of the first item that came under an idempotency key.
@@ -142,6 +168,17 @@ pub struct Claim {
     pub claimed_ms: i64,
     /// How it ended; `None` while it waits or is worked on.
     pub finished: Option<Finished>,
+}
+
+/// What was answered, where the share of no brand is full.
+///
+/// # Errors
+/// [`QueueError::OverShare`], if one item was refused for it.
+pub fn within_share(results: Vec<Enqueued>) -> Result<Vec<Enqueued>, QueueError> {
+    match results.contains(&Enqueued::OverShare) {
+        true => Err(QueueError::OverShare),
+        false => Ok(results),
+    }
 }
 
 /// How an item ended.
@@ -207,6 +244,8 @@ pub struct Item {
     pub losses: u32,
     /// Where it waits.
     pub priority: Priority,
+    /// Whose it is.
+    pub brand: Option<BrandId>,
     /// The names of its idempotency keys, as the adapter stores them.
     pub claims: Vec<String>,
     /// What went wrong with it so far, oldest first; at most [`MAX_HISTORY`].
@@ -264,6 +303,11 @@ pub enum Then {
     },
     /// Back to pending as it was: the worker stops, or something it needs is away. Costs no attempt.
     Release,
+    /// As it was, and not before `delay` is over: its turn has not come. Costs no attempt.
+    Defer {
+        /// The wait.
+        delay: Duration,
+    },
 }
 
 /// What `ack` did.
@@ -291,6 +335,17 @@ pub struct DeadLetter {
     pub item: Item,
     /// When, in milliseconds since 1970.
     pub buried_ms: i64,
+}
+
+/// Whose dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everybody's.
+    All,
+    /// One brand's.
+    Brand(BrandId),
+    /// Those of no brand: what cannot be read, or was enqueued by a version that did not say a brand.
+    Nobody,
 }
 
 /// A place among the dead letters. It stays one when its letter is gone.
@@ -333,7 +388,7 @@ impl DeadLetter {
 pub struct Audited {
     /// Items under a batch without a lease; they are under one now that ends at once.
     pub strays: u64,
-    /// Dead letters that stood in one of two indexes only; repaired.
+    /// Dead letters that stood in some of their indexes only; repaired.
     pub repaired: u64,
 }
 
@@ -346,6 +401,8 @@ pub struct QueueStats {
     pub in_flight: u64,
     /// Items that wait for a time.
     pub delayed: u64,
+    /// Bytes of all of those: what was enqueued.
+    pub bytes: u64,
     /// Dead letters.
     pub dead: u64,
     /// Nobody fetches until it is resumed.
@@ -368,8 +425,23 @@ pub struct QueueStats {
     pub buried: u64,
     /// Dead letters ever discarded.
     pub discarded: u64,
+    /// Dead letters ever that gave way to newer ones of their brand, or were too old.
+    pub dropped: u64,
     /// Items and dead letters that an audit had to repair.
     pub strays: u64,
+}
+
+/// What a brand has in a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Holding {
+    /// Items pending, delayed and in flight.
+    pub items: u64,
+    /// Their bytes: what was enqueued.
+    pub bytes: u64,
+    /// Dead letters.
+    pub dead: u64,
+    /// Their bytes, history included.
+    pub dead_bytes: u64,
 }
 
 impl QueueStats {
@@ -383,6 +455,7 @@ impl QueueStats {
         self.reclaimed = ever("reclaimed");
         self.buried = ever("buried");
         self.discarded = ever("discarded");
+        self.dropped = ever("dropped");
         self.strays = ever("strays");
     }
 }
@@ -393,14 +466,19 @@ pub enum QueueError {
     /// It cannot be reached, or did not answer in time: whether it acted is unknown. Try again later.
     #[error("the queue cannot be reached: {0}")]
     Unavailable(String),
-    /// It holds as many items as it may; nothing of the batch was taken.
-    #[error("the queue is full: it holds {depth} items, and {limit} are allowed")]
+    /// It holds as much as it may; nothing was taken.
+    #[error("the queue is full: it holds {holds} {unit}, and {limit} are allowed")]
     Full {
-        /// Items pending and delayed.
-        depth: u64,
+        /// How much it holds: pending, delayed and in flight.
+        holds: u64,
         /// The setting.
         limit: u64,
+        /// `items` or `bytes`.
+        unit: &'static str,
     },
+    /// The brand holds as much of it as it may; nothing was taken. Try again later.
+    #[error("the brand's share of the queue is full: what it sent before has to be worked off first")]
+    OverShare,
     /// It answered something that this program cannot have asked for. A defect.
     #[error("the queue answered unexpectedly: {0}")]
     Unexpected(String),
@@ -413,8 +491,33 @@ pub struct QueueSettings {
     pub lease: Duration,
     /// How long an idempotency key is remembered.
     pub claim_ttl: Duration,
-    /// Most items pending and delayed; 0 for no limit.
+    /// Most items pending, delayed and in flight; 0 for no limit.
     pub max_depth: u64,
+    /// Most bytes of them; 0 for no limit. On Redis no more than a quarter of its `maxmemory`.
+    pub max_bytes: u64,
+    /// So many items of a brand in the queue, and what else comes of it waits at low priority: others need not wait for its backlog.
+    /// 0 for never.
+    pub backlog: u64,
+    /// Most dead letters of a brand: beyond, the oldest go.
+    pub max_dead: u64,
+    /// Most bytes of them, history included. On Redis no more than 1/32 of its `maxmemory`. The newest letter stays in any case.
+    pub max_dead_bytes: u64,
+}
+
+impl QueueSettings {
+    /// What fits a memory of that many bytes, if there is such a bound (0: none). There are two queues, and what is kept of an item
+    /// beside its payload.
+    pub(crate) fn within(self, memory: u64) -> Self {
+        if memory == 0 {
+            return self;
+        }
+        let at_most = |bytes: u64, most: u64| if bytes == 0 { most } else { bytes.min(most) };
+        Self {
+            max_bytes: at_most(self.max_bytes, memory / 4),
+            max_dead_bytes: self.max_dead_bytes.min(memory / 32),
+            ..self
+        }
+    }
 }
 
 impl Default for QueueSettings {
@@ -423,8 +526,28 @@ impl Default for QueueSettings {
             lease: Duration::from_secs(15),
             claim_ttl: Duration::from_secs(24 * 60 * 60),
             max_depth: 1_000_000,
+            max_bytes: 1 << 30,
+            backlog: 2 * MAX_FETCH as u64,
+            max_dead: 10_000,
+            max_dead_bytes: 16 << 20,
         }
     }
+}
+
+/// What leaves the queue when a batch ends, by brand: items, and bytes of what was enqueued.
+pub(crate) fn leaving(batch: &Batch, unfinished: &[Unfinished]) -> BTreeMap<Option<BrandId>, (u64, u64)> {
+    let stays: HashSet<&str> = unfinished
+        .iter()
+        .filter(|other| !matches!(other.then, Then::Bury { .. }))
+        .map(|other| other.item.id.as_str())
+        .collect();
+    let mut leave = BTreeMap::<_, (u64, u64)>::new();
+    for item in batch.items.iter().filter(|item| !stays.contains(item.id.as_str())) {
+        let (items, bytes) = leave.entry(item.brand).or_default();
+        *items += 1;
+        *bytes += item.payload.len() as u64;
+    }
+    leave
 }
 
 /// What an item's history says of a loss.
@@ -473,7 +596,12 @@ pub trait Queue: Send + Sync {
     async fn stats(&self) -> Result<QueueStats, QueueError>;
 
     /// At most [`MAX_DEAD_PAGE`] dead letters, newest first: the newest, or those after that place.
-    async fn dead(&self, after: Option<&DeadPlace>, limit: usize) -> Result<Vec<DeadLetter>, QueueError>;
+    async fn dead(
+        &self,
+        of: Scope,
+        after: Option<&DeadPlace>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, QueueError>;
 
     /// The dead letter of that id.
     async fn dead_letter(&self, id: &str) -> Result<Option<DeadLetter>, QueueError>;
@@ -484,6 +612,12 @@ pub trait Queue: Send + Sync {
 
     /// Discards dead letters; answers how many of them were there. At most [`MAX_DEAD_PAGE`] ids a call.
     async fn discard_dead(&self, ids: &[String]) -> Result<u64, QueueError>;
+
+    /// Drops dead letters of a brand, or of none, that were buried before; answers how many, at most [`MAX_DEAD_PAGE`] a call.
+    async fn drop_dead(&self, of: Option<BrandId>, before_ms: i64) -> Result<u64, QueueError>;
+
+    /// What a brand holds.
+    async fn held_by(&self, brand: BrandId) -> Result<Holding, QueueError>;
 
     /// Pauses: nobody fetches, all else goes on. Or resumes.
     async fn set_paused(&self, paused: bool) -> Result<(), QueueError>;

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::context::Context;
-use crate::domain::customer360::{Customer360, CustomerRecord, StoredEvent, event_json, order_json};
+use crate::domain::customer360::{
+    Customer360, CustomerRecord, StoredConsent, StoredEvent, event_json, order_json,
+};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::{self, Timestamp};
 use crate::ports::store::StoreError;
@@ -92,10 +94,26 @@ impl<'e> InFull<'e> {
     }
 }
 
+fn consent_json(c: &StoredConsent) -> Value {
+    json!({"channel": c.channel, "state": c.state, "level": c.level, "at": time::format(c.at),
+        "message_id": c.message_id, "address": c.address, "source": c.source})
+}
+
 impl Export {
     async fn write(&self, record: CustomerRecord) -> Result<(), Ended> {
         self.begin(record).await?;
-        self.send(",\"orders\":[".to_owned()).await?;
+        self.send(",\"consents\":[".to_owned()).await?;
+        let mut first = true;
+        let mut before: Option<StoredConsent> = None;
+        loop {
+            let page = self.context.privacy.consents(self.brand, self.id, before.as_ref(), PAGE).await?;
+            self.list(&page.iter().map(consent_json).collect::<Vec<_>>(), &mut first).await?;
+            if (page.len() as i64) < PAGE {
+                break;
+            }
+            before = page.into_iter().next_back();
+        }
+        self.send("],\"orders\":[".to_owned()).await?;
         let mut first = true;
         let mut after: Option<(String, String)> = None;
         loop {
@@ -118,8 +136,15 @@ impl Export {
             }
         }
         // What webhooks said of the customer's orders alone: refunds, parcels.
-        let about_orders = self.context.privacy.order_events(self.brand, self.id, i64::MAX).await?;
-        self.list(&about_orders.iter().map(InFull::of).collect::<Vec<_>>(), &mut first).await?;
+        let mut after: Option<(Timestamp, String)> = None;
+        loop {
+            let page = self.context.privacy.order_events(self.brand, self.id, after.as_ref(), PAGE).await?;
+            after = page.last().map(|last| (last.timestamp, last.message_id.clone()));
+            self.list(&page.iter().map(InFull::of).collect::<Vec<_>>(), &mut first).await?;
+            if (page.len() as i64) < PAGE {
+                break;
+            }
+        }
         self.send("]}".to_owned()).await
     }
 
@@ -136,16 +161,6 @@ impl Export {
                 json!({"name": name, "value": held.value, "at": at, "message_id": held.message_id, "source": held.source})
             })
             .collect();
-        let consents: Vec<Value> = context
-            .privacy
-            .consents(*brand, *id)
-            .await?
-            .into_iter()
-            .map(|c| {
-                json!({"channel": c.channel, "state": c.state, "level": c.level, "at": time::format(c.at),
-                    "message_id": c.message_id, "address": c.address, "source": c.source})
-            })
-            .collect();
         let merges = context.directory.merges(*brand, *id).await?;
         let merges: Vec<MergeEntry> = merges.into_iter().map(MergeEntry::from).collect();
         let automations = automations::admin::held(context, *brand, *id).await?;
@@ -156,7 +171,6 @@ impl Export {
             "automation_runs": automations.runs,
             "automation_actions": automations.actions,
             "traits": traits,
-            "consents": consents,
             "merges": merges,
         })
         .to_string();

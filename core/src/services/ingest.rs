@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::failpoint;
-use crate::ports::queue::{Enqueued, NewItem, Queue, QueueError};
+use crate::ports::queue::{Enqueued, NewItem, Queue, QueueError, within_share};
 
 /// Writes under way at once: while one waits for the disk, the next is being put together.
 const WRITERS: usize = 2;
@@ -41,7 +41,7 @@ impl Ingest {
         Self { requests }
     }
 
-    /// Takes items in; durable on return. All of a call's items are taken, or none.
+    /// Takes a brand's items in; durable on return. All of a call's items are taken, or none.
     ///
     /// # Errors
     /// The queue's own.
@@ -49,7 +49,7 @@ impl Ingest {
         let (answer, answered) = oneshot::channel();
         let gone = || QueueError::Unavailable("the server is stopping".into());
         self.requests.send(Request { items, answer }).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+        within_share(answered.await.map_err(|_| gone())??)
     }
 }
 

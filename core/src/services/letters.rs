@@ -13,12 +13,15 @@ use crate::domain::envelope::Envelope;
 use crate::domain::event::PrivacyAsk;
 use crate::domain::identity::{Identifier, IdentifierKind, Rules};
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::ports::queue::{DeadLetter, DeadPlace, MAX_DEAD_PAGE, Queue};
+use crate::domain::time;
+use crate::ports::queue::{DeadLetter, DeadPlace, MAX_DEAD_PAGE, Queue, Scope};
 use crate::services::automations::jobs::Job;
 use crate::services::privacy::PrivacyError;
 
 /// Rows of the outbox that are looked through at once.
 const PAGE: usize = 200;
+/// Days after which a dead letter is dropped, however long its brand keeps events.
+const MAX_AGE_DAYS: u32 = 30;
 /// How deep texts are unpacked that hold JSON, which holds texts that hold JSON.
 const MAX_UNPACKED: usize = 4;
 /// By how many of its last digits a telephone number is known, however its country is written: fewer are too few to tell people
@@ -107,6 +110,13 @@ enum About<'a> {
 }
 
 impl About<'_> {
+    fn brand(&self) -> BrandId {
+        match self {
+            Self::Person(person) | Self::Run(person) => person.brand,
+            Self::Shop(brand, _) => *brand,
+        }
+    }
+
     async fn covers(&self, context: &Context, letter: &DeadLetter) -> Result<bool, PrivacyError> {
         let payload = &letter.item.payload;
         match self {
@@ -140,6 +150,23 @@ pub(super) async fn discard_about(context: &Context, person: &Person<'_>) -> Res
     }
 }
 
+/// Drops dead letters of a brand, or of none, that are older than [`MAX_AGE_DAYS`], or than the brand keeps events.
+///
+/// # Errors
+/// A queue's own.
+pub(super) async fn drop_old(
+    context: &Context,
+    of: Option<BrandId>,
+    retention_days: Option<u32>,
+) -> Result<(), PrivacyError> {
+    let days = retention_days.map_or(MAX_AGE_DAYS, |days| days.min(MAX_AGE_DAYS));
+    let before = time::minus(context.clock.now(), time::days(i64::from(days)));
+    for (_, queue) in context.queues() {
+        while queue.drop_dead(of, before.timestamp_millis()).await? >= MAX_DEAD_PAGE as u64 {}
+    }
+    Ok(())
+}
+
 /// Discards the dead letters of the events queue that a brand's shop sent. Answers how many.
 ///
 /// # Errors
@@ -154,10 +181,23 @@ pub(super) async fn discard_of_shop(
 }
 
 async fn discard(context: &Context, queue: &dyn Queue, about: &About<'_>) -> Result<u64, PrivacyError> {
+    let mut discarded = 0;
+    for of in [Scope::Brand(about.brand()), Scope::Nobody] {
+        discarded += discard_of(context, queue, about, of).await?;
+    }
+    Ok(discarded)
+}
+
+async fn discard_of(
+    context: &Context,
+    queue: &dyn Queue,
+    about: &About<'_>,
+    of: Scope,
+) -> Result<u64, PrivacyError> {
     let mut after: Option<DeadPlace> = None;
     let mut discarded = 0;
     loop {
-        let page = queue.dead(after.as_ref(), MAX_DEAD_PAGE).await?;
+        let page = queue.dead(of, after.as_ref(), MAX_DEAD_PAGE).await?;
         let Some(last) = page.last() else { return Ok(discarded) };
         after = Some(last.place());
         let mut ids: Vec<String> = Vec::new();

@@ -3,12 +3,14 @@
 //! An item is enqueued under a key made of its own id, and removed from the outbox afterwards. Whoever dies between the two
 //! leaves an item that is enqueued again, and known.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::context::Context;
+use crate::domain::ids::BrandId;
 use crate::failpoint;
 use crate::ports::locks::{Acquired, Lock};
 use crate::ports::outbox::{Outbox, Staged};
@@ -61,7 +63,7 @@ impl Outlets {
 pub async fn drain(context: &Context) -> Result<usize, DrainError> {
     let queues = context.outlets.names();
     // A look costs one row, however often and by however many it is taken.
-    if in_time(context.outbox.oldest(&queues, 1)).await?.is_empty() {
+    if in_time(context.outbox.oldest(&queues, &[], 1)).await?.is_empty() {
         return Ok(0);
     }
     // Each by itself: what a full queue does not take holds up no other's.
@@ -79,14 +81,16 @@ pub async fn drain(context: &Context) -> Result<usize, DrainError> {
 /// Brings what waits for one queue.
 async fn drain_one(context: &Context, queue: &'static str) -> Result<usize, DrainError> {
     let mut brought = 0;
+    // What the queue does not take of a brand that holds its share waits, and holds up nobody else's.
+    let mut over = Vec::new();
     loop {
-        if in_time(context.outbox.oldest(&[queue], 1)).await?.is_empty() {
+        if in_time(context.outbox.oldest(&[queue], &over, 1)).await?.is_empty() {
             return Ok(brought);
         }
         let Some(lock) = lock(context, queue).await? else { return Ok(brought) };
         let done = async {
-            let page = in_time(context.outbox.oldest(&[queue], PAGE)).await?;
-            bring(&*context.outbox, &context.outlets, page, context.clock.now_ms()).await
+            let page = in_time(context.outbox.oldest(&[queue], &over, PAGE)).await?;
+            bring(&*context.outbox, &context.outlets, page, context.clock.now_ms(), &mut over).await
         };
         let done = done.await;
         if let Some(lock) = lock {
@@ -113,19 +117,21 @@ async fn lock(context: &Context, queue: &str) -> Result<Option<Option<Lock>>, St
     })
 }
 
-/// Brings one page, in pieces that a queue can take at once; answers how many items are out of the outbox.
+/// Brings one page, in pieces that a queue can take at once; answers how many items are out of the outbox. Notes brands that hold their
+/// share.
 async fn bring(
     outbox: &dyn Outbox,
     outlets: &Outlets,
     page: Vec<Staged>,
     now_ms: i64,
+    over: &mut Vec<BrandId>,
 ) -> Result<usize, DrainError> {
     let mut done = 0;
-    let mut rest = page.as_slice();
+    let mut rest = page;
     let mut most = PAGE;
     while let Some(first) = rest.first() {
-        let piece = &rest[..piece_of(rest).min(most)];
         let Some(queue) = outlets.named(&first.queue) else { break };
+        let piece = &rest[..piece_of(&rest).min(most)];
         let items: Vec<NewItem> = piece.iter().map(|staged| known_again(staged, now_ms)).collect();
         let answer = tokio::time::timeout(STEP_TIMEOUT, queue.enqueue(&items)).await.unwrap_or_else(|_| {
             Err(QueueError::Unavailable(format!("no answer in {} s", STEP_TIMEOUT.as_secs())))
@@ -139,13 +145,12 @@ async fn bring(
             answer => answer?,
         };
         failpoint::reached("outbox_pushed_before_delete");
-        let ids_of = |refused: bool| -> Vec<Uuid> {
+        let of = |what: &[Enqueued]| -> Vec<Uuid> {
             let both = piece.iter().zip(&results);
-            both.filter(|(_, result)| (**result == Enqueued::Conflict) == refused)
-                .map(|(s, _)| s.id)
-                .collect()
+            both.filter(|(_, result)| what.contains(result)).map(|(staged, _)| staged.id).collect()
         };
-        let (refused, brought) = (ids_of(true), ids_of(false));
+        let (brought, refused) = (of(&[Enqueued::Accepted, Enqueued::Duplicate]), of(&[Enqueued::Conflict]));
+        let waiting: HashSet<Uuid> = of(&[Enqueued::OverShare]).into_iter().collect();
         if !refused.is_empty() {
             tracing::error!(
                 items = refused.len(),
@@ -155,7 +160,22 @@ async fn bring(
         }
         in_time(outbox.remove(&brought)).await?;
         done += brought.len();
-        rest = &rest[piece.len()..];
+        let tried = piece.len();
+        match waiting.len() {
+            0 => {}
+            // The first of these has to wait for others of its brand to leave, and the rest of them with it.
+            1 => over.extend(
+                piece.iter().filter(|staged| waiting.contains(&staged.id)).filter_map(|s| s.item.brand),
+            ),
+            // There may be room for fewer.
+            more => most = more / 2,
+        }
+        let mut at = 0;
+        rest.retain(|staged| {
+            at += 1;
+            let stays = at > tried || waiting.contains(&staged.id);
+            stays && staged.item.brand.is_none_or(|brand| !over.contains(&brand))
+        });
     }
     Ok(done)
 }

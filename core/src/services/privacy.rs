@@ -431,6 +431,10 @@ pub async fn unsuppress(
 /// The first of the store's or queue's own, once every brand had its turn.
 pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
     let (mut deleted, mut failed) = (0, None);
+    if let Err(error) = letters::drop_old(context, None, None).await {
+        tracing::warn!(%error, "old dead letters of no brand could not be dropped; they stay for now");
+        failed = Some(error);
+    }
     for (brand, _) in context.tenants.brands().await? {
         match AssertUnwindSafe(retain_of(context, brand)).catch_unwind().await {
             Ok(Ok(events)) => deleted += events,
@@ -450,6 +454,7 @@ pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
 async fn retain_of(context: &Context, brand: BrandId) -> Result<u64, PrivacyError> {
     let mut deleted = 0;
     let settings = context.tenants.settings(brand).await?;
+    letters::drop_old(context, Some(brand), settings.retention_days).await?;
     let Some(days) = settings.retention_days else { return Ok(0) };
     let before = time::minus(context.clock.now(), time::days(i64::from(days)));
     loop {

@@ -1,7 +1,7 @@
 //! Looking after a queue: what people do to it from outside, over HTTP and at a terminal.
 //!
-//! All brands share a queue. Whoever asks for one brand sees and touches only its dead letters; a letter that cannot be
-//! read belongs to nobody, and only an operator ([`Scope::All`]) sees it.
+//! All brands share a queue. Whoever asks for one brand sees and touches only its dead letters; a letter of no brand is an
+//! operator's ([`Scope::All`]).
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -11,39 +11,21 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use crate::domain::envelope::Envelope;
-use crate::domain::ids::BrandId;
 use crate::ports::queue::{
-    DeadLetter, DeadPlace, Failure, MAX_DEAD_PAGE, Priority, Queue, QueueError, QueueStats,
+    DeadLetter, DeadPlace, Failure, MAX_DEAD_PAGE, Priority, Queue, QueueError, QueueStats, Scope,
 };
-use crate::services::automations::jobs::Job;
 
-/// Dead letters that one listing looks through for a brand's, at most.
-const LOOKED_THROUGH: usize = 1000;
 /// How far back rates look.
 const RATES_OVER: Duration = Duration::from_secs(60);
 /// How often they are sampled.
 pub const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 
-/// Whose dead letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// Everybody's: an operator asks.
-    All,
-    /// One brand's.
-    Brand(BrandId),
-}
-
-impl Scope {
-    fn covers(self, letter: &DeadLetter) -> bool {
-        match self {
-            Self::All => true,
-            Self::Brand(brand) => {
-                let payload = &letter.item.payload;
-                let of = Envelope::read(payload).map(|envelope| envelope.brand).ok();
-                of.or_else(|| Job::read(payload).ok().map(|job| job.brand())) == Some(brand)
-            }
-        }
+/// Whether a letter is theirs.
+fn covers(scope: Scope, letter: &DeadLetter) -> bool {
+    match scope {
+        Scope::All => true,
+        Scope::Brand(brand) => letter.item.brand == Some(brand),
+        Scope::Nobody => letter.item.brand.is_none(),
     }
 }
 
@@ -111,8 +93,7 @@ pub struct Page {
     pub next: Option<String>,
 }
 
-/// Lists dead letters, newest first: at most `limit` (capped at [`MAX_DEAD_PAGE`]), after that place. A page may
-/// be short and still have a next: a listing looks through 1,000 letters at most.
+/// Lists dead letters, newest first: at most `limit` (capped at [`MAX_DEAD_PAGE`]), after that place.
 ///
 /// # Errors
 /// The queue's own.
@@ -123,30 +104,9 @@ pub async fn letters(
     limit: usize,
 ) -> Result<Page, QueueError> {
     let limit = limit.clamp(1, MAX_DEAD_PAGE);
-    let mut after = after;
-    let (mut letters, mut seen) = (Vec::new(), 0);
-    loop {
-        let found = queue.dead(after.as_ref(), MAX_DEAD_PAGE).await?;
-        let last_page = found.len() < MAX_DEAD_PAGE;
-        let count = found.len();
-        for (at, letter) in found.into_iter().enumerate() {
-            seen += 1;
-            after = Some(letter.place());
-            if scope.covers(&letter) {
-                letters.push(Letter::from(letter));
-            }
-            if letters.len() == limit {
-                let more = !last_page || at + 1 < count;
-                return Ok(Page { letters, next: after.filter(|_| more).map(|place| place.to_string()) });
-            }
-        }
-        if last_page {
-            return Ok(Page { letters, next: None });
-        }
-        if seen >= LOOKED_THROUGH {
-            return Ok(Page { letters, next: after.map(|place| place.to_string()) });
-        }
-    }
+    let found = queue.dead(scope, after.as_ref(), limit).await?;
+    let next = found.last().filter(|_| found.len() == limit).map(|last| last.place().to_string());
+    Ok(Page { letters: found.into_iter().map(Letter::from).collect(), next })
 }
 
 /// The dead letter of that id.
@@ -155,7 +115,7 @@ pub async fn letters(
 /// The queue's own.
 pub async fn letter(queue: &dyn Queue, scope: Scope, id: &str) -> Result<Option<Letter>, QueueError> {
     let found = queue.dead_letter(id).await?;
-    Ok(found.filter(|letter| scope.covers(letter)).map(Letter::from))
+    Ok(found.filter(|letter| covers(scope, letter)).map(Letter::from))
 }
 
 /// Puts dead letters back to pending; answers how many.
@@ -189,7 +149,7 @@ async fn chosen(queue: &dyn Queue, scope: Scope, which: Which) -> Result<Vec<Str
     match which {
         Which::Ids(asked) => {
             for id in asked {
-                if queue.dead_letter(&id).await?.is_some_and(|letter| scope.covers(&letter)) {
+                if queue.dead_letter(&id).await?.is_some_and(|letter| covers(scope, &letter)) {
                     ids.push(id);
                 }
             }
@@ -197,10 +157,10 @@ async fn chosen(queue: &dyn Queue, scope: Scope, which: Which) -> Result<Vec<Str
         Which::All => {
             let mut after: Option<DeadPlace> = None;
             loop {
-                let found = queue.dead(after.as_ref(), MAX_DEAD_PAGE).await?;
+                let found = queue.dead(scope, after.as_ref(), MAX_DEAD_PAGE).await?;
                 let Some(last) = found.last() else { break };
                 after = Some(last.place());
-                ids.extend(found.iter().filter(|letter| scope.covers(letter)).map(|l| l.item.id.clone()));
+                ids.extend(found.iter().map(|letter| letter.item.id.clone()));
             }
             ids.reverse();
         }

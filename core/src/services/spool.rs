@@ -1,5 +1,6 @@
 //! A queue that goes on taking items in while the queue behind it is away: they wait in the store's outbox.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,11 +9,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::{Instant, timeout};
 
+use crate::domain::ids::BrandId;
 use crate::ports::clock::Clock;
 use crate::ports::outbox::Outbox;
 use crate::ports::queue::{
-    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, NewItem, Queue, QueueError,
-    QueueStats, Reclaimed, Unfinished,
+    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, Holding, NewItem, Queue,
+    QueueError, QueueStats, Reclaimed, Scope, Unfinished,
 };
 use crate::ports::store::StoreError;
 
@@ -89,17 +91,57 @@ impl SpooledQueue {
         };
         if self.max_waiting > 0 {
             let waiting = self.count_waiting().await.map_err(|error| both_away(&error))?;
-            if waiting + items.len() as u64 > self.max_waiting {
-                return Err(QueueError::Full { depth: waiting, limit: self.max_waiting });
+            let over = self.over_share(items, waiting).await.map_err(|error| both_away(&error))?;
+            let (out, within): (Vec<_>, Vec<_>) =
+                items.iter().enumerate().partition(|(_, item)| over.contains(&(item.brand, item.share())));
+            if !within.is_empty() && waiting + within.len() as u64 > self.max_waiting {
+                return Err(QueueError::Full { holds: waiting, limit: self.max_waiting, unit: "items" });
+            }
+            if !out.is_empty() {
+                let mut results = vec![Enqueued::OverShare; items.len()];
+                let kept: Vec<NewItem> = within.iter().map(|(_, item)| (*item).clone()).collect();
+                let added = self.add(&kept).await.map_err(|error| both_away(&error))?;
+                for ((at, _), result) in within.into_iter().zip(added) {
+                    results[at] = result;
+                }
+                return Ok(results);
             }
         }
-        let now = self.clock.now_ms();
-        let results = self.outbox.add(self.name, items, now).await.map_err(|error| both_away(&error))?;
+        self.add(items).await.map_err(|error| both_away(&error))
+    }
+
+    async fn add(&self, items: &[NewItem]) -> Result<Vec<Enqueued>, StoreError> {
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
+        let results = self.outbox.add(self.name, items, self.clock.now_ms()).await?;
         metrics::counter!("tributary_spooled_items_total").increment(items.len() as u64);
         if let Some((_, waiting)) = &mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) {
             *waiting += items.len() as u64;
         }
         Ok(results)
+    }
+
+    /// Whose items are over their share, as in a queue.
+    async fn over_share(
+        &self,
+        items: &[NewItem],
+        waiting: u64,
+    ) -> Result<HashSet<(Option<BrandId>, u64)>, StoreError> {
+        let mut come = HashMap::<(BrandId, u64), u64>::new();
+        for item in items {
+            if let Some(brand) = item.brand {
+                *come.entry((brand, item.share())).or_default() += 1;
+            }
+        }
+        let mut over = HashSet::new();
+        for ((brand, times), more) in come {
+            let held = self.outbox.waiting_of(brand).await?;
+            if held + more > times * self.max_waiting.saturating_sub(waiting + more) {
+                over.insert((Some(brand), times));
+            }
+        }
+        Ok(over)
     }
 }
 
@@ -150,8 +192,13 @@ impl Queue for SpooledQueue {
         self.inner.stats().await
     }
 
-    async fn dead(&self, after: Option<&DeadPlace>, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
-        self.inner.dead(after, limit).await
+    async fn dead(
+        &self,
+        of: Scope,
+        after: Option<&DeadPlace>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, QueueError> {
+        self.inner.dead(of, after, limit).await
     }
 
     async fn dead_letter(&self, id: &str) -> Result<Option<DeadLetter>, QueueError> {
@@ -164,6 +211,14 @@ impl Queue for SpooledQueue {
 
     async fn discard_dead(&self, ids: &[String]) -> Result<u64, QueueError> {
         self.inner.discard_dead(ids).await
+    }
+
+    async fn drop_dead(&self, of: Option<BrandId>, before_ms: i64) -> Result<u64, QueueError> {
+        self.inner.drop_dead(of, before_ms).await
+    }
+
+    async fn held_by(&self, brand: BrandId) -> Result<Holding, QueueError> {
+        self.inner.held_by(brand).await
     }
 
     async fn set_paused(&self, paused: bool) -> Result<(), QueueError> {

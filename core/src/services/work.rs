@@ -16,10 +16,16 @@ use crate::domain::shopify::APP_UNINSTALLED;
 use crate::failpoint;
 use crate::ports::queue::{Item, Then, Unfinished};
 use crate::ports::store::StoreError;
+use crate::sampled::Sampled;
 use crate::services::{customer360, process};
 
 /// How long a batch's transaction may take, its reruns included. A connection that died in silence answers nothing, ever.
 const PROCESS_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Items that cannot be read.
+static UNREADABLE: Sampled = Sampled::new();
+/// Items that failed.
+static FAILED: Sampled = Sampled::new();
 
 /// How long the store may take to say that it is there.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,11 +75,14 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
             },
             Err(rejection) => {
                 // The code alone: what is wrong may quote what the sender said.
-                tracing::warn!(
-                    item = item.id,
-                    code = rejection.code,
-                    "an item cannot be read and goes to the dead letters"
-                );
+                if let Some(times) = UNREADABLE.happened(1) {
+                    tracing::warn!(
+                        times,
+                        item = item.id,
+                        code = rejection.code,
+                        "items cannot be read and go to the dead letters; this is the last"
+                    );
+                }
                 worked.unfinished.push(Unfinished {
                     item: item.clone(),
                     then: Then::Bury { error: rejection.to_string() },
@@ -175,7 +184,14 @@ pub(crate) fn try_later(item: &Item, error: &str) -> Unfinished {
         Then::Bury { error: format!("failed {attempt} times, at last: {error}") }
     } else {
         // Why stands in its history, which ends with it: a store's words may quote a value.
-        tracing::warn!(item = item.id, attempt, "an item failed and will be tried again");
+        if let Some(times) = FAILED.happened(1) {
+            tracing::warn!(
+                times,
+                item = item.id,
+                attempt,
+                "items failed and will be tried again; this is the last"
+            );
+        }
         Then::Retry { delay: full_jitter(attempt, rand::random()), error: error.to_owned() }
     };
     Unfinished { item: item.clone(), then }

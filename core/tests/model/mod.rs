@@ -12,6 +12,12 @@ use tributary_core::ports::queue::{
 
 pub const LEASE_MS: i64 = 10_000;
 pub const CLAIM_TTL_MS: i64 = 60_000;
+/// What the queue may hold, and a brand of dead letters.
+pub const MAX_DEPTH: u64 = 14;
+pub const MAX_BYTES: u64 = 66;
+pub const MAX_DEAD: u64 = 2;
+/// Items of a brand beyond which others of it wait at low priority.
+pub const BACKLOG: u64 = 4;
 /// When the clock begins.
 pub const T0: i64 = 1_800_000_000_000;
 const PRIORITIES: usize = 3;
@@ -27,6 +33,10 @@ pub struct Entry {
     pub history: usize,
     /// The key under which it may come again.
     pub key: Option<u8>,
+    /// Whose it is; 0: nobody's.
+    pub brand: i64,
+    /// Bytes of its payload.
+    pub bytes: u64,
 }
 
 impl Entry {
@@ -61,12 +71,16 @@ pub struct Snapshot {
     pub paused: bool,
     /// Those that are not zero.
     pub counters: BTreeMap<&'static str, u64>,
+    /// Items and bytes that are not dead, by brand; dead letters, by brand.
+    pub shares: BTreeMap<i64, (u64, u64)>,
+    pub dead_shares: BTreeMap<i64, u64>,
 }
 
 /// What the last transition was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     Nothing,
+    Full,
     Enqueued(Vec<Enqueued>),
     /// The items, in order.
     Fetched(Vec<Entry>),
@@ -84,6 +98,8 @@ pub struct New {
     pub delay_ms: i64,
     /// A key and a body.
     pub key: Option<(u8, u8)>,
+    pub brand: i64,
+    pub public: bool,
 }
 
 /// What a worker does with an item.
@@ -93,6 +109,7 @@ pub enum Fate {
     Retry(i64),
     Bury,
     Release,
+    Defer(i64),
 }
 
 /// What may happen. Batches and dead letters are named by their place among all there ever were, and are there.
@@ -110,6 +127,8 @@ pub enum Transition {
     Pause(bool),
     RetryDead(Vec<usize>),
     DiscardDead(Vec<usize>),
+    /// Those of a brand that are so old, in milliseconds.
+    DropDead(i64, i64),
     Audit,
 }
 
@@ -132,9 +151,45 @@ impl Model {
         }
     }
 
+    /// Bytes of the next items, as they will be numbered.
+    fn sizes(&self, items: &[New]) -> Vec<u64> {
+        let sizes = items
+            .iter()
+            .zip(self.items..)
+            .map(|(item, n)| payload(n, item.key.map(|(key, _)| key), item.brand));
+        sizes.map(|payload| payload.len() as u64).collect()
+    }
+
     fn enqueue(&mut self, items: &[New]) -> Reply {
+        let sizes = self.sizes(items);
+        let all = self.holds.shares.values().fold((0, 0), |sum, held| (sum.0 + held.0, sum.1 + held.1));
+        let mut come = BTreeMap::<(i64, bool), (u64, u64)>::new();
+        for (item, bytes) in items.iter().zip(&sizes) {
+            let one = come.entry((item.brand, item.public)).or_default();
+            (one.0, one.1) = (one.0 + 1, one.1 + bytes);
+        }
+        let over: Vec<(i64, bool)> = come
+            .iter()
+            .filter(|((brand, public), more)| {
+                let times = if *public { 1 } else { 4 };
+                let held = self.holds.shares.get(brand).copied().unwrap_or_default();
+                let exceeds = |would: u64, all: u64, most: u64| would > times * most.saturating_sub(all);
+                *brand != 0
+                    && (exceeds(held.0 + more.0, all.0 + more.0, MAX_DEPTH)
+                        || exceeds(held.1 + more.1, all.1 + more.1, MAX_BYTES))
+            })
+            .map(|(who, _)| *who)
+            .collect();
+        let within = come.iter().filter(|(who, _)| !over.contains(who));
+        let want = within.fold((0, 0), |sum, (_, more)| (sum.0 + more.0, sum.1 + more.1));
+        let lacks_room = |more: (u64, u64)| all.0 + more.0 > MAX_DEPTH || all.1 + more.1 > MAX_BYTES;
+        if (want.0 > 0 && lacks_room(want)) || (want.0 == 0 && come.values().any(|more| lacks_room(*more))) {
+            self.items += items.len() as u64;
+            return Reply::Full;
+        }
+        let before = self.holds.shares.clone();
         let mut results = Vec::new();
-        for item in items {
+        for (item, bytes) in items.iter().zip(sizes) {
             // Ids are drawn for all, taken or not.
             let n = self.items;
             self.items += 1;
@@ -142,28 +197,35 @@ impl Model {
                 let held = self.holds.claims.get(&key).filter(|held| held.until > self.now)?;
                 Some(if held.body == body { Enqueued::Duplicate } else { Enqueued::Conflict })
             });
-            let result = seen.unwrap_or(Enqueued::Accepted);
+            let is_over = over.contains(&(item.brand, item.public));
+            let result = seen.unwrap_or(if is_over { Enqueued::OverShare } else { Enqueued::Accepted });
             results.push(result);
             match result {
                 Enqueued::Duplicate => self.count("duplicates", 1),
                 Enqueued::Conflict => self.count("conflicts", 1),
+                Enqueued::OverShare => {}
                 Enqueued::Accepted => {
                     self.count("enqueued", 1);
                     if let Some((key, body)) = item.key {
                         let until = self.now + CLAIM_TTL_MS;
                         self.holds.claims.insert(key, Held { body, n, until, outcome: None });
                     }
+                    let late =
+                        item.brand != 0 && before.get(&item.brand).is_some_and(|held| held.0 >= BACKLOG);
+                    let priority = if late && item.priority == 1 { 2 } else { item.priority };
                     let entry = Entry {
                         n,
-                        priority: item.priority,
+                        priority,
                         attempt: 0,
                         suspect: false,
                         losses: 0,
                         history: 0,
                         key: item.key.map(|(key, _)| key),
+                        brand: item.brand,
+                        bytes,
                     };
                     match item.delay_ms {
-                        0 => self.holds.pending[item.priority].push_back(entry),
+                        0 => self.holds.pending[priority].push_back(entry),
                         delay => drop(self.holds.delayed.insert((self.now + delay, n), entry)),
                     }
                 }
@@ -232,6 +294,9 @@ impl Model {
                     self.count("retried", 1);
                     self.holds.delayed.insert((self.now + delay, entry.n), entry);
                 }
+                Fate::Defer(delay) => {
+                    self.holds.delayed.insert((self.now + delay, entry.n), entry);
+                }
                 Fate::Bury => self.bury(entry),
                 Fate::Release if entry.suspect => self.holds.suspects.push_back(entry),
                 Fate::Release => self.holds.released[entry.priority].push_back(entry),
@@ -244,7 +309,47 @@ impl Model {
         entry.note();
         self.end(&entry, Outcome::Dead);
         self.count("buried", 1);
+        let brand = entry.brand;
         self.holds.dead.insert((self.now, entry.n), entry);
+        while self.dead_of(brand).len() as u64 > MAX_DEAD {
+            self.drop_dead_letter(self.dead_of(brand)[0]);
+        }
+    }
+
+    /// A brand's dead letters, oldest first.
+    fn dead_of(&self, brand: i64) -> Vec<(i64, u64)> {
+        self.holds.dead.iter().filter(|(_, entry)| entry.brand == brand).map(|(key, _)| *key).collect()
+    }
+
+    fn drop_dead_letter(&mut self, key: (i64, u64)) {
+        let entry = self.holds.dead.remove(&key).unwrap();
+        self.end(&entry, Outcome::Discarded);
+        self.count("dropped", 1);
+    }
+
+    fn drop_dead(&mut self, brand: i64, age: i64) -> Reply {
+        let old: Vec<_> =
+            self.dead_of(brand).into_iter().filter(|(buried, _)| *buried < self.now - age).collect();
+        for key in &old {
+            self.drop_dead_letter(*key);
+        }
+        Reply::Count(old.len() as u64)
+    }
+
+    /// What brands hold is what is there.
+    fn count_shares(&mut self) {
+        let holds = &mut self.holds;
+        let (mut shares, mut dead) = (BTreeMap::<i64, (u64, u64)>::new(), BTreeMap::<i64, u64>::new());
+        let waiting = holds.pending.iter().chain(&holds.released).flatten().chain(&holds.suspects);
+        let held = holds.batches.values().flat_map(|(_, items)| items.values());
+        for entry in waiting.chain(holds.delayed.values()).chain(held) {
+            let share = shares.entry(entry.brand).or_default();
+            (share.0, share.1) = (share.0 + 1, share.1 + entry.bytes);
+        }
+        for entry in holds.dead.values() {
+            *dead.entry(entry.brand).or_default() += 1;
+        }
+        (holds.shares, holds.dead_shares) = (shares, dead);
     }
 
     fn end(&mut self, entry: &Entry, outcome: Outcome) {
@@ -366,11 +471,18 @@ impl Model {
             }
             Transition::RetryDead(which) => self.retry_dead(which),
             Transition::DiscardDead(which) => self.discard_dead(which),
+            Transition::DropDead(brand, age) => self.drop_dead(*brand, *age),
             // Nothing that the protocol does leaves a stray behind.
             Transition::Audit => Reply::Count(0),
         };
         self.holds.claims.retain(|_, held| held.until > self.now);
+        self.count_shares();
     }
+}
+
+/// What an item says of itself.
+pub fn payload(n: u64, key: Option<u8>, brand: i64) -> String {
+    format!("{n} {} {brand}", key.map(|key| key.to_string()).unwrap_or_default())
 }
 
 fn news() -> impl Strategy<Value = Vec<New>> {
@@ -378,8 +490,17 @@ fn news() -> impl Strategy<Value = Vec<New>> {
         0..PRIORITIES,
         prop_oneof![3 => Just(0_i64), 1 => 1_i64..30_000],
         prop_oneof![2 => Just(None), 1 => (0_u8..4, prop_oneof![4 => Just(0_u8), 1 => Just(1)]).prop_map(Some)],
+        prop_oneof![1 => Just(0_i64), 2 => Just(1), 1 => Just(2)],
+        any::<bool>(),
     );
-    proptest::collection::vec(new.prop_map(|(priority, delay_ms, key)| New { priority, delay_ms, key }), 1..5)
+    let new = new.prop_map(|(priority, delay_ms, key, brand, public)| New {
+        priority,
+        delay_ms,
+        key,
+        brand,
+        public,
+    });
+    proptest::collection::vec(new, 1..5)
 }
 
 fn fates() -> impl Strategy<Value = Vec<Fate>> {
@@ -388,6 +509,7 @@ fn fates() -> impl Strategy<Value = Vec<Fate>> {
         1 => (1_i64..20_000).prop_map(Fate::Retry),
         1 => Just(Fate::Bury),
         1 => Just(Fate::Release),
+        1 => (1_i64..20_000).prop_map(Fate::Defer),
     ];
     proptest::collection::vec(fate, 1..4)
 }
@@ -420,6 +542,8 @@ impl ReferenceStateMachine for Model {
             1 => any::<bool>().prop_map(Transition::Pause),
             1 => dead().prop_map(Transition::RetryDead),
             1 => dead().prop_map(Transition::DiscardDead),
+            1 => (0_i64..3, prop_oneof![Just(0_i64), Just(LEASE_MS), Just(CLAIM_TTL_MS)])
+                .prop_map(|(brand, age)| Transition::DropDead(brand, age)),
             1 => Just(Transition::Audit),
         ];
         let fetched = state.fetched.len();

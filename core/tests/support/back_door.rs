@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use tributary_core::adapters::redis::client::RedisClient;
 use tributary_core::adapters::redis::element;
 use tributary_core::adapters::redis::keys::{Layout, QueueKeys};
+use tributary_core::domain::ids::BrandId;
 use tributary_core::ports::queue::{Claim, Finished, Item, Outcome, Priority};
 
 /// Everything in a queue.
@@ -24,6 +25,9 @@ pub struct Raw {
     /// By stored name: until when, and what is remembered.
     pub claims: BTreeMap<String, (i64, Claim)>,
     pub paused: bool,
+    /// Items and bytes by brand, where there are some; of dead letters, too.
+    pub shares: BTreeMap<i64, (u64, u64)>,
+    pub dead_shares: BTreeMap<i64, (u64, u64)>,
 }
 
 /// A way to the data.
@@ -91,6 +95,29 @@ fn item(bytes: Vec<u8>) -> Item {
 async fn scored<T: redis::FromRedisValue>(redis: &RedisClient, key: &str) -> Vec<(T, i64)> {
     let mut range = redis::cmd("ZRANGE");
     range.arg(key).arg(0).arg(-1).arg("WITHSCORES").query_async(&mut redis.shared()).await.unwrap()
+}
+
+/// What brands hold.
+async fn shares(redis: &RedisClient, key: &str) -> BTreeMap<i64, (u64, u64)> {
+    let fields: HashMap<String, i64> =
+        redis::cmd("HGETALL").arg(key).query_async(&mut redis.shared()).await.unwrap();
+    let bytes = |brand: i64| fields.get(&format!("{brand}:b")).copied().unwrap_or_default();
+    let brands = fields.iter().filter_map(|(field, items)| Some((field.parse().ok()?, *items)));
+    let shares: BTreeMap<i64, (i64, i64)> =
+        brands.map(|(brand, items): (i64, i64)| (brand, (items, bytes(brand)))).collect();
+    if let Some(all) = fields.get("all") {
+        assert_eq!(*all, shares.values().map(|(items, _)| items).sum::<i64>(), "all is the sum");
+        assert_eq!(fields["all:b"], shares.values().map(|(_, bytes)| bytes).sum::<i64>(), "all is the sum");
+    }
+    positive(shares)
+}
+
+/// Without brands that hold nothing.
+fn positive(shares: BTreeMap<i64, (i64, i64)>) -> BTreeMap<i64, (u64, u64)> {
+    let there = shares.into_iter().filter(|(_, held)| *held != (0, 0));
+    there
+        .map(|(brand, (n, bytes))| (brand, (u64::try_from(n).unwrap(), u64::try_from(bytes).unwrap())))
+        .collect()
 }
 
 async fn read_redis(redis: &RedisClient, keys: &QueueKeys, layout: Layout) -> Raw {
@@ -168,6 +195,17 @@ async fn read_redis(redis: &RedisClient, keys: &QueueKeys, layout: Layout) -> Ra
         raw.dead.push((buried, item(letters.remove(&id).expect("a letter for every dead id"))));
     }
     assert!(letters.is_empty(), "letters of nobody: {letters:?}");
+    raw.shares = shares(redis, keys.shares()).await;
+    raw.dead_shares = shares(redis, keys.dead_shares()).await;
+    let mut indexed = BTreeSet::new();
+    for brand in raw.dead.iter().map(|(_, item)| item.brand.map_or(0, |brand| brand.0)) {
+        let key = keys.dead_of(brand);
+        if known.insert(key.clone()) {
+            indexed.extend(scored::<String>(redis, &key).await);
+        }
+    }
+    let dead: BTreeSet<(String, i64)> = raw.dead.iter().map(|(at, item)| (item.id.clone(), *at)).collect();
+    assert_eq!(indexed, dead, "left == right: each brand's index has its letters");
     let prefix = keys.claim("");
     let there = keys_of(redis, keys).await;
     for key in there.iter().filter(|key| key.starts_with(&prefix)) {
@@ -208,6 +246,7 @@ fn row_item(row: &SqliteRow) -> Item {
         suspect: row.get("suspect"),
         losses: row.get("losses"),
         priority: Priority::at(usize::try_from(row.get::<i64, _>("priority")).unwrap()),
+        brand: row.get::<Option<i64>, _>("brand").map(BrandId),
         claims: claims.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
         history: serde_json::from_str(row.get("history")).unwrap(),
         payload: Bytes::from(row.get::<Vec<u8>, _>("payload")),
@@ -272,6 +311,13 @@ async fn read_file(file: &mut SqliteConnection) -> Raw {
         };
         raw.claims.insert(row.get("key"), (row.get("until_ms"), claim));
     }
+    let held: Vec<(i64, i64, i64, i64, i64)> =
+        sqlx::query_as("select brand, items, bytes, dead, dead_bytes from shares")
+            .fetch_all(&mut *file)
+            .await
+            .unwrap();
+    raw.shares = positive(held.iter().map(|row| (row.0, (row.1, row.2))).collect());
+    raw.dead_shares = positive(held.iter().map(|row| (row.0, (row.3, row.4))).collect());
     raw.paused =
         sqlx::query_scalar("select exists (select 1 from paused)").fetch_one(&mut *file).await.unwrap();
     raw

@@ -30,8 +30,8 @@ use tributary_core::ports::clock::{ManualClock, SystemClock};
 use tributary_core::ports::locks::Locks;
 use tributary_core::ports::outbox::Staged;
 use tributary_core::ports::queue::{
-    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, NewItem, Queue, QueueError,
-    QueueSettings, QueueStats, Reclaimed, Unfinished,
+    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, Holding, NewItem, Queue,
+    QueueError, QueueSettings, QueueStats, Reclaimed, Scope, Unfinished,
 };
 use tributary_core::ports::store::Store;
 use tributary_core::ports::tenants::Tenants;
@@ -71,7 +71,14 @@ impl QueueUnderTest {
 pub const LEASE: Duration = Duration::from_millis(1200);
 
 pub fn settings() -> QueueSettings {
-    QueueSettings { lease: LEASE, claim_ttl: Duration::from_secs(60), max_depth: 3000 }
+    QueueSettings {
+        lease: LEASE,
+        claim_ttl: Duration::from_secs(60),
+        max_depth: 3000,
+        max_dead: 50,
+        max_dead_bytes: 1_000_000,
+        ..QueueSettings::default()
+    }
 }
 
 pub async fn sqlite_queue() -> QueueUnderTest {
@@ -306,7 +313,7 @@ impl Queue for AwayQueue {
     async fn stats(&self) -> Result<QueueStats, QueueError> {
         away()
     }
-    async fn dead(&self, _: Option<&DeadPlace>, _: usize) -> Result<Vec<DeadLetter>, QueueError> {
+    async fn dead(&self, _: Scope, _: Option<&DeadPlace>, _: usize) -> Result<Vec<DeadLetter>, QueueError> {
         away()
     }
     async fn dead_letter(&self, _: &str) -> Result<Option<DeadLetter>, QueueError> {
@@ -316,6 +323,12 @@ impl Queue for AwayQueue {
         away()
     }
     async fn discard_dead(&self, _: &[String]) -> Result<u64, QueueError> {
+        away()
+    }
+    async fn drop_dead(&self, _: Option<BrandId>, _: i64) -> Result<u64, QueueError> {
+        away()
+    }
+    async fn held_by(&self, _: BrandId) -> Result<Holding, QueueError> {
         away()
     }
     async fn set_paused(&self, _: bool) -> Result<(), QueueError> {

@@ -75,7 +75,7 @@ impl Store for PgStore {
             totals: totals(&mut tx, brand, id).await?,
             recent_events: recent_events(&mut tx, brand, id).await?,
             products: products(&mut tx, brand, &product_ids(&activity, &orders)).await?,
-            consents: consents(&mut tx, brand, id, CONSENTS).await?,
+            consents: consents(&mut tx, brand, id, None, CONSENTS).await?,
             groups: groups(&mut tx, brand, id).await?,
             activity,
             orders,
@@ -277,20 +277,25 @@ async fn products(
     Ok(rows.into_iter().map(|(id, title, category)| KnownProduct { id, title, category }).collect())
 }
 
-/// What a customer said of consent, newest first, at most `limit`.
+/// What a customer said of consent, newest first, from before that statement, at most `limit`.
 pub(super) async fn consents(
     conn: &mut PgConnection,
     brand: BrandId,
     id: ProfileId,
+    before: Option<&StoredConsent>,
     limit: i64,
 ) -> Result<Vec<StoredConsent>, StoreError> {
     let rows = sqlx::query(
         "select channel, state, level, at, message_id, address, source from consents where profile_id = $1 and brand_id = $2
-        order by at desc, message_id desc limit $3",
+            and ($4::timestamptz is null or (at, message_id, channel) < ($4, $5, $6))
+        order by at desc, message_id desc, channel desc limit $3",
     )
     .bind(id.0)
     .bind(brand.0)
     .bind(limit)
+    .bind(before.map(|consent| consent.at))
+    .bind(before.map(|consent| consent.message_id.as_str()))
+    .bind(before.map(|consent| consent.channel.as_str()))
     .fetch_all(conn)
     .await
     .map_err(failed)?;

@@ -8,6 +8,7 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use super::db::{begin, failed};
+use crate::domain::ids::BrandId;
 use crate::ports::outbox::{Outbox, OutboxStats, Stage, Staged};
 use crate::ports::queue::{Enqueued, Idempotency, NewItem, Priority};
 use crate::ports::store::StoreError;
@@ -50,16 +51,34 @@ impl Outbox for PgOutbox {
         Ok(results)
     }
 
-    async fn oldest(&self, queues: &[&str], limit: usize) -> Result<Vec<Staged>, StoreError> {
+    async fn oldest(
+        &self,
+        queues: &[&str],
+        but: &[BrandId],
+        limit: usize,
+    ) -> Result<Vec<Staged>, StoreError> {
         let rows = sqlx::query(
-            "select * from outbox where refused is null and queue = any($1) order by seq limit $2",
+            "select * from outbox where refused is null and queue = any($1)
+                and (brand_id is null or brand_id <> all($2))
+            order by seq limit $3",
         )
         .bind(queues)
+        .bind(but.iter().map(|brand| brand.0).collect::<Vec<_>>())
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&self.pool)
         .await
         .map_err(failed)?;
         rows.iter().map(staged).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn waiting_of(&self, brand: BrandId) -> Result<u64, StoreError> {
+        let waiting: i64 =
+            sqlx::query_scalar("select count(*) from outbox where refused is null and brand_id = $1")
+                .bind(brand.0)
+                .fetch_one(&self.pool)
+                .await
+                .map_err(failed)?;
+        Ok(u64::try_from(waiting).unwrap_or_default())
     }
 
     async fn remove(&self, ids: &[Uuid]) -> Result<(), StoreError> {
@@ -162,10 +181,11 @@ pub(super) async fn insert(
     let items = || stages.iter().map(|stage| &stage.item);
     let known = || items().map(|item| item.idempotency.as_ref());
     sqlx::query(
-        "insert into outbox (id, queue, priority, delay_ms, keys, digest, ttl_ms, payload, staged_ms)
-        select i, q, p, d, k, g, t, b, $9
+        "insert into outbox (id, queue, priority, delay_ms, keys, digest, ttl_ms, payload, brand_id, public, staged_ms)
+        select i, q, p, d, k, g, t, b, brand, public, $11
         from unnest($1::uuid[], $2::text[], $3::smallint[], $4::bigint[], $5::text[], $6::text[], $7::bigint[],
-            $8::bytea[]) with ordinality as given (i, q, p, d, k, g, t, b, place) order by place",
+            $8::bytea[], $9::bigint[], $10::boolean[])
+            with ordinality as given (i, q, p, d, k, g, t, b, brand, public, place) order by place",
     )
     .bind(&ids)
     .bind(stages.iter().map(|stage| stage.queue.as_str()).collect::<Vec<_>>())
@@ -175,6 +195,8 @@ pub(super) async fn insert(
     .bind(known().map(|known| known.map(|known| known.digest.as_str())).collect::<Vec<_>>())
     .bind(known().map(|known| known.and_then(|known| known.ttl).map(ms)).collect::<Vec<_>>())
     .bind(items().map(|item| &item.payload[..]).collect::<Vec<_>>())
+    .bind(items().map(|item| item.brand.map(|brand| brand.0)).collect::<Vec<_>>())
+    .bind(items().map(|item| item.public).collect::<Vec<_>>())
     .bind(now_ms)
     .execute(&mut *tx)
     .await
@@ -203,6 +225,8 @@ fn staged(row: &PgRow) -> Result<Staged, sqlx::Error> {
             payload: row.try_get::<Vec<u8>, _>("payload")?.into(),
             priority: Priority::at(usize::try_from(row.try_get::<i16, _>("priority")?).unwrap_or_default()),
             delay: duration(row.try_get("delay_ms")?),
+            brand: row.try_get::<Option<i64>, _>("brand_id")?.map(BrandId),
+            public: row.try_get("public")?,
             idempotency,
         },
         staged_ms: row.try_get("staged_ms")?,

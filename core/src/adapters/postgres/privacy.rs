@@ -141,17 +141,22 @@ impl Privacy for PgPrivacy {
         &self,
         brand: BrandId,
         id: ProfileId,
+        after: Option<&(Timestamp, String)>,
         limit: i64,
     ) -> Result<Vec<StoredEvent>, StoreError> {
         let mut tx = begin_reading(&self.pool, brand).await?;
         let rows = sqlx::query(
             "select e.message_id, kind, e.name, \"timestamp\", body::text as body, active, source, received_at from orders o
             join events e on e.brand_id = o.brand_id and e.shop = o.shop and e.order_id = o.id and e.profile_id is null
-            where o.profile_id = $1 and o.brand_id = $2 order by \"timestamp\", e.message_id limit $3",
+            where o.profile_id = $1 and o.brand_id = $2
+                and ($4::timestamptz is null or (\"timestamp\", e.message_id) > ($4, $5))
+            order by \"timestamp\", e.message_id limit $3",
         )
         .bind(id.0)
         .bind(brand.0)
         .bind(limit)
+        .bind(after.map(|(at, _)| *at))
+        .bind(after.map(|(_, message)| message.as_str()))
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
@@ -404,9 +409,15 @@ impl Privacy for PgPrivacy {
         rows.iter().map(|row| Ok(brand_order(row)?.1)).collect::<Result<_, sqlx::Error>>().map_err(failed)
     }
 
-    async fn consents(&self, brand: BrandId, id: ProfileId) -> Result<Vec<StoredConsent>, StoreError> {
+    async fn consents(
+        &self,
+        brand: BrandId,
+        id: ProfileId,
+        before: Option<&StoredConsent>,
+        limit: i64,
+    ) -> Result<Vec<StoredConsent>, StoreError> {
         let mut tx = begin_reading(&self.pool, brand).await?;
-        consents(&mut tx, brand, id, i64::MAX).await
+        consents(&mut tx, brand, id, before, limit).await
     }
 
     async fn expire(&self, brand: BrandId, before: Timestamp, limit: i64) -> Result<u64, StoreError> {

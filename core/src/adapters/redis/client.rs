@@ -65,6 +65,8 @@ pub struct RedisClient {
     shared: ConnectionManager,
     /// What every key begins with.
     space: String,
+    /// The bytes that Redis may use; 0 for any.
+    max_memory: u64,
     /// Nothing more is to be begun.
     closed: Arc<AtomicBool>,
 }
@@ -82,8 +84,9 @@ impl RedisClient {
             .set_max_delay(RECONNECT_CAP)
             .set_number_of_retries(RECONNECT_TRIES);
         let shared = client.get_connection_manager_with_config(config).await?;
-        let this = Self { client, shared, space: space.to_owned(), closed: Arc::default() };
-        this.refuse_eviction().await?;
+        let mut this =
+            Self { client, shared, space: space.to_owned(), max_memory: 0, closed: Arc::default() };
+        this.max_memory = this.memory().await?;
         this.warn_of_weak_durability().await;
         Ok(this)
     }
@@ -91,6 +94,11 @@ impl RedisClient {
     /// What every key begins with.
     pub fn space(&self) -> &str {
         &self.space
+    }
+
+    /// The bytes that Redis may use, as it said when this client connected; 0 for any.
+    pub fn max_memory(&self) -> u64 {
+        self.max_memory
     }
 
     /// The shared connection.
@@ -158,13 +166,13 @@ impl RedisClient {
         }
     }
 
-    async fn refuse_eviction(&self) -> Result<(), RedisStartError> {
+    /// The bytes that Redis may use; refuses one that is set up to evict.
+    async fn memory(&self) -> Result<u64, RedisStartError> {
         let info: String = Cmd::new().arg("INFO").arg("memory").query_async(&mut self.shared()).await?;
-        match info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")) {
-            Some(policy) if policy.trim() != "noeviction" => {
-                Err(RedisStartError::Evicts(policy.trim().into()))
-            }
-            _ => Ok(()),
+        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        match field("maxmemory_policy:") {
+            Some(policy) if policy != "noeviction" => Err(RedisStartError::Evicts(policy.into())),
+            _ => Ok(field("maxmemory:").and_then(|bytes| bytes.parse().ok()).unwrap_or_default()),
         }
     }
 

@@ -1,11 +1,12 @@
 //! How an item is written in Redis: one line about it, one with its history, then its payload, untouched.
 //!
-//! `<id> <enqueued ms> <attempt> <suspect 0|1> <losses> <priority 0..2> <claims, or ->\n<history>\n<payload>`, where claims are
-//! names with commas between, and the history is JSON objects with commas between. The scripts read the first two lines
+//! `<id> <enqueued ms> <attempt> <suspect 0|1> <losses> <priority 0..2> <claims, or -> <brand, or 0>\n<history>\n<payload>`, where
+//! claims are names with commas between (the brand is missing in elements from before there was one), and the history is JSON objects with commas between. The scripts read the first two lines
 //! with a pattern and never parse a payload. A dead letter is written alike; the last of its history says why it died.
 
 use bytes::Bytes;
 
+use crate::domain::ids::BrandId;
 use crate::ports::queue::{Failure, Item, MAX_HISTORY, Priority};
 
 /// No claims.
@@ -16,14 +17,20 @@ pub fn write(item: &Item) -> Vec<u8> {
     let Item { id, enqueued_ms, attempt, suspect, losses, priority, .. } = item;
     let (suspect, priority) = (u8::from(*suspect), priority.index());
     let claims = claims(&item.claims);
+    let brand = brand(item.brand);
     let history = history(&item.history);
     let mut bytes = Vec::with_capacity(item.payload.len() + history.len() + claims.len() + 80);
     bytes.extend_from_slice(
-        format!("{id} {enqueued_ms} {attempt} {suspect} {losses} {priority} {claims}\n{history}\n")
+        format!("{id} {enqueued_ms} {attempt} {suspect} {losses} {priority} {claims} {brand}\n{history}\n")
             .as_bytes(),
     );
     bytes.extend_from_slice(&item.payload);
     bytes
+}
+
+/// A brand as the scripts take it.
+pub fn brand(of: Option<BrandId>) -> i64 {
+    of.map_or(0, |brand| brand.0)
 }
 
 /// Claims as the scripts take them.
@@ -56,6 +63,10 @@ pub fn read(element: &Bytes) -> Option<Item> {
             NONE => Vec::new(),
             names => names.split(',').map(str::to_owned).collect(),
         },
+        brand: match fields.next() {
+            None | Some("0") => None,
+            Some(brand) => Some(BrandId(brand.parse().ok()?)),
+        },
         history: read_history(&element[head + 1..body - 1])?,
         payload: element.slice(body..),
     };
@@ -86,6 +97,7 @@ mod tests {
             losses: 1,
             priority: Priority::Low,
             claims: vec!["c1".into(), "c2".into()],
+            brand: Some(BrandId(7)),
             history: vec![
                 Failure { at_ms: 1, error: "two\nlines, \"quoted\"".into() },
                 Failure { at_ms: 2, error: String::new() },
@@ -93,11 +105,23 @@ mod tests {
             payload: Bytes::from_static(b"{\n\"a\": \"\xff\"}\n"),
         };
         assert_eq!(read(&write(&item).into()), Some(item.clone()));
-        (item.claims, item.history) = (Vec::new(), Vec::new());
+        (item.claims, item.history, item.brand) = (Vec::new(), Vec::new(), None);
+        assert_eq!(
+            read(&Bytes::from_static(b"a 1 0 0 0 1 c\n\n{}")).unwrap().brand,
+            None,
+            "of an older version"
+        );
         assert_eq!(read(&write(&item).into()), Some(item));
-        for broken in
-            ["", "x", "a 1 2 3\n\n", "a b c d e f g\n\npayload", "a 1 0 0 0 1 -\nx\n", "a 1 0 0 0 1 -\n"]
-        {
+        for broken in [
+            "",
+            "x",
+            "a 1 2 3\n\n",
+            "a b c d e f g\n\npayload",
+            "a 1 0 0 0 1 - b\n\n",
+            "a 1 0 0 0 1 - 7 8\n\n",
+            "a 1 0 0 0 1 -\nx\n",
+            "a 1 0 0 0 1 -\n",
+        ] {
             assert_eq!(read(&Bytes::from_static(broken.as_bytes())), None, "{broken:?}");
         }
     }

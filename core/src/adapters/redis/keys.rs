@@ -38,7 +38,7 @@ impl Layout {
 #[derive(Clone, Debug)]
 pub struct QueueKeys {
     tag: String,
-    all: [String; 14],
+    all: [String; 16],
 }
 
 impl QueueKeys {
@@ -72,6 +72,9 @@ impl QueueKeys {
             shared("letters"),
             shared("stats"),
             shared("paused"),
+            // what brands hold, by brand: items and bytes; and what they have of dead letters
+            shared("shares"),
+            shared("dead-shares"),
         ];
         Self { tag, all }
     }
@@ -101,12 +104,28 @@ impl QueueKeys {
         &self.all[10]
     }
 
+    /// Dead letters of a brand by time; 0 for those of none.
+    pub fn dead_of(&self, brand: i64) -> String {
+        format!("{}:{brand}", self.dead())
+    }
+
+    /// What brands hold.
+    pub fn shares(&self) -> &str {
+        &self.all[14]
+    }
+
+    /// What brands have of dead letters.
+    pub fn dead_shares(&self) -> &str {
+        &self.all[15]
+    }
+
     /// Dead letters by id.
     pub fn letters(&self) -> &str {
         &self.all[11]
     }
 
-    /// What keys begin with that the scripts make: `<tag>:batch:<id>` and `<tag>:claim:<name>`.
+    /// What keys begin with that the scripts make: `<tag>:batch:<id>`, `<tag>:claim:<name>` and
+    /// `<tag>:dead:<brand>`.
     pub fn tag(&self) -> &str {
         &self.tag
     }
@@ -158,7 +177,7 @@ mod tests {
     fn every_key_of_a_script_shares_its_hash_tag() {
         for layout in [Layout::Lists, Layout::Streams] {
             let keys = QueueKeys::new("tributary", "events", layout);
-            let made = [keys.batch("b"), keys.claim("0af3")];
+            let made = [keys.batch("b"), keys.claim("0af3"), keys.dead_of(7)];
             for key in keys.all().iter().chain(&made) {
                 assert!(key.starts_with("tributary:{events:00}:"), "{key}");
             }
@@ -179,6 +198,9 @@ mod tests {
             .filter(|key| streams.all().contains(key))
             .filter_map(|key| key.rsplit(':').next())
             .collect();
-        assert_eq!(shared, ["wake", "delayed", "dead", "letters", "stats", "paused"]);
+        assert_eq!(
+            shared,
+            ["wake", "delayed", "dead", "letters", "stats", "paused", "shares", "dead-shares"]
+        );
     }
 }

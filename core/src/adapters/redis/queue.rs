@@ -16,11 +16,13 @@ use super::client::{RedisClient, RedisStartError};
 use super::element;
 use super::keys::{Layout, QueueKeys};
 use super::{escaped, ms, ttl_ms};
+use crate::domain::ids::BrandId;
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
-    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Finished, Item, LOST,
-    MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome, PUT_BACK, Queue,
-    QueueError, QueueSettings, QueueStats, Reclaimed, Then, Unfinished, claim_name, lost_alone, this_process,
+    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Finished, Holding,
+    Item, LOST, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome, PUT_BACK,
+    Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Scope, Then, Unfinished, claim_name, leaving,
+    lost_alone, this_process,
 };
 
 /// How much longer than asked for the blocking command may take before its connection is given up.
@@ -52,6 +54,7 @@ struct Scripts {
     stats: Script,
     retry_dead: Script,
     discard_dead: Script,
+    drop_dead: Script,
     pause: Script,
     audit: Script,
 }
@@ -73,6 +76,7 @@ impl Scripts {
             stats: whole(include_str!("scripts/stats.lua")),
             retry_dead: whole(include_str!("scripts/retry_dead.lua")),
             discard_dead: whole(include_str!("scripts/discard_dead.lua")),
+            drop_dead: whole(include_str!("scripts/drop_dead.lua")),
             pause: whole(include_str!("scripts/pause.lua")),
             audit: whole(include_str!("scripts/audit.lua")),
         }
@@ -89,6 +93,7 @@ impl RedisQueue {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let keys = QueueKeys::new(redis.space(), name, layout);
+        let settings = settings.within(redis.max_memory());
         let scripts = Scripts::of(layout, str::to_owned);
         Self {
             redis,
@@ -204,6 +209,7 @@ impl RedisQueue {
             suspect: false,
             losses: 0,
             priority: item.priority,
+            brand: item.brand,
             claims: item.idempotency.as_ref().map(|known| known.names()).unwrap_or_default(),
             history: Vec::new(),
             payload: item.payload.clone(),
@@ -301,7 +307,7 @@ impl Queue for RedisQueue {
         }
         let answer: Vec<i64> = self
             .run(&self.scripts.enqueue, |command| {
-                command.arg(self.settings.max_depth);
+                command.arg(self.settings.max_depth).arg(self.settings.max_bytes).arg(self.settings.backlog);
                 for item in items {
                     let fresh = self.fresh(item);
                     let known = item.idempotency.as_ref();
@@ -312,6 +318,9 @@ impl Queue for RedisQueue {
                         .arg(ttl_ms(ttl))
                         .arg(known.map_or("-", |known| &known.digest))
                         .arg(element::claims(&fresh.claims))
+                        .arg(element::brand(item.brand))
+                        .arg(item.share())
+                        .arg(item.payload.len())
                         .arg(element::write(&fresh));
                 }
             })
@@ -319,17 +328,25 @@ impl Queue for RedisQueue {
         match answer.split_first() {
             Some((-1, refused)) => {
                 let mut results = vec![Enqueued::Accepted; items.len()];
-                for index in refused {
-                    let place = usize::try_from(index.unsigned_abs()).ok().and_then(|at| at.checked_sub(1));
-                    let place = place.and_then(|at| results.get_mut(at)).ok_or_else(|| unexpected(index))?;
-                    *place = if *index > 0 { Enqueued::Duplicate } else { Enqueued::Conflict };
+                for code in refused {
+                    let at = usize::try_from(*code / 4).ok().and_then(|at| at.checked_sub(1));
+                    let place = at.and_then(|at| results.get_mut(at)).ok_or_else(|| unexpected(code))?;
+                    *place = match code % 4 {
+                        1 => Enqueued::Duplicate,
+                        2 => Enqueued::Conflict,
+                        3 => Enqueued::OverShare,
+                        _ => return Err(unexpected(code)),
+                    };
                 }
                 Ok(results)
             }
-            Some((depth, [])) => Err(QueueError::Full {
-                depth: u64::try_from(*depth).unwrap_or_default(),
-                limit: self.settings.max_depth,
-            }),
+            Some((holds, [what])) => {
+                let (limit, unit) = match what {
+                    1 => (self.settings.max_depth, "items"),
+                    _ => (self.settings.max_bytes, "bytes"),
+                };
+                Err(QueueError::Full { holds: u64::try_from(*holds).unwrap_or_default(), limit, unit })
+            }
             _ => Err(unexpected(format!("{answer:?}"))),
         }
     }
@@ -352,10 +369,16 @@ impl Queue for RedisQueue {
             .filter(|item| !item.claims.is_empty())
             .filter(|item| unfinished.iter().all(|other| other.item.id != item.id))
             .collect();
+        let leave = leaving(batch, unfinished);
         let now = self.clock.now_ms();
         let answer = self
             .run(&self.scripts.ack, |command| {
-                command.arg(&batch.id.0).arg(claimed.len());
+                command.arg(&batch.id.0).arg(self.settings.max_dead).arg(self.settings.max_dead_bytes);
+                command.arg(leave.len());
+                for (brand, (items, bytes)) in &leave {
+                    command.arg(element::brand(*brand)).arg(items).arg(bytes);
+                }
+                command.arg(claimed.len());
                 for item in claimed {
                     command.arg(&item.id).arg(element::claims(&item.claims));
                 }
@@ -372,6 +395,9 @@ impl Queue for RedisQueue {
                         Then::Bury { error } => {
                             let buried = Item { history: item.history_with(now, error), ..item.clone() };
                             command.arg("bury").arg(0).arg(element::write(&buried));
+                        }
+                        Then::Defer { delay } => {
+                            command.arg("defer").arg(ms(*delay).max(1)).arg(element::write(item));
                         }
                         Then::Release => {
                             command.arg("release").arg(0).arg(element::write(item));
@@ -403,19 +429,21 @@ impl Queue for RedisQueue {
         let (returned, buried) = self
             .run(&self.scripts.reclaim, |command| {
                 command.arg(MAX_RECLAIM).arg(MAX_LOSSES).arg(json(LOST)).arg(json(&lost_alone()));
+                command.arg(self.settings.max_dead).arg(self.settings.max_dead_bytes);
             })
             .await?;
         Ok(Reclaimed { returned, buried })
     }
 
     async fn stats(&self) -> Result<QueueStats, QueueError> {
-        type Numbers = (u64, u64, u64, u64, i64, bool, HashMap<String, u64>);
-        let (pending, in_flight, delayed, dead, age, paused, counters): Numbers =
+        type Numbers = (u64, u64, u64, u64, i64, bool, HashMap<String, u64>, i64);
+        let (pending, in_flight, delayed, dead, age, paused, counters, bytes): Numbers =
             self.run(&self.scripts.stats, |_| {}).await?;
         let mut stats = QueueStats {
             pending,
             in_flight,
             delayed,
+            bytes: u64::try_from(bytes).unwrap_or_default(),
             dead,
             paused,
             oldest_age_ms: u64::try_from(age).unwrap_or_default(),
@@ -425,7 +453,17 @@ impl Queue for RedisQueue {
         Ok(stats)
     }
 
-    async fn dead(&self, after: Option<&DeadPlace>, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
+    async fn dead(
+        &self,
+        of: Scope,
+        after: Option<&DeadPlace>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, QueueError> {
+        let index = match of {
+            Scope::All => self.keys.dead().to_owned(),
+            Scope::Brand(brand) => self.keys.dead_of(brand.0),
+            Scope::Nobody => self.keys.dead_of(element::brand(None)),
+        };
         let limit = limit.clamp(1, MAX_DEAD_PAGE);
         let mut connection = self.redis.shared();
         let mut from: usize = match after {
@@ -433,7 +471,7 @@ impl Queue for RedisQueue {
             Some(place) => {
                 let mut command = Cmd::new();
                 let newer = format!("({}", place.buried_ms);
-                command.arg("ZCOUNT").arg(self.keys.dead()).arg(newer).arg("+inf");
+                command.arg("ZCOUNT").arg(&index).arg(newer).arg("+inf");
                 command.query_async(&mut connection).await.map_err(failed)?
             }
         };
@@ -441,7 +479,7 @@ impl Queue for RedisQueue {
         // More than once where several were buried in one millisecond.
         while letters.len() < limit {
             let mut command = Cmd::new();
-            command.arg("ZREVRANGE").arg(self.keys.dead()).arg(from).arg(from + limit - 1).arg("WITHSCORES");
+            command.arg("ZREVRANGE").arg(&index).arg(from).arg(from + limit - 1).arg("WITHSCORES");
             let mut ids: Vec<(String, f64)> = command.query_async(&mut connection).await.map_err(failed)?;
             if ids.is_empty() {
                 break;
@@ -481,6 +519,30 @@ impl Queue for RedisQueue {
             command.arg(page(ids));
         })
         .await
+    }
+
+    async fn drop_dead(&self, of: Option<BrandId>, before_ms: i64) -> Result<u64, QueueError> {
+        self.run(&self.scripts.drop_dead, |command| {
+            command.arg(element::brand(of)).arg(MAX_DEAD_PAGE).arg(before_ms);
+        })
+        .await
+    }
+
+    async fn held_by(&self, brand: BrandId) -> Result<Holding, QueueError> {
+        let mut connection = self.redis.shared();
+        let fields = [brand.0.to_string(), format!("{}:b", brand.0)];
+        let mut numbers = Vec::with_capacity(4);
+        for key in [self.keys.shares(), self.keys.dead_shares()] {
+            let mut command = Cmd::new();
+            command.arg("HMGET").arg(key).arg(&fields);
+            let held: Vec<Option<i64>> = command.query_async(&mut connection).await.map_err(failed)?;
+            numbers
+                .extend(held.into_iter().map(|n| u64::try_from(n.unwrap_or_default()).unwrap_or_default()));
+        }
+        match numbers[..] {
+            [items, bytes, dead, dead_bytes] => Ok(Holding { items, bytes, dead, dead_bytes }),
+            _ => Err(unexpected("not four numbers")),
+        }
     }
 
     async fn set_paused(&self, paused: bool) -> Result<(), QueueError> {

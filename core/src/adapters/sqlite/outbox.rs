@@ -8,6 +8,7 @@ use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
 use super::db::{Db, failed, pieces};
+use crate::domain::ids::BrandId;
 use crate::ports::outbox::{Outbox, OutboxStats, Stage, Staged};
 use crate::ports::queue::{Enqueued, Idempotency, NewItem, Priority};
 use crate::ports::store::StoreError;
@@ -50,17 +51,34 @@ impl Outbox for SqliteOutbox {
         Ok(results)
     }
 
-    async fn oldest(&self, queues: &[&str], limit: usize) -> Result<Vec<Staged>, StoreError> {
-        let queues = serde_json::Value::from(queues).to_string();
+    async fn oldest(
+        &self,
+        queues: &[&str],
+        but: &[BrandId],
+        limit: usize,
+    ) -> Result<Vec<Staged>, StoreError> {
         let rows = sqlx::query(
-            "select * from outbox where refused is null and queue in (select value from json_each(?1)) order by seq limit ?2",
+            "select * from outbox where refused is null and queue in (select value from json_each(?1))
+                and (brand_id is null or brand_id not in (select value from json_each(?2)))
+            order by seq limit ?3",
         )
-            .bind(queues)
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-            .fetch_all(&self.db.read)
-            .await
-            .map_err(failed)?;
+        .bind(serde_json::Value::from(queues).to_string())
+        .bind(serde_json::json!(but).to_string())
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.db.read)
+        .await
+        .map_err(failed)?;
         rows.iter().map(staged).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn waiting_of(&self, brand: BrandId) -> Result<u64, StoreError> {
+        let waiting: i64 =
+            sqlx::query_scalar("select count(*) from outbox where refused is null and brand_id = ?1")
+                .bind(brand.0)
+                .fetch_one(&self.db.read)
+                .await
+                .map_err(failed)?;
+        Ok(u64::try_from(waiting).unwrap_or_default())
     }
 
     async fn remove(&self, ids: &[Uuid]) -> Result<(), StoreError> {
@@ -173,7 +191,7 @@ pub(super) async fn insert(
     let rows: Vec<(Uuid, &Stage)> = stages.iter().map(|stage| (Uuid::now_v7(), stage)).collect();
     for piece in pieces(&rows) {
         let mut insert = QueryBuilder::<Sqlite>::new(
-            "insert into outbox (id, queue, priority, delay_ms, keys, digest, ttl_ms, payload, staged_ms) ",
+            "insert into outbox (id, queue, priority, delay_ms, keys, digest, ttl_ms, payload, brand_id, public, staged_ms) ",
         );
         insert.push_values(piece, |mut row, (id, Stage { queue, item })| {
             let known = item.idempotency.as_ref();
@@ -185,6 +203,8 @@ pub(super) async fn insert(
                 .push_bind(known.map(|known| known.digest.as_str()))
                 .push_bind(known.and_then(|known| known.ttl).map(ms))
                 .push_bind(&item.payload[..])
+                .push_bind(item.brand.map(|brand| brand.0))
+                .push_bind(item.public)
                 .push_bind(now_ms);
         });
         insert.build().execute(&mut *tx).await.map_err(failed)?;
@@ -216,6 +236,8 @@ fn staged(row: &SqliteRow) -> Result<Staged, sqlx::Error> {
             payload: row.try_get::<Vec<u8>, _>("payload")?.into(),
             priority: Priority::at(usize::try_from(row.try_get::<i64, _>("priority")?).unwrap_or_default()),
             delay: duration(row.try_get("delay_ms")?),
+            brand: row.try_get::<Option<i64>, _>("brand_id")?.map(BrandId),
+            public: row.try_get("public")?,
             idempotency,
         },
         staged_ms: row.try_get("staged_ms")?,

@@ -137,16 +137,20 @@ impl Privacy for SqlitePrivacy {
         &self,
         brand: BrandId,
         id: ProfileId,
+        after: Option<&(Timestamp, String)>,
         limit: i64,
     ) -> Result<Vec<StoredEvent>, StoreError> {
         let rows = sqlx::query(
             "select e.message_id, kind, e.name, \"timestamp\", body, active, source, received_at from orders o
             join events e on e.brand_id = o.brand_id and e.shop = o.shop and e.order_id = o.id and e.profile_id is null
-            where o.profile_id = ?1 and o.brand_id = ?2 order by \"timestamp\", e.message_id limit ?3",
+            where o.profile_id = ?1 and o.brand_id = ?2 and (?4 is null or (\"timestamp\", e.message_id) > (?4, ?5))
+            order by \"timestamp\", e.message_id limit ?3",
         )
         .bind(id.to_string())
         .bind(brand.0)
         .bind(limit)
+        .bind(after.map(|(at, _)| at.timestamp_millis()))
+        .bind(after.map(|(_, message)| message.as_str()))
         .fetch_all(&self.db.read)
         .await
         .map_err(failed)?;
@@ -394,9 +398,15 @@ impl Privacy for SqlitePrivacy {
         rows.iter().map(|row| Ok(brand_order(row)?.1)).collect::<Result<_, sqlx::Error>>().map_err(failed)
     }
 
-    async fn consents(&self, brand: BrandId, id: ProfileId) -> Result<Vec<StoredConsent>, StoreError> {
+    async fn consents(
+        &self,
+        brand: BrandId,
+        id: ProfileId,
+        before: Option<&StoredConsent>,
+        limit: i64,
+    ) -> Result<Vec<StoredConsent>, StoreError> {
         let mut conn = self.db.read.acquire().await.map_err(failed)?;
-        consents(&mut conn, brand, id, i64::MAX).await
+        consents(&mut conn, brand, id, before, limit).await
     }
 
     async fn expire(&self, brand: BrandId, before: Timestamp, limit: i64) -> Result<u64, StoreError> {

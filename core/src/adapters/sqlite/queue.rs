@@ -3,8 +3,8 @@
 //! A row of `items` is in exactly one state: ready (`batch` null, `not_before_ms` 0), delayed (`batch` null), or held by a
 //! batch. Dead letters are rows of `dead`. `leases` is the only record of which batches live.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,20 +15,19 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::db::{Db, pieces};
+use crate::domain::ids::BrandId;
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
     Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Failure, Finished,
-    Item, LOST, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome, POLL,
-    PUT_BACK, Priority, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Then, Unfinished,
-    claim_name, lost_alone, this_process,
+    Holding, Item, LOST, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome,
+    POLL, PUT_BACK, Priority, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Scope, Then,
+    Unfinished, claim_name, leaving, lost_alone, this_process,
 };
 
-/// How long a count of the depth is believed before it is made again.
-const DEPTH_AGE_MS: i64 = 1000;
 /// Claims that one enqueue clears away when their time is over.
 const CLAIMS_CLEARED: i64 = 100;
 /// The columns of an item.
-const ITEM: &str = "id, enqueued_ms, attempt, suspect, losses, priority, claims, history, payload";
+const ITEM: &str = "id, enqueued_ms, attempt, suspect, losses, priority, brand, claims, history, payload";
 /// Which items were lost before.
 const SUSPECTS: &str = "suspect = 1 order by place";
 /// The counter that every [`FAIR_EVERY`]th fetch is known by.
@@ -36,55 +35,106 @@ const FETCHES: &str = "fetches";
 
 type Tx = Transaction<'static, Sqlite>;
 
+/// Items and their bytes.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    items: u64,
+    bytes: u64,
+}
+
+impl Held {
+    fn add(&mut self, items: u64, bytes: u64) {
+        self.items += items;
+        self.bytes += bytes;
+    }
+}
+
+/// What is to become of what comes of a brand.
+#[derive(Clone, Copy, Default)]
+struct Admission {
+    /// The brand holds its share.
+    over: bool,
+    /// The brand has a backlog.
+    late: bool,
+}
+
+impl From<(i64, i64)> for Held {
+    fn from((items, bytes): (i64, i64)) -> Self {
+        Self { items: positive(items), bytes: positive(bytes) }
+    }
+}
+
 /// The queue on SQLite.
 pub struct SqliteQueue {
     db: Db,
     settings: QueueSettings,
     clock: Arc<dyn Clock>,
     wake: Notify,
-    depth: Depth,
-}
-
-/// Pending and delayed items, counted at most every [`DEPTH_AGE_MS`]: counting costs what the queue is long.
-#[derive(Default)]
-struct Depth {
-    items: AtomicU64,
-    counted_ms: AtomicI64,
 }
 
 impl SqliteQueue {
     /// The queue in an open file.
     pub fn new(db: Db, settings: QueueSettings, clock: Arc<dyn Clock>) -> Self {
-        Self { db, settings, clock, wake: Notify::new(), depth: Depth::default() }
+        Self { db, settings, clock, wake: Notify::new() }
     }
 
     async fn begin(&self) -> Result<Tx, QueueError> {
         self.db.begin().await.map_err(failed)
     }
 
-    async fn refuse_over_limit(&self, more: usize) -> Result<(), QueueError> {
-        let now = self.clock.now_ms();
-        if self.settings.max_depth == 0 {
-            return Ok(());
+    /// What is to become of what comes, by brand and share: a brand may hold so many times the room that stays free. What it may not
+    /// holds up nobody else.
+    async fn admissions(
+        &self,
+        tx: &mut Tx,
+        items: &[NewItem],
+    ) -> Result<HashMap<(Option<BrandId>, u64), Admission>, QueueError> {
+        let QueueSettings { max_depth, max_bytes, backlog, .. } = self.settings;
+        let mut come = BTreeMap::<(Option<BrandId>, u64), Held>::new();
+        for item in items {
+            come.entry((item.brand, item.share())).or_default().add(1, item.payload.len() as u64);
         }
-        if (now - self.depth.counted_ms.load(Ordering::Relaxed)).abs() >= DEPTH_AGE_MS {
-            // two counts, each within its index
-            let waiting: i64 = sqlx::query_scalar(
-                "select (select count(*) from items where batch is null and not_before_ms = 0)
-                    + (select count(*) from items where batch is null and not_before_ms > 0)",
-            )
-            .fetch_one(&self.db.read)
-            .await
-            .map_err(failed)?;
-            self.depth.items.store(u64::try_from(waiting).unwrap_or_default(), Ordering::Relaxed);
-            self.depth.counted_ms.store(now, Ordering::Relaxed);
+        let all: (i64, i64) =
+            sqlx::query_as("select coalesce(sum(items), 0), coalesce(sum(bytes), 0) from shares")
+                .fetch_one(&mut **tx)
+                .await
+                .map_err(failed)?;
+        let all = Held::from(all);
+        let (mut admissions, mut want, mut largest) = (HashMap::new(), Held::default(), Held::default());
+        for ((brand, times), more) in come {
+            let mut admission = Admission::default();
+            if let Some(brand) = brand {
+                let held: Option<(i64, i64)> =
+                    sqlx::query_as("select items, bytes from shares where brand = ?1")
+                        .bind(brand.0)
+                        .fetch_optional(&mut **tx)
+                        .await
+                        .map_err(failed)?;
+                let mut would = Held::from(held.unwrap_or_default());
+                admission.late = backlog > 0 && would.items >= backlog;
+                would.add(more.items, more.bytes);
+                let exceeds = |would: u64, all: u64, most: u64| {
+                    most > 0 && would > times.saturating_mul(most.saturating_sub(all))
+                };
+                admission.over = exceeds(would.items, all.items + more.items, max_depth)
+                    || exceeds(would.bytes, all.bytes + more.bytes, max_bytes);
+            }
+            largest = Held { items: largest.items.max(more.items), bytes: largest.bytes.max(more.bytes) };
+            if !admission.over {
+                want.add(more.items, more.bytes);
+            }
+            admissions.insert((brand, times), admission);
         }
-        let depth = self.depth.items.load(Ordering::Relaxed);
-        if depth + more as u64 > self.settings.max_depth {
-            return Err(QueueError::Full { depth, limit: self.settings.max_depth });
+        // Where nobody is let in, the largest of them has to fit, or it is the queue that is full.
+        let asked = if want.items > 0 { want } else { largest };
+        for (held, more, limit, unit) in
+            [(all.items, asked.items, max_depth, "items"), (all.bytes, asked.bytes, max_bytes, "bytes")]
+        {
+            if limit > 0 && held + more > limit {
+                return Err(QueueError::Full { holds: held, limit, unit });
+            }
         }
-        self.depth.items.fetch_add(more as u64, Ordering::Relaxed);
-        Ok(())
+        Ok(admissions)
     }
 
     async fn take(&self, want: usize) -> Result<Option<Batch>, QueueError> {
@@ -172,15 +222,17 @@ impl SqliteQueue {
         Ok(Some(Batch { id: BatchId(id), items }))
     }
 
-    /// Remembers the item's idempotency keys, unless one of them is remembered already.
+    /// Remembers the item's idempotency keys, unless one of them is remembered already, or its brand is over its share.
     async fn take_claims(
         &self,
         tx: &mut Tx,
         item: &NewItem,
         id: &str,
         now: i64,
+        is_over: bool,
     ) -> Result<Enqueued, QueueError> {
-        let Some(known) = &item.idempotency else { return Ok(Enqueued::Accepted) };
+        let fresh = if is_over { Enqueued::OverShare } else { Enqueued::Accepted };
+        let Some(known) = &item.idempotency else { return Ok(fresh) };
         sqlx::query("delete from claims where key in (select key from claims where until_ms <= ?1 limit ?2)")
             .bind(now)
             .bind(CLAIMS_CLEARED)
@@ -201,6 +253,9 @@ impl SqliteQueue {
                 None => {}
             }
         }
+        if is_over {
+            return Ok(fresh);
+        }
         for key in known.names() {
             sqlx::query(
                 "insert or replace into claims (key, until_ms, digest, item, claimed_ms) values (?1, ?2, ?3, ?4, ?5)",
@@ -214,7 +269,46 @@ impl SqliteQueue {
             .await
             .map_err(failed)?;
         }
-        Ok(Enqueued::Accepted)
+        Ok(fresh)
+    }
+
+    /// Buries an item; a brand's oldest letters make room for it.
+    async fn bury(&self, tx: &mut Tx, batch: &str, item: &Item, error: &str) -> Result<(), QueueError> {
+        let now = self.clock.now_ms();
+        let history = json(&item.history_with(now, error));
+        sqlx::query(
+            "insert into dead (id, priority, enqueued_ms, attempt, suspect, losses, brand, claims, history, buried_ms, payload)
+            select id, priority, enqueued_ms, attempt, suspect, losses, brand, claims, ?3, ?4, payload from items
+            where batch = ?1 and id = ?2",
+        )
+        .bind(batch)
+        .bind(&item.id)
+        .bind(&history)
+        .bind(now)
+        .execute(&mut **tx)
+        .await
+        .map_err(failed)?;
+        sqlx::query("delete from items where batch = ?1 and id = ?2")
+            .bind(batch)
+            .bind(&item.id)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed)?;
+        finish(tx, &item.id, &item.claims.join(","), Outcome::Dead, now).await?;
+        let bytes = item.payload.len() + history.len();
+        let (mut letters, mut held) =
+            add_to_dead(tx, item.brand, 1, i64::try_from(bytes).unwrap_or(i64::MAX)).await?;
+        while letters > 1 && (letters > self.settings.max_dead || held > self.settings.max_dead_bytes) {
+            let oldest: Option<String> =
+                sqlx::query_scalar("select id from dead where brand is ?1 order by buried_ms, id limit 1")
+                    .bind(item.brand.map(|brand| brand.0))
+                    .fetch_optional(&mut **tx)
+                    .await
+                    .map_err(failed)?;
+            let Some(oldest) = oldest else { break };
+            (letters, held) = drop_letter(tx, &oldest, now).await?.unwrap_or_default();
+        }
+        Ok(())
     }
 }
 
@@ -224,39 +318,51 @@ impl Queue for SqliteQueue {
         if items.is_empty() {
             return Ok(Vec::new());
         }
-        self.refuse_over_limit(items.len()).await?;
         let now = self.clock.now_ms();
         let mut tx = self.begin().await?;
+        let admissions = self.admissions(&mut tx, items).await?;
         let mut place = next_places(&mut tx, items.len()).await?;
         let mut results = Vec::with_capacity(items.len());
-        let mut accepted: Vec<(String, i64, &NewItem)> = Vec::with_capacity(items.len());
+        let mut accepted: Vec<(String, i64, Priority, &NewItem)> = Vec::with_capacity(items.len());
         for item in items {
             let id = Uuid::now_v7().simple().to_string();
-            let result = self.take_claims(&mut tx, item, &id, now).await?;
+            let Admission { over, late } =
+                admissions.get(&(item.brand, item.share())).copied().unwrap_or_default();
+            let result = self.take_claims(&mut tx, item, &id, now, over).await?;
             if result == Enqueued::Accepted {
-                accepted.push((id, place, item));
+                let priority =
+                    if late && item.priority == Priority::Normal { Priority::Low } else { item.priority };
+                accepted.push((id, place, priority, item));
                 place += 1;
             }
             results.push(result);
         }
         for piece in pieces(&accepted) {
             let mut insert = QueryBuilder::<Sqlite>::new(
-                "insert into items (id, place, priority, enqueued_ms, attempt, suspect, losses, not_before_ms, claims, payload) ",
+                "insert into items (id, place, priority, enqueued_ms, attempt, suspect, losses, not_before_ms, brand, claims, payload) ",
             );
-            insert.push_values(piece, |mut row, (id, place, item)| {
+            insert.push_values(piece, |mut row, (id, place, priority, item)| {
                 let not_before = if item.delay.is_zero() { 0 } else { now.saturating_add(ms(item.delay)) };
                 row.push_bind(id)
                     .push_bind(place)
-                    .push_bind(item.priority.index() as i64)
+                    .push_bind(priority.index() as i64)
                     .push_bind(now)
                     .push("0, 0, 0")
                     .push_bind(not_before)
+                    .push_bind(item.brand.map(|brand| brand.0))
                     .push_bind(
                         item.idempotency.as_ref().map(|known| known.names().join(",")).unwrap_or_default(),
                     )
                     .push_bind(&item.payload[..]);
             });
             insert.build().execute(&mut *tx).await.map_err(failed)?;
+        }
+        let mut taken = BTreeMap::<Option<BrandId>, Held>::new();
+        for (_, _, _, item) in &accepted {
+            taken.entry(item.brand).or_default().add(1, item.payload.len() as u64);
+        }
+        for (brand, Held { items, bytes }) in taken {
+            add_to_share(&mut tx, brand, signed(items), signed(bytes)).await?;
         }
         let refused = |what| results.iter().filter(|result| **result == what).count();
         count(&mut tx, "enqueued", accepted.len()).await?;
@@ -291,6 +397,9 @@ impl Queue for SqliteQueue {
         if ours.rows_affected() == 0 {
             return Ok(Acked::Lost);
         }
+        for (brand, (items, bytes)) in leaving(batch, unfinished) {
+            add_to_share(&mut tx, brand, -signed(items), -signed(bytes)).await?;
+        }
         let mut place = match unfinished.len() {
             0 => 0,
             count => next_places(&mut tx, count).await?,
@@ -313,8 +422,19 @@ impl Queue for SqliteQueue {
                     count(&mut tx, "retried", 1).await?;
                 }
                 Then::Bury { error } => {
-                    bury(&mut tx, &batch.id.0, item, error, now).await?;
+                    self.bury(&mut tx, &batch.id.0, item, error).await?;
                     count(&mut tx, "buried", 1).await?;
+                }
+                Then::Defer { delay } => {
+                    sqlx::query(
+                        "update items set batch = null, not_before_ms = ?3, released = 0 where batch = ?1 and id = ?2",
+                    )
+                    .bind(&batch.id.0)
+                    .bind(&item.id)
+                    .bind(now.saturating_add(ms(*delay).max(1)))
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(failed)?;
                 }
                 Then::Release => {
                     sqlx::query(
@@ -408,7 +528,8 @@ impl Queue for SqliteQueue {
                     .await
                     .map_err(failed)?;
                 if item.losses >= MAX_LOSSES {
-                    bury(&mut tx, &batch, &item, &lost_alone(), now).await?;
+                    add_to_share(&mut tx, item.brand, -1, -signed(item.payload.len() as u64)).await?;
+                    self.bury(&mut tx, &batch, &item, &lost_alone()).await?;
                     done.buried += 1;
                 } else {
                     sqlx::query(
@@ -440,11 +561,13 @@ impl Queue for SqliteQueue {
     }
 
     async fn stats(&self) -> Result<QueueStats, QueueError> {
-        let (pending, in_flight, delayed, dead, oldest, paused): (i64, i64, i64, i64, Option<i64>, bool) =
+        type Numbers = (i64, i64, i64, i64, i64, Option<i64>, bool);
+        let (pending, in_flight, delayed, bytes, dead, oldest, paused): Numbers =
             sqlx::query_as(
                 "select (select count(*) from items where batch is null and not_before_ms = 0),
                 (select count(*) from items where batch is not null),
                 (select count(*) from items where batch is null and not_before_ms > 0),
+                (select coalesce(sum(bytes), 0) from shares),
                 (select count(*) from dead),
                 (select enqueued_ms from items where batch is null and not_before_ms = 0 order by seq limit 1),
                 exists (select 1 from paused)",
@@ -456,11 +579,11 @@ impl Queue for SqliteQueue {
             .fetch_all(&self.db.read)
             .await
             .map_err(failed)?;
-        let positive = |n: i64| u64::try_from(n).unwrap_or_default();
         let mut stats = QueueStats {
             pending: positive(pending),
             in_flight: positive(in_flight),
             delayed: positive(delayed),
+            bytes: positive(bytes),
             dead: positive(dead),
             paused,
             oldest_age_ms: oldest.map_or(0, |at| positive(self.clock.now_ms() - at)),
@@ -472,15 +595,26 @@ impl Queue for SqliteQueue {
         Ok(stats)
     }
 
-    async fn dead(&self, after: Option<&DeadPlace>, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
-        let rows = sqlx::query(
-            "select * from dead
-            where ?1 is null or (buried_ms, id) < (?1, ?2)
-            order by buried_ms desc, id desc limit ?3",
-        )
+    async fn dead(
+        &self,
+        of: Scope,
+        after: Option<&DeadPlace>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, QueueError> {
+        // two texts, so that each has its index
+        let (of, brand) = match of {
+            Scope::All => ("?4 is null", None),
+            Scope::Brand(brand) => ("brand is ?4", Some(brand.0)),
+            Scope::Nobody => ("brand is ?4", None),
+        };
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "select * from dead where {of} and (?1 is null or (buried_ms, id) < (?1, ?2))
+            order by buried_ms desc, id desc limit ?3"
+        )))
         .bind(after.map(|place| place.buried_ms))
         .bind(after.map(|place| place.id.as_str()))
         .bind(limit.clamp(1, MAX_DEAD_PAGE) as i64)
+        .bind(brand)
         .fetch_all(&self.db.read)
         .await
         .map_err(failed)?;
@@ -502,17 +636,11 @@ impl Queue for SqliteQueue {
         let mut place = next_places(&mut tx, ids.len()).await?;
         let mut back = 0;
         for id in ids.iter().take(MAX_DEAD_PAGE) {
-            let row = sqlx::query("delete from dead where id = ?1 returning *")
-                .bind(id)
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(failed)?;
-            let Some(row) = row else { continue };
-            let item = item(&row).map_err(failed)?;
+            let Some((item, _)) = exhume(&mut tx, id).await? else { continue };
             sqlx::query(
                 "insert into items (id, place, priority, enqueued_ms, attempt, suspect, losses, not_before_ms, claims,
-                    history, payload)
-                values (?1, ?2, ?3, ?4, 0, ?5, 0, 0, ?6, ?7, ?8)",
+                    history, payload, brand)
+                values (?1, ?2, ?3, ?4, 0, ?5, 0, 0, ?6, ?7, ?8, ?9)",
             )
             .bind(&item.id)
             .bind(place)
@@ -522,9 +650,11 @@ impl Queue for SqliteQueue {
             .bind(item.claims.join(","))
             .bind(json(&item.history_with(now, PUT_BACK)))
             .bind(&item.payload[..])
+            .bind(item.brand.map(|brand| brand.0))
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
+            add_to_share(&mut tx, item.brand, 1, signed(item.payload.len() as u64)).await?;
             place += 1;
             back += 1;
         }
@@ -538,20 +668,49 @@ impl Queue for SqliteQueue {
         let mut tx = self.begin().await?;
         let mut discarded = 0;
         for id in ids.iter().take(MAX_DEAD_PAGE) {
-            let claims: Option<String> =
-                sqlx::query_scalar("delete from dead where id = ?1 returning claims")
-                    .bind(id)
-                    .fetch_optional(&mut *tx)
-                    .await
-                    .map_err(failed)?;
-            if let Some(claims) = claims {
-                finish(&mut tx, id, &claims, Outcome::Discarded, now).await?;
+            if let Some((item, _)) = exhume(&mut tx, id).await? {
+                finish(&mut tx, id, &item.claims.join(","), Outcome::Discarded, now).await?;
                 discarded += 1;
             }
         }
         count(&mut tx, "discarded", discarded).await?;
         tx.commit().await.map_err(failed)?;
         Ok(discarded as u64)
+    }
+
+    async fn drop_dead(&self, of: Option<BrandId>, before_ms: i64) -> Result<u64, QueueError> {
+        let now = self.clock.now_ms();
+        let mut tx = self.begin().await?;
+        let old: Vec<String> = sqlx::query_scalar(
+            "select id from dead where brand is ?1 and buried_ms < ?2 order by buried_ms, id limit ?3",
+        )
+        .bind(of.map(|brand| brand.0))
+        .bind(before_ms)
+        .bind(MAX_DEAD_PAGE as i64)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        for id in &old {
+            drop_letter(&mut tx, id, now).await?;
+        }
+        tx.commit().await.map_err(failed)?;
+        Ok(old.len() as u64)
+    }
+
+    async fn held_by(&self, brand: BrandId) -> Result<Holding, QueueError> {
+        let held: Option<(i64, i64, i64, i64)> =
+            sqlx::query_as("select items, bytes, dead, dead_bytes from shares where brand = ?1")
+                .bind(brand.0)
+                .fetch_optional(&self.db.read)
+                .await
+                .map_err(failed)?;
+        let (items, bytes, dead, dead_bytes) = held.unwrap_or_default();
+        Ok(Holding {
+            items: positive(items),
+            bytes: positive(bytes),
+            dead: positive(dead),
+            dead_bytes: positive(dead_bytes),
+        })
     }
 
     async fn set_paused(&self, paused: bool) -> Result<(), QueueError> {
@@ -668,26 +827,75 @@ async fn hold(
         .map_err(failed)
 }
 
-async fn bury(tx: &mut Tx, batch: &str, item: &Item, error: &str, now: i64) -> Result<(), QueueError> {
+/// Adds to what a brand holds.
+async fn add_to_share(tx: &mut Tx, brand: Option<BrandId>, items: i64, bytes: i64) -> Result<(), QueueError> {
     sqlx::query(
-        "insert into dead (id, priority, enqueued_ms, attempt, suspect, losses, claims, history, buried_ms, payload)
-        select id, priority, enqueued_ms, attempt, suspect, losses, claims, ?3, ?4, payload from items
-        where batch = ?1 and id = ?2",
+        "insert into shares (brand, items, bytes) values (?1, ?2, ?3)
+        on conflict (brand) do update set items = items + excluded.items, bytes = bytes + excluded.bytes",
     )
-    .bind(batch)
-    .bind(&item.id)
-    .bind(json(&item.history_with(now, error)))
-    .bind(now)
+    .bind(number(brand))
+    .bind(items)
+    .bind(bytes)
     .execute(&mut **tx)
     .await
     .map_err(failed)?;
-    sqlx::query("delete from items where batch = ?1 and id = ?2")
-        .bind(batch)
-        .bind(&item.id)
-        .execute(&mut **tx)
-        .await
-        .map_err(failed)?;
-    finish(tx, &item.id, &item.claims.join(","), Outcome::Dead, now).await
+    Ok(())
+}
+
+/// Adds to what a brand has of dead letters; answers how many there are, and their bytes.
+async fn add_to_dead(
+    tx: &mut Tx,
+    brand: Option<BrandId>,
+    letters: i64,
+    bytes: i64,
+) -> Result<(u64, u64), QueueError> {
+    let held: (i64, i64) = sqlx::query_as(
+        "insert into shares (brand, dead, dead_bytes) values (?1, ?2, ?3)
+        on conflict (brand) do update set dead = dead + excluded.dead, dead_bytes = dead_bytes + excluded.dead_bytes
+        returning dead, dead_bytes",
+    )
+    .bind(number(brand))
+    .bind(letters)
+    .bind(bytes)
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(failed)?;
+    Ok((positive(held.0), positive(held.1)))
+}
+
+/// Takes a dead letter out, where there is one of that id; answers what its brand has left.
+async fn exhume(tx: &mut Tx, id: &str) -> Result<Option<(Item, (u64, u64))>, QueueError> {
+    let row =
+        sqlx::query("delete from dead where id = ?1 returning *, length(payload) + length(history) as bytes")
+            .bind(id)
+            .fetch_optional(&mut **tx)
+            .await
+            .map_err(failed)?;
+    let Some(row) = row else { return Ok(None) };
+    let item = item(&row).map_err(failed)?;
+    let bytes: i64 = row.try_get("bytes").map_err(failed)?;
+    let left = add_to_dead(tx, item.brand, -1, -bytes).await?;
+    Ok(Some((item, left)))
+}
+
+/// Drops a dead letter; answers what its brand has left.
+async fn drop_letter(tx: &mut Tx, id: &str, now: i64) -> Result<Option<(u64, u64)>, QueueError> {
+    let Some((item, left)) = exhume(tx, id).await? else { return Ok(None) };
+    finish(tx, id, &item.claims.join(","), Outcome::Discarded, now).await?;
+    count(tx, "dropped", 1).await?;
+    Ok(Some(left))
+}
+
+fn number(brand: Option<BrandId>) -> i64 {
+    brand.map_or(0, |brand| brand.0)
+}
+
+fn positive(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or_default()
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 /// Writes how an item ended beside its claims, where they are still its own.
@@ -730,6 +938,7 @@ fn item(row: &SqliteRow) -> Result<Item, sqlx::Error> {
         suspect: row.try_get("suspect")?,
         losses: row.try_get("losses")?,
         priority: Priority::at(usize::try_from(row.try_get::<i64, _>("priority")?).unwrap_or(usize::MAX)),
+        brand: row.try_get::<Option<i64>, _>("brand")?.map(BrandId),
         claims: claims.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
         history: match history.as_str() {
             "[]" => Vec::new(),

@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::domain::automation::emitted;
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::BrandId;
-use crate::ports::queue::NewItem;
+use crate::ports::queue::{NewItem, within_share};
 use crate::services::automations::links::{self, LinkError, Token};
 
 /// What is signed of a link.
@@ -49,6 +49,7 @@ pub async fn confirm(context: &Context, token: &str) -> Result<(), LinkError> {
     let message_id = format!("confirm-{}", uuid::Uuid::now_v7());
     let body = emitted::confirmed(&identifier.value);
     let payload = emitted::vouched(brand, &message_id, &identifier, &body, now_ms).unwrap_or_default();
-    context.queue.enqueue(&[NewItem { payload: payload.into(), ..NewItem::default() }]).await?;
+    let item = NewItem { payload: payload.into(), brand: Some(brand), ..NewItem::default() };
+    within_share(context.queue.enqueue(&[item]).await?)?;
     Ok(())
 }

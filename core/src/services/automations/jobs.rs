@@ -99,7 +99,7 @@ impl Job {
             Self::Fill { after: None, .. } => SETTINGS_TTL + Duration::from_secs(1),
             _ => Duration::ZERO,
         };
-        let item = NewItem { payload, priority, delay, ..NewItem::default() };
+        let item = NewItem { payload, priority, delay, brand: Some(self.brand()), ..NewItem::default() };
         Stage { queue: AUTOMATIONS_QUEUE.to_owned(), item }
     }
 }

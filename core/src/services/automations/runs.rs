@@ -1,7 +1,8 @@
 //! Runs go on: what is to be done is recorded, done, and recorded again.
 //!
-//! A batch goes in rounds. In each, one transaction takes in what the parcels of the round before came to, lets every run go on as
-//! far as it can, and records the parcels that are to be carried next; then they are carried, all at once. Who dies in between
+//! A batch goes in rounds. In each, one transaction takes in what parcels came to, lets their runs go on as far as they can, and
+//! records the parcels that are to be carried next; then they are carried, all at once. A round takes in what has come to its end by
+//! then: nobody's next step waits for another's slow receiver. Who dies in between
 //! leaves records of what was begun, and whoever gets the jobs next carries those parcels again, under the same keys. What is done
 //! within the store - tags, traits, events - is part of the transaction, and happens once.
 
@@ -10,7 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use serde_json::json;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::context::{Context, EVENTS_QUEUE};
@@ -39,6 +42,8 @@ use crate::services::automations::{confirm, signing, unsubscribe};
 
 /// Parcels of a batch that are carried at once.
 const AT_ONCE: usize = 200;
+/// How long what has come to its end waits for others, to be recorded with them.
+const TOGETHER: Duration = Duration::from_millis(50);
 /// The longest wait that a receiver's Retry-After is heeded for.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// E-mail is one destination, whoever it is for: it leaves by one relay.
@@ -118,14 +123,22 @@ struct Known {
 pub async fn go_on(context: &Context, outside: &Outside, wanted: &[Wanted]) -> Result<Vec<Next>, StoreError> {
     let mut results: HashMap<Uuid, (usize, Delivery)> = HashMap::new();
     let mut next: HashMap<Uuid, Next> = HashMap::new();
+    let at_once = Semaphore::new(AT_ONCE);
+    let mut under_way = FuturesUnordered::new();
+    let mut of_round = wanted.to_vec();
     loop {
-        let sending = recorded(context, outside, wanted, &results, &mut next).await?;
-        if sending.is_empty() {
+        let sending = recorded(context, outside, &of_round, &results, &mut next).await?;
+        if !sending.is_empty() {
+            failpoint::reached("action_recorded_before_done");
+        }
+        under_way.extend(sending.into_iter().map(|one| carry(context, outside, &at_once, one)));
+        results = ended(&mut under_way).await;
+        if results.is_empty() {
             break;
         }
-        failpoint::reached("action_recorded_before_done");
-        results = carry(context, outside, sending).await;
         failpoint::reached("action_done_before_recorded");
+        // Those whose parcels are under way still have nothing to be recorded.
+        of_round = wanted.iter().filter(|one| results.contains_key(&one.run)).copied().collect();
     }
     Ok(wanted.iter().map(|one| next.get(&one.run).cloned().unwrap_or(Next::Done)).collect())
 }
@@ -490,29 +503,40 @@ fn taken_in(run: &mut Run, plan: &Plan, row: &mut ActionRow, delivery: &Delivery
     }
 }
 
-/// Carries parcels, some at once; tells what became of each.
+/// Carries a parcel; tells what became of it.
 async fn carry(
     context: &Context,
     outside: &Outside,
-    sending: Vec<Sending>,
+    at_once: &Semaphore,
+    Sending { run, node, permit, parcel }: Sending,
+) -> (Uuid, (usize, Delivery)) {
+    // Never closed: there is always one to be had.
+    let _turn = at_once.acquire().await;
+    let delivery = readable(outside.courier.carry(&parcel).await);
+    // A refusal is an answer, and so is to be told when to come again: the destination is there.
+    let was_there = !matches!(delivery, Delivery::Later { after: None, .. });
+    permit.tell(was_there, context.clock.now_ms());
+    let outcome = match delivery {
+        Delivery::Done(_) => "done",
+        Delivery::Later { .. } => "later",
+        Delivery::Refused(_) => "refused",
+    };
+    metrics::counter!("tributary_actions_total", "outcome" => outcome).increment(1);
+    (run, (node, delivery))
+}
+
+/// What has come to its end: the first, and what else does within [`TOGETHER`]. Nothing where nothing is under way.
+async fn ended(
+    under_way: &mut FuturesUnordered<impl Future<Output = (Uuid, (usize, Delivery))>>,
 ) -> HashMap<Uuid, (usize, Delivery)> {
-    futures::stream::iter(sending)
-        .map(|Sending { run, node, permit, parcel }| async move {
-            let delivery = readable(outside.courier.carry(&parcel).await);
-            // A refusal is an answer, and so is to be told when to come again: the destination is there.
-            let was_there = !matches!(delivery, Delivery::Later { after: None, .. });
-            permit.tell(was_there, context.clock.now_ms());
-            let outcome = match delivery {
-                Delivery::Done(_) => "done",
-                Delivery::Later { .. } => "later",
-                Delivery::Refused(_) => "refused",
-            };
-            metrics::counter!("tributary_actions_total", "outcome" => outcome).increment(1);
-            (run, (node, delivery))
-        })
-        .buffer_unordered(AT_ONCE)
-        .collect()
-        .await
+    let mut results: HashMap<Uuid, (usize, Delivery)> = under_way.next().await.into_iter().collect();
+    let _ = tokio::time::timeout(TOGETHER, async {
+        while let Some((run, result)) = under_way.next().await {
+            results.insert(run, result);
+        }
+    })
+    .await;
+    results
 }
 
 /// Without what PostgreSQL does not keep: the words are the receiver's.
@@ -558,7 +582,7 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
         let key = action_key(run.id, doing.node);
         let payload = emitted::envelope(run.brand, &key, identifier, body, now.timestamp_millis())
             .ok_or("the event cannot be written")?;
-        let item = NewItem { payload: payload.into(), ..NewItem::default() };
+        let item = NewItem { payload: payload.into(), brand: Some(run.brand), ..NewItem::default() };
         Ok(Prepared::Inside(Some(Stage { queue: EVENTS_QUEUE.to_owned(), item })))
     };
     let secrets = || ready.known.secrets.get(&run.brand).ok_or("the brand is gone");

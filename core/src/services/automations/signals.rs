@@ -22,7 +22,7 @@ use crate::services::automations::jobs::{Job, Signal};
 use crate::services::automations::playbook::{Playbook, Playing};
 
 /// Customers of a page of a schedule, or of all customers.
-pub const PAGE: i64 = 500;
+pub const PAGE: i64 = 100;
 
 /// What a brand has set up, by brand.
 pub(super) type Playbooks = HashMap<BrandId, Arc<Playbook>>;

@@ -5,7 +5,7 @@ use crate::domain::automation::emitted;
 use crate::domain::event::Channel;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::Timestamp;
-use crate::ports::queue::NewItem;
+use crate::ports::queue::{NewItem, within_share};
 use crate::services::automations::links::{self, LinkError, Token};
 
 /// What is signed of a link.
@@ -51,6 +51,7 @@ pub async fn unsubscribe(context: &Context, token: &str) -> Result<(), LinkError
     let message_id = format!("unsubscribe-{}", uuid::Uuid::now_v7());
     let body = emitted::unsubscribe(Channel::Email);
     let payload = emitted::envelope(brand, &message_id, identifier, &body, now_ms).unwrap_or_default();
-    context.queue.enqueue(&[NewItem { payload: payload.into(), ..NewItem::default() }]).await?;
+    let item = NewItem { payload: payload.into(), brand: Some(brand), ..NewItem::default() };
+    within_share(context.queue.enqueue(&[item]).await?)?;
     Ok(())
 }

@@ -9,6 +9,7 @@ use futures::FutureExt;
 use crate::context::Context;
 use crate::ports::queue::{Item, PUT_BACK, Then, Unfinished};
 use crate::ports::store::StoreError;
+use crate::sampled::Sampled;
 use crate::services::automations::jobs::{Job, Signal};
 use crate::services::automations::runs::{self, Next, Outside, Wanted};
 use crate::services::automations::signals;
@@ -16,8 +17,10 @@ use crate::services::work::{Worked, panicked, release, try_later};
 
 /// How often a transaction is run again that lost a race.
 const MAX_RUNS: u32 = 5;
-/// What the history of a job says that waited because its brand used up its share of the time.
-const OVER_SHARE: &str = "the brand's expressions and templates take more than their share of the time";
+/// Jobs that cannot be read.
+static UNREADABLE: Sampled = Sampled::new();
+/// Actions that cannot be done.
+static UNDONE: Sampled = Sampled::new();
 /// The longest wait before it is.
 const RERUN_WAIT: Duration = Duration::from_millis(40);
 
@@ -30,8 +33,7 @@ pub async fn work(context: &Context, outside: &Outside, items: &[Item]) -> Worke
         if let Some(delay) = job.as_ref().ok().and_then(|job| context.languages.wait(job.brand())) {
             // A brand whose expressions take more than their share waits, and nobody waits for it.
             metrics::counter!("tributary_jobs_over_share_total").increment(1);
-            let then = Then::Retry { delay, error: OVER_SHARE.to_owned() };
-            worked.unfinished.push(Unfinished { item: item.clone(), then });
+            worked.unfinished.push(Unfinished { item: item.clone(), then: Then::Defer { delay } });
             continue;
         }
         match job {
@@ -42,7 +44,13 @@ pub async fn work(context: &Context, outside: &Outside, items: &[Item]) -> Worke
             }
             Ok(page) => pages.push((item, page)),
             Err(error) => {
-                tracing::warn!(item = item.id, "an item cannot be read and goes to the dead letters");
+                if let Some(times) = UNREADABLE.happened(1) {
+                    tracing::warn!(
+                        times,
+                        item = item.id,
+                        "jobs cannot be read and go to the dead letters; this is the last"
+                    );
+                }
                 worked.unfinished.push(Unfinished { item: item.clone(), then: Then::Bury { error } });
             }
         }
@@ -128,10 +136,13 @@ async fn in_halves(
                         Next::Done => continue,
                         Next::Retry { delay, error } => Then::Retry { delay, error },
                         Next::Bury { error } => {
-                            tracing::warn!(
-                                item = item.id,
-                                "an action cannot be done: its run has failed, and its dead letter says why"
-                            );
+                            if let Some(times) = UNDONE.happened(1) {
+                                tracing::warn!(
+                                    times,
+                                    item = item.id,
+                                    "actions cannot be done: their runs have failed, and their dead letters say why; this is the last"
+                                );
+                            }
                             Then::Bury { error }
                         }
                     };

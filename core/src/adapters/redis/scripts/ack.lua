@@ -1,11 +1,12 @@
 -- Ends a batch. Guards: only the holder of the lease can; whoever lost it changes nothing.
--- ARGV: 4 the batch's id, 5 how many done items have claims, for each its id and its claims; then per unfinished item:
---       what becomes of it ('retry' | 'bury' | 'release'), delay in ms, element
+-- ARGV: 4 the batch's id, 5 most dead letters of a brand, 6 most bytes of them, 7 how many brands' items leave the queue, for each
+--       the brand, items, bytes; how many done items have claims, for each its id and its claims; then per unfinished item: what
+--       becomes of it ('retry' | 'defer' | 'bury' | 'release'), delay in ms, element
 -- Answers 1, or 0 when the lease is lost.
 local id = ARGV[4]
 if not redis.call('ZSCORE', LEASES, id) then return 0 end -- guard: token
-local claimed = tonumber(ARGV[5])
-local first = 6 + claimed * 2
+local claims_at = 8 + tonumber(ARGV[7]) * 3
+local first = claims_at + 1 + tonumber(ARGV[claims_at]) * 2
 local items = {}
 for at = first, #ARGV, 3 do
   items[at] = read(ARGV[at + 2])
@@ -14,7 +15,8 @@ end
 local done = count_held(id) - (#ARGV - first + 1) / 3
 redis.call('ZREM', LEASES, id)
 let_go(id)
-for at = 6, first - 1, 2 do finish(ARGV[at], ARGV[at + 1], 'done') end
+for at = 8, claims_at - 1, 3 do add_to_share(ARGV[at], -ARGV[at + 1], -ARGV[at + 2]) end
+for at = claims_at + 1, first - 1, 2 do finish(ARGV[at], ARGV[at + 1], 'done') end
 local retried, buried = 0, 0
 local suspects, released = {}, {{}, {}, {}}
 for at = first, #ARGV, 3 do
@@ -23,8 +25,10 @@ for at = first, #ARGV, 3 do
   if what == 'retry' then
     redis.call('ZADD', DELAYED, NOW + delay, element)
     retried = retried + 1
+  elseif what == 'defer' then
+    redis.call('ZADD', DELAYED, NOW + delay, element)
   elseif what == 'bury' then
-    bury(item.id, item.claims, element)
+    bury(item, element, tonumber(ARGV[5]), tonumber(ARGV[6]))
     buried = buried + 1
   elseif item.suspect == '1' then
     suspects[#suspects + 1] = element

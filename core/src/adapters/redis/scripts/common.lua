@@ -2,11 +2,12 @@
 -- Then comes a layout (lists.lua or streams.lua), then the step. Rules for all: check everything before the first write,
 -- never raise after it, cap every loop, never unpack a long table.
 -- KEYS: 1-3 pending and 4-6 released by priority, 7 suspects, 8 wake, 9 delayed, 10 leases, 11 dead, 12 letters,
---       13 stats, 14 paused
+--       13 stats, 14 paused, 15 what brands hold, 16 what they have of dead letters
 -- ARGV: 1 what keys made here begin with (it holds the same hash tag), 2 this process, 3 empty, or the time in ms (tests)
 local PENDING, FRONT = {KEYS[1], KEYS[2], KEYS[3]}, {KEYS[4], KEYS[5], KEYS[6]}
 local SUSPECT, WAKE, DELAYED, LEASES = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local DEAD, LETTERS, STATS, PAUSED = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local SHARES, DEAD_SHARES = KEYS[15], KEYS[16]
 local PLACES = {SUSPECT, FRONT[1], PENDING[1], FRONT[2], PENDING[2], FRONT[3], PENDING[3]}
 local TAG, BY, NOW = ARGV[1], ARGV[2], tonumber(ARGV[3])
 if not NOW then
@@ -21,16 +22,16 @@ local function begin() redis.call('DEL', TAG .. ':none') end
 
 -- An element as a table; nil when it is none of ours. The payload is never looked at.
 local function read(element)
-  local id, at, attempt, suspect, losses, priority, claims, history, body =
-    string.match(element, '^(%S+) (%d+) (%d+) ([01]) (%d+) ([012]) (%S+)\n([^\n]*)\n()')
+  local id, at, attempt, suspect, losses, priority, claims, brand, history, body =
+    string.match(element, '^(%S+) (%d+) (%d+) ([01]) (%d+) ([012]) (%S+) ?(%d*)\n([^\n]*)\n()')
   if not id then return nil end
   return {id = id, at = at, attempt = attempt, suspect = suspect, losses = tonumber(losses),
-    priority = tonumber(priority), claims = claims, history = history, payload = string.sub(element, body)}
+    priority = tonumber(priority), claims = claims, brand = brand == '' and '0' or brand, history = history, payload = string.sub(element, body)}
 end
 
 local function write(item)
   return item.id .. ' ' .. item.at .. ' ' .. item.attempt .. ' ' .. item.suspect .. ' ' .. item.losses .. ' '
-    .. item.priority .. ' ' .. item.claims .. '\n' .. item.history .. '\n' .. item.payload
+    .. item.priority .. ' ' .. item.claims .. ' ' .. item.brand .. '\n' .. item.history .. '\n' .. item.payload
 end
 
 -- Adds to an item's history; `error` is a JSON string.
@@ -41,6 +42,15 @@ end
 
 local function count(name, by)
   if by > 0 then redis.call('HINCRBY', STATS, name, by) end
+end
+
+-- Adds to what a brand holds, and to what all of them do: fields `<brand>` and `<brand>:b`, `all` and `all:b`.
+local function add_to_share(brand, items, bytes)
+  if items == 0 then return end
+  redis.call('HINCRBY', SHARES, brand, items) -- guard: share
+  redis.call('HINCRBY', SHARES, brand .. ':b', bytes)
+  redis.call('HINCRBY', SHARES, 'all', items)
+  redis.call('HINCRBY', SHARES, 'all:b', bytes)
 end
 
 -- A marker carries no work: losing one costs a poll, never an item.
@@ -69,19 +79,47 @@ local function waiting_in_all()
   return items
 end
 
+-- A brand's dead letters by the time of their burial.
+local function dead_of(brand) return DEAD .. ':' .. brand end
+
+local function add_to_dead(brand, letters, bytes)
+  redis.call('HINCRBY', DEAD_SHARES, brand, letters)
+  redis.call('HINCRBY', DEAD_SHARES, brand .. ':b', bytes)
+end
+
 -- Takes a dead letter out; nil where there is none of that id.
 local function exhume(id)
-  local item = read(redis.call('HGET', LETTERS, id) or '')
+  local element = redis.call('HGET', LETTERS, id) or ''
+  local item = read(element)
   if item then
     redis.call('HDEL', LETTERS, id)
     redis.call('ZREM', DEAD, id)
+    if redis.call('ZREM', dead_of(item.brand), id) == 1 then add_to_dead(item.brand, -1, -#element) end
   end
   return item
 end
 
-local function bury(id, claims, element)
-  redis.call('ZADD', DEAD, NOW, id)
-  redis.call('HSET', LETTERS, id, element)
-  finish(id, claims, 'dead')
+-- Drops the oldest dead letter of a brand. Its index may name one that is gone.
+local function drop(brand)
+  local id = redis.call('ZRANGE', dead_of(brand), 0, 0)[1]
+  if not id then return end
+  local item = exhume(id)
+  if item then finish(id, item.claims, 'discarded') else redis.call('ZREM', dead_of(brand), id) end
+  count('dropped', 1)
+end
+
+-- `most` and `most_bytes` are a brand's bounds: the oldest letters go, and never the newest.
+local function bury(item, element, most, most_bytes)
+  redis.call('ZADD', DEAD, NOW, item.id)
+  redis.call('HSET', LETTERS, item.id, element)
+  redis.call('ZADD', dead_of(item.brand), NOW, item.id)
+  add_to_dead(item.brand, 1, #element)
+  finish(item.id, item.claims, 'dead')
+  for _ = 1, PIECE do
+    local held = redis.call('HMGET', DEAD_SHARES, item.brand, item.brand .. ':b')
+    local letters, bytes = tonumber(held[1]), tonumber(held[2])
+    if letters <= 1 or (letters <= most and bytes <= most_bytes) then break end -- guard: letters
+    drop(item.brand)
+  end
 end
 

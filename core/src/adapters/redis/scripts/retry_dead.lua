@@ -8,6 +8,7 @@ for i = 5, #ARGV do
     item.attempt, item.losses = 0, 0
     note(item, ARGV[4])
     put(item.suspect == '1' and SUSPECT or PENDING[item.priority + 1], {write(item)})
+    add_to_share(item.brand, 1, #item.payload)
     back = back + 1
   end
 end

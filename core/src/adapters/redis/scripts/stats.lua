@@ -1,5 +1,5 @@
 -- Counts. Writes nothing.
--- Answers {pending, in flight, delayed, dead, age of the oldest in ms, paused, {counters}}.
+-- Answers {pending, in flight, delayed, dead, age of the oldest in ms, paused, {counters}, bytes}.
 local pending, since = 0, NOW
 for _, place in ipairs(PLACES) do
   local items = waiting(place)
@@ -10,4 +10,4 @@ for _, place in ipairs(PLACES) do
   end
 end
 return {pending, in_flight(), redis.call('ZCARD', DELAYED), redis.call('ZCARD', DEAD), NOW - since,
-  redis.call('EXISTS', PAUSED), redis.call('HGETALL', STATS)}
+  redis.call('EXISTS', PAUSED), redis.call('HGETALL', STATS), tonumber(redis.call('HGET', SHARES, 'all:b') or 0)}
