@@ -1,17 +1,16 @@
 //! Who asks: the API key of a request, from Basic, Bearer or the body, what it may do, and how often.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum::extract::{ConnectInfo, FromRequestParts, OptionalFromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use governor::clock::{Clock as _, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use moka::sync::Cache;
 use tributary_core::domain::event::Source;
 use tributary_core::domain::ids::BrandId;
@@ -20,8 +19,10 @@ use tributary_core::domain::time::Timestamp;
 use tributary_core::ports::clock::Clock;
 use tributary_core::ports::store::StoreError;
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, Shop, Tenants, key_id};
+use tributary_core::sampled::Sampled;
 use tributary_core::services::tenants::{Maker, hash};
 
+use crate::bucket::Bucket;
 use crate::error::ApiError;
 use crate::scopes;
 use crate::state::AppState;
@@ -38,8 +39,10 @@ const OUTAGE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const REFRESH_PATIENCE: Duration = Duration::from_millis(500);
 /// How long after it did not answer it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// How often the log says that unknown keys come.
-const WARNED_EVERY: Duration = Duration::from_secs(60);
+/// How long a key is refused without asking the store that it did not know.
+const UNKNOWN_TTL: Duration = Duration::from_secs(1);
+/// Keys that the store does not know, a second, that one address may try: each of them costs a statement.
+const UNKNOWN_LIMIT: NonZeroU32 = NonZeroU32::new(50).unwrap();
 /// Most keys, and shops, remembered.
 const REMEMBERED: u64 = 10_000;
 
@@ -49,12 +52,50 @@ pub struct Keys {
     clock: Arc<dyn Clock>,
     grants: Cache<[u8; 32], Found<KeyGrant>>,
     shops: Cache<String, Found<Shop>>,
-    /// Each limited key's bucket, with the limit it was made for.
-    buckets: Cache<[u8; 32], (u32, Arc<DefaultDirectRateLimiter>)>,
+    /// The bucket of each key and shop that has a limit.
+    buckets: Cache<[u8; 32], Arc<Bucket>>,
+    /// What a write key or a shop may send that has no limit of its own.
+    sender_limit: Option<NonZeroU32>,
+    /// Keys that the store did not know a moment ago.
+    unknown: Cache<[u8; 32], ()>,
+    /// What addresses may try of such keys.
+    strangers: Cache<IpAddr, Arc<Bucket>>,
     /// Keys that were used since the store was told.
     used: Mutex<HashMap<[u8; 32], Timestamp>>,
-    /// When it was last said that unknown keys come.
-    warned: Mutex<Option<Instant>>,
+    unknown_said: Sampled,
+}
+
+/// Where a request comes from, as far as addresses tell people apart: of IPv6, the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(IpAddr);
+
+impl Peer {
+    fn of(parts: &Parts) -> Self {
+        let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
+        Self(match address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).to_canonical() {
+            IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64))),
+            short => short,
+        })
+    }
+}
+
+impl FromRequestParts<AppState> for Peer {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Self::Rejection> {
+        Ok(Self::of(parts))
+    }
+}
+
+/// Who sends events.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender {
+    /// For whom.
+    pub brand: BrandId,
+    /// How far they are believed.
+    pub source: Source,
+    key: [u8; 32],
+    limit: Option<NonZeroU32>,
 }
 
 /// Who asks with a secret key that may do what the route does ([`crate::scopes`]): an extractor.
@@ -82,7 +123,7 @@ impl FromRequestParts<AppState> for Secret {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let key = bearer(&parts.headers);
-        let grant = match state.keys.grant_of(key.as_deref(), KeyKind::Secret).await {
+        let grant = match state.keys.grant_of(key.as_deref(), KeyKind::Secret, Peer::of(parts)).await {
             Ok(grant) => grant,
             Err(error) => {
                 state.refused(key.as_deref(), &error).await?;
@@ -116,19 +157,14 @@ impl OptionalFromRequestParts<AppState> for Secret {
 }
 
 impl AppState {
-    /// Counts a key that was refused: for its brand in the audit log, where it has one; else in the metrics, and now and then in
-    /// the log. Never its text.
+    /// Counts a key that was refused for its brand, where it has one, in the audit log. Never its text.
     async fn refused(&self, key: Option<&str>, error: &ApiError) -> Result<(), ApiError> {
         let Some(key) = key else { return Ok(()) };
         if !error.is_a_refusal() {
             return Ok(());
         }
         let id = hash(key);
-        let Some(grant) = self.keys.known(&id) else {
-            metrics::counter!("tributary_unknown_keys_total").increment(1);
-            self.keys.warn_of_strangers();
-            return Ok(());
-        };
+        let Some(grant) = self.keys.known(&id) else { return Ok(()) };
         let actor = format!("key {}", key_id(&id));
         Ok(self.looks.count(&self.context, (grant.brand, &actor), "key_refused", None).await?)
     }
@@ -142,14 +178,17 @@ struct Found<T> {
 }
 
 impl Keys {
-    /// Asks `tenants`.
-    pub fn new(tenants: Arc<dyn Tenants>, clock: Arc<dyn Clock>) -> Self {
+    /// Asks `tenants`. A write key or a shop without a limit of its own has `sender_limit`.
+    pub fn new(tenants: Arc<dyn Tenants>, clock: Arc<dyn Clock>, sender_limit: Option<NonZeroU32>) -> Self {
         Self {
             tenants,
             clock,
+            sender_limit,
+            unknown: Cache::builder().max_capacity(REMEMBERED).time_to_live(UNKNOWN_TTL).build(),
+            strangers: Cache::builder().max_capacity(REMEMBERED).time_to_idle(OUTAGE_TTL).build(),
+            unknown_said: Sampled::new(),
             buckets: Cache::builder().max_capacity(REMEMBERED).time_to_idle(OUTAGE_TTL).build(),
             used: Mutex::default(),
-            warned: Mutex::default(),
             grants: Cache::builder().max_capacity(REMEMBERED).time_to_live(OUTAGE_TTL).build(),
             shops: Cache::builder().max_capacity(REMEMBERED).time_to_live(OUTAGE_TTL).build(),
         }
@@ -160,10 +199,13 @@ impl Keys {
     /// # Errors
     /// 401 for no or an unknown key or one that has ended, 403 for one of the other kind, 429 for one that comes too often,
     /// 503 when the store is away.
-    pub async fn grant_of(&self, key: Option<&str>, kind: KeyKind) -> Result<KeyGrant, ApiError> {
-        let (hash, grant) = self.found(key, kind).await?;
+    pub async fn grant_of(&self, key: Option<&str>, kind: KeyKind, from: Peer) -> Result<KeyGrant, ApiError> {
+        let (hash, grant) = self.found(key, kind, from).await?;
         if grant.kind == kind {
-            self.let_in(hash, &grant)?;
+            if let Some(limit) = grant.rate_limit.and_then(NonZeroU32::new) {
+                self.charge_bucket(hash, limit, 1, "requests")?;
+            }
+            self.note_used(hash);
             return Ok(grant);
         }
         let (have, need) = (grant.kind.as_str(), kind.as_str());
@@ -174,12 +216,12 @@ impl Keys {
         ))
     }
 
-    /// The brand that this key may send events for, and how far they are believed.
+    /// Who sends events with this key. What they send has to be charged ([`Keys::charge`]).
     ///
     /// # Errors
     /// As [`Keys::grant_of`]; 403 for a secret key without the scope `write`.
-    pub async fn sender(&self, key: Option<&str>) -> Result<(BrandId, Source), ApiError> {
-        let (hash, grant) = self.found(key, KeyKind::Write).await?;
+    pub async fn sender(&self, key: Option<&str>, from: Peer) -> Result<Sender, ApiError> {
+        let (hash, grant) = self.found(key, KeyKind::Write, from).await?;
         let source = match grant.kind {
             KeyKind::Write => Source::Public,
             KeyKind::Secret if grant.scopes.has(Scope::Write) => Source::Secret,
@@ -188,17 +230,44 @@ impl Keys {
                 return Err(ApiError::new(StatusCode::FORBIDDEN, "wrong_key", message));
             }
         };
-        self.let_in(hash, &grant)?;
-        Ok((grant.brand, source))
+        let usual = self.sender_limit.filter(|_| grant.kind == KeyKind::Write);
+        let limit = grant.rate_limit.and_then(NonZeroU32::new).or(usual);
+        self.note_used(hash);
+        Ok(Sender { brand: grant.brand, source, key: hash, limit })
     }
 
-    fn let_in(&self, hash: [u8; 32], grant: &KeyGrant) -> Result<(), ApiError> {
-        self.limit(&hash, grant.rate_limit)?;
+    /// Charges a sender for what [`crate::bucket::cost`] says.
+    ///
+    /// # Errors
+    /// 429 when it has sent more than it may.
+    pub fn charge(&self, sender: &Sender, cost: u32) -> Result<(), ApiError> {
+        match sender.limit {
+            Some(limit) => self.charge_bucket(sender.key, limit, cost, "events"),
+            None => Ok(()),
+        }
+    }
+
+    /// The same of a shop.
+    ///
+    /// # Errors
+    /// 429 when it has sent more than it may.
+    pub fn charge_shop(&self, domain: &str, cost: u32) -> Result<(), ApiError> {
+        match self.sender_limit {
+            Some(limit) => self.charge_bucket(hash(&format!("shop {domain}")), limit, cost, "events"),
+            None => Ok(()),
+        }
+    }
+
+    fn note_used(&self, hash: [u8; 32]) {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(hash, self.clock.now());
-        Ok(())
     }
 
-    async fn found(&self, key: Option<&str>, kind: KeyKind) -> Result<([u8; 32], KeyGrant), ApiError> {
+    async fn found(
+        &self,
+        key: Option<&str>,
+        kind: KeyKind,
+        from: Peer,
+    ) -> Result<([u8; 32], KeyGrant), ApiError> {
         let Some(key) = key.filter(|key| !key.is_empty()) else {
             let how = match kind {
                 KeyKind::Write => {
@@ -213,9 +282,40 @@ impl Keys {
         let unknown = || {
             ApiError::new(StatusCode::UNAUTHORIZED, "invalid_key", "this key is not known here, or has ended")
         };
-        let found = self.grant(&hash).await?;
-        let grant = found.filter(|grant| grant.expires_at.is_none_or(|end| now < end)).ok_or_else(unknown)?;
-        Ok((hash, grant))
+        let is_new = self.known(&hash).is_none();
+        let stranger = self.strangers.get_with(from.0, || Arc::new(Bucket::new(UNKNOWN_LIMIT)));
+        if is_new {
+            if self.unknown.contains_key(&hash) {
+                self.count_unknown();
+                return Err(unknown());
+            }
+            stranger.room().map_err(|wait| {
+                self.count_unknown();
+                ApiError::rate_limited(wait, "too many keys that are not known here come from this address")
+            })?;
+        }
+        match self.grant(&hash).await? {
+            None => {
+                self.count_unknown();
+                self.unknown.insert(hash, ());
+                // There was room a moment ago; that there is none now is for the next one.
+                let _ = stranger.take(1);
+                Err(unknown())
+            }
+            Some(grant) if grant.expires_at.is_some_and(|end| end <= now) => Err(unknown()),
+            Some(grant) => Ok((hash, grant)),
+        }
+    }
+
+    /// Counts a key that is not known, and says now and then that such come.
+    fn count_unknown(&self) {
+        metrics::counter!("tributary_unknown_keys_total").increment(1);
+        if let Some(times) = self.unknown_said.happened(1) {
+            tracing::warn!(
+                times,
+                "keys come that are not known here; tributary_unknown_keys_total counts them"
+            );
+        }
     }
 
     /// The shop of that domain.
@@ -230,6 +330,7 @@ impl Keys {
     /// Forgets what it knows of keys: a change of this process' own holds at once.
     pub fn forget_keys(&self) {
         self.grants.invalidate_all();
+        self.unknown.invalidate_all();
     }
 
     /// Tells the store when keys were last used.
@@ -253,33 +354,21 @@ impl Keys {
         self.grants.get(hash).map(|found| found.value)
     }
 
-    /// Says that unknown keys come, at most every [`WARNED_EVERY`].
-    fn warn_of_strangers(&self) {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.is_none_or(|at| at.elapsed() >= WARNED_EVERY) {
-            *warned = Some(Instant::now());
-            tracing::warn!(
-                "secret keys come that are not known here; tributary_unknown_keys_total counts them"
-            );
-        }
-    }
-
     async fn grant(&self, hash: &[u8; 32]) -> Result<Option<KeyGrant>, ApiError> {
         remembered(&self.grants, *hash, KEY_TTL, self.tenants.key(hash)).await
     }
 
-    /// Lets a key with a limit in as often as that says, in bursts of a second's worth.
-    fn limit(&self, hash: &[u8; 32], limit: Option<u32>) -> Result<(), ApiError> {
-        let Some(limit) = limit.and_then(NonZeroU32::new) else { return Ok(()) };
-        let known = self.buckets.get(hash).filter(|(of, _)| *of == limit.get());
-        let bucket = known.map(|(_, bucket)| bucket).unwrap_or_else(|| {
-            let bucket = Arc::new(RateLimiter::direct(Quota::per_second(limit)));
-            self.buckets.insert(*hash, (limit.get(), bucket.clone()));
+    /// Charges the bucket of a key or a shop.
+    fn charge_bucket(&self, of: [u8; 32], limit: NonZeroU32, cost: u32, what: &str) -> Result<(), ApiError> {
+        let known = self.buckets.get(&of).filter(|bucket| bucket.per_second() == limit);
+        let bucket = known.unwrap_or_else(|| {
+            let bucket = Arc::new(Bucket::new(limit));
+            self.buckets.insert(of, bucket.clone());
             bucket
         });
-        bucket.check().map_err(|not_until| {
-            let wait = not_until.wait_time_from(DefaultClock::default().now());
-            ApiError::rate_limited(wait, limit.get())
+        bucket.take(cost).map_err(|wait| {
+            metrics::counter!("tributary_over_limit_total").increment(1);
+            ApiError::rate_limited(wait, &format!("{limit} {what} a second may come"))
         })
     }
 }

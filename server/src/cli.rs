@@ -1,21 +1,27 @@
 //! The command line. Every argument has an environment variable; docs/OPERATIONS.md has the table.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tributary_core::context::{Backend, EVENTS_QUEUE};
 use tributary_core::domain::scopes::Scopes;
 use tributary_core::ports::queue::{DeadPlace, MAX_DEAD_PAGE};
 use tributary_core::ports::tenants::KeyKind;
-use tributary_core::services::tenants::{MAX_KEY_DAYS, MAX_ROTATION_GRACE};
+use tributary_core::services::tenants::{MAX_KEY_DAYS, MAX_ROTATION_GRACE, hash};
 use workers::http::Bounds;
-use workers::settings::{OutsideArgs, QueueArgs, ServicesArgs, WorkerArgs};
+use workers::settings::{OutsideArgs, QueueArgs, Secret, ServicesArgs, WorkerArgs};
 
+use crate::inside::Monitor;
 use crate::routes::settings::MAX_RATE_LIMIT;
 use crate::state::Settings;
+
+/// Characters that the monitor's key has at least.
+const MIN_MONITOR_KEY: usize = 16;
 
 /// Tributary: many streams of events run into one profile for each customer.
 ///
@@ -47,6 +53,20 @@ pub struct ServeArgs {
     /// Where to listen
     #[arg(long, env = "TRIBUTARY_BIND", default_value = "127.0.0.1:3000")]
     pub bind: SocketAddr,
+    /// Where to answer what concerns all brands (/metrics, /readyz, /api/monitoring). Without it, --bind answers that to whoever asks
+    /// from this machine itself: give it where a reverse proxy stands there
+    #[arg(long, env = "TRIBUTARY_MONITOR_BIND")]
+    pub monitor_bind: Option<SocketAddr>,
+    /// A key of at least 16 characters with which --bind answers that, too, as a Bearer token
+    #[arg(long, env = "TRIBUTARY_MONITOR_KEY", hide_env_values = true)]
+    pub monitor_key: Option<String>,
+    /// A file that holds it
+    #[arg(long, env = "TRIBUTARY_MONITOR_KEY_FILE")]
+    pub monitor_key_file: Option<PathBuf>,
+    /// Events a second that a write key, or a shop, may send to this process, unless its own limit is set; 0 for any number. An event of
+    /// more than 2 KiB counts as several
+    #[arg(long, env = "TRIBUTARY_SENDER_LIMIT", default_value_t = 10_000)]
+    pub sender_limit: u32,
     /// Most connections at once; half of the open files that the process may have, unless given, at most 10,000
     #[arg(long, env = "TRIBUTARY_MAX_CONNECTIONS", value_parser = clap::value_parser!(u16).range(1..))]
     pub max_connections: Option<u16>,
@@ -87,8 +107,23 @@ impl ServeArgs {
     }
 
     /// The settings of the routes.
-    pub fn settings(&self) -> Settings {
-        Settings {
+    ///
+    /// # Errors
+    /// When the monitor's key cannot be read, or is too short.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        let key = Secret {
+            flag: "--monitor-key",
+            variable: "TRIBUTARY_MONITOR_KEY",
+            value: self.monitor_key.as_deref(),
+            file: self.monitor_key_file.as_deref(),
+        };
+        let key = key.read()?;
+        if key.as_ref().is_some_and(|key| key.len() < MIN_MONITOR_KEY) {
+            bail!("--monitor-key (TRIBUTARY_MONITOR_KEY) has fewer than {MIN_MONITOR_KEY} characters");
+        }
+        Ok(Settings {
+            monitor: Monitor { own_port: self.monitor_bind.is_some(), key: key.map(|key| hash(&key)) },
+            sender_limit: NonZeroU32::new(self.sender_limit),
             cache_ttl: Duration::from_secs(self.cache_ttl_s.max(1)),
             alarms: self.queue.alarms(),
             connections: Bounds::of(
@@ -96,7 +131,7 @@ impl ServeArgs {
                 self.max_connections_per_address.map(usize::from),
             ),
             key_days: self.key_days(),
-        }
+        })
     }
 
     /// After how many days a new secret key ends, if any number is set.
@@ -273,7 +308,7 @@ pub enum KeyCommand {
         /// What a secret key may do, of read, write, export, privacy, admin; all, unless given
         #[arg(long, value_parser = scopes)]
         scopes: Option<Scopes>,
-        /// How many requests a second it may make, for each server process; any number, unless given
+        /// Events a second that it may send, or other requests that it may make, for each server process
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_RATE_LIMIT as i64))]
         rate_limit: Option<u32>,
         /// After how many days it ends; never, unless given or set by --api-key-days (for secret keys)
@@ -315,7 +350,7 @@ pub enum KeyCommand {
         brand: String,
         /// The key's id
         id: String,
-        /// Requests a second, for each server process; any number, unless given
+        /// Events or other requests a second, for each server process; as --sender-limit says, unless given
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_RATE_LIMIT as i64))]
         rate_limit: Option<u32>,
     },

@@ -7,12 +7,14 @@ pub mod admin;
 pub mod audit;
 pub mod auth;
 pub mod body;
+pub mod bucket;
 pub mod cli;
 pub mod codes;
 pub mod demo;
 pub mod error;
 pub mod guards;
 pub mod import;
+pub mod inside;
 pub mod openapi;
 pub mod queues;
 pub mod router;
@@ -34,7 +36,7 @@ use tributary_core::adapters::folder::own_file;
 use tributary_core::context::Context;
 use tributary_core::failpoint;
 use tributary_core::services::tenants::warn_of_shared_secrets;
-use workers::{automation, event, http, shutdown, telemetry};
+use workers::{automation, event, http, monitor, shutdown, telemetry};
 
 use crate::cli::{Cli, Command, Import, ServeArgs};
 use crate::state::AppState;
@@ -76,6 +78,15 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
         demo::seed_if_empty(&*context.tenants, &format!("http://{}", listener.local_addr()?), show).await?;
     }
     warn_of_shared_secrets(&context).await?;
+    let monitor = match args.monitor_bind {
+        Some(bind) => {
+            let told = || format!("cannot listen on {bind} (--monitor-bind)");
+            let listener = TcpListener::bind(bind).await.with_context(told)?;
+            println!("monitor on http://{}", listener.local_addr()?);
+            Some(listener)
+        }
+        None => None,
+    };
     println!("listening on http://{}", listener.local_addr()?);
     let stop = shutdown::on_signals();
     let stop_workers = CancellationToken::new();
@@ -87,11 +98,22 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
             automation::run(context.clone(), args.outside.outside()?, options, stop_workers.clone());
         workers.extend([tokio::spawn(events), tokio::spawn(automations)]);
     }
-    serve(listener, AppState::new(context.clone(), metrics, args.settings()), stop).await?;
+    let state = AppState::new(context.clone(), metrics, args.settings()?);
+    // As long as anything is under way: who watches sees it end.
+    let stop_monitor = CancellationToken::new();
+    let monitor = monitor.map(|listener| {
+        let routes = router::monitor(state.clone());
+        tokio::spawn(http::serve(listener, routes, monitor::BOUNDS, stop_monitor.clone(), STOP_GRACE))
+    });
+    serve(listener, state, stop).await?;
     // Only now: what the last requests brought in is worked off while there is time.
     stop_workers.cancel();
     for worker in workers {
         worker.await?;
+    }
+    stop_monitor.cancel();
+    if let Some(monitor) = monitor {
+        monitor.await??;
     }
     context.close().await;
     Ok(())

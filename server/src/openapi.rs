@@ -67,6 +67,13 @@ impl Modify for Keys {
             ))
             .build();
         components.add_security_scheme("secret_key", SecurityScheme::Http(secret));
+        let monitor = Http::builder()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some(
+                "The key of --monitor-key; on the port of --monitor-bind, and without that from the server's own machine, none is needed",
+            ))
+            .build();
+        components.add_security_scheme("monitor_key", SecurityScheme::Http(monitor));
         components.add_security_scheme("write_key", SecurityScheme::Http(write));
     }
 }

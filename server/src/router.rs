@@ -12,10 +12,10 @@ use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use workers::monitor;
 
 use crate::error::ApiError;
 use crate::guards;
+use crate::inside;
 use crate::openapi::{self, Base, also_at, name_operations};
 use crate::routes::{
     automations, customers, events, monitoring, privacy, queues, segment, segments, settings, shopify,
@@ -39,7 +39,7 @@ pub fn router(state: AppState) -> Router {
     Router::new()
         .merge(browser)
         .merge(documented)
-        .merge(monitor::routes())
+        .merge(monitoring())
         .route("/openapi.json", get(async move || openapi::document(&document)))
         .route("/docs", get(openapi::page))
         .route("/docs.js", get(openapi::script))
@@ -48,6 +48,26 @@ pub fn router(state: AppState) -> Router {
         .route_layer(axum::middleware::from_fn(openapi::documented))
         .fallback(async || ApiError::not_found("there is no such route; /docs lists them"))
         .method_not_allowed_fallback(other_method)
+        .layer(axum::middleware::from_fn(guards::guard))
+        .with_state(state)
+}
+
+/// What every process answers about itself: for who looks after all brands, but for the word whether it lives and takes events in.
+fn monitoring() -> Router<AppState> {
+    Router::new()
+        .route("/healthz", get(monitoring::healthz))
+        .route("/readyz", get(monitoring::readyz))
+        .route("/metrics", get(monitoring::metrics))
+}
+
+/// The routes of the monitor's own port, on `state`.
+pub fn monitor(state: AppState) -> Router {
+    monitoring()
+        .route("/api/monitoring/health", get(monitoring::health))
+        .route("/api/monitoring/queues", get(monitoring::queues))
+        .route("/api/monitoring/stats", get(monitoring::stats))
+        .fallback(async || ApiError::not_found("there is no such route on the monitor's port"))
+        .layer(axum::middleware::from_fn(inside::on_own_port))
         .layer(axum::middleware::from_fn(guards::guard))
         .with_state(state)
 }
@@ -164,8 +184,10 @@ fn one_paths() -> Vec<(EventKind, String)> {
 fn segment_routes() -> Router<AppState> {
     let mut routes = Router::new();
     for (kind, path) in one_paths() {
-        routes =
-            routes.route(&path, post(move |state, headers, body| segment::one(kind, state, headers, body)));
+        routes = routes.route(
+            &path,
+            post(move |state, peer, headers, body| segment::one(kind, state, peer, headers, body)),
+        );
     }
     for path in BATCH_PATHS {
         routes = routes.route(path, post(segment::batch));

@@ -1,20 +1,21 @@
 //! What the routes work with.
 
+use std::num::NonZeroU32;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use axum::extract::FromRef;
+use tokio::sync::Mutex;
 use tributary_core::context::Context;
 use tributary_core::ports::queue::Queue;
-use tributary_core::services::health::Alarms;
+use tributary_core::services::health::{self, Alarms, Health};
 use tributary_core::services::ingest::Ingest;
 use tributary_core::services::queues::{RateMeter, SAMPLE_EVERY};
 use workers::http::Bounds;
-use workers::monitor;
 use workers::telemetry::PrometheusHandle;
 
 use crate::audit::{Looks, NOTED_EVERY};
 use crate::auth::{Keys, USED_EVERY};
+use crate::inside::Monitor;
 
 /// The routes' settings.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +24,10 @@ pub struct Settings {
     pub cache_ttl: Duration,
     /// What turns health.
     pub alarms: Alarms,
+    /// Who may see what concerns all brands.
+    pub monitor: Monitor,
+    /// Events a second that a write key, or a shop, may send, unless its own limit is set.
+    pub sender_limit: Option<NonZeroU32>,
     /// How many connections there may be.
     pub connections: Bounds,
     /// After how many days a new secret key ends, unless told otherwise; never, unless set.
@@ -48,20 +53,29 @@ pub struct AppState {
     pub looks: Arc<Looks>,
     /// What the queue did lately.
     pub rates: Arc<RateMeter>,
+    /// The last verdict that a stranger asked for, and when.
+    health: Arc<Mutex<Recent>>,
 }
+
+/// A verdict, and when it was made.
+type Recent = Option<(Instant, Arc<Health>)>;
+
+/// How old a verdict may be that strangers hear: each asks store, queue and cache.
+const HEALTH_TTL: Duration = Duration::from_secs(1);
 
 impl AppState {
     /// Starts what the routes need. Must be called within a tokio runtime.
     pub fn new(context: Context, metrics: PrometheusHandle, settings: Settings) -> Self {
         let rates = Arc::new(RateMeter::default());
         tokio::spawn(sample(context.queue.clone(), Arc::downgrade(&rates)));
-        let keys = Arc::new(Keys::new(context.tenants.clone(), context.clock.clone()));
+        let keys = Arc::new(Keys::new(context.tenants.clone(), context.clock.clone(), settings.sender_limit));
         tokio::spawn(tell_used(Arc::downgrade(&keys)));
         let looks = Arc::new(Looks::default());
         tokio::spawn(tell_looks(context.clone(), Arc::downgrade(&looks)));
         Self {
             looks,
             rates,
+            health: Arc::default(),
             ingest: Ingest::start(context.queue.clone()),
             keys,
             context,
@@ -69,6 +83,21 @@ impl AppState {
             metrics,
             started: Instant::now(),
         }
+    }
+}
+
+impl AppState {
+    /// The verdict, at most [`HEALTH_TTL`] old: for who asks as often as they like.
+    pub async fn recent_health(&self) -> Arc<Health> {
+        let mut held = self.health.lock().await;
+        if let Some((at, health)) = &*held
+            && at.elapsed() < HEALTH_TTL
+        {
+            return health.clone();
+        }
+        let health = Arc::new(health::check(&self.context, self.settings.alarms).await);
+        *held = Some((Instant::now(), health.clone()));
+        health
     }
 }
 
@@ -101,11 +130,5 @@ async fn tell_looks(context: Context, looks: Weak<Looks>) {
             metrics::counter!("tributary_audit_failed_total").increment(1);
             tracing::warn!(%error, "looks at customers are noted in the audit log later");
         }
-    }
-}
-
-impl FromRef<AppState> for monitor::State {
-    fn from_ref(state: &AppState) -> Self {
-        Self { context: state.context.clone(), metrics: state.metrics.clone(), alarms: state.settings.alarms }
     }
 }

@@ -96,7 +96,10 @@ impl Client {
         for attempt in 0..TRIES {
             match request().send().await {
                 Ok(response) if response.status().is_success() => return Ok(true),
-                Ok(response) if response.status().is_client_error() => {
+                Ok(response)
+                    if response.status().is_client_error()
+                        && response.status() != StatusCode::TOO_MANY_REQUESTS =>
+                {
                     bail!("refused: {}", response.text().await?);
                 }
                 _ => tokio::time::sleep(wait(attempt)).await,

@@ -313,7 +313,12 @@ impl System {
             bail!("the server runs already");
         }
         let mut command = self.command("server");
-        command.args(self.profile_args()).args(["--bind", bind]).args(&self.options.server_args);
+        command.args(self.profile_args()).args(["--bind", bind]);
+        // A brand of its own, at any speed, unless a drill says otherwise.
+        if !self.options.server_args.iter().any(|arg| arg == "--sender-limit") {
+            command.args(["--sender-limit", "0"]);
+        }
+        command.args(&self.options.server_args);
         if self.options.profile == Profile::Embedded {
             command.args(&self.options.outside_args);
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::{FromRef, State as Extract};
+use axum::extract::State as Extract;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -17,7 +17,7 @@ use tributary_core::services::health::{self, Alarms, Status};
 use crate::http::{self, Bounds};
 
 /// Connections to a monitor's port: few ask.
-const MONITOR_BOUNDS: Bounds = Bounds { connections: 64, by_address: 64 };
+pub const BOUNDS: Bounds = Bounds { connections: 64, by_address: 64 };
 /// How long questions under way may go on after the process was asked to stop.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
@@ -33,11 +33,7 @@ pub struct State {
 }
 
 /// The three routes.
-pub fn routes<S>() -> Router<S>
-where
-    S: Clone + Send + Sync + 'static,
-    State: FromRef<S>,
-{
+fn routes() -> Router<State> {
     Router::new()
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
@@ -49,7 +45,7 @@ where
 /// # Errors
 /// When the socket fails.
 pub async fn serve(listener: TcpListener, state: State, stop: CancellationToken) -> std::io::Result<()> {
-    http::serve(listener, routes::<State>().with_state(state), MONITOR_BOUNDS, stop, STOP_GRACE).await
+    http::serve(listener, routes().with_state(state), BOUNDS, stop, STOP_GRACE).await
 }
 
 /// 200 as long as the process answers: a reason not to restart it.
@@ -65,13 +61,20 @@ async fn ready(Extract(state): Extract<State>) -> Response {
 }
 
 async fn render_metrics(Extract(state): Extract<State>) -> String {
-    for (queue, stats) in state.context.queues() {
+    render(&state.context, &state.metrics).await
+}
+
+/// The metrics, with what store and queues say now.
+pub async fn render(context: &Context, metrics: &PrometheusHandle) -> String {
+    for (queue, stats) in context.queues() {
         let Ok(stats) = stats.stats().await else { continue };
         let gauges = [
             ("tributary_queue_pending", stats.pending),
             ("tributary_queue_in_flight", stats.in_flight),
             ("tributary_queue_delayed", stats.delayed),
+            ("tributary_queue_bytes", stats.bytes),
             ("tributary_queue_dead", stats.dead),
+            ("tributary_queue_dead_dropped", stats.dropped),
             ("tributary_queue_oldest_age_ms", stats.oldest_age_ms),
         ];
         for (name, value) in gauges {
@@ -79,7 +82,7 @@ async fn render_metrics(Extract(state): Extract<State>) -> String {
             metrics::gauge!(name, "queue" => queue).set(value as f64);
         }
     }
-    if let Ok(outbox) = state.context.outbox.stats().await {
+    if let Ok(outbox) = context.outbox.stats().await {
         for (name, value) in
             [("tributary_outbox_waiting", outbox.waiting), ("tributary_outbox_refused", outbox.refused)]
         {
@@ -87,5 +90,5 @@ async fn render_metrics(Extract(state): Extract<State>) -> String {
             metrics::gauge!(name).set(value as f64);
         }
     }
-    state.metrics.render()
+    metrics.render()
 }

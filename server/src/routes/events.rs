@@ -12,7 +12,9 @@ use tributary_core::domain::segment;
 use tributary_core::ports::queue::NewItem;
 
 use super::segment::{MAX_BATCH_EVENTS, Reception, count, json, key_in, writer};
+use crate::auth::{Peer, Sender};
 use crate::body::{self, MAX_BATCH_BYTES};
+use crate::bucket::cost;
 use crate::codes::TAKING;
 use crate::error::ApiError;
 use crate::errors;
@@ -26,18 +28,21 @@ errors!(TakeErrors: TAKING, &["too_many_events"]);
     responses((status = 202, description = "What was taken, and why others were not", body = Object), TakeErrors))]
 pub async fn take(
     State(state): State<AppState>,
+    peer: Peer,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let whole: &RawValue = json(&bytes)?;
-    let (brand, source) = writer(&state, &headers, || key_in(whole)).await?;
+    let sender = writer(&state, &headers, peer, || key_in(whole)).await?;
+    let Sender { brand, source, .. } = sender;
     let events: Vec<&RawValue> =
         if whole.get().starts_with('[') { json(whole.get().as_bytes())? } else { vec![whole] };
     if events.len() > MAX_BATCH_EVENTS {
         let message = format!("{} events; at most {MAX_BATCH_EVENTS} are taken at once", events.len());
         return Err(ApiError::bad_request("too_many_events", message));
     }
+    state.keys.charge(&sender, cost(events.len(), bytes.len()))?;
     let reception = Reception {
         brand,
         source,

@@ -1,5 +1,5 @@
-//! `/api/monitoring/{health,queues,stats}`: for people and alarms. They say nothing about customers; what `stats` says of a
-//! brand needs its secret key.
+//! `/healthz`, `/readyz`, `/metrics` and `/api/monitoring/{health,queues,stats}`: for people and alarms. They say nothing about
+//! customers. What concerns all brands is for [`Inside`]; what `stats` says of a brand needs its secret key.
 
 use axum::Json;
 use axum::extract::State;
@@ -7,44 +7,59 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tributary_core::services::health::{self, Health, Status};
+use workers::monitor;
 
 use crate::auth::Secret;
 use crate::error::ApiError;
 use crate::errors;
+use crate::inside::Inside;
 use crate::state::AppState;
 
-errors!(QueuesErrors: &["queue_unavailable"]);
-errors!(StatsErrors: &["invalid_key", "wrong_key", "missing_scope", "rate_limited", "store_unavailable", "queue_unavailable"]);
+errors!(InsideErrors: &["no_key"]);
+errors!(QueuesErrors: &["no_key", "queue_unavailable"]);
+errors!(StatsErrors: &["no_key", "invalid_key", "wrong_key", "missing_scope", "rate_limited", "store_unavailable", "queue_unavailable"]);
 
 /// 200 as long as the process answers.
 #[utoipa::path(get, path = "/healthz", tag = "Monitoring", responses((status = 200, body = String)))]
-#[expect(dead_code, reason = "it documents a route of workers::monitor")]
-pub(crate) fn healthz() {}
+pub async fn healthz() -> &'static str {
+    "ok\n"
+}
 
-/// 200 while events can be taken in, 503 while they cannot, with the report.
+/// 200 while events can be taken in, 503 while they cannot: to anybody the verdict, a second old at most; inside with the report.
 #[utoipa::path(get, path = "/readyz", tag = "Monitoring",
     responses((status = 200, body = Health), (status = 503, description = "Nothing can be taken in", body = Health)))]
-#[expect(dead_code, reason = "it documents a route of workers::monitor")]
-pub(crate) fn readyz() {}
+pub async fn readyz(State(state): State<AppState>, inside: Option<Inside>) -> Response {
+    let of = |health: &Health| match health.status {
+        Status::Down => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        Status::Ok | Status::Degraded => (StatusCode::OK, "ready\n"),
+    };
+    if inside.is_none() {
+        return of(&*state.recent_health().await).into_response();
+    }
+    let health = health::check(&state.context, state.settings.alarms).await;
+    (of(&health).0, Json(health)).into_response()
+}
 
 /// Metrics for Prometheus.
-#[utoipa::path(get, path = "/metrics", tag = "Monitoring", responses((status = 200, content_type = "text/plain", body = String)))]
-#[expect(dead_code, reason = "it documents a route of workers::monitor")]
-pub(crate) fn metrics() {}
+#[utoipa::path(get, path = "/metrics", tag = "Monitoring", security((), ("monitor_key" = [])),
+    responses((status = 200, content_type = "text/plain", body = String), InsideErrors))]
+pub async fn metrics(_: Inside, State(state): State<AppState>) -> String {
+    monitor::render(&state.context, &state.metrics).await
+}
 
 /// The verdict on store, queue, cache and lag: 200, or 503 unless all is well.
-#[utoipa::path(get, path = "/api/monitoring/health", tag = "Monitoring",
-    responses((status = 200, description = "All is well", body = Health), (status = 503, description = "Something is not: the same report says what", body = Health)))]
-pub async fn health(State(state): State<AppState>) -> Response {
+#[utoipa::path(get, path = "/api/monitoring/health", tag = "Monitoring", security((), ("monitor_key" = [])),
+    responses((status = 200, description = "All is well", body = Health), (status = 503, description = "Something is not: the same report says what", body = Health), InsideErrors))]
+pub async fn health(_: Inside, State(state): State<AppState>) -> Response {
     let health = health::check(&state.context, state.settings.alarms).await;
     let status = if health.status == Status::Ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(health)).into_response()
 }
 
 /// Each queue in numbers, and the outbox: `null` while the store is away.
-#[utoipa::path(get, path = "/api/monitoring/queues", tag = "Monitoring",
+#[utoipa::path(get, path = "/api/monitoring/queues", tag = "Monitoring", security((), ("monitor_key" = [])),
     responses((status = 200, body = Object), QueuesErrors))]
-pub async fn queues(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+pub async fn queues(_: Inside, State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
     // In this order: what leaves the outbox meanwhile is seen in its queue.
     let outbox = state.context.outbox.stats().await.ok();
     let mut answer = json!({"outbox": outbox});
@@ -54,22 +69,28 @@ pub async fn queues(State(state): State<AppState>) -> Result<Json<Value>, ApiErr
     Ok(Json(answer))
 }
 
-/// The server in numbers; with a secret key its brand, too.
+/// The server in numbers, for who looks after all brands; with a secret key its brand in numbers.
 #[utoipa::path(get, path = "/api/monitoring/stats", tag = "Monitoring", security((), ("secret_key" = [])),
     responses((status = 200, body = Object), StatsErrors))]
-pub async fn stats(State(state): State<AppState>, secret: Option<Secret>) -> Result<Json<Value>, ApiError> {
-    let queue = state.context.queue.stats().await?;
-    let mut answer = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "uptime_s": state.started.elapsed().as_secs(),
-        "events": {
+pub async fn stats(
+    State(state): State<AppState>,
+    inside: Option<Inside>,
+    secret: Option<Secret>,
+) -> Result<Json<Value>, ApiError> {
+    let mut answer = json!({"version": env!("CARGO_PKG_VERSION")});
+    if inside.is_some() {
+        let queue = state.context.queue.stats().await?;
+        answer["uptime_s"] = json!(state.started.elapsed().as_secs());
+        answer["events"] = json!({
             "enqueued": queue.enqueued,
             "duplicates": queue.duplicates,
             "done": queue.acked,
             "retried": queue.retried,
             "dead": queue.dead,
-        },
-    });
+        });
+    } else if secret.is_none() {
+        return Err(ApiError::new(StatusCode::UNAUTHORIZED, "no_key", "send a secret key as a Bearer token"));
+    }
     if let Some(Secret { brand, .. }) = secret {
         answer["brand"] = json!(state.context.store.stats(brand).await?);
     }

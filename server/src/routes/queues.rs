@@ -12,9 +12,10 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tributary_core::context::EVENTS_QUEUE;
+use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::shopify::Delivery;
-use tributary_core::ports::queue::{Claim, DeadPlace, MAX_DEAD_PAGE, Queue};
-use tributary_core::services::queues::{self, Letter, Page, Scope, Which};
+use tributary_core::ports::queue::{Claim, DeadPlace, MAX_DEAD_PAGE, Queue, Scope};
+use tributary_core::services::queues::{self, Letter, Page, Which};
 
 use crate::auth::Secret;
 use crate::codes::SECRET;
@@ -52,25 +53,30 @@ errors!(ClaimErrors: SECRET, &["not_found", "invalid_query", "missing_ids", "que
 
 type Answer<T = Value> = Result<Json<T>, ApiError>;
 
-/// Every queue in numbers, with its rates; and the outbox, where items wait for a queue that is away.
+/// Every queue in numbers, with its rates; and the outbox, where items wait for a queue that is away. Where there are other brands,
+/// of each queue what this one holds.
 #[utoipa::path(get, path = "/api/queues", tag = "Queues", security(("secret_key" = [])),
     responses((status = 200, body = Object), AllErrors))]
-pub async fn all(State(state): State<AppState>, _: Secret) -> Answer {
-    // The store may be away; the queue's numbers are wanted then more than ever.
-    let outbox = state.context.outbox.stats().await.ok();
-    let mut answer = json!({"outbox": outbox});
+pub async fn all(State(state): State<AppState>, secret: Secret) -> Answer {
+    let alone = is_alone(&state, secret.brand).await;
+    let mut answer = json!({});
+    if alone {
+        // The store may be away; the queue's numbers are wanted then more than ever.
+        answer["outbox"] = json!(state.context.outbox.stats().await.ok());
+    }
     for (name, queue) in state.context.queues() {
-        answer[name] = numbers(&state, name, &**queue).await?;
+        answer[name] = numbers(&state, name, &**queue, secret.brand, alone).await?;
     }
     Ok(Json(answer))
 }
 
-/// One queue in numbers, with its rates.
+/// One queue in numbers, with its rates; where there are other brands, what this one holds of it.
 #[utoipa::path(get, path = "/api/queues/{queue}", tag = "Queues", security(("secret_key" = [])),
     params(("queue" = String, Path)), responses((status = 200, body = Object), OneErrors))]
-pub async fn one(State(state): State<AppState>, Path(name): Path<String>, _: Secret) -> Answer {
+pub async fn one(State(state): State<AppState>, Path(name): Path<String>, secret: Secret) -> Answer {
     let queue = queue(&state, &name)?;
-    Ok(Json(numbers(&state, &name, &**queue).await?))
+    let alone = is_alone(&state, secret.brand).await;
+    Ok(Json(numbers(&state, &name, &**queue, secret.brand, alone).await?))
 }
 
 /// The brand's dead letters, newest first.
@@ -195,7 +201,7 @@ async fn set_paused(
 ) -> Answer {
     let brand = secret.brand;
     let queue = queue(&state, &name)?;
-    if state.context.tenants.brands().await?.iter().any(|(other, _)| *other != brand) {
+    if !has_no_other(&state, brand).await? {
         let message =
             "other brands share this queue: who runs the system pauses it, with server queues pause";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "shared_queue", message));
@@ -247,10 +253,32 @@ fn queue<'s>(state: &'s AppState, name: &str) -> Result<&'s Arc<dyn Queue>, ApiE
     })
 }
 
-/// The events queue's rates are known, too.
-async fn numbers(state: &AppState, name: &str, queue: &dyn Queue) -> Result<Value, ApiError> {
+/// Whether there is no brand but this one.
+async fn has_no_other(state: &AppState, brand: BrandId) -> Result<bool, ApiError> {
+    Ok(state.context.tenants.brands().await?.iter().all(|(other, _)| *other == brand))
+}
+
+/// The same; where nobody can say, no.
+async fn is_alone(state: &AppState, brand: BrandId) -> bool {
+    has_no_other(state, brand).await.unwrap_or_default()
+}
+
+/// What a brand holds, and whether the queue is paused. A brand that is alone sees the whole queue, and the events queue's rates:
+/// else other brands' volumes stood in it.
+async fn numbers(
+    state: &AppState,
+    name: &str,
+    queue: &dyn Queue,
+    brand: BrandId,
+    alone: bool,
+) -> Result<Value, ApiError> {
     let stats = queue.stats().await?;
+    let held = queue.held_by(brand).await?;
+    if !alone {
+        return Ok(json!({"paused": stats.paused, "held": held}));
+    }
     let mut numbers = json!(stats);
+    numbers["held"] = json!(held);
     if name == EVENTS_QUEUE {
         numbers["rates"] = json!(state.rates.rates(&stats));
     }

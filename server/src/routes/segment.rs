@@ -17,10 +17,12 @@ use tributary_core::domain::event::{EventKind, Rejection, Source};
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::segment::{self, TOO_LARGE};
 use tributary_core::ports::queue::NewItem;
+use tributary_core::sampled::Sampled;
 use uuid::Uuid;
 
-use crate::auth;
+use crate::auth::{self, Peer, Sender};
 use crate::body::{self, MAX_BATCH_BYTES};
+use crate::bucket::cost;
 use crate::codes::{EVENT, TAKING};
 use crate::error::ApiError;
 use crate::errors;
@@ -81,17 +83,17 @@ impl Batch<'_> {
     }
 }
 
-/// The brand that sends, and how far it is believed: by the key in the headers, or, where that is none of ours (an OAuth token), in
-/// the body.
+/// Who sends: by the key in the headers, or, where that is none of ours (an OAuth token), in the body.
 pub(super) async fn writer(
     state: &AppState,
     headers: &HeaderMap,
+    peer: Peer,
     in_body: impl FnOnce() -> Option<String>,
-) -> Result<(BrandId, Source), ApiError> {
+) -> Result<Sender, ApiError> {
     let in_headers = auth::from_headers(headers);
-    match state.keys.sender(in_headers.as_deref()).await {
+    match state.keys.sender(in_headers.as_deref(), peer).await {
         Err(error) if error.is_unauthorized() => match in_body() {
-            Some(key) => state.keys.sender(Some(&key)).await,
+            Some(key) => state.keys.sender(Some(&key), peer).await,
             None => Err(error),
         },
         known => known,
@@ -103,6 +105,9 @@ pub(super) fn key_in(message: &RawValue) -> Option<String> {
     serde_json::from_str::<Keyed<'_>>(message.get()).ok()?.write_key.map(Cow::into_owned)
 }
 
+/// Events that were too large.
+static DROPPED: Sampled = Sampled::new();
+
 errors!(OneErrors: TAKING, EVENT);
 errors!(BatchErrors: TAKING, EVENT, &["too_many_events", "context_too_large", "no_type", "invalid_type"]);
 
@@ -113,12 +118,15 @@ errors!(BatchErrors: TAKING, EVENT, &["too_many_events", "context_too_large", "n
 pub async fn one(
     kind: EventKind,
     State(state): State<AppState>,
+    peer: Peer,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let message: &RawValue = json(&bytes)?;
-    let (brand, source) = writer(&state, &headers, || key_in(message)).await?;
+    let sender = writer(&state, &headers, peer, || key_in(message)).await?;
+    state.keys.charge(&sender, cost(1, bytes.len()))?;
+    let Sender { brand, source, .. } = sender;
     let has_id = segment::check(message, Some(kind), 0)?;
     let received_ms = state.context.clock.now_ms();
     let reception = Reception { brand, source, received_ms, kind: Some(kind), sent_at: None, shared: None };
@@ -133,12 +141,14 @@ pub async fn one(
     responses((status = 200, description = "Taken, durably", body = Object), BatchErrors))]
 pub async fn batch(
     State(state): State<AppState>,
+    peer: Peer,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let batch: Batch<'_> = json(&bytes)?;
-    let (brand, source) = writer(&state, &headers, || batch.write_key.as_deref().map(str::to_owned)).await?;
+    let sender = writer(&state, &headers, peer, || batch.write_key.as_deref().map(str::to_owned)).await?;
+    let Sender { brand, source, .. } = sender;
     let count_of = batch.batch.len();
     if count_of > MAX_BATCH_EVENTS {
         let message = format!("the batch has {count_of} events; at most {MAX_BATCH_EVENTS} are taken");
@@ -146,8 +156,10 @@ pub async fn batch(
     }
     let shared = batch.shared()?;
     let shared_bytes = shared.as_deref().map_or(0, str::len);
+    // Also what is wrong with it is paid for: it is looked at, and most of it is kept among the dead letters.
+    state.keys.charge(&sender, cost(count_of, bytes.len() + shared_bytes * count_of))?;
     let mut first_fault = None;
-    let mut sound = 0;
+    let (mut sound, mut dropped) = (0, 0);
     let mut kept: Vec<(&RawValue, bool)> = Vec::with_capacity(count_of);
     for message in &batch.batch {
         match segment::check(message, None, shared_bytes) {
@@ -160,13 +172,18 @@ pub async fn batch(
                 // One over the limit is not kept among the dead letters either: anybody with a public key could fill
                 // the queue's memory. Segment's limit is documented, and its SDKs hold it.
                 if fault.code == TOO_LARGE {
-                    tracing::warn!(%brand, code = fault.code, "an event of a batch was dropped");
+                    dropped += 1;
                 } else {
                     kept.push((message, true));
                 }
                 first_fault.get_or_insert(fault);
             }
         }
+    }
+    if dropped > 0
+        && let Some(times) = DROPPED.happened(dropped)
+    {
+        tracing::warn!(%brand, times, "events of batches were dropped: they were too large");
     }
     if let (0, Some(Rejection { code, message })) = (sound, first_fault) {
         return Err(ApiError::bad_request(
@@ -222,7 +239,12 @@ impl Reception<'_> {
             },
             body: message,
         };
-        NewItem { payload: envelope.encode().into(), ..NewItem::default() }
+        NewItem {
+            payload: envelope.encode().into(),
+            brand: Some(self.brand),
+            public: !self.source.is_trusted(),
+            ..NewItem::default()
+        }
     }
 }
 

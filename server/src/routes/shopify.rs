@@ -26,6 +26,7 @@ use tributary_core::ports::tenants::Shop;
 
 use super::segment::count;
 use crate::body::{self, MAX_WEBHOOK_BYTES};
+use crate::bucket::cost;
 use crate::error::ApiError;
 use crate::errors;
 use crate::state::AppState;
@@ -42,7 +43,7 @@ struct Resource<'a> {
 
 errors!(TakeErrors: &[
     "payload_too_large", "invalid_body", "body_timeout", "missing_header", "invalid_hmac", "invalid_json", "invalid_webhook", "idempotency_conflict",
-    "queue_unavailable", "queue_full", "store_unavailable",
+    "rate_limited", "queue_unavailable", "queue_full", "share_full", "store_unavailable",
 ]);
 
 /// Takes a webhook: 200 `{"success":true,"duplicate":false}`; 401 for a bad signature, 400 for missing headers.
@@ -79,6 +80,7 @@ pub async fn take(
         metrics::counter!("tributary_webhooks_unwanted_total").increment(1);
         return Ok(Json(json!({"success": true, "duplicate": false, "ignored": true})).into_response());
     }
+    state.keys.charge_shop(&shop.domain, cost(1, bytes.len()))?;
     let body: &RawValue = parse(&bytes)?;
     // An error, and no 200: should it be a form of Shopify's that is not known here yet, Shopify tries again for hours, and shows it.
     webhook::check(&topic, &shop.domain, body.get()).map_err(|wrong| {
@@ -133,6 +135,7 @@ pub async fn take(
     keys.push(format!("shopify-body:{}:{topic}:{}", shop.domain, hex::encode(digest)));
     let item = NewItem {
         payload: envelope.encode().into(),
+        brand: Some(shop.brand),
         idempotency: Some(Idempotency::new(keys, canonical(body.get()).as_bytes())),
         ..NewItem::default()
     };

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use server::inside::Monitor;
 use server::state::{AppState, Settings};
 use sqlx::Connection;
 use stack::client::Client;
@@ -133,6 +134,8 @@ impl TestApp {
             cache_ttl: Duration::from_secs(300),
             alarms: Alarms { max_lag: Duration::from_secs(60), dead: 1000 },
             connections: Bounds::usual(),
+            monitor: Monitor::default(),
+            sender_limit: None,
             key_days: None,
         };
         let state = AppState::new(context.clone(), telemetry::no_metrics(), routes);
