@@ -14,6 +14,9 @@ use tributary_core::services::work::Worked;
 use crate::housekeeping;
 use crate::lanes::{self, Line, Options};
 
+/// Batches of a lane that may wait for slow receivers while it takes others.
+const BESIDE: usize = 16;
+
 struct Automations {
     outside: Outside,
 }
@@ -26,6 +29,10 @@ impl Line for Automations {
 
     fn queue<'c>(&self, context: &'c Context) -> &'c dyn Queue {
         &*context.automation_queue
+    }
+
+    fn beside(&self) -> usize {
+        BESIDE
     }
 
     async fn work(&self, context: &Context, items: &[Item]) -> Worked {

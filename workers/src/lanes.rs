@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,8 @@ use tributary_core::services::work::Worked;
 const AWAY_BASE: Duration = Duration::from_millis(100);
 /// See [`AWAY_BASE`].
 const AWAY_CAP: Duration = Duration::from_secs(2);
+/// After which a lane leaves a batch to go on by itself, and takes the next, where its line lets it.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// The part of a batch that a lane fetches first after the store was away; it doubles with each batch that works.
 const RAMP: usize = 16;
 
@@ -45,6 +47,12 @@ pub trait Line: Send + Sync {
 
     /// The queue.
     fn queue<'c>(&self, context: &'c Context) -> &'c dyn Queue;
+
+    /// How many batches of a lane may go on beside it that take longer than [`PATIENCE`]: those of a line that waits for others than
+    /// the store.
+    fn beside(&self) -> usize {
+        0
+    }
 
     /// Works off items. Never fails as a whole; what could not be done is in the answer.
     async fn work(&self, context: &Context, items: &[Item]) -> Worked;
@@ -91,9 +99,22 @@ impl Lane {
     }
 
     async fn go(self, options: Options, quarantine: Arc<RwLock<()>>) {
+        let this = Arc::new(self);
+        let mut under_way = JoinSet::new();
+        this.take_batches(options, &quarantine, &mut under_way).await;
+        while under_way.join_next().await.is_some() {}
+    }
+
+    async fn take_batches(
+        self: &Arc<Self>,
+        options: Options,
+        quarantine: &Arc<RwLock<()>>,
+        under_way: &mut JoinSet<()>,
+    ) {
         let mut failures = 0;
         let mut want = options.batch;
         while !self.stop.is_cancelled() {
+            while under_way.try_join_next().is_some() {}
             // Nothing is taken while another lane works on a suspect.
             drop(quarantine.read().await);
             // Not dropped half-way when `stop` comes: a batch fetched for nobody would wait for its lease to end.
@@ -102,10 +123,9 @@ impl Lane {
                 Ok(Some(batch)) => {
                     failures = 0;
                     let store_was_there = if batch.items.iter().any(|item| item.suspect) {
-                        self.run_suspect(batch, &quarantine).await
+                        self.run_suspect(batch, quarantine).await
                     } else {
-                        let _with_others = quarantine.read().await;
-                        self.run_batch(batch).await
+                        self.run_beside(batch, quarantine, under_way).await
                     };
                     want = ramp(want, options.batch, store_was_there);
                 }
@@ -117,6 +137,28 @@ impl Lane {
                     pause(failures, &self.stop).await;
                 }
             }
+        }
+    }
+
+    /// Works off a batch; one that takes long, because somebody is slow to answer, goes on by itself, so that the lane has time for
+    /// others.
+    async fn run_beside(
+        self: &Arc<Self>,
+        batch: Batch,
+        quarantine: &Arc<RwLock<()>>,
+        under_way: &mut JoinSet<()>,
+    ) -> bool {
+        let with_others = quarantine.clone().read_owned().await;
+        let (told, done) = oneshot::channel();
+        let this = self.clone();
+        let others = under_way.len();
+        under_way.spawn(async move {
+            let _ = told.send(this.run_batch(batch).await);
+            drop(with_others);
+        });
+        tokio::select! {
+            store_was_there = done => store_was_there.unwrap_or(true),
+            () = sleep(PATIENCE), if others < self.line.beside() => true,
         }
     }
 
@@ -261,7 +303,63 @@ fn record(line: &'static str, worked: &Worked, items: usize, took: Duration) {
 
 #[cfg(test)]
 mod tests {
+    use tributary_core::context::Backend;
+    use tributary_core::ports::queue::{NewItem, QueueSettings};
+
     use super::*;
+
+    /// Waits on items that say so, as for a receiver that does not answer.
+    struct Waits(usize);
+
+    #[async_trait]
+    impl Line for Waits {
+        fn name(&self) -> &'static str {
+            "waits"
+        }
+
+        fn queue<'c>(&self, context: &'c Context) -> &'c dyn Queue {
+            &*context.queue
+        }
+
+        fn beside(&self) -> usize {
+            self.0
+        }
+
+        async fn work(&self, _: &Context, items: &[Item]) -> Worked {
+            if items.iter().any(|item| item.payload == "slow") {
+                sleep(Duration::from_secs(3)).await;
+            }
+            Worked::default()
+        }
+    }
+
+    /// How many of one slow batch and three quick ones are done after a second, and in the end.
+    async fn done(line: Waits) -> (u64, u64) {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = Backend::Embedded { data: folder.path().into() };
+        let context = Context::open(&backend, QueueSettings::default()).await.unwrap();
+        for payload in ["slow", "a", "b", "c"] {
+            context
+                .queue
+                .enqueue(&[NewItem { payload: payload.into(), ..NewItem::default() }])
+                .await
+                .unwrap();
+        }
+        let options = Options { concurrency: 1, batch: 1, grace: Duration::from_secs(10) };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(run(context.clone(), Arc::new(line), options, stop.clone()));
+        sleep(Duration::from_millis(1500)).await;
+        let early = context.queue.stats().await.unwrap().acked;
+        stop.cancel();
+        running.await.unwrap();
+        (early, context.queue.stats().await.unwrap().acked)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_batch_that_waits_holds_up_no_other_and_is_finished() {
+        assert_eq!(done(Waits(1)).await, (3, 4));
+        assert_eq!(done(Waits(0)).await.0, 0, "where the line does not let it, the order is kept");
+    }
 
     #[test]
     fn a_lane_comes_back_from_an_outage_step_by_step() {
