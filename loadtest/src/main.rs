@@ -2,11 +2,12 @@
 //! dashboard users read Customer360, and ends with a verdict on each KPI.
 //!
 //! `replay` sends real purchases through and compares every customer to the cent; `automations` checks that every action fires once
-//! and on time; `speed` measures how much the system takes. It reaches the system over HTTP only, and trusts none of its counters where it can count itself.
+//! and on time; `hostile` lets one brand attack while another is watched; `speed` measures how much the system takes. It reaches the system over HTTP only, and trusts none of its counters where it can count itself.
 
 mod automations;
 mod cdnow;
 mod day;
+mod hostile;
 mod html;
 mod progress;
 mod replay;
@@ -42,6 +43,8 @@ enum Command {
     Replay(replay::ReplayArgs),
     /// Measures how many events the system takes, and how fast it answers
     Speed(speed::SpeedArgs),
+    /// Lets one brand attack in every way known, and compares what another feels with quiet
+    Hostile(hostile::HostileArgs),
     /// Runs a campaign of automations and compares what was sent with a ledger
     Automations(automations::AutomationsArgs),
 }
@@ -56,6 +59,7 @@ async fn main() -> ExitCode {
         None => day::run(&cli.target, &cli.day, &cli.out).await,
         Some(Command::Replay(args)) => replay::run(&cli.target, &args).await,
         Some(Command::Speed(args)) => speed::run(&cli.target, &args, &cli.out).await,
+        Some(Command::Hostile(args)) => hostile::run(&cli.target, &args).await,
         Some(Command::Automations(args)) => automations::run(&cli.target, &args).await,
     })
 }

@@ -118,11 +118,16 @@ impl Target {
     pub(crate) async fn open_for_speed(args: &TargetArgs) -> anyhow::Result<Self> {
         let mut target = Self::bring_up(args, |options| {
             options.workers = 0;
-            options.server_args = vec!["--max-depth".into(), "0".into()];
+            options.server_args = ["--max-depth", "0", "--max-bytes", "0"].map(str::to_owned).to_vec();
         })
         .await?;
         target.workers = args.workers;
         Ok(target)
+    }
+
+    /// The system that was brought up.
+    pub(crate) fn system(&self) -> anyhow::Result<&System> {
+        self.system.as_ref().context("no system was brought up")
     }
 
     /// Starts the workers (services).

@@ -8,6 +8,7 @@
 pub mod campaign;
 pub mod client;
 pub mod guard;
+pub mod hostile;
 pub mod postgres;
 pub mod proxy;
 pub mod receiver;
