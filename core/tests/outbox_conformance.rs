@@ -174,9 +174,8 @@ async fn a_brand_over_its_share_waits_and_holds_up_nobody(u: &ContextUnderTest) 
     add(u, &of(2, false, 90..95)).await;
     let small = u.reopened(QueueSettings { max_depth: 40, ..QueueSettings::default() }).await;
     drain(&small).await.unwrap();
-    let held = [1, 2].map(|brand| BrandId(brand));
-    let held = [small.queue.held_by(held[0]).await.unwrap(), small.queue.held_by(held[1]).await.unwrap()];
-    assert_eq!((held[0].items, held[1].items), (17, 5), "as much as stays free, and all");
+    let held = async |brand| small.queue.held_by(BrandId(brand)).await.unwrap().items;
+    assert_eq!((held(1).await, held(2).await), (17, 5), "as much as stays free, and all");
     assert_eq!(waiting(u).await, (73, 0));
     let mut seen = worked_off(u).await;
     for _ in 0..20 {

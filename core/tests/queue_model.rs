@@ -437,7 +437,11 @@ const GUARDS: [(&str, &str, &str); 15] = [
         "or (most_bytes > 0 and would_bytes > one.times * (most_bytes - held_bytes - one.bytes)) -- guard: share of bytes",
         "",
     ),
-    ("the backlog", "one.late = backlog > 0 and would - one.items >= backlog -- guard: backlog", ""),
+    (
+        "the backlog",
+        "and backlog > 0 and before + its[1] >= backlog then -- guard: backlog",
+        "and false then",
+    ),
     (
         "the bound of dead letters",
         "if letters <= 1 or (letters <= most and bytes <= most_bytes) then break end -- guard: letters",

@@ -89,6 +89,6 @@ mod tests {
     #[test]
     fn events_and_bytes_count_not_requests() {
         assert_eq!([cost(0, 0), cost(1, 300), cost(100, 30_000), cost(1, 32 * 1024)], [1, 1, 100, 16]);
-        assert_eq!(cost(2500, 8 * 1024 * 1024), 4096, "what is copied counts as often as it is copied");
+        assert_eq!(cost(500, 2 * 1024 * 1024), 1024, "what is copied counts as often as it is copied");
     }
 }

@@ -527,7 +527,7 @@ impl Default for QueueSettings {
             claim_ttl: Duration::from_secs(24 * 60 * 60),
             max_depth: 1_000_000,
             max_bytes: 1 << 30,
-            backlog: 2 * MAX_FETCH as u64,
+            backlog: 500,
             max_dead: 10_000,
             max_dead_bytes: 16 << 20,
         }

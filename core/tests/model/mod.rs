@@ -188,6 +188,7 @@ impl Model {
             return Reply::Full;
         }
         let before = self.holds.shares.clone();
+        let mut taken = BTreeMap::<i64, u64>::new();
         let mut results = Vec::new();
         for (item, bytes) in items.iter().zip(sizes) {
             // Ids are drawn for all, taken or not.
@@ -210,8 +211,10 @@ impl Model {
                         let until = self.now + CLAIM_TTL_MS;
                         self.holds.claims.insert(key, Held { body, n, until, outcome: None });
                     }
-                    let late =
-                        item.brand != 0 && before.get(&item.brand).is_some_and(|held| held.0 >= BACKLOG);
+                    let its = taken.entry(item.brand).or_default();
+                    *its += 1;
+                    let held = before.get(&item.brand).map_or(0, |held| held.0);
+                    let late = item.brand != 0 && held + *its > BACKLOG;
                     let priority = if late && item.priority == 1 { 2 } else { item.priority };
                     let entry = Entry {
                         n,

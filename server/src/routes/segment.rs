@@ -31,7 +31,7 @@ use crate::state::AppState;
 /// The most events a batch (Segment's limit).
 pub const MAX_BATCH_EVENTS: usize = 2500;
 /// The most bytes that a batch's `context` and `integrations` may make, copied into every event of it.
-pub const MAX_SHARED_BYTES: usize = 8 * 1024 * 1024;
+pub const MAX_SHARED_BYTES: usize = 2 * 1024 * 1024;
 
 /// `{"writeKey"}` of a body.
 #[derive(Deserialize)]

@@ -54,8 +54,8 @@ impl Held {
 struct Admission {
     /// The brand holds its share.
     over: bool,
-    /// The brand has a backlog.
-    late: bool,
+    /// So many items the brand had before.
+    before: u64,
 }
 
 impl From<(i64, i64)> for Held {
@@ -89,7 +89,7 @@ impl SqliteQueue {
         tx: &mut Tx,
         items: &[NewItem],
     ) -> Result<HashMap<(Option<BrandId>, u64), Admission>, QueueError> {
-        let QueueSettings { max_depth, max_bytes, backlog, .. } = self.settings;
+        let QueueSettings { max_depth, max_bytes, .. } = self.settings;
         let mut come = BTreeMap::<(Option<BrandId>, u64), Held>::new();
         for item in items {
             come.entry((item.brand, item.share())).or_default().add(1, item.payload.len() as u64);
@@ -111,7 +111,7 @@ impl SqliteQueue {
                         .await
                         .map_err(failed)?;
                 let mut would = Held::from(held.unwrap_or_default());
-                admission.late = backlog > 0 && would.items >= backlog;
+                admission.before = would.items;
                 would.add(more.items, more.bytes);
                 let exceeds = |would: u64, all: u64, most: u64| {
                     most > 0 && would > times.saturating_mul(most.saturating_sub(all))
@@ -323,13 +323,18 @@ impl Queue for SqliteQueue {
         let admissions = self.admissions(&mut tx, items).await?;
         let mut place = next_places(&mut tx, items.len()).await?;
         let mut results = Vec::with_capacity(items.len());
+        let mut taken = BTreeMap::<Option<BrandId>, Held>::new();
         let mut accepted: Vec<(String, i64, Priority, &NewItem)> = Vec::with_capacity(items.len());
         for item in items {
             let id = Uuid::now_v7().simple().to_string();
-            let Admission { over, late } =
+            let Admission { over, before } =
                 admissions.get(&(item.brand, item.share())).copied().unwrap_or_default();
             let result = self.take_claims(&mut tx, item, &id, now, over).await?;
             if result == Enqueued::Accepted {
+                let its = taken.entry(item.brand).or_default();
+                its.add(1, item.payload.len() as u64);
+                let backlog = self.settings.backlog;
+                let late = item.brand.is_some() && backlog > 0 && before + its.items > backlog;
                 let priority =
                     if late && item.priority == Priority::Normal { Priority::Low } else { item.priority };
                 accepted.push((id, place, priority, item));
@@ -356,10 +361,6 @@ impl Queue for SqliteQueue {
                     .push_bind(&item.payload[..]);
             });
             insert.build().execute(&mut *tx).await.map_err(failed)?;
-        }
-        let mut taken = BTreeMap::<Option<BrandId>, Held>::new();
-        for (_, _, _, item) in &accepted {
-            taken.entry(item.brand).or_default().add(1, item.payload.len() as u64);
         }
         for (brand, Held { items, bytes }) in taken {
             add_to_share(&mut tx, brand, signed(items), signed(bytes)).await?;

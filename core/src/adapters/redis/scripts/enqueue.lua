@@ -30,7 +30,7 @@ for _, one in pairs(come) do
   if one.brand ~= '0' then
     local its = redis.call('HMGET', SHARES, one.brand, one.brand .. ':b')
     local would, would_bytes = (tonumber(its[1]) or 0) + one.items, (tonumber(its[2]) or 0) + one.bytes
-    one.late = backlog > 0 and would - one.items >= backlog -- guard: backlog
+    one.before = would - one.items
     one.over = (most > 0 and would > one.times * (most - held - one.items)) -- guard: share of items
       or (most_bytes > 0 and would_bytes > one.times * (most_bytes - held_bytes - one.bytes)) -- guard: share of bytes
   end
@@ -71,7 +71,8 @@ for i = 1, items do
     added = added + 1
     local its = taken[brand] or {0, 0}
     taken[brand] = {its[1] + 1, its[2] + bytes}
-    if priority == 2 and come[brand .. ' ' .. ARGV[at + 6]].late then
+    local before = come[brand .. ' ' .. ARGV[at + 6]].before
+    if priority == 2 and before and backlog > 0 and before + its[1] >= backlog then -- guard: backlog
       priority, element = 3, string.gsub(element, '^(%S+ %d+ 0 0 0) 1', '%1 2', 1)
     end
     if delay > 0 then
