@@ -23,7 +23,7 @@ use tributary_core::domain::order::{Item, Order, OrderUpdate};
 use tributary_core::domain::time::from_ms;
 use tributary_core::ports::directory::Sort;
 use tributary_core::ports::queue::QueueSettings;
-use tributary_core::ports::store::Store;
+use tributary_core::ports::store::{Store, SuppressionKey};
 use tributary_core::services::customer360::{Asked, answer};
 use tributary_core::services::directory::{Listing, list, search};
 use tributary_core::services::process::{Book, process};
@@ -266,7 +266,7 @@ async fn row_level_security(database: &mut PgConnection, url: &str, context: &Co
         println!("\nrow-level security: the role could not connect");
         return;
     };
-    let store = PgStore::new(pool);
+    let store = PgStore::new(pool, SuppressionKey::new([7; 32]));
     let mut ratios = Vec::new();
     for _ in 0..5 {
         let mut took = Vec::new();

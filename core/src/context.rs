@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
 use crate::adapters::memory::cache::MemoryCache;
 use crate::adapters::memory::locks::MemoryLocks;
 use crate::adapters::postgres::automations::PgAutomations;
@@ -33,7 +36,7 @@ use crate::ports::locks::Locks;
 use crate::ports::outbox::Outbox;
 use crate::ports::privacy::Privacy;
 use crate::ports::queue::{Queue, QueueSettings};
-use crate::ports::store::{Store, StoreError};
+use crate::ports::store::{Store, StoreError, SuppressionKey};
 use crate::ports::tenants::Tenants;
 use crate::services::automations::languages::Languages;
 use crate::services::brands::Brands;
@@ -131,6 +134,8 @@ pub struct Context {
     pub directory: Arc<dyn Directory>,
     /// Requests in the name of privacy.
     pub privacy: Arc<dyn Privacy>,
+    /// What keys the hashes that are kept of identifiers.
+    pub suppression: SuppressionKey,
     /// Brands, keys and shops.
     pub tenants: Arc<dyn Tenants>,
     /// Segments, automations and runs.
@@ -246,6 +251,9 @@ impl Context {
                     None => folder::make_key(data).map_err(fault)?,
                 };
                 let tenants = sealed(plain, keys).await?;
+                let suppression = suppression_key(&*tenants).await?;
+                let privacy = SqlitePrivacy::new(store.clone(), suppression.clone());
+                key_suppressions(&privacy).await?;
                 Ok(Self {
                     open,
                     outbox: Arc::new(SqliteOutbox::new(store.clone())),
@@ -254,8 +262,9 @@ impl Context {
                     outlets: Outlets(vec![(EVENTS_QUEUE, queue.clone()), (AUTOMATIONS_QUEUE, jobs.clone())]),
                     locks: Arc::new(MemoryLocks::default()),
                     directory: Arc::new(SqliteDirectory::new(store.clone())),
-                    privacy: Arc::new(SqlitePrivacy::new(store.clone())),
-                    store: Arc::new(SqliteStore::new(store)),
+                    privacy: Arc::new(privacy),
+                    store: Arc::new(SqliteStore::new(store, suppression.clone())),
+                    suppression,
                     brands: Brands::new(tenants.clone(), automations.clone()),
                     rounds: Arc::default(),
                     languages: Languages::default(),
@@ -280,6 +289,9 @@ impl Context {
                 let direct: Arc<dyn Queue> = Arc::new(queue);
                 let outbox: Arc<dyn Outbox> = Arc::new(PgOutbox::new(pool.clone()));
                 let tenants = sealed(Arc::new(PgTenants::new(pool.clone())), keys.clone()).await?;
+                let suppression = suppression_key(&*tenants).await?;
+                let privacy = PgPrivacy::new(pool.clone(), suppression.clone());
+                key_suppressions(&privacy).await?;
                 let automations: Arc<dyn Automations> = Arc::new(PgAutomations::new(pool.clone()));
                 let queue = SpooledQueue::new(
                     direct.clone(),
@@ -295,8 +307,9 @@ impl Context {
                     outlets: Outlets(vec![(EVENTS_QUEUE, direct), (AUTOMATIONS_QUEUE, jobs.clone())]),
                     locks: Arc::new(RedisLocks::new(redis.clone())),
                     directory: Arc::new(PgDirectory::new(pool.clone())),
-                    privacy: Arc::new(PgPrivacy::new(pool.clone())),
-                    store: Arc::new(PgStore::new(pool)),
+                    privacy: Arc::new(privacy),
+                    store: Arc::new(PgStore::new(pool, suppression.clone())),
+                    suppression,
                     brands: Brands::new(tenants.clone(), automations.clone()),
                     rounds: Arc::default(),
                     languages: Languages::default(),
@@ -311,6 +324,23 @@ impl Context {
             }
         }
     }
+}
+
+/// Suppressions from before there was a key that are keyed in one transaction.
+const SUPPRESSIONS: i64 = 500;
+
+/// The system's suppression key, made at the first start.
+async fn suppression_key(tenants: &dyn Tenants) -> Result<SuppressionKey, StoreError> {
+    let held = tenants.suppression_key(&STANDARD.encode(rand::random::<[u8; 32]>())).await?;
+    let key = STANDARD.decode(held).ok().and_then(|bytes| bytes.try_into().ok());
+    key.map(SuppressionKey::new)
+        .ok_or_else(|| StoreError::Invalid("the suppression key is not 32 bytes".into()))
+}
+
+/// Keys what was kept of erased customers before there was a key.
+async fn key_suppressions(privacy: &dyn Privacy) -> Result<(), StoreError> {
+    while privacy.key_suppressions(SUPPRESSIONS).await? > 0 {}
+    Ok(())
 }
 
 /// The tenants, with their secrets sealed; those from before are sealed now.

@@ -6,8 +6,12 @@ mod support;
 
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use support::{ContextUnderTest, embedded_context, services_context};
-use tributary_core::domain::ids::ProfileId;
+use tributary_core::context::Context;
+use tributary_core::domain::identity::{Identifier, IdentifierKind};
+use tributary_core::domain::ids::{BrandId, ProfileId};
+use tributary_core::ports::privacy::Erasure;
 use tributary_core::ports::queue::QueueSettings;
 use tributary_core::services::automations::{signing, unsubscribe};
 use tributary_core::services::seal::{SecretKey, SecretKeys};
@@ -15,6 +19,7 @@ use tributary_core::services::seal::{SecretKey, SecretKeys};
 on_every_adapter!({ embedded: crate::support::embedded_context, services: crate::support::services_context } [
     a_dump_shows_no_secret_and_a_restart_reads_them_all,
     secrets_from_before_are_sealed_at_the_start,
+    what_is_kept_of_the_erased_cannot_be_tried_and_what_was_kept_before_still_counts,
     a_rotated_signing_secret_signs_beside_the_old_one_until_its_grace_ends,
     whoever_has_the_signing_secret_can_make_no_link_and_links_of_old_stay_valid,
 ]);
@@ -69,6 +74,45 @@ async fn secrets_from_before_are_sealed_at_the_start(u: &ContextUnderTest) {
         u.context.close().await;
     }
     assert!(!u.dump().await.contains("plain"), "nothing of it is left, in free pages and logs either");
+}
+
+/// Whether what comes under an identifier is not kept.
+async fn is_suppressed(context: &Context, brand: BrandId, identifier: &Identifier) -> bool {
+    let mut tx = context.store.begin().await.unwrap();
+    !tx.suppressed(&[(brand, identifier.clone())]).await.unwrap().is_empty()
+}
+
+async fn what_is_kept_of_the_erased_cannot_be_tried_and_what_was_kept_before_still_counts(
+    u: &ContextUnderTest,
+) {
+    let brand = u.context.tenants.add_brand("Acme").await.unwrap();
+    let [erika, frieda] = ["erika@example.com", "frieda@example.com"]
+        .map(|address| Identifier::new(IdentifierKind::Email, address).unwrap());
+    let erasure = Erasure { identifiers: vec![erika.clone()], suppress: true, ..Erasure::default() };
+    u.context.privacy.erase(brand, &erasure, u.context.clock.now()).await.unwrap();
+    assert!(is_suppressed(&u.context, brand, &erika).await);
+    // As a dictionary would be tried, and as an older version kept it.
+    let tried =
+        |identifier: &Identifier| hex::encode(Sha256::digest(format!("{brand}:email:{}", identifier.value)));
+    let dump = u.dump().await.to_lowercase();
+    assert!(!dump.contains(&tried(&erika)), "the hash alone tells who it was");
+    let (hash, at) = match u.data() {
+        Some(_) => (format!("x'{}'", tried(&frieda)), "0"),
+        None => (format!("'\\x{}'", tried(&frieda)), "now()"),
+    };
+    u.by_hand(&format!(
+        "insert into suppressed (brand_id, hash, kind, at) values ({}, {hash}, 'email', {at})",
+        brand.0
+    ))
+    .await;
+    assert!(!is_suppressed(&u.context, brand, &frieda).await);
+    let other = u.reopened(QueueSettings::default()).await;
+    for identifier in [&erika, &frieda] {
+        assert!(is_suppressed(&other, brand, identifier).await, "{}", identifier.value);
+        assert!(!u.dump().await.to_lowercase().contains(&tried(identifier)));
+    }
+    assert_eq!(other.privacy.unsuppress(brand, &[erika.clone(), frieda]).await.unwrap(), 2);
+    assert!(!is_suppressed(&other, brand, &erika).await);
 }
 
 async fn a_rotated_signing_secret_signs_beside_the_old_one_until_its_grace_ends(u: &ContextUnderTest) {

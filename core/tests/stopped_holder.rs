@@ -20,7 +20,7 @@ use tributary_core::adapters::redis::locks::RedisLocks;
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::profile::Profile;
 use tributary_core::ports::locks::Locks;
-use tributary_core::ports::store::{Store, StoreError};
+use tributary_core::ports::store::{Store, StoreError, SuppressionKey};
 use tributary_core::services::merge::{Taking, lock_name, with_merge_lock};
 
 const TTL: Duration = Duration::from_millis(600);
@@ -33,7 +33,7 @@ async fn open(holder: &str) -> (PgStore, RedisLocks, ProfileId) {
     let [database, redis, space, profile] = holder.split('|').collect::<Vec<_>>()[..] else {
         panic!("{holder}")
     };
-    let store = PgStore::new(postgres::db::open(database, 4).await.unwrap());
+    let store = PgStore::new(postgres::db::open(database, 4).await.unwrap(), SuppressionKey::new([7; 32]));
     let locks = RedisLocks::new(RedisClient::connect(redis, space).await.unwrap());
     (store, locks, ProfileId::parse(profile).unwrap())
 }

@@ -170,6 +170,9 @@ pub trait Privacy: Send + Sync {
         limit: i64,
     ) -> Result<Vec<OrderRecord>, StoreError>;
 
+    /// Keys what is kept of erased customers' identifiers from before there was a key, at most `limit`. Answers how many.
+    async fn key_suppressions(&self, limit: i64) -> Result<u64, StoreError>;
+
     /// What a customer said of consent, newest first, from before that statement, at most `limit`.
     async fn consents(
         &self,

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use async_trait::async_trait;
+use hmac::{Hmac, KeyInit, Mac};
 use rust_decimal::Decimal;
 use sha2::{Digest, Sha256};
 
@@ -97,9 +98,36 @@ impl<'a> OrderColumns<'a> {
     }
 }
 
-/// What is kept of an identifier whose owner was erased: it is known again, and cannot be read.
-pub(crate) fn suppression(brand: BrandId, identifier: &Identifier) -> [u8; 32] {
-    Sha256::digest(format!("{brand}:{}:{}", identifier.kind.as_str(), identifier.value)).into()
+/// What makes a hash of an identifier whose owner was erased: it is known again, and who has a dump without the key cannot try addresses
+/// against it. One key for the system, for good: nobody can make the hashes anew. It is never shown.
+#[derive(Clone)]
+pub struct SuppressionKey([u8; 32]);
+
+impl SuppressionKey {
+    /// That key.
+    pub fn new(key: [u8; 32]) -> Self {
+        Self(key)
+    }
+
+    /// What is kept of an identifier.
+    pub fn hash(&self, brand: BrandId, identifier: &Identifier) -> [u8; 32] {
+        let text = format!("{brand}:{}:{}", identifier.kind.as_str(), identifier.value);
+        self.keyed(&Sha256::digest(text))
+    }
+
+    /// The same of what was kept before there was a key: SHA-256 alone.
+    pub fn keyed(&self, of_old: &[u8]) -> [u8; 32] {
+        // A key of less than a block is a block with zeros behind it.
+        let mut block = [0; 64];
+        block[..32].copy_from_slice(&self.0);
+        Hmac::<Sha256>::new(&block.into()).chain_update(of_old).finalize().into_bytes().into()
+    }
+}
+
+impl std::fmt::Debug for SuppressionKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SuppressionKey")
+    }
 }
 
 /// What a delivery says of a product.

@@ -175,6 +175,8 @@ pub enum SecretPlace {
         /// Whether it is the one of old.
         old: bool,
     },
+    /// What keys the hashes of erased customers' identifiers.
+    Suppression,
 }
 
 impl SecretPlace {
@@ -184,6 +186,7 @@ impl SecretPlace {
             Self::Shop { brand, domain, .. } => format!("shops/{brand}/{domain}"),
             Self::Signing { brand, .. } => format!("brands/{brand}/signing"),
             Self::Link { brand, .. } => format!("brands/{brand}/link"),
+            Self::Suppression => "system/suppression".to_owned(),
         }
     }
 
@@ -206,6 +209,7 @@ impl SecretPlace {
             Self::Signing { previous: true, .. } => ("brands", "id", "previous_signing_secret"),
             Self::Link { old: false, .. } => ("brands", "id", "link_secret"),
             Self::Link { old: true, .. } => ("brands", "id", "old_link_secret"),
+            Self::Suppression => ("system_secrets", "name", "secret"),
         }
     }
 }
@@ -316,6 +320,9 @@ pub trait Tenants: Send + Sync {
 
     /// The shop of that domain.
     async fn shop(&self, domain: &str) -> Result<Option<Shop>, StoreError>;
+
+    /// The system's suppression key, in base64; `fresh` where there is none yet.
+    async fn suppression_key(&self, fresh: &str) -> Result<String, StoreError>;
 
     /// Every secret, as it lies in the store.
     async fn stored_secrets(&self) -> Result<Vec<StoredSecret>, StoreError>;

@@ -10,7 +10,7 @@ use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::from_ms;
 use crate::ports::cache::{CacheError, INVALIDATION_MARK};
-use crate::ports::store::{StoreError, suppression};
+use crate::ports::store::{StoreError, SuppressionKey};
 
 /// How long an answer is kept, unless set otherwise.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(5 * 60);
@@ -66,12 +66,12 @@ fn last_copy_key(brand: BrandId, id: ProfileId) -> String {
 
 /// The key of what a question leads to. A merge makes no entry wrong: a profile that was merged away leads on. A split drops
 /// those that it makes wrong.
-fn way_key(brand: BrandId, asked: &Asked) -> String {
+fn way_key(key: &SuppressionKey, brand: BrandId, asked: &Asked) -> String {
     match asked {
         Asked::Id(id) => format!("{brand}:c360-way:id:{id}"),
         // Hashed: a key stays for some seconds after an erasure, and says nothing of the person then.
         Asked::Identifier(i) => {
-            format!("{brand}:c360-way:{}", hex::encode(suppression(brand, i)))
+            format!("{brand}:c360-way:{}", hex::encode(key.hash(brand, i)))
         }
     }
 }
@@ -91,7 +91,7 @@ pub(crate) async fn forget(
     ids: &[ProfileId],
     identifiers: &[Identifier],
 ) -> Result<(), CacheError> {
-    let mut keys = ways(brand, ids, identifiers);
+    let mut keys = ways(&context.suppression, brand, ids, identifiers);
     for id in ids {
         context.cache.replace(&gone_key(brand, *id), Bytes::from_static(b"1"), LAST_COPY_TTL).await?;
         keys.extend([answer_key(brand, *id), last_copy_key(brand, *id)]);
@@ -103,9 +103,14 @@ pub(crate) async fn forget(
 }
 
 /// The keys of what may lead to these profiles, or from these identifiers.
-pub(crate) fn ways(brand: BrandId, ids: &[ProfileId], identifiers: &[Identifier]) -> Vec<String> {
-    let by_id = ids.iter().map(|id| way_key(brand, &Asked::Id(*id)));
-    by_id.chain(identifiers.iter().map(|i| way_key(brand, &Asked::Identifier(i.clone())))).collect()
+pub(crate) fn ways(
+    key: &SuppressionKey,
+    brand: BrandId,
+    ids: &[ProfileId],
+    identifiers: &[Identifier],
+) -> Vec<String> {
+    let by_id = ids.iter().map(|id| way_key(key, brand, &Asked::Id(*id)));
+    by_id.chain(identifiers.iter().map(|i| way_key(key, brand, &Asked::Identifier(i.clone())))).collect()
 }
 
 /// The answer, as JSON; `None` when nobody of this brand is meant.
@@ -155,7 +160,7 @@ pub async fn answer(
 
 /// The profile that the question led to before.
 async fn known_way(context: &Context, brand: BrandId, asked: &Asked) -> Option<ProfileId> {
-    let noted = cached(context, &way_key(brand, asked)).await?;
+    let noted = cached(context, &way_key(&context.suppression, brand, asked)).await?;
     ProfileId::parse(std::str::from_utf8(&noted).ok()?)
 }
 
@@ -189,7 +194,7 @@ async fn remember(
     let leads_on = !matches!(asked, Asked::Id(own) if *own == id);
     let (answer, copy) = (answer_key(brand, id), last_copy_key(brand, id));
     let mut lasting = vec![(copy, json.clone())];
-    let way = way_key(brand, asked);
+    let way = way_key(&context.suppression, brand, asked);
     let kept = async move {
         context.cache.put(&answer, json.clone(), ttl).await?;
         for (key, value) in &lasting {

@@ -431,6 +431,8 @@ pub async fn unsuppress(
 /// The first of the store's or queue's own, once every brand had its turn.
 pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
     let (mut deleted, mut failed) = (0, None);
+    // What a process of an older version kept meanwhile.
+    context.privacy.key_suppressions(PAGE).await?;
     if let Err(error) = letters::drop_old(context, None, None).await {
         tracing::warn!(%error, "old dead letters of no brand could not be dropped; they stay for now");
         failed = Some(error);

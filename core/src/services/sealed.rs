@@ -217,6 +217,11 @@ impl Tenants for SealedTenants {
         self.inner.shop(domain).await?.map(|shop| self.opened(shop)).transpose()
     }
 
+    async fn suppression_key(&self, fresh: &str) -> Result<String, StoreError> {
+        let held = self.inner.suppression_key(&self.seal(fresh, &SecretPlace::Suppression)?).await?;
+        self.unseal(&held, &SecretPlace::Suppression)
+    }
+
     async fn stored_secrets(&self) -> Result<Vec<StoredSecret>, StoreError> {
         self.inner.stored_secrets().await
     }

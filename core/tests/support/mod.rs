@@ -33,7 +33,7 @@ use tributary_core::ports::queue::{
     Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, Holding, NewItem, Queue,
     QueueError, QueueSettings, QueueStats, Reclaimed, Scope, Unfinished,
 };
-use tributary_core::ports::store::Store;
+use tributary_core::ports::store::{Store, SuppressionKey};
 use tributary_core::ports::tenants::Tenants;
 use tributary_core::services::process::Book;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
@@ -222,16 +222,21 @@ impl ContextUnderTest {
         }
     }
 
-    /// All that a dump of the tables of tenants shows; embedded, all that lies in the folder.
+    /// All that a dump of the tables of tenants and of what is kept of the erased shows; embedded, all that lies in the folder.
     pub async fn dump(&self) -> String {
         if let Some(data) = self.data() {
             let files =
                 std::fs::read_dir(data).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
-            return files.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect();
+            let text: String = files.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect();
+            let mut file = SqliteConnection::connect(&self.store).await.unwrap();
+            let kept: Vec<String> =
+                sqlx::query_scalar("select hex(hash) from suppressed").fetch_all(&mut file).await.unwrap();
+            return format!("{text}\n{}", kept.join("\n"));
         }
         let mut database = sqlx::PgConnection::connect(&self.store).await.unwrap();
         let rows: Vec<String> =
-            sqlx::query_scalar("select shops::text from shops union all select brands::text from brands")
+            sqlx::query_scalar("select shops::text from shops union all select brands::text from brands
+                union all select suppressed::text from suppressed union all select system_secrets::text from system_secrets")
                 .fetch_all(&mut database)
                 .await
                 .unwrap();
@@ -363,7 +368,7 @@ pub async fn sqlite_store() -> StoreUnderTest {
     let folder = tempfile::tempdir().unwrap();
     let db = Db::open_store(&folder.path().join("store.db")).await.unwrap();
     StoreUnderTest {
-        store: Arc::new(SqliteStore::new(db.clone())),
+        store: Arc::new(SqliteStore::new(db.clone(), SuppressionKey::new([7; 32]))),
         locks: Arc::new(MemoryLocks::default()),
         tenants: Arc::new(SqliteTenants::new(db)),
         _folder: Some(folder),
@@ -380,7 +385,7 @@ impl StoreUnderTest {
     /// PostgreSQL, with these locks.
     pub fn on(pool: sqlx::PgPool, locks: Arc<dyn Locks>) -> Self {
         Self {
-            store: Arc::new(PgStore::new(pool.clone())),
+            store: Arc::new(PgStore::new(pool.clone(), SuppressionKey::new([7; 32]))),
             locks,
             tenants: Arc::new(PgTenants::new(pool)),
             _folder: None,

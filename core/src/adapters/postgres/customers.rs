@@ -21,7 +21,7 @@ use crate::domain::insights::{
 };
 use crate::domain::order::{Order, OrderRecord};
 use crate::domain::profile::Profile;
-use crate::ports::store::{BrandOrder, Store, StoreError, StoreStats, StoreTx};
+use crate::ports::store::{BrandOrder, Store, StoreError, StoreStats, StoreTx, SuppressionKey};
 
 /// Most statements of consent that are read of a customer.
 const CONSENTS: i64 = 500;
@@ -31,19 +31,20 @@ const RELATED: i64 = 20;
 /// The store on PostgreSQL.
 pub struct PgStore {
     pool: PgPool,
+    suppression: SuppressionKey,
 }
 
 impl PgStore {
-    /// The store in an open pool.
-    pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+    /// The store in an open pool; `suppression` keys what is kept of erased customers.
+    pub fn new(pool: PgPool, suppression: SuppressionKey) -> Self {
+        Self { pool, suppression }
     }
 }
 
 #[async_trait]
 impl Store for PgStore {
     async fn begin(&self) -> Result<Box<dyn StoreTx>, StoreError> {
-        Ok(Box::new(PgTx::new(begin(&self.pool).await?)))
+        Ok(Box::new(PgTx::new(begin(&self.pool).await?, self.suppression.clone())))
     }
 
     async fn owner(&self, brand: BrandId, identifier: &Identifier) -> Result<Option<ProfileId>, StoreError> {

@@ -16,7 +16,7 @@ use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
 use crate::domain::time::Timestamp;
 use crate::ports::privacy::{AuditEntry, Erased, Erasure, Privacy, PrivacyRequest, Tally};
-use crate::ports::store::{PrivacyRow, StoreError, suppression};
+use crate::ports::store::{PrivacyRow, StoreError, SuppressionKey};
 
 /// The columns of a request, as [`request`] reads them.
 const REQUEST: &str = "id, brand_id, kind, subject, source, created_at, done_at, result, due_at, customers, events, orders, other_rows";
@@ -24,12 +24,13 @@ const REQUEST: &str = "id, brand_id, kind, subject, source, created_at, done_at,
 /// What is done in the name of privacy on PostgreSQL.
 pub struct PgPrivacy {
     pool: PgPool,
+    suppression: SuppressionKey,
 }
 
 impl PgPrivacy {
     /// In an open pool.
-    pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+    pub fn new(pool: PgPool, suppression: SuppressionKey) -> Self {
+        Self { pool, suppression }
     }
 }
 
@@ -238,11 +239,11 @@ impl Privacy for PgPrivacy {
         forgotten.extend(what.identifiers.iter().cloned());
         if what.suppress {
             sqlx::query(
-                "insert into suppressed (brand_id, hash, kind, at)
-                select $1, h, k, $4 from unnest($2::bytea[], $3::text[]) as given (h, k) on conflict do nothing",
+                "insert into suppressed (brand_id, hash, kind, at, keyed)
+                select $1, h, k, $4, true from unnest($2::bytea[], $3::text[]) as given (h, k) on conflict do nothing",
             )
             .bind(brand.0)
-            .bind(forgotten.iter().map(|i| suppression(brand, i).to_vec()).collect::<Vec<_>>())
+            .bind(forgotten.iter().map(|i| self.suppression.hash(brand, i).to_vec()).collect::<Vec<_>>())
             .bind(forgotten.iter().map(|i| i.kind.as_str()).collect::<Vec<_>>())
             .bind(at)
             .execute(&mut *tx)
@@ -369,7 +370,7 @@ impl Privacy for PgPrivacy {
         for identifier in identifiers {
             let done = sqlx::query("delete from suppressed where brand_id = $1 and hash = $2")
                 .bind(brand.0)
-                .bind(suppression(brand, identifier).to_vec())
+                .bind(self.suppression.hash(brand, identifier).to_vec())
                 .execute(&mut *tx)
                 .await
                 .map_err(failed)?;
@@ -407,6 +408,28 @@ impl Privacy for PgPrivacy {
         .await
         .map_err(failed)?;
         rows.iter().map(|row| Ok(brand_order(row)?.1)).collect::<Result<_, sqlx::Error>>().map_err(failed)
+    }
+
+    async fn key_suppressions(&self, limit: i64) -> Result<u64, StoreError> {
+        let mut tx = begin(&self.pool).await?;
+        let old: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+            "select brand_id, hash from suppressed where not keyed order by brand_id, hash limit $1 for update skip locked",
+        )
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        for (brand, hash) in &old {
+            sqlx::query("update suppressed set hash = $3, keyed = true where brand_id = $1 and hash = $2 and not keyed")
+                .bind(brand)
+                .bind(hash)
+                .bind(self.suppression.keyed(hash).to_vec())
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+        }
+        tx.commit().await.map_err(failed)?;
+        Ok(old.len() as u64)
     }
 
     async fn consents(

@@ -22,7 +22,7 @@ use crate::ports::privacy::AuditEntry;
 use crate::ports::store::{
     BodyRow, BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow,
     Move, OrderColumns, OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, StoreError, StoreTx,
-    suppression,
+    SuppressionKey,
 };
 
 /// The columns of an order, as [`brand_order`] reads them.
@@ -33,11 +33,12 @@ pub(super) const ORDER: &str = "brand_id, shop, id, profile_id, updated_at, mess
 /// A transaction on PostgreSQL, READ COMMITTED: each statement sees what others have committed before it.
 pub struct PgTx {
     tx: Transaction<'static, Postgres>,
+    suppression: SuppressionKey,
 }
 
 impl PgTx {
-    pub(super) fn new(tx: Transaction<'static, Postgres>) -> Self {
-        Self { tx }
+    pub(super) fn new(tx: Transaction<'static, Postgres>, suppression: SuppressionKey) -> Self {
+        Self { tx, suppression }
     }
 }
 
@@ -288,7 +289,7 @@ impl StoreTx for PgTx {
         identifiers: &[BrandIdentifier],
     ) -> Result<HashSet<BrandIdentifier>, StoreError> {
         let hashes: Vec<Vec<u8>> =
-            identifiers.iter().map(|(brand, i)| suppression(*brand, i).to_vec()).collect();
+            identifiers.iter().map(|(brand, i)| self.suppression.hash(*brand, i).to_vec()).collect();
         let found: Vec<Vec<u8>> = sqlx::query_scalar(
             "select hash from suppressed join unnest($1::bigint[], $2::bytea[]) as asked (b, h) on brand_id = b and hash = h",
         )

@@ -22,7 +22,7 @@ use crate::domain::insights::{
 use crate::domain::order::{Order, OrderRecord};
 use crate::domain::profile::Profile;
 use crate::domain::time::{Timestamp, from_ms};
-use crate::ports::store::{BrandOrder, Store, StoreError, StoreStats, StoreTx};
+use crate::ports::store::{BrandOrder, Store, StoreError, StoreStats, StoreTx, SuppressionKey};
 
 /// Most statements of consent that are read of a customer.
 const CONSENTS: i64 = 500;
@@ -32,19 +32,20 @@ const RELATED: i64 = 20;
 /// The store on SQLite.
 pub struct SqliteStore {
     db: Db,
+    suppression: SuppressionKey,
 }
 
 impl SqliteStore {
-    /// The store in an open file.
-    pub fn new(db: Db) -> Self {
-        Self { db }
+    /// The store in an open file; `suppression` keys what is kept of erased customers.
+    pub fn new(db: Db, suppression: SuppressionKey) -> Self {
+        Self { db, suppression }
     }
 }
 
 #[async_trait]
 impl Store for SqliteStore {
     async fn begin(&self) -> Result<Box<dyn StoreTx>, StoreError> {
-        Ok(Box::new(SqliteTx::new(self.db.begin().await.map_err(failed)?)))
+        Ok(Box::new(SqliteTx::new(self.db.begin().await.map_err(failed)?, self.suppression.clone())))
     }
 
     async fn owner(&self, brand: BrandId, identifier: &Identifier) -> Result<Option<ProfileId>, StoreError> {

@@ -18,7 +18,7 @@ use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
 use crate::domain::time::{Timestamp, from_ms};
 use crate::ports::privacy::{AuditEntry, Erased, Erasure, Privacy, PrivacyRequest, Tally};
-use crate::ports::store::{PrivacyRow, StoreError, suppression};
+use crate::ports::store::{PrivacyRow, StoreError, SuppressionKey};
 
 /// The columns of a request, as [`request`] reads them.
 const REQUEST: &str = "id, brand_id, kind, subject, source, created_at, done_at, result, due_at, customers, events, orders, other_rows";
@@ -26,12 +26,13 @@ const REQUEST: &str = "id, brand_id, kind, subject, source, created_at, done_at,
 /// What is done in the name of privacy on SQLite.
 pub struct SqlitePrivacy {
     db: Db,
+    suppression: SuppressionKey,
 }
 
 impl SqlitePrivacy {
     /// In an open file.
-    pub fn new(db: Db) -> Self {
-        Self { db }
+    pub fn new(db: Db, suppression: SuppressionKey) -> Self {
+        Self { db, suppression }
     }
 }
 
@@ -226,12 +227,13 @@ impl Privacy for SqlitePrivacy {
             let rows: Vec<&Identifier> = forgotten.iter().collect();
             for piece in pieces(&rows) {
                 let mut insert =
-                    QueryBuilder::<Sqlite>::new("insert into suppressed (brand_id, hash, kind, at) ");
+                    QueryBuilder::<Sqlite>::new("insert into suppressed (brand_id, hash, kind, at, keyed) ");
                 insert.push_values(piece, |mut row, identifier| {
                     row.push_bind(brand.0)
-                        .push_bind(suppression(brand, identifier).to_vec())
+                        .push_bind(self.suppression.hash(brand, identifier).to_vec())
                         .push_bind(identifier.kind.as_str())
-                        .push_bind(at.timestamp_millis());
+                        .push_bind(at.timestamp_millis())
+                        .push("1");
                 });
                 insert.push(" on conflict do nothing");
                 insert.build().execute(&mut *tx).await.map_err(failed)?;
@@ -359,7 +361,7 @@ impl Privacy for SqlitePrivacy {
         for identifier in identifiers {
             let done = sqlx::query("delete from suppressed where brand_id = ?1 and hash = ?2")
                 .bind(brand.0)
-                .bind(suppression(brand, identifier).to_vec())
+                .bind(self.suppression.hash(brand, identifier).to_vec())
                 .execute(&mut *tx)
                 .await
                 .map_err(failed)?;
@@ -396,6 +398,30 @@ impl Privacy for SqlitePrivacy {
         .await
         .map_err(failed)?;
         rows.iter().map(|row| Ok(brand_order(row)?.1)).collect::<Result<_, sqlx::Error>>().map_err(failed)
+    }
+
+    async fn key_suppressions(&self, limit: i64) -> Result<u64, StoreError> {
+        let mut tx = self.db.begin().await.map_err(failed)?;
+        let old: Vec<(i64, Vec<u8>)> = sqlx::query_as(
+            "select brand_id, hash from suppressed where keyed = 0 order by brand_id, hash limit ?1",
+        )
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        for (brand, hash) in &old {
+            sqlx::query(
+                "update suppressed set hash = ?3, keyed = 1 where brand_id = ?1 and hash = ?2 and keyed = 0",
+            )
+            .bind(brand)
+            .bind(hash)
+            .bind(self.suppression.keyed(hash).to_vec())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        }
+        tx.commit().await.map_err(failed)?;
+        Ok(old.len() as u64)
     }
 
     async fn consents(

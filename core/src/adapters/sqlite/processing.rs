@@ -24,7 +24,7 @@ use crate::ports::privacy::AuditEntry;
 use crate::ports::store::{
     BodyRow, BrandIdentifier, BrandOrder, Claim, ConsentRow, EventRow, GivenBack, KnownEvents, MergeRow,
     Move, OrderColumns, OrderKey, PrivacyRow, ProductRow, Relation, RelationKind, StoreError, StoreTx,
-    suppression,
+    SuppressionKey,
 };
 
 /// The columns of an order, as [`brand_order`] reads them.
@@ -34,11 +34,12 @@ pub(super) const ORDER: &str = "brand_id, shop, id, profile_id, updated_at, mess
 /// A transaction on SQLite. It is the only one that writes, so it never meets a conflict and locks nothing more.
 pub struct SqliteTx {
     tx: Transaction<'static, Sqlite>,
+    suppression: SuppressionKey,
 }
 
 impl SqliteTx {
-    pub(super) fn new(tx: Transaction<'static, Sqlite>) -> Self {
-        Self { tx }
+    pub(super) fn new(tx: Transaction<'static, Sqlite>, suppression: SuppressionKey) -> Self {
+        Self { tx, suppression }
     }
 }
 
@@ -301,7 +302,8 @@ impl StoreTx for SqliteTx {
         identifiers: &[BrandIdentifier],
     ) -> Result<HashSet<BrandIdentifier>, StoreError> {
         let hex = |hash: &[u8]| hash.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
-        let hashes: Vec<String> = identifiers.iter().map(|(brand, i)| hex(&suppression(*brand, i))).collect();
+        let hashes: Vec<String> =
+            identifiers.iter().map(|(brand, i)| hex(&self.suppression.hash(*brand, i))).collect();
         let asked: Vec<_> =
             identifiers.iter().zip(&hashes).map(|((brand, _), hash)| json!([brand.0, hash])).collect();
         let found: Vec<String> = sqlx::query_scalar(

@@ -19,6 +19,9 @@ use crate::ports::tenants::{
 /// The columns of a brand's secrets, as [`secrets`] reads them.
 const SECRETS: &str = "signing_secret, previous_signing_secret, previous_signing_until, link_secret, old_link_secret, old_link_until";
 
+/// The row of the key of suppressions.
+const SUPPRESSION: &str = "suppression";
+
 /// The tenants on SQLite.
 pub struct SqliteTenants {
     db: Db,
@@ -363,6 +366,19 @@ impl Tenants for SqliteTenants {
         row.map(|row| shop(&row)).transpose().map_err(failed)
     }
 
+    async fn suppression_key(&self, fresh: &str) -> Result<String, StoreError> {
+        let statement =
+            sqlx::query("insert into system_secrets (name, secret) values (?1, ?2) on conflict do nothing")
+                .bind(SUPPRESSION)
+                .bind(fresh);
+        self.db.execute(statement).await?;
+        sqlx::query_scalar("select secret from system_secrets where name = ?1")
+            .bind(SUPPRESSION)
+            .fetch_one(&self.db.read)
+            .await
+            .map_err(failed)
+    }
+
     async fn stored_secrets(&self) -> Result<Vec<StoredSecret>, StoreError> {
         let mut found = Vec::new();
         let shops = sqlx::query("select * from shops order by domain")
@@ -387,6 +403,13 @@ impl Tenants for SqliteTenants {
                 found.extend(held.map(|held| StoredSecret { place, held }));
             }
         }
+        let suppression: Option<String> =
+            sqlx::query_scalar("select secret from system_secrets where name = ?1")
+                .bind(SUPPRESSION)
+                .fetch_optional(&self.db.read)
+                .await
+                .map_err(failed)?;
+        found.extend(suppression.map(|held| StoredSecret { place: SecretPlace::Suppression, held }));
         Ok(found)
     }
 
@@ -400,6 +423,7 @@ impl Tenants for SqliteTenants {
             let query = match place {
                 SecretPlace::Shop { domain, .. } => query.bind(domain),
                 SecretPlace::Signing { brand, .. } | SecretPlace::Link { brand, .. } => query.bind(brand.0),
+                SecretPlace::Suppression => query.bind(SUPPRESSION),
             };
             query.bind(held).bind(fresh).execute(&mut *tx).await.map_err(failed)?;
         }
