@@ -23,6 +23,9 @@ pub(crate) struct HostileArgs {
     /// Seconds of the attack
     #[arg(long, default_value_t = 120)]
     seconds: u64,
+    /// Only these attacks, by their number: S3,S9
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
 }
 
 /// Runs the drill; `true` when the victim did not feel it.
@@ -40,7 +43,8 @@ pub(crate) async fn run(args: &TargetArgs, own: &HostileArgs) -> anyhow::Result<
     .await?;
     let system = target.system()?;
     eprintln!("{} s in quiet, then {} s of attacks", own.quiet, own.seconds);
-    let outcome = drill(system, Duration::from_secs(own.quiet), Duration::from_secs(own.seconds)).await?;
+    let (quiet, seconds) = (Duration::from_secs(own.quiet), Duration::from_secs(own.seconds));
+    let outcome = drill(system, quiet, seconds, &own.only).await?;
     println!("\nOne hostile brand on {}\n", target.name);
     println!("  {:<46}{:>10}", "what it tried", "times");
     for (what, times) in &outcome.tried {

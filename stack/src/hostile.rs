@@ -68,11 +68,16 @@ pub struct Outcome {
 }
 
 /// Runs a drill against a system that was brought up for it: `--allow-private-destinations` and `--allow-http-destinations` among its
-/// outside arguments.
+/// outside arguments. Of the attacks, those whose name begins with one of `only`; all, where there is none.
 ///
 /// # Errors
 /// When the system cannot be set up, or the victim is refused while nobody attacks.
-pub async fn drill(system: &System, quiet: Duration, attack: Duration) -> anyhow::Result<Outcome> {
+pub async fn drill(
+    system: &System,
+    quiet: Duration,
+    attack: Duration,
+    only: &[String],
+) -> anyhow::Result<Outcome> {
     let receiver = Receiver::start(false).await?;
     let victim = Client::new(system.access.clone())?;
     automation(&victim, "Ping", &[json!({"do": "webhook", "url": format!("{}/ping", receiver.url)})]).await?;
@@ -87,7 +92,7 @@ pub async fn drill(system: &System, quiet: Duration, attack: Duration) -> anyhow
         bail!("the victim is refused while nobody attacks: {failures:?}");
     }
     let stop = CancellationToken::new();
-    let mut attacks = attacker.clone().begin(&stop);
+    let mut attacks = attacker.clone().begin(only, &stop);
     let during = watch(&victim, &receiver, attack, &mut failures).await;
     stop.cancel();
     while let Some(ended) = attacks.join_next().await {
@@ -262,9 +267,11 @@ impl Attacker {
         Ok(Self { client, silent, tried, answered: tokio::sync::Mutex::default() })
     }
 
-    fn begin(self: Arc<Self>, stop: &CancellationToken) -> JoinSet<()> {
+    fn begin(self: Arc<Self>, only: &[String], stop: &CancellationToken) -> JoinSet<()> {
         let mut attacks = JoinSet::new();
-        for (name, rest) in ATTACKS {
+        let meant =
+            |name: &str| only.is_empty() || only.iter().any(|one| name.starts_with(&format!("{one} ")));
+        for (name, rest) in ATTACKS.into_iter().filter(|(name, _)| meant(name)) {
             let (this, stop) = (self.clone(), stop.clone());
             attacks.spawn(async move {
                 let mut held = Vec::new();
