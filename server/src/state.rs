@@ -87,7 +87,7 @@ impl AppState {
 }
 
 impl AppState {
-    /// The verdict, at most [`HEALTH_TTL`] old: for who asks as often as they like.
+    /// The verdict, at most a second old: for who asks as often as they like.
     pub async fn recent_health(&self) -> Arc<Health> {
         let mut held = self.health.lock().await;
         if let Some((at, health)) = &*held

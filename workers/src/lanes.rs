@@ -48,7 +48,7 @@ pub trait Line: Send + Sync {
     /// The queue.
     fn queue<'c>(&self, context: &'c Context) -> &'c dyn Queue;
 
-    /// How many batches of a lane may go on beside it that take longer than [`PATIENCE`]: those of a line that waits for others than
+    /// How many batches of a lane may go on beside it that take long: those of a line that waits for others than
     /// the store.
     fn beside(&self) -> usize {
         0
