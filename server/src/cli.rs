@@ -315,7 +315,7 @@ pub enum KeyCommand {
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_KEY_DAYS as i64))]
         days: Option<u32>,
     },
-    /// Lists a brand's keys: id, kind, made, by which key, last used, ends, requests a second, scopes
+    /// Lists a brand's keys: id, kind, made, by which key, last used, ends, limit a second, scopes
     List {
         /// The brand's name
         #[arg(long)]
@@ -343,7 +343,7 @@ pub enum KeyCommand {
         #[arg(long)]
         cascade: bool,
     },
-    /// Limits how many requests a second a key may make
+    /// Limits how many events or other requests a second a key may send
     Limit {
         /// The brand's name
         #[arg(long)]

@@ -38,6 +38,8 @@ pub struct SpooledQueue {
     spooling: AtomicBool,
     /// How many waited, and when that was counted: counting costs what the outbox is long.
     waiting: Mutex<Option<(Instant, u64)>>,
+    /// The same by brand.
+    waiting_of: Mutex<HashMap<BrandId, (Instant, u64)>>,
 }
 
 impl SpooledQueue {
@@ -58,6 +60,7 @@ impl SpooledQueue {
             away_until: Mutex::new(None),
             spooling: AtomicBool::new(false),
             waiting: Mutex::new(None),
+            waiting_of: Mutex::default(),
         }
     }
 
@@ -119,7 +122,28 @@ impl SpooledQueue {
         if let Some((_, waiting)) = &mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) {
             *waiting += items.len() as u64;
         }
+        let mut of = self.waiting_of.lock().unwrap_or_else(PoisonError::into_inner);
+        for brand in items.iter().filter_map(|item| item.brand) {
+            if let Some((_, waiting)) = of.get_mut(&brand) {
+                *waiting += 1;
+            }
+        }
+        drop(of);
         Ok(results)
+    }
+
+    async fn count_waiting_of(&self, brand: BrandId) -> Result<u64, StoreError> {
+        let counted = self.waiting_of.lock().unwrap_or_else(PoisonError::into_inner).get(&brand).copied();
+        if let Some((at, waiting)) = counted
+            && at.elapsed() < AWAY
+        {
+            return Ok(waiting);
+        }
+        let waiting = self.outbox.waiting_of(brand).await?;
+        let mut of = self.waiting_of.lock().unwrap_or_else(PoisonError::into_inner);
+        of.retain(|_, (at, _)| at.elapsed() < AWAY);
+        of.insert(brand, (Instant::now(), waiting));
+        Ok(waiting)
     }
 
     /// Whose items are over their share, as in a queue.
@@ -136,7 +160,7 @@ impl SpooledQueue {
         }
         let mut over = HashSet::new();
         for ((brand, times), more) in come {
-            let held = self.outbox.waiting_of(brand).await?;
+            let held = self.count_waiting_of(brand).await?;
             if held + more > times * self.max_waiting.saturating_sub(waiting + more) {
                 over.insert((Some(brand), times));
             }

@@ -26,7 +26,7 @@ use crate::error::ApiError;
 use crate::errors;
 use crate::state::AppState;
 
-/// The highest limit of a key, in requests a second.
+/// The highest limit of a key, in events or requests a second.
 pub const MAX_RATE_LIMIT: u32 = 1_000_000;
 
 errors!(GetErrors: SECRET);
@@ -84,7 +84,7 @@ pub struct KeyAnswer {
     last_used_at: Option<String>,
     /// When it ends, or ended; null for never.
     expires_at: Option<String>,
-    /// How many requests a second it may make; null for any number.
+    /// How many events it may send, or other requests make, a second; null for the usual.
     rate_limit: Option<u32>,
     /// The id of the key that made it; null where the command line did.
     made_by: Option<String>,
@@ -130,7 +130,7 @@ pub struct NewKey {
     /// What a secret key may do, of what the key that makes it may; all of that, if absent. A write key has no scopes.
     #[serde(default)]
     scopes: Option<Vec<Scope>>,
-    /// How many requests a second it may make, for each server process; any number, if absent.
+    /// How many events it may send, or other requests make, a second, for each server process; the usual, if absent.
     #[serde(default)]
     rate_limit: Option<u32>,
     /// After how many days it ends, 1 to 3650. If absent: a secret key after as many as the operator has set, if any; a write
@@ -231,7 +231,7 @@ pub struct KeyLimit {
     rate_limit: Option<u32>,
 }
 
-/// Limits how many requests a second a key may make.
+/// Limits how many events a key may send, or other requests make, a second.
 #[utoipa::path(put, path = "/api/keys/{key}", tag = "Settings", security(("secret_key" = [])), params(("key" = String, Path)),
     request_body = KeyLimit, responses((status = 200, body = KeyLimitSet), LimitErrors))]
 pub async fn limit_key(
