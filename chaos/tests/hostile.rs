@@ -8,8 +8,8 @@ use std::time::Duration;
 use stack::hostile::{WATCHED, drill};
 use stack::system::{Options, Profile, System};
 
-const QUIET: Duration = Duration::from_secs(4);
-const ATTACK: Duration = Duration::from_secs(15);
+const QUIET: Duration = Duration::from_secs(3);
+const ATTACK: Duration = Duration::from_secs(8);
 
 async fn nobody_else_is_refused(profile: Profile) {
     let mut options = Options::new(profile, env!("CARGO_BIN_EXE_chaos").into());
