@@ -43,7 +43,7 @@ pub struct KeyGrant {
     pub brand: BrandId,
     /// What it may do.
     pub kind: KeyKind,
-    /// How many requests a second it may make; any number, unless set.
+    /// How many events a second it may send, or other requests make; where it is not set, a write key has the usual limit of senders.
     pub rate_limit: Option<u32>,
     /// When it ends; never, unless set.
     pub expires_at: Option<Timestamp>,
@@ -281,7 +281,7 @@ pub trait Tenants: Send + Sync {
         note: Option<&AuditEntry>,
     ) -> Result<Option<Ended>, StoreError>;
 
-    /// Limits a key to so many requests a second, or lifts the limit. Answers whether the brand has such a key.
+    /// Limits a key to so many events or other requests a second, or lifts the limit. Answers whether the brand has such a key.
     async fn limit_key(
         &self,
         brand: BrandId,

@@ -68,7 +68,7 @@ pub struct Health {
     pub lag: Check,
     /// Whether what waits in the store for a queue gets there in time, and was refused by none.
     pub outbox: Check,
-    /// Whether the dead letters are few. They are never cleared away by themselves.
+    /// Whether the dead letters are few. A brand keeps its newest, for a while.
     pub dead: Check,
     /// Whether the jobs of segments and automations are worked off in time, and few of them are dead.
     pub automations: Check,

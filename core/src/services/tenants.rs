@@ -112,7 +112,7 @@ pub async fn revoke_key(
     ended.ok_or_else(|| KeyError::Unknown(id.to_owned()))
 }
 
-/// Limits how many requests a second a key may make, or lifts the limit.
+/// Limits how many events a second a key may send, or other requests make, or lifts the limit.
 ///
 /// # Errors
 /// [`KeyError::Unknown`] where the brand has no such key.
