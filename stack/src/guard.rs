@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-/// The shell's part. The process reads nothing; its errors go to the log.
-const GUARD: &str = r#"log=$1; shift; "$@" 2>>"$log" </dev/null & child=$!; echo "$child"; cat >/dev/null; kill -9 "$child" 2>/dev/null; wait"#;
+/// The shell's part. The process reads nothing; its errors go to the log. The process says its own id before it
+/// becomes the program: an id that the shell printed could come after the program's first line.
+const GUARD: &str = r#"log=$1; shift; sh -c 'echo $$; exec "$@"' sh "$@" 2>>"$log" </dev/null & child=$!; cat >/dev/null; kill -9 "$child" 2>/dev/null; wait"#;
 /// How long a process may take to end after it was asked to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many of the log's last lines an error shows.
