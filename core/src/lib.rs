@@ -6,5 +6,6 @@ pub mod context;
 pub mod domain;
 pub mod failpoint;
 pub mod ports;
+pub mod priority;
 pub mod sampled;
 pub mod services;

@@ -11,9 +11,11 @@ use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tributary_core::priority;
 
 use crate::campaign::call;
 use crate::client::Client;
@@ -92,15 +94,24 @@ pub async fn drill(
         bail!("the victim is refused while nobody attacks: {failures:?}");
     }
     let stop = CancellationToken::new();
-    let mut attacks = attacker.clone().begin(only, &stop);
+    let attackers = machine_of_their_own()?;
+    let mut attacks = attacker.clone().begin(only, &stop, attackers.handle());
     let during = watch(&victim, &receiver, attack, &mut failures).await;
     stop.cancel();
     while let Some(ended) = attacks.join_next().await {
         ended?;
     }
+    attackers.shutdown_background();
     let answered = attacker.answered.lock().await.clone();
     let tried = attacker.tried.iter().map(|(name, count)| (*name, count.load(Ordering::Relaxed))).collect();
     Ok(Outcome { quiet: before, attacked: during, failures, tried, answered })
+}
+
+/// Attackers are elsewhere in the world: what they do to attack takes nothing from the system under attack, nor from whoever watches it.
+fn machine_of_their_own() -> anyhow::Result<Runtime> {
+    let threads =
+        Builder::new_multi_thread().worker_threads(1).enable_all().on_thread_start(priority::lower).build();
+    threads.context("threads for the attackers")
 }
 
 async fn automation(client: &Client, event: &str, steps: &[Value]) -> anyhow::Result<()> {
@@ -267,13 +278,13 @@ impl Attacker {
         Ok(Self { client, silent, tried, answered: tokio::sync::Mutex::default() })
     }
 
-    fn begin(self: Arc<Self>, only: &[String], stop: &CancellationToken) -> JoinSet<()> {
+    fn begin(self: Arc<Self>, only: &[String], stop: &CancellationToken, on: &Handle) -> JoinSet<()> {
         let mut attacks = JoinSet::new();
         let meant =
             |name: &str| only.is_empty() || only.iter().any(|one| name.starts_with(&format!("{one} ")));
         for (name, rest) in ATTACKS.into_iter().filter(|(name, _)| meant(name)) {
             let (this, stop) = (self.clone(), stop.clone());
-            attacks.spawn(async move {
+            let attack = async move {
                 let mut held = Vec::new();
                 for n in 0_u64.. {
                     tokio::select! {
@@ -286,7 +297,8 @@ impl Attacker {
                         () = stop.cancelled() => return,
                     }
                 }
-            });
+            };
+            attacks.spawn_on(attack, on);
         }
         attacks
     }

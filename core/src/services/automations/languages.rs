@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 
 use crate::domain::automation::meter::{self, Panicked};
 use crate::domain::ids::BrandId;
+use crate::priority;
 
 /// How long a question of the API may take until it is given up. What it runs on ends by itself soon after, by its meter.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -92,7 +93,11 @@ impl Languages {
         // The thread keeps the permit: who gives it up has not had it done.
         let working = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            meter::deep(work)
+            // A worker's part holds the store's transaction, so it has to be quick; this one holds nothing.
+            meter::deep(|| {
+                priority::lower();
+                work()
+            })
         });
         match tokio::time::timeout(PATIENCE, working).await {
             Ok(Ok(answer)) => Ok(answer?),
