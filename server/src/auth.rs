@@ -283,13 +283,13 @@ impl Keys {
             ApiError::new(StatusCode::UNAUTHORIZED, "invalid_key", "this key is not known here, or has ended")
         };
         let is_new = self.known(&hash).is_none();
-        let stranger = self.strangers.get_with(from.0, || Arc::new(Bucket::new(UNKNOWN_LIMIT)));
+        let stranger = || self.strangers.get_with(from.0, || Arc::new(Bucket::new(UNKNOWN_LIMIT)));
         if is_new {
             if self.unknown.contains_key(&hash) {
                 self.count_unknown();
                 return Err(unknown());
             }
-            stranger.room().map_err(|wait| {
+            stranger().room().map_err(|wait| {
                 self.count_unknown();
                 ApiError::rate_limited(wait, "too many keys that are not known here come from this address")
             })?;
@@ -299,7 +299,7 @@ impl Keys {
                 self.count_unknown();
                 self.unknown.insert(hash, ());
                 // There was room a moment ago; that there is none now is for the next one.
-                let _ = stranger.take(1);
+                let _ = stranger().take(1);
                 Err(unknown())
             }
             Some(grant) if grant.expires_at.is_some_and(|end| end <= now) => Err(unknown()),

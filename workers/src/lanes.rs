@@ -149,6 +149,9 @@ impl Lane {
         under_way: &mut JoinSet<()>,
     ) -> bool {
         let with_others = quarantine.clone().read_owned().await;
+        if self.line.beside() == 0 {
+            return self.run_batch(batch).await;
+        }
         let (told, done) = oneshot::channel();
         let this = self.clone();
         let others = under_way.len();

@@ -432,10 +432,13 @@ pub async fn unsuppress(
 pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
     let (mut deleted, mut failed) = (0, None);
     // What a process of an older version kept meanwhile.
-    context.privacy.key_suppressions(PAGE).await?;
+    if let Err(error) = context.privacy.key_suppressions(PAGE).await {
+        tracing::warn!(%error, "suppressions of an older version could not be keyed; they stay as they are for now");
+        failed = Some(error.into());
+    }
     if let Err(error) = letters::drop_old(context, None, None).await {
         tracing::warn!(%error, "old dead letters of no brand could not be dropped; they stay for now");
-        failed = Some(error);
+        failed.get_or_insert(error);
     }
     for (brand, _) in context.tenants.brands().await? {
         match AssertUnwindSafe(retain_of(context, brand)).catch_unwind().await {

@@ -32,6 +32,14 @@ impl PgTenants {
     pub fn new(pool: PgPool) -> Self {
         Self { pool }
     }
+
+    async fn held_suppression_key(&self) -> Result<Option<String>, StoreError> {
+        sqlx::query_scalar("select secret from system_secrets where name = $1")
+            .bind(SUPPRESSION)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed)
+    }
 }
 
 #[async_trait]
@@ -378,11 +386,7 @@ impl Tenants for PgTenants {
             .execute(&self.pool)
             .await
             .map_err(failed)?;
-        sqlx::query_scalar("select secret from system_secrets where name = $1")
-            .bind(SUPPRESSION)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(failed)
+        self.held_suppression_key().await?.ok_or_else(|| failed(sqlx::Error::RowNotFound))
     }
 
     async fn stored_secrets(&self) -> Result<Vec<StoredSecret>, StoreError> {
@@ -407,13 +411,11 @@ impl Tenants for PgTenants {
                 found.extend(held.map(|held| StoredSecret { place, held }));
             }
         }
-        let suppression: Option<String> =
-            sqlx::query_scalar("select secret from system_secrets where name = $1")
-                .bind(SUPPRESSION)
-                .fetch_optional(&self.pool)
-                .await
-                .map_err(failed)?;
-        found.extend(suppression.map(|held| StoredSecret { place: SecretPlace::Suppression, held }));
+        found.extend(
+            self.held_suppression_key()
+                .await?
+                .map(|held| StoredSecret { place: SecretPlace::Suppression, held }),
+        );
         Ok(found)
     }
 

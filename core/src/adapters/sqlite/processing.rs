@@ -301,9 +301,9 @@ impl StoreTx for SqliteTx {
         &mut self,
         identifiers: &[BrandIdentifier],
     ) -> Result<HashSet<BrandIdentifier>, StoreError> {
-        let hex = |hash: &[u8]| hash.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
-        let hashes: Vec<String> =
-            identifiers.iter().map(|(brand, i)| hex(&self.suppression.hash(*brand, i))).collect();
+        // In upper case, as SQLite's hex() writes it.
+        let hash = |(brand, i): &BrandIdentifier| hex::encode_upper(self.suppression.hash(*brand, i));
+        let hashes: Vec<String> = identifiers.iter().map(hash).collect();
         let asked: Vec<_> =
             identifiers.iter().zip(&hashes).map(|((brand, _), hash)| json!([brand.0, hash])).collect();
         let found: Vec<String> = sqlx::query_scalar(

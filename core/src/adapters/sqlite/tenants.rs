@@ -32,6 +32,14 @@ impl SqliteTenants {
     pub fn new(db: Db) -> Self {
         Self { db }
     }
+
+    async fn held_suppression_key(&self) -> Result<Option<String>, StoreError> {
+        sqlx::query_scalar("select secret from system_secrets where name = ?1")
+            .bind(SUPPRESSION)
+            .fetch_optional(&self.db.read)
+            .await
+            .map_err(failed)
+    }
 }
 
 #[async_trait]
@@ -372,11 +380,7 @@ impl Tenants for SqliteTenants {
                 .bind(SUPPRESSION)
                 .bind(fresh);
         self.db.execute(statement).await?;
-        sqlx::query_scalar("select secret from system_secrets where name = ?1")
-            .bind(SUPPRESSION)
-            .fetch_one(&self.db.read)
-            .await
-            .map_err(failed)
+        self.held_suppression_key().await?.ok_or_else(|| failed(sqlx::Error::RowNotFound))
     }
 
     async fn stored_secrets(&self) -> Result<Vec<StoredSecret>, StoreError> {
@@ -403,13 +407,11 @@ impl Tenants for SqliteTenants {
                 found.extend(held.map(|held| StoredSecret { place, held }));
             }
         }
-        let suppression: Option<String> =
-            sqlx::query_scalar("select secret from system_secrets where name = ?1")
-                .bind(SUPPRESSION)
-                .fetch_optional(&self.db.read)
-                .await
-                .map_err(failed)?;
-        found.extend(suppression.map(|held| StoredSecret { place: SecretPlace::Suppression, held }));
+        found.extend(
+            self.held_suppression_key()
+                .await?
+                .map(|held| StoredSecret { place: SecretPlace::Suppression, held }),
+        );
         Ok(found)
     }
 
