@@ -1,14 +1,18 @@
 //! Opening a file, the migrations, statements over many rows, and what SQLite's errors mean to a caller.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::query::Query;
 use sqlx::sqlite::{
-    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteQueryResult,
-    SqliteSynchronous,
+    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions,
+    SqliteQueryResult, SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, Sqlite, SqlitePool, Transaction};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Sqlite, SqlitePool, Transaction};
+use tokio::sync::{Mutex, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::ports::store::StoreError;
 
@@ -19,6 +23,13 @@ const READERS: u32 = 4;
 /// Rows of a statement with many rows: few sizes, so that few statements are prepared.
 const ROWS: [usize; 4] = [100, 25, 5, 1];
 
+/// Pages of the write-ahead log beyond which it is folded into the file, beside the writer: a commit that has to do it itself, at
+/// SQLite's own bound, holds up whoever waits for its turn.
+const FOLD_PAGES: i64 = 1000;
+/// How often its length is looked at.
+const FOLD_EVERY: Duration = Duration::from_millis(500);
+/// Pages at which the writer folds it after all.
+const FOLD_AT_LAST: i64 = 16_000;
 /// The version of files in which nothing is left of deleted rows.
 const SCRUBBED: i64 = 1;
 
@@ -30,6 +41,14 @@ pub struct Db {
     write: SqlitePool,
     /// Connections for reading.
     pub(super) read: SqlitePool,
+    folding: Arc<Folding>,
+}
+
+/// What folds the log, until it is dropped.
+struct Folding {
+    /// One at a time: a second is refused.
+    turn: Arc<Mutex<()>>,
+    task: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
 }
 
 impl Db {
@@ -43,7 +62,8 @@ impl Db {
             // what is deleted is written over: an erasure is to be one on the disk, too
             .pragma("secure_delete", "on")
             .pragma("temp_store", "memory")
-            .pragma("cache_size", "-65536");
+            .pragma("cache_size", "-65536")
+            .pragma("wal_autocheckpoint", FOLD_AT_LAST.to_string());
         // The writer comes first: it makes the file, and the readers find it in WAL mode.
         let write = SqlitePoolOptions::new()
             .max_connections(1)
@@ -55,9 +75,13 @@ impl Db {
             .max_connections(READERS)
             .idle_timeout(None)
             .max_lifetime(None)
-            .connect_with(options)
+            .connect_with(options.clone())
             .await?;
-        Ok(Self { write, read })
+        let turn = Arc::new(Mutex::new(()));
+        let (until, ended) = oneshot::channel();
+        let task = tokio::spawn(fold(options.connect().await?, turn.clone(), ended));
+        let folding = Folding { turn, task: Mutex::new(Some((until, task))) };
+        Ok(Self { write, read, folding: Arc::new(folding) })
     }
 
     /// Opens the store's file and brings its tables up to date.
@@ -87,6 +111,7 @@ impl Db {
     /// # Errors
     /// When another process reads or writes all the while.
     pub async fn scrub(&self) -> Result<(), StoreError> {
+        let _turn = self.folding.turn.lock().await;
         let (busy, _, _): (i64, i64, i64) =
             sqlx::query_as("pragma wal_checkpoint(truncate)").fetch_one(&self.write).await.map_err(failed)?;
         match busy {
@@ -120,6 +145,10 @@ impl Db {
 
     /// Closes the file: its log is folded into it.
     pub async fn close(&self) {
+        if let Some((until, task)) = self.folding.task.lock().await.take() {
+            drop(until);
+            let _ = task.await;
+        }
         self.read.close().await;
         self.write.close().await;
     }
@@ -136,6 +165,27 @@ impl Db {
     pub(super) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
         self.write.begin_with("begin immediate").await
     }
+}
+
+/// Folds a write-ahead log into its file whenever it has grown, until the file is closed.
+async fn fold(mut file: SqliteConnection, turn: Arc<Mutex<()>>, mut closed: oneshot::Receiver<()>) {
+    while timeout(FOLD_EVERY, &mut closed).await.is_err() {
+        let _turn = turn.lock().await;
+        // Where it cannot be done now, it is done later, at last by the writer.
+        if let Err(error) = fold_once(&mut file).await {
+            tracing::debug!(%error, "a write-ahead log is folded later");
+        }
+    }
+    let _ = file.close().await;
+}
+
+async fn fold_once(file: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let length = "pragma wal_checkpoint(noop)";
+    let (_, pages, folded): (i64, i64, i64) = sqlx::query_as(length).fetch_one(&mut *file).await?;
+    if pages - folded >= FOLD_PAGES {
+        sqlx::query("pragma wal_checkpoint(passive)").execute(&mut *file).await?;
+    }
+    Ok(())
 }
 
 /// Cuts rows into pieces of few different sizes.
