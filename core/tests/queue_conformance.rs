@@ -33,6 +33,8 @@ on_every_adapter!({ sqlite: crate::sqlite_queue, redis_lists: crate::redis_lists
     a_full_queue_takes_nothing_of_the_batch,
     a_brand_holds_its_share_and_holds_up_nobody,
     a_backlog_waits_behind_other_brands,
+    a_brand_that_is_alone_has_its_backlog_in_whole_batches,
+    a_call_is_taken_whole_however_it_is_written,
     a_brands_dead_letters_are_bounded_in_number_bytes_and_age,
     what_is_deferred_waits_and_uses_no_attempt,
     a_sleeping_worker_is_woken_by_an_enqueue,
@@ -274,8 +276,9 @@ async fn higher_priorities_come_first(u: &QueueUnderTest) {
     ];
     u.queue.enqueue(&items).await.unwrap();
     let batch = fetch(u, 10).await.unwrap();
-    assert_eq!(payloads(&batch), ["high", "higher", "normal", "low"]);
-    assert_eq!(batch.items[3].priority, Priority::Low);
+    assert_eq!(payloads(&batch), ["high", "higher", "normal"]);
+    let batch = fetch(u, 10).await.unwrap();
+    assert_eq!((payloads(&batch), batch.items[0].priority), (vec!["low"], Priority::Low), "by itself");
 }
 
 async fn a_delayed_item_waits(u: &QueueUnderTest) {
@@ -320,21 +323,60 @@ async fn a_brand_holds_its_share_and_holds_up_nobody(u: &QueueUnderTest) {
         "held is not done"
     );
     done(u, &batch).await;
+    let its = |batch: &Batch| batch.items.iter().filter(|item| item.brand == Some(BrandId(1))).count() as u64;
+    let mut gone = its(&batch);
+    while gone < 1000 {
+        let batch = fetch(u, 1000).await.unwrap();
+        done(u, &batch).await;
+        gone += its(&batch);
+    }
     assert_eq!(u.queue.enqueue(&[mine]).await.unwrap(), [Enqueued::Accepted]);
-    let gone = batch.items.iter().filter(|item| item.brand == Some(BrandId(1))).count() as u64;
-    assert!(gone > 0);
     assert_eq!(u.queue.held_by(BrandId(1)).await.unwrap().items, 2400 - gone + 1);
 }
 
 async fn a_backlog_waits_behind_other_brands(u: &QueueUnderTest) {
-    flood(u, 1, false, 48).await;
+    flood(u, 1, false, 8).await;
     let theirs = NewItem { brand: Some(BrandId(2)), ..item("theirs") };
     u.queue.enqueue(&[theirs]).await.unwrap();
-    // all that came before the backlog was one, then theirs, then the rest
+    // all that came before the backlog was one, and theirs; then the rest, by and by
     let first = fetch(u, 1000).await.unwrap();
-    let priorities: Vec<Priority> = first.items.iter().map(|item| item.priority).collect();
-    assert_eq!(priorities, [vec![Priority::Normal; 501], vec![Priority::Low; 499]].concat());
-    assert_eq!(payloads(&first)[500], "theirs");
+    assert!(first.items.iter().all(|item| item.priority == Priority::Normal));
+    assert_eq!((first.items.len(), payloads(&first)[100]), (101, "theirs"));
+    for _ in 0..3 {
+        let next = fetch(u, 1000).await.unwrap();
+        assert!(next.items.iter().all(|item| item.priority == Priority::Low));
+        assert_eq!(next.items.len(), 100, "nobody waits for all of it");
+        done(u, &next).await;
+    }
+    done(u, &first).await;
+}
+
+async fn a_brand_that_is_alone_has_its_backlog_in_whole_batches(u: &QueueUnderTest) {
+    flood(u, 1, false, 8).await;
+    let sizes = [fetch(u, 1000).await.unwrap().items.len(), fetch(u, 1000).await.unwrap().items.len()];
+    assert_eq!(sizes, [100, 300]);
+}
+
+async fn a_call_is_taken_whole_however_it_is_written(u: &QueueUnderTest) {
+    let of = |brand, n: usize, key: Option<usize>| NewItem {
+        brand: Some(BrandId(brand)),
+        idempotency: key.map(|key| Idempotency::new(vec![key.to_string()], b"x")),
+        ..item(&format!("{brand} {n}"))
+    };
+    u.queue.enqueue(&[of(1, 0, None), of(2, 0, None)]).await.unwrap();
+    // every third under a key, of which there are 200
+    let large: Vec<NewItem> = (0..900).map(|n| of(1, n, (n % 3 == 0).then_some(n / 3 % 200))).collect();
+    let results = u.queue.enqueue(&large).await.unwrap();
+    let wanted = |n: usize| if n % 3 == 0 && n >= 600 { Enqueued::Duplicate } else { Enqueued::Accepted };
+    assert_eq!(results, (0..900).map(wanted).collect::<Vec<_>>());
+    let mut came = Vec::new();
+    while let Some(batch) = fetch(u, 1000).await {
+        came.extend(payloads(&batch).into_iter().map(str::to_owned));
+        done(u, &batch).await;
+    }
+    let sent = (0..900).filter(|n| wanted(*n) == Enqueued::Accepted).map(|n| format!("1 {n}"));
+    let first = ["1 0".to_owned(), "2 0".to_owned()];
+    assert_eq!(came, first.into_iter().chain(sent).collect::<Vec<_>>(), "each once, and in order");
 }
 
 async fn a_brands_dead_letters_are_bounded_in_number_bytes_and_age(u: &QueueUnderTest) {
@@ -644,7 +686,7 @@ async fn the_lowest_priority_is_served_within_so_many_fetches(u: &QueueUnderTest
         let batch = fetch(u, 2).await.unwrap();
         done(u, &batch).await;
         if batch.items[0].priority == Priority::Low {
-            assert_eq!((fetches, batch.items[1].priority), (FAIR_EVERY, Priority::Normal));
+            assert_eq!((fetches, batch.items.len()), (FAIR_EVERY, 1), "it comes by itself");
             return;
         }
     }

@@ -14,8 +14,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use model::{
-    BACKLOG, CLAIM_TTL_MS, Entry, Fate, Held, LEASE_MS, MAX_BYTES, MAX_DEAD, MAX_DEPTH, Model, New, Reply,
-    Snapshot, T0, Transition, payload,
+    BACKLOG, CLAIM_TTL_MS, Entry, Fate, Held, LEASE_MS, LOW_BATCH, MAX_BYTES, MAX_DEAD, MAX_DEPTH, Model,
+    New, Reply, Snapshot, T0, Transition, payload,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
@@ -322,6 +322,7 @@ impl<A: Adapter + 'static> StateMachineTest for InStep<A> {
                 max_depth: MAX_DEPTH,
                 max_bytes: MAX_BYTES,
                 backlog: BACKLOG,
+                low_batch: LOW_BATCH,
                 max_dead: MAX_DEAD,
                 max_dead_bytes: u64::MAX >> 1,
             };
@@ -396,7 +397,7 @@ fn redis_streams_keep_in_step_with_the_model() {
 }
 
 /// Guards of the scripts, each as a line that can be taken out.
-const GUARDS: [(&str, &str, &str); 15] = [
+const GUARDS: [(&str, &str, &str); 17] = [
     (
         "the token check of ack",
         "if not redis.call('ZSCORE', LEASES, id) then return 0 end -- guard: token",
@@ -442,6 +443,12 @@ const GUARDS: [(&str, &str, &str); 15] = [
         "and backlog > 0 and before + its[1] >= backlog then -- guard: backlog",
         "and false then",
     ),
+    (
+        "the small batches of what has low priority",
+        "if redis.call('HLEN', SHARES) > 4 then most_low = math.min(want, tonumber(ARGV[9])) end -- guard: low batch",
+        "",
+    ),
+    ("low priority by itself", "if #taken > 0 then break end -- guard: low alone", ""),
     (
         "the bound of dead letters",
         "if letters <= 1 or (letters <= most and bytes <= most_bytes) then break end -- guard: letters",
@@ -506,6 +513,8 @@ counter_tests!(
     the_share_of_items: 10,
     the_share_of_bytes: 11,
     the_backlog: 12,
-    the_bound_of_dead_letters: 13,
-    the_turn_of_the_last: 14,
+    the_small_batches_of_low_priority: 13,
+    low_priority_by_itself: 14,
+    the_bound_of_dead_letters: 15,
+    the_turn_of_the_last: 16,
 );

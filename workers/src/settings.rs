@@ -242,6 +242,7 @@ impl QueueArgs {
             max_depth: self.max_depth,
             max_bytes: self.max_bytes,
             backlog: QueueSettings::default().backlog,
+            low_batch: QueueSettings::default().low_batch,
             max_dead: self.max_dead,
             max_dead_bytes: self.max_dead_bytes,
         }

@@ -18,8 +18,8 @@
 //!
 //! Brands share a queue. Each item is of one, or of none. A brand may hold [`SHARE`] times the room that stays free, in items and in
 //! bytes, so that no number of brands fills it; what a public key sent, as much as is free. Beyond a backlog, what comes of a brand has
-//! low priority. Dead letters have bounds of
-//! their own for each brand: the oldest go.
+//! low priority, and what has low priority is fetched by itself, in small batches where brands share the queue. Dead letters have bounds
+//! of their own for each brand: the oldest go.
 //!
 //! People look after a queue by [`Queue::dead`], [`Queue::retry_dead`], [`Queue::discard_dead`], [`Queue::set_paused`] and
 //! [`Queue::claim`]; [`Queue::audit`] finds what no step of the protocol would find again.
@@ -58,6 +58,12 @@ pub const MAX_ERROR_CHARS: usize = 500;
 pub const SHARE: u64 = 4;
 /// The same, of what a public key sent: its flood leaves room for what the brand's other sources send.
 pub const PUBLIC_SHARE: u64 = 1;
+
+/// Whether a brand that would hold so much, of so much that all would hold, would hold more than so many `times` the room that then
+/// stays free of `most` (0: any number).
+pub(crate) fn is_over_share(times: u64, would: u64, all: u64, most: u64) -> bool {
+    most > 0 && would > times.saturating_mul(most.saturating_sub(all))
+}
 
 /// Which items are fetched first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -498,6 +504,9 @@ pub struct QueueSettings {
     /// So many items of a brand in the queue, and what else comes of it waits at low priority: others need not wait for its backlog.
     /// 0 for never.
     pub backlog: u64,
+    /// Most items of low priority in a batch, where more than one brand has used the queue since it was last found empty: nobody waits
+    /// for a long batch of somebody else's backlog.
+    pub low_batch: usize,
     /// Most dead letters of a brand: beyond, the oldest go.
     pub max_dead: u64,
     /// Most bytes of them, history included. On Redis no more than 1/32 of its `maxmemory`. The newest letter stays in any case.
@@ -527,7 +536,8 @@ impl Default for QueueSettings {
             claim_ttl: Duration::from_secs(24 * 60 * 60),
             max_depth: 1_000_000,
             max_bytes: 1 << 30,
-            backlog: 500,
+            backlog: 100,
+            low_batch: 100,
             max_dead: 10_000,
             max_dead_bytes: 16 << 20,
         }

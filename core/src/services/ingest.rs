@@ -41,7 +41,8 @@ impl Ingest {
         Self { requests }
     }
 
-    /// Takes a brand's items in; durable on return. All of a call's items are taken, or none.
+    /// Takes a brand's items in; durable on return. Where it fails, part of them may have been taken: who sends again sends what has an
+    /// id without effect.
     ///
     /// # Errors
     /// The queue's own.

@@ -14,7 +14,7 @@ use crate::ports::clock::Clock;
 use crate::ports::outbox::Outbox;
 use crate::ports::queue::{
     Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, Holding, NewItem, Queue,
-    QueueError, QueueStats, Reclaimed, Scope, Unfinished,
+    QueueError, QueueStats, Reclaimed, Scope, Unfinished, is_over_share,
 };
 use crate::ports::store::StoreError;
 
@@ -36,10 +36,8 @@ pub struct SpooledQueue {
     /// Not to be asked before.
     away_until: Mutex<Option<Instant>>,
     spooling: AtomicBool,
-    /// How many waited, and when that was counted: counting costs what the outbox is long.
-    waiting: Mutex<Option<(Instant, u64)>>,
-    /// The same by brand.
-    waiting_of: Mutex<HashMap<BrandId, (Instant, u64)>>,
+    /// How many items of a brand waited, or of all (`None`), and when that was counted: counting costs what the outbox is long.
+    waiting: Mutex<HashMap<Option<BrandId>, (Instant, u64)>>,
 }
 
 impl SpooledQueue {
@@ -59,8 +57,7 @@ impl SpooledQueue {
             max_waiting,
             away_until: Mutex::new(None),
             spooling: AtomicBool::new(false),
-            waiting: Mutex::new(None),
-            waiting_of: Mutex::default(),
+            waiting: Mutex::default(),
         }
     }
 
@@ -76,15 +73,21 @@ impl SpooledQueue {
         }
     }
 
-    async fn count_waiting(&self) -> Result<u64, StoreError> {
-        let counted = *self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    /// How many items of a brand wait; of all, where there is none.
+    async fn count_waiting(&self, of: Option<BrandId>) -> Result<u64, StoreError> {
+        let counted = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&of).copied();
         if let Some((at, waiting)) = counted
             && at.elapsed() < AWAY
         {
             return Ok(waiting);
         }
-        let waiting = self.outbox.stats().await?.waiting;
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), waiting));
+        let waiting = match of {
+            Some(brand) => self.outbox.waiting_of(brand).await?,
+            None => self.outbox.stats().await?.waiting,
+        };
+        let mut counts = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.retain(|_, (at, _)| at.elapsed() < AWAY);
+        counts.insert(of, (Instant::now(), waiting));
         Ok(waiting)
     }
 
@@ -93,7 +96,7 @@ impl SpooledQueue {
             QueueError::Unavailable(format!("neither the queue nor the store can be reached: {error}"))
         };
         if self.max_waiting > 0 {
-            let waiting = self.count_waiting().await.map_err(|error| both_away(&error))?;
+            let waiting = self.count_waiting(None).await.map_err(|error| both_away(&error))?;
             let over = self.over_share(items, waiting).await.map_err(|error| both_away(&error))?;
             let (out, within): (Vec<_>, Vec<_>) =
                 items.iter().enumerate().partition(|(_, item)| over.contains(&(item.brand, item.share())));
@@ -119,31 +122,15 @@ impl SpooledQueue {
         }
         let results = self.outbox.add(self.name, items, self.clock.now_ms()).await?;
         metrics::counter!("tributary_spooled_items_total").increment(items.len() as u64);
-        if let Some((_, waiting)) = &mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) {
-            *waiting += items.len() as u64;
-        }
-        let mut of = self.waiting_of.lock().unwrap_or_else(PoisonError::into_inner);
-        for brand in items.iter().filter_map(|item| item.brand) {
-            if let Some((_, waiting)) = of.get_mut(&brand) {
+        let mut counts = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_all = items.iter().map(|_| None);
+        for of in of_all.chain(items.iter().map(|item| item.brand).filter(Option::is_some)) {
+            if let Some((_, waiting)) = counts.get_mut(&of) {
                 *waiting += 1;
             }
         }
-        drop(of);
+        drop(counts);
         Ok(results)
-    }
-
-    async fn count_waiting_of(&self, brand: BrandId) -> Result<u64, StoreError> {
-        let counted = self.waiting_of.lock().unwrap_or_else(PoisonError::into_inner).get(&brand).copied();
-        if let Some((at, waiting)) = counted
-            && at.elapsed() < AWAY
-        {
-            return Ok(waiting);
-        }
-        let waiting = self.outbox.waiting_of(brand).await?;
-        let mut of = self.waiting_of.lock().unwrap_or_else(PoisonError::into_inner);
-        of.retain(|_, (at, _)| at.elapsed() < AWAY);
-        of.insert(brand, (Instant::now(), waiting));
-        Ok(waiting)
     }
 
     /// Whose items are over their share, as in a queue.
@@ -160,8 +147,8 @@ impl SpooledQueue {
         }
         let mut over = HashSet::new();
         for ((brand, times), more) in come {
-            let held = self.count_waiting_of(brand).await?;
-            if held + more > times * self.max_waiting.saturating_sub(waiting + more) {
+            let held = self.count_waiting(Some(brand)).await?;
+            if is_over_share(times, held + more, waiting + more, self.max_waiting) {
                 over.insert((Some(brand), times));
             }
         }

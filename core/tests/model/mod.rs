@@ -2,7 +2,7 @@
 
 #![allow(unreachable_pub, reason = "each suite uses its part")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 use proptest_state_machine::ReferenceStateMachine;
@@ -18,6 +18,8 @@ pub const MAX_BYTES: u64 = 66;
 pub const MAX_DEAD: u64 = 2;
 /// Items of a brand beyond which others of it wait at low priority.
 pub const BACKLOG: u64 = 4;
+/// Items of low priority in a batch, where brands share the queue.
+pub const LOW_BATCH: usize = 2;
 /// When the clock begins.
 pub const T0: i64 = 1_800_000_000_000;
 const PRIORITIES: usize = 3;
@@ -142,6 +144,8 @@ pub struct Model {
     pub reply: Reply,
     items: u64,
     fetches: u64,
+    /// Who has put something in since the queue was last found empty.
+    brands: BTreeSet<i64>,
 }
 
 impl Model {
@@ -211,6 +215,7 @@ impl Model {
                         let until = self.now + CLAIM_TTL_MS;
                         self.holds.claims.insert(key, Held { body, n, until, outcome: None });
                     }
+                    self.brands.insert(item.brand);
                     let its = taken.entry(item.brand).or_default();
                     *its += 1;
                     let held = before.get(&item.brand).map_or(0, |held| held.0);
@@ -258,14 +263,19 @@ impl Model {
             taken.extend(self.holds.suspects.pop_front());
         }
         if taken.is_empty() {
-            let mut order: Vec<usize> = (0..PRIORITIES).collect();
-            if last_first {
-                order.reverse();
-            }
-            for priority in order {
-                for place in [&mut self.holds.released[priority], &mut self.holds.pending[priority]] {
-                    let room = want - taken.len();
-                    taken.extend(place.drain(..room.min(place.len())));
+            // What has low priority comes by itself.
+            let turns: [&[usize]; 2] = if last_first { [&[2], &[1, 0]] } else { [&[0, 1], &[2]] };
+            for turn in turns {
+                if !taken.is_empty() {
+                    break;
+                }
+                for priority in turn {
+                    let most =
+                        if *priority == 2 && self.brands.len() > 1 { want.min(LOW_BATCH) } else { want };
+                    for place in [&mut self.holds.released[*priority], &mut self.holds.pending[*priority]] {
+                        let room = most.saturating_sub(taken.len());
+                        taken.extend(place.drain(..room.min(place.len())));
+                    }
                 }
             }
         }
@@ -423,6 +433,7 @@ impl Model {
         let chosen = self.chosen_dead(which);
         for key in &chosen {
             let mut entry = self.holds.dead.remove(key).unwrap();
+            self.brands.insert(entry.brand);
             (entry.attempt, entry.losses) = (0, 0);
             entry.note();
             if entry.suspect {
@@ -476,7 +487,12 @@ impl Model {
             Transition::DiscardDead(which) => self.discard_dead(which),
             Transition::DropDead(brand, age) => self.drop_dead(*brand, *age),
             // Nothing that the protocol does leaves a stray behind.
-            Transition::Audit => Reply::Count(0),
+            Transition::Audit => {
+                if self.holds.shares.is_empty() {
+                    self.brands.clear();
+                }
+                Reply::Count(0)
+            }
         };
         self.holds.claims.retain(|_, held| held.until > self.now);
         self.count_shares();
@@ -529,6 +545,7 @@ impl ReferenceStateMachine for Model {
             reply: Reply::Nothing,
             items: 0,
             fetches: 0,
+            brands: BTreeSet::new(),
         })
         .boxed()
     }

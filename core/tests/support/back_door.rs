@@ -255,7 +255,7 @@ fn row_item(row: &SqliteRow) -> Item {
 
 async fn read_file(file: &mut SqliteConnection) -> Raw {
     let mut raw = Raw::default();
-    let ready = "from items where batch is null and not_before_ms = 0";
+    let ready = "from items join bodies on bodies.id = body where batch is null and not_before_ms = 0";
     let mut places = Vec::new();
     for released in [0, 1] {
         for priority in 0..3 {
@@ -265,13 +265,13 @@ async fn read_file(file: &mut SqliteConnection) -> Raw {
     }
     places.push(format!("{ready} and suspect = 1"));
     for place in places {
-        let rows = sqlx::query(AssertSqlSafe(format!("select * {place} order by place")))
+        let rows = sqlx::query(AssertSqlSafe(format!("select items.*, payload {place} order by place")))
             .fetch_all(&mut *file)
             .await
             .unwrap();
         raw.places.push(rows.iter().map(row_item).collect());
     }
-    let delayed = sqlx::query("select * from items where batch is null and not_before_ms > 0")
+    let delayed = sqlx::query("select items.*, payload from items join bodies on bodies.id = body where batch is null and not_before_ms > 0")
         .fetch_all(&mut *file)
         .await
         .unwrap();
@@ -279,11 +279,13 @@ async fn read_file(file: &mut SqliteConnection) -> Raw {
     let leases: Vec<(String, i64)> =
         sqlx::query_as("select batch, deadline_ms from leases").fetch_all(&mut *file).await.unwrap();
     for (id, end) in leases {
-        let rows = sqlx::query("select * from items where batch = ?1")
-            .bind(&id)
-            .fetch_all(&mut *file)
-            .await
-            .unwrap();
+        let rows = sqlx::query(
+            "select items.*, payload from items join bodies on bodies.id = body where batch = ?1",
+        )
+        .bind(&id)
+        .fetch_all(&mut *file)
+        .await
+        .unwrap();
         assert!(!rows.is_empty(), "the lease {id} is of an empty batch");
         raw.batches.push((id, end, rows.iter().map(row_item).collect()));
     }
@@ -294,7 +296,17 @@ async fn read_file(file: &mut SqliteConnection) -> Raw {
     .await
     .unwrap();
     assert_eq!(astray, 0, "held by nobody who has a lease");
-    let dead = sqlx::query("select * from dead").fetch_all(&mut *file).await.unwrap();
+    let bodies: (i64, i64) = sqlx::query_as(
+        "select count(*), (select count(*) from items) + (select count(*) from dead) from bodies",
+    )
+    .fetch_one(&mut *file)
+    .await
+    .unwrap();
+    assert_eq!(bodies.0, bodies.1, "a payload stays as long as its item or dead letter, and no longer");
+    let dead = sqlx::query("select dead.*, payload from dead join bodies on bodies.id = body")
+        .fetch_all(&mut *file)
+        .await
+        .unwrap();
     raw.dead = dead.iter().map(|row| (row.get("buried_ms"), row_item(row))).collect();
     let claims = sqlx::query("select * from claims").fetch_all(&mut *file).await.unwrap();
     for row in &claims {

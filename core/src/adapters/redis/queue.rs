@@ -171,6 +171,7 @@ impl RedisQueue {
             .run_raw(&self.scripts.fetch, |command| {
                 let lease = ms(self.settings.lease);
                 command.arg(want).arg(lease).arg(&id).arg(MAX_PROMOTE).arg(FAIR_EVERY);
+                command.arg(self.settings.low_batch);
             })
             .await?;
         let elements = byte_strings(answer)?;

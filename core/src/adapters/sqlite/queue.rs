@@ -1,14 +1,16 @@
 //! The queue on SQLite: the protocol of Redis, each step one transaction.
 //!
 //! A row of `items` is in exactly one state: ready (`batch` null, `not_before_ms` 0), delayed (`batch` null), or held by a
-//! batch. Dead letters are rows of `dead`. `leases` is the only record of which batches live.
+//! batch. Dead letters are rows of `dead`. `leases` is the only record of which batches live. A payload is a row of `bodies`, written
+//! once, and stays there until its item or dead letter is gone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde_json::json;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, Transaction};
 use tokio::sync::Notify;
@@ -21,15 +23,25 @@ use crate::ports::queue::{
     Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Failure, Finished,
     Holding, Item, LOST, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome,
     POLL, PUT_BACK, Priority, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Scope, Then,
-    Unfinished, claim_name, leaving, lost_alone, this_process,
+    Unfinished, claim_name, is_over_share, leaving, lost_alone, this_process,
 };
 
 /// Claims that one enqueue clears away when their time is over.
 const CLAIMS_CLEARED: i64 = 100;
-/// The columns of an item.
-const ITEM: &str = "id, enqueued_ms, attempt, suspect, losses, priority, brand, claims, history, payload";
+/// The columns of an item or a dead letter.
+const ITEM: &str = "id, enqueued_ms, attempt, suspect, losses, priority, brand, claims, history, body,
+    (select payload from bodies where bodies.id = body) as payload";
+/// Items, and bytes of payload, of a call that are written in one transaction where brands share the queue: others' writes, and the
+/// worker's, go in between.
+const WRITTEN_AT_ONCE: (usize, usize) = (250, 256 * 1024);
 /// Which items were lost before.
 const SUSPECTS: &str = "suspect = 1 order by place";
+/// What is ready, by priority.
+const READY: [&str; 3] = [
+    "suspect = 0 and priority = 0 order by released desc, place",
+    "suspect = 0 and priority = 1 order by released desc, place",
+    "suspect = 0 and priority = 2 order by released desc, place",
+];
 /// The counter that every [`FAIR_EVERY`]th fetch is known by.
 const FETCHES: &str = "fetches";
 
@@ -49,13 +61,13 @@ impl Held {
     }
 }
 
-/// What is to become of what comes of a brand.
-#[derive(Clone, Copy, Default)]
-struct Admission {
-    /// The brand holds its share.
-    over: bool,
-    /// So many items the brand had before.
-    before: u64,
+/// What is to become of what comes.
+#[derive(Default)]
+struct Admissions {
+    /// Brands that hold their share already, each with the share.
+    over: HashSet<(Option<BrandId>, u64)>,
+    /// How many items brands hold, with what was let in since.
+    hold: HashMap<Option<BrandId>, u64>,
 }
 
 impl From<(i64, i64)> for Held {
@@ -82,48 +94,42 @@ impl SqliteQueue {
         self.db.begin().await.map_err(failed)
     }
 
-    /// What is to become of what comes, by brand and share: a brand may hold so many times the room that stays free. What it may not
-    /// holds up nobody else.
-    async fn admissions(
-        &self,
-        tx: &mut Tx,
-        items: &[NewItem],
-    ) -> Result<HashMap<(Option<BrandId>, u64), Admission>, QueueError> {
+    /// What is to become of what comes: a brand may hold so many times the room that stays free. What it may not holds up nobody else.
+    async fn admissions(&self, tx: &mut Tx, items: &[NewItem]) -> Result<Admissions, QueueError> {
         let QueueSettings { max_depth, max_bytes, .. } = self.settings;
         let mut come = BTreeMap::<(Option<BrandId>, u64), Held>::new();
         for item in items {
             come.entry((item.brand, item.share())).or_default().add(1, item.payload.len() as u64);
         }
-        let all: (i64, i64) =
-            sqlx::query_as("select coalesce(sum(items), 0), coalesce(sum(bytes), 0) from shares")
-                .fetch_one(&mut **tx)
-                .await
-                .map_err(failed)?;
-        let all = Held::from(all);
-        let (mut admissions, mut want, mut largest) = (HashMap::new(), Held::default(), Held::default());
-        for ((brand, times), more) in come {
-            let mut admission = Admission::default();
-            if let Some(brand) = brand {
-                let held: Option<(i64, i64)> =
-                    sqlx::query_as("select items, bytes from shares where brand = ?1")
-                        .bind(brand.0)
-                        .fetch_optional(&mut **tx)
-                        .await
-                        .map_err(failed)?;
-                let mut would = Held::from(held.unwrap_or_default());
-                admission.before = would.items;
-                would.add(more.items, more.bytes);
-                let exceeds = |would: u64, all: u64, most: u64| {
-                    most > 0 && would > times.saturating_mul(most.saturating_sub(all))
-                };
-                admission.over = exceeds(would.items, all.items + more.items, max_depth)
-                    || exceeds(would.bytes, all.bytes + more.bytes, max_bytes);
-            }
+        let brands: Vec<i64> = come.keys().filter_map(|(brand, _)| Some((*brand)?.0)).collect();
+        let held: Vec<(Option<i64>, i64, i64)> = sqlx::query_as(
+            "select null, coalesce(sum(items), 0), coalesce(sum(bytes), 0) from shares
+            union all select brand, items, bytes from shares where brand in (select value from json_each(?1))",
+        )
+        .bind(json!(brands).to_string())
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(failed)?;
+        let held: HashMap<Option<BrandId>, Held> = held
+            .into_iter()
+            .map(|(brand, items, bytes)| (brand.map(BrandId), Held::from((items, bytes))))
+            .collect();
+        let all = held.get(&None).copied().unwrap_or_default();
+        let (mut admissions, mut want, mut largest) =
+            (Admissions::default(), Held::default(), Held::default());
+        for (who @ (brand, times), more) in come {
+            let mut would = held.get(&brand).copied().filter(|_| brand.is_some()).unwrap_or_default();
+            admissions.hold.insert(brand, would.items);
+            would.add(more.items, more.bytes);
             largest = Held { items: largest.items.max(more.items), bytes: largest.bytes.max(more.bytes) };
-            if !admission.over {
+            if brand.is_some()
+                && (is_over_share(times, would.items, all.items + more.items, max_depth)
+                    || is_over_share(times, would.bytes, all.bytes + more.bytes, max_bytes))
+            {
+                admissions.over.insert(who);
+            } else {
                 want.add(more.items, more.bytes);
             }
-            admissions.insert((brand, times), admission);
         }
         // Where nobody is let in, the largest of them has to fit, or it is the queue that is full.
         let asked = if want.items > 0 { want } else { largest };
@@ -135,6 +141,70 @@ impl SqliteQueue {
             }
         }
         Ok(admissions)
+    }
+
+    /// Puts items in, as far as their brands are let in; what they take counts from then on.
+    async fn put(
+        &self,
+        tx: &mut Tx,
+        items: &[NewItem],
+        admissions: &mut Admissions,
+    ) -> Result<Vec<Enqueued>, QueueError> {
+        let now = self.clock.now_ms();
+        let mut place = next_places(tx, items.len()).await?;
+        let mut results = Vec::with_capacity(items.len());
+        let mut taken = BTreeMap::<Option<BrandId>, Held>::new();
+        let mut accepted: Vec<(String, i64, Priority, &NewItem)> = Vec::with_capacity(items.len());
+        for item in items {
+            let id = Uuid::now_v7().simple().to_string();
+            let is_over = admissions.over.contains(&(item.brand, item.share()));
+            let result = self.take_claims(tx, item, &id, now, is_over).await?;
+            if result == Enqueued::Accepted {
+                taken.entry(item.brand).or_default().add(1, item.payload.len() as u64);
+                let (backlog, holds) =
+                    (self.settings.backlog, admissions.hold.entry(item.brand).or_default());
+                *holds += 1;
+                let is_late = item.brand.is_some() && backlog > 0 && *holds > backlog;
+                let priority =
+                    if is_late && item.priority == Priority::Normal { Priority::Low } else { item.priority };
+                accepted.push((id, place, priority, item));
+                place += 1;
+            }
+            results.push(result);
+        }
+        for piece in pieces(&accepted) {
+            let mut insert = QueryBuilder::<Sqlite>::new("insert into bodies (id, payload) ");
+            insert.push_values(piece, |mut row, (_, place, _, item)| {
+                row.push_bind(place).push_bind(&item.payload[..]);
+            });
+            insert.build().execute(&mut **tx).await.map_err(failed)?;
+            let mut insert = QueryBuilder::<Sqlite>::new(
+                "insert into items (id, place, priority, enqueued_ms, attempt, suspect, losses, not_before_ms, brand, claims, body) ",
+            );
+            insert.push_values(piece, |mut row, (id, place, priority, item)| {
+                let not_before = if item.delay.is_zero() { 0 } else { now.saturating_add(ms(item.delay)) };
+                row.push_bind(id)
+                    .push_bind(place)
+                    .push_bind(priority.index() as i64)
+                    .push_bind(now)
+                    .push("0, 0, 0")
+                    .push_bind(not_before)
+                    .push_bind(item.brand.map(|brand| brand.0))
+                    .push_bind(
+                        item.idempotency.as_ref().map(|known| known.names().join(",")).unwrap_or_default(),
+                    )
+                    .push_bind(place);
+            });
+            insert.build().execute(&mut **tx).await.map_err(failed)?;
+        }
+        for (brand, Held { items, bytes }) in taken {
+            add_to_share(tx, brand, signed(items), signed(bytes)).await?;
+        }
+        let refused = |what| results.iter().filter(|result| **result == what).count();
+        count(tx, "enqueued", accepted.len()).await?;
+        count(tx, "duplicates", refused(Enqueued::Duplicate)).await?;
+        count(tx, "conflicts", refused(Enqueued::Conflict)).await?;
+        Ok(results)
     }
 
     async fn take(&self, want: usize) -> Result<Option<Batch>, QueueError> {
@@ -170,27 +240,26 @@ impl SqliteQueue {
         // Every so often the last are first: the lowest priority before the highest, and suspects after all.
         let last_first = (fetches.unwrap_or_default().unsigned_abs() + 1).is_multiple_of(FAIR_EVERY);
         let mut rows = Vec::new();
-        if last_first {
-            // one by one: the index is in the other order, and sorting would cost what the queue is long
-            for ready in [
-                "suspect = 0 and priority = 2 order by released desc, place",
-                "suspect = 0 and priority = 1 order by released desc, place",
-                "suspect = 0 and priority = 0 order by released desc, place",
-            ] {
-                if rows.len() < want {
-                    rows.extend(hold(&mut tx, &id, want - rows.len(), ready).await?);
-                }
-            }
-            if rows.is_empty() {
-                rows = hold(&mut tx, &id, 1, SUSPECTS).await?;
-            }
-        } else {
+        if !last_first {
             // what was lost before is taken alone
             rows = hold(&mut tx, &id, 1, SUSPECTS).await?;
-            if rows.is_empty() {
-                rows =
-                    hold(&mut tx, &id, want, "suspect = 0 order by priority, released desc, place").await?;
+        }
+        let most_low = if is_shared(&mut tx).await? { want.min(self.settings.low_batch) } else { want };
+        // What has low priority comes by itself. One priority after the other: the index is in this order.
+        let turns: [&[usize]; 2] = if last_first { [&[2], &[1, 0]] } else { [&[0, 1], &[2]] };
+        for turn in turns {
+            if !rows.is_empty() {
+                break;
             }
+            for priority in turn {
+                let most = if *priority == Priority::Low.index() { most_low } else { want };
+                if rows.len() < most {
+                    rows.extend(hold(&mut tx, &id, most - rows.len(), READY[*priority]).await?);
+                }
+            }
+        }
+        if rows.is_empty() && last_first {
+            rows = hold(&mut tx, &id, 1, SUSPECTS).await?;
         }
         if rows.is_empty() {
             // what was promoted stays so
@@ -204,6 +273,12 @@ impl SqliteQueue {
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
+        let more: bool = sqlx::query_scalar(
+            "select exists (select 1 from items where batch is null and not_before_ms = 0)",
+        )
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed)?;
         tx.commit().await.map_err(failed)?;
         let mut held: Vec<(i64, i64, Item)> = rows
             .iter()
@@ -215,8 +290,7 @@ impl SqliteQueue {
             (if last_first { -priority } else { priority }, -released, *place)
         });
         let items: Vec<Item> = held.into_iter().map(|(.., item)| item).collect();
-        if items.len() == want || items[0].suspect {
-            // there may be more: let the next sleeper look
+        if more {
             self.wake.notify_one();
         }
         Ok(Some(Batch { id: BatchId(id), items }))
@@ -275,10 +349,10 @@ impl SqliteQueue {
     /// Buries an item; a brand's oldest letters make room for it.
     async fn bury(&self, tx: &mut Tx, batch: &str, item: &Item, error: &str) -> Result<(), QueueError> {
         let now = self.clock.now_ms();
-        let history = json(&item.history_with(now, error));
+        let history = written(&item.history_with(now, error));
         sqlx::query(
-            "insert into dead (id, priority, enqueued_ms, attempt, suspect, losses, brand, claims, history, buried_ms, payload)
-            select id, priority, enqueued_ms, attempt, suspect, losses, brand, claims, ?3, ?4, payload from items
+            "insert into dead (id, priority, enqueued_ms, attempt, suspect, losses, brand, claims, history, buried_ms, body)
+            select id, priority, enqueued_ms, attempt, suspect, losses, brand, claims, ?3, ?4, body from items
             where batch = ?1 and id = ?2",
         )
         .bind(batch)
@@ -315,62 +389,25 @@ impl SqliteQueue {
 #[async_trait]
 impl Queue for SqliteQueue {
     async fn enqueue(&self, items: &[NewItem]) -> Result<Vec<Enqueued>, QueueError> {
-        if items.is_empty() {
-            return Ok(Vec::new());
-        }
-        let now = self.clock.now_ms();
-        let mut tx = self.begin().await?;
-        let admissions = self.admissions(&mut tx, items).await?;
-        let mut place = next_places(&mut tx, items.len()).await?;
         let mut results = Vec::with_capacity(items.len());
-        let mut taken = BTreeMap::<Option<BrandId>, Held>::new();
-        let mut accepted: Vec<(String, i64, Priority, &NewItem)> = Vec::with_capacity(items.len());
-        for item in items {
-            let id = Uuid::now_v7().simple().to_string();
-            let Admission { over, before } =
-                admissions.get(&(item.brand, item.share())).copied().unwrap_or_default();
-            let result = self.take_claims(&mut tx, item, &id, now, over).await?;
-            if result == Enqueued::Accepted {
-                let its = taken.entry(item.brand).or_default();
-                its.add(1, item.payload.len() as u64);
-                let backlog = self.settings.backlog;
-                let late = item.brand.is_some() && backlog > 0 && before + its.items > backlog;
-                let priority =
-                    if late && item.priority == Priority::Normal { Priority::Low } else { item.priority };
-                accepted.push((id, place, priority, item));
-                place += 1;
-            }
-            results.push(result);
+        let (mut admissions, mut is_cut) = (None, false);
+        while results.len() < items.len() {
+            let mut tx = self.begin().await?;
+            // For all of the call at once: what is let in is not refused half-way.
+            let admissions = match &mut admissions {
+                Some(known) => known,
+                None => {
+                    is_cut = is_shared(&mut tx).await?;
+                    admissions.insert(self.admissions(&mut tx, items).await?)
+                }
+            };
+            let left = &items[results.len()..];
+            let count = if is_cut { written_at_once(left) } else { left.len() };
+            let part = self.put(&mut tx, &left[..count], admissions).await?;
+            tx.commit().await.map_err(failed)?;
+            self.wake.notify_one();
+            results.extend(part);
         }
-        for piece in pieces(&accepted) {
-            let mut insert = QueryBuilder::<Sqlite>::new(
-                "insert into items (id, place, priority, enqueued_ms, attempt, suspect, losses, not_before_ms, brand, claims, payload) ",
-            );
-            insert.push_values(piece, |mut row, (id, place, priority, item)| {
-                let not_before = if item.delay.is_zero() { 0 } else { now.saturating_add(ms(item.delay)) };
-                row.push_bind(id)
-                    .push_bind(place)
-                    .push_bind(priority.index() as i64)
-                    .push_bind(now)
-                    .push("0, 0, 0")
-                    .push_bind(not_before)
-                    .push_bind(item.brand.map(|brand| brand.0))
-                    .push_bind(
-                        item.idempotency.as_ref().map(|known| known.names().join(",")).unwrap_or_default(),
-                    )
-                    .push_bind(&item.payload[..]);
-            });
-            insert.build().execute(&mut *tx).await.map_err(failed)?;
-        }
-        for (brand, Held { items, bytes }) in taken {
-            add_to_share(&mut tx, brand, signed(items), signed(bytes)).await?;
-        }
-        let refused = |what| results.iter().filter(|result| **result == what).count();
-        count(&mut tx, "enqueued", accepted.len()).await?;
-        count(&mut tx, "duplicates", refused(Enqueued::Duplicate)).await?;
-        count(&mut tx, "conflicts", refused(Enqueued::Conflict)).await?;
-        tx.commit().await.map_err(failed)?;
-        self.wake.notify_one();
         Ok(results)
     }
 
@@ -416,7 +453,7 @@ impl Queue for SqliteQueue {
                     .bind(&batch.id.0)
                     .bind(&item.id)
                     .bind(now.saturating_add(ms(*delay).max(1)))
-                    .bind(json(&item.history_with(now, error)))
+                    .bind(written(&item.history_with(now, error)))
                     .execute(&mut *tx)
                     .await
                     .map_err(failed)?;
@@ -451,6 +488,11 @@ impl Queue for SqliteQueue {
                 }
             }
         }
+        sqlx::query("delete from bodies where id in (select body from items where batch = ?1)")
+            .bind(&batch.id.0)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
         let done = sqlx::query("delete from items where batch = ?1")
             .bind(&batch.id.0)
             .execute(&mut *tx)
@@ -540,7 +582,7 @@ impl Queue for SqliteQueue {
                     .bind(&batch)
                     .bind(&item.id)
                     .bind(place)
-                    .bind(json(&item.history_with(now, LOST)))
+                    .bind(written(&item.history_with(now, LOST)))
                     .execute(&mut *tx)
                     .await
                     .map_err(failed)?;
@@ -609,7 +651,7 @@ impl Queue for SqliteQueue {
             Scope::Nobody => ("brand is ?4", None),
         };
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "select * from dead where {of} and (?1 is null or (buried_ms, id) < (?1, ?2))
+            "select {ITEM}, buried_ms from dead where {of} and (?1 is null or (buried_ms, id) < (?1, ?2))
             order by buried_ms desc, id desc limit ?3"
         )))
         .bind(after.map(|place| place.buried_ms))
@@ -623,7 +665,7 @@ impl Queue for SqliteQueue {
     }
 
     async fn dead_letter(&self, id: &str) -> Result<Option<DeadLetter>, QueueError> {
-        let row = sqlx::query("select * from dead where id = ?1")
+        let row = sqlx::query(AssertSqlSafe(format!("select {ITEM}, buried_ms from dead where id = ?1")))
             .bind(id)
             .fetch_optional(&self.db.read)
             .await
@@ -637,10 +679,10 @@ impl Queue for SqliteQueue {
         let mut place = next_places(&mut tx, ids.len()).await?;
         let mut back = 0;
         for id in ids.iter().take(MAX_DEAD_PAGE) {
-            let Some((item, _)) = exhume(&mut tx, id).await? else { continue };
+            let Some(Exhumed { item, body, .. }) = exhume(&mut tx, id).await? else { continue };
             sqlx::query(
                 "insert into items (id, place, priority, enqueued_ms, attempt, suspect, losses, not_before_ms, claims,
-                    history, payload, brand)
+                    history, body, brand)
                 values (?1, ?2, ?3, ?4, 0, ?5, 0, 0, ?6, ?7, ?8, ?9)",
             )
             .bind(&item.id)
@@ -649,8 +691,8 @@ impl Queue for SqliteQueue {
             .bind(item.enqueued_ms)
             .bind(item.suspect)
             .bind(item.claims.join(","))
-            .bind(json(&item.history_with(now, PUT_BACK)))
-            .bind(&item.payload[..])
+            .bind(written(&item.history_with(now, PUT_BACK)))
+            .bind(body)
             .bind(item.brand.map(|brand| brand.0))
             .execute(&mut *tx)
             .await
@@ -669,8 +711,7 @@ impl Queue for SqliteQueue {
         let mut tx = self.begin().await?;
         let mut discarded = 0;
         for id in ids.iter().take(MAX_DEAD_PAGE) {
-            if let Some((item, _)) = exhume(&mut tx, id).await? {
-                finish(&mut tx, id, &item.claims.join(","), Outcome::Discarded, now).await?;
+            if discard(&mut tx, id, now).await?.is_some() {
                 discarded += 1;
             }
         }
@@ -759,6 +800,10 @@ impl Queue for SqliteQueue {
             .await
             .map_err(failed)?;
         }
+        sqlx::query("update shares set used = 0 where not exists (select 1 from items) and not exists (select 1 from leases)")
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
         let strays = usize::try_from(strays).unwrap_or_default();
         count(&mut tx, "strays", strays).await?;
         tx.commit().await.map_err(failed)?;
@@ -768,6 +813,17 @@ impl Queue for SqliteQueue {
     fn lease(&self) -> Duration {
         self.settings.lease
     }
+}
+
+/// How many of these items are written in one transaction: at least one.
+fn written_at_once(items: &[NewItem]) -> usize {
+    let (most, most_bytes) = WRITTEN_AT_ONCE;
+    let mut bytes = 0;
+    let fit = items.iter().take(most).take_while(|item| {
+        bytes += item.payload.len();
+        bytes <= most_bytes
+    });
+    fit.count().max(1)
 }
 
 /// The first of so many places behind all others.
@@ -831,8 +887,8 @@ async fn hold(
 /// Adds to what a brand holds.
 async fn add_to_share(tx: &mut Tx, brand: Option<BrandId>, items: i64, bytes: i64) -> Result<(), QueueError> {
     sqlx::query(
-        "insert into shares (brand, items, bytes) values (?1, ?2, ?3)
-        on conflict (brand) do update set items = items + excluded.items, bytes = bytes + excluded.bytes",
+        "insert into shares (brand, items, bytes, used) values (?1, ?2, ?3, 1)
+        on conflict (brand) do update set items = items + excluded.items, bytes = bytes + excluded.bytes, used = 1",
     )
     .bind(number(brand))
     .bind(items)
@@ -864,27 +920,51 @@ async fn add_to_dead(
     Ok((positive(held.0), positive(held.1)))
 }
 
-/// Takes a dead letter out, where there is one of that id; answers what its brand has left.
-async fn exhume(tx: &mut Tx, id: &str) -> Result<Option<(Item, (u64, u64))>, QueueError> {
-    let row =
-        sqlx::query("delete from dead where id = ?1 returning *, length(payload) + length(history) as bytes")
-            .bind(id)
-            .fetch_optional(&mut **tx)
-            .await
-            .map_err(failed)?;
-    let Some(row) = row else { return Ok(None) };
-    let item = item(&row).map_err(failed)?;
-    let bytes: i64 = row.try_get("bytes").map_err(failed)?;
-    let left = add_to_dead(tx, item.brand, -1, -bytes).await?;
-    Ok(Some((item, left)))
+/// A dead letter that was taken out.
+struct Exhumed {
+    item: Item,
+    /// Where its payload still is.
+    body: i64,
+    /// How many dead letters its brand has left, and their bytes.
+    left: (u64, u64),
 }
 
-/// Drops a dead letter; answers what its brand has left.
-async fn drop_letter(tx: &mut Tx, id: &str, now: i64) -> Result<Option<(u64, u64)>, QueueError> {
-    let Some((item, left)) = exhume(tx, id).await? else { return Ok(None) };
+/// Takes a dead letter out, where there is one of that id; its payload stays.
+async fn exhume(tx: &mut Tx, id: &str) -> Result<Option<Exhumed>, QueueError> {
+    let row = sqlx::query(AssertSqlSafe(format!("delete from dead where id = ?1 returning {ITEM}")))
+        .bind(id)
+        .fetch_optional(&mut **tx)
+        .await
+        .map_err(failed)?;
+    let Some(row) = row else { return Ok(None) };
+    let item = item(&row).map_err(failed)?;
+    let history: String = row.try_get("history").map_err(failed)?;
+    let bytes = i64::try_from(item.payload.len() + history.len()).unwrap_or(i64::MAX);
+    let left = add_to_dead(tx, item.brand, -1, -bytes).await?;
+    Ok(Some(Exhumed { item, body: row.try_get("body").map_err(failed)?, left }))
+}
+
+/// Ends a dead letter, where there is one of that id; answers what its brand has left.
+async fn discard(tx: &mut Tx, id: &str, now: i64) -> Result<Option<(u64, u64)>, QueueError> {
+    let Some(Exhumed { item, body, left }) = exhume(tx, id).await? else { return Ok(None) };
+    sqlx::query("delete from bodies where id = ?1").bind(body).execute(&mut **tx).await.map_err(failed)?;
     finish(tx, id, &item.claims.join(","), Outcome::Discarded, now).await?;
-    count(tx, "dropped", 1).await?;
     Ok(Some(left))
+}
+
+/// Drops a dead letter for want of room or because it is old; answers what its brand has left.
+async fn drop_letter(tx: &mut Tx, id: &str, now: i64) -> Result<Option<(u64, u64)>, QueueError> {
+    let left = discard(tx, id, now).await?;
+    count(tx, "dropped", usize::from(left.is_some())).await?;
+    Ok(left)
+}
+
+/// Whether more than one brand has put something in since the queue was last found empty.
+async fn is_shared(tx: &mut Tx) -> Result<bool, QueueError> {
+    sqlx::query_scalar("select count(*) > 1 from shares where used = 1")
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(failed)
 }
 
 fn number(brand: Option<BrandId>) -> i64 {
@@ -969,7 +1049,7 @@ fn claim(row: &SqliteRow) -> Result<Claim, sqlx::Error> {
     })
 }
 
-fn json(history: &[Failure]) -> String {
+fn written(history: &[Failure]) -> String {
     // Numbers and texts: writing them to memory cannot fail.
     serde_json::to_string(history).expect("a history is always JSON")
 }
@@ -985,5 +1065,60 @@ fn failed(error: sqlx::Error) -> QueueError {
             QueueError::Unexpected(error.to_string())
         }
         _ => QueueError::Unavailable(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use sqlx::{ConnectOptions, Connection};
+
+    use super::*;
+    use crate::ports::clock::SystemClock;
+
+    #[tokio::test]
+    async fn what_an_older_version_left_is_served_with_its_payload() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("queue.db");
+        let mut before = sqlx::migrate!("migrations/sqlite_queue");
+        before.migrations = Cow::Owned(before.iter().filter(|step| step.version <= 3).cloned().collect());
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut file = options.connect().await.unwrap();
+        before.run_direct(None, &mut file, false).await.unwrap();
+        for n in [5, 6] {
+            sqlx::query(
+                "insert into items (seq, id, place, priority, enqueued_ms, attempt, suspect, losses, not_before_ms, payload)
+                values (?1, ?2, ?1, 1, 0, 0, 0, 0, 0, cast(?2 as blob))",
+            )
+            .bind(n)
+            .bind(format!("item {n}"))
+            .execute(&mut file)
+            .await
+            .unwrap();
+        }
+        sqlx::query(
+            "insert into dead (seq, id, priority, enqueued_ms, attempt, suspect, losses, buried_ms, payload)
+            values (5, 'dead', 1, 0, 0, 0, 0, 0, cast('dead' as blob))",
+        )
+        .execute(&mut file)
+        .await
+        .unwrap();
+        file.close().await.unwrap();
+
+        let db = Db::open_queue(&path).await.unwrap();
+        let queue = SqliteQueue::new(db.clone(), QueueSettings::default(), Arc::new(SystemClock));
+        // its place is less than what was there had for a number
+        queue.enqueue(&[NewItem { payload: "new".into(), ..NewItem::default() }]).await.unwrap();
+        assert_eq!(queue.retry_dead(&["dead".into()]).await.unwrap(), 1);
+        let batch = queue.fetch(10, Duration::ZERO).await.unwrap().unwrap();
+        let mut payloads: Vec<&[u8]> = batch.items.iter().map(|item| &item.payload[..]).collect();
+        payloads.sort_unstable();
+        assert_eq!(payloads, [&b"dead"[..], b"item 5", b"item 6", b"new"]);
+        assert_eq!(queue.ack(&batch, &[]).await.unwrap(), Acked::Done);
+        let left: i64 = sqlx::query_scalar("select count(*) from bodies").fetch_one(&db.read).await.unwrap();
+        assert_eq!(left, 0);
+        db.close().await;
+        assert!(!folder.path().join("queue.db-wal").exists(), "the log is folded in");
     }
 }

@@ -1,7 +1,8 @@
 -- Takes items into a batch under a lease. Guards: both happen here, so no item is ever out of pending and under no lease.
 -- An item that was lost before is taken alone, and first. Nothing is taken while the queue is paused.
 -- ARGV: 4 most items, 5 lease in ms, 6 the batch's id, 7 most delayed items to promote, 8 every how many fetches the last
---       are first: the lowest priority before the highest, and suspects after all
+--       are first: the lowest priority before the highest, and suspects after all; 9 most items of low priority, where more than one
+--       brand has used the queue since it was last found empty
 -- Answers the items.
 if redis.call('EXISTS', PAUSED) == 1 then return {} end -- guard: pause
 local want, lease, id = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
@@ -19,15 +20,23 @@ local last_first = turn % tonumber(ARGV[8]) == 0
 local taken = {}
 if not last_first then taken = take(SUSPECT, id, 1) end
 if #taken == 0 then
-  local order = last_first and {3, 2, 1} or {1, 2, 3}
-  for _, p in ipairs(order) do
-    for _, place in ipairs({FRONT[p], PENDING[p]}) do
-      if #taken < want then
-        local more = take(place, id, want - #taken)
-        if #taken == 0 then
-          taken = more
-        else
-          for _, element in ipairs(more) do taken[#taken + 1] = element end
+  -- Two fields a brand, and two for all of them.
+  local most_low = want
+  if redis.call('HLEN', SHARES) > 4 then most_low = math.min(want, tonumber(ARGV[9])) end -- guard: low batch
+  -- What has low priority comes by itself.
+  local turns = last_first and {{3}, {2, 1}} or {{1, 2}, {3}}
+  for _, turn in ipairs(turns) do
+    if #taken > 0 then break end -- guard: low alone
+    for _, p in ipairs(turn) do
+      local most = p == 3 and most_low or want
+      for _, place in ipairs({FRONT[p], PENDING[p]}) do
+        if #taken < most then
+          local more = take(place, id, most - #taken)
+          if #taken == 0 then
+            taken = more
+          else
+            for _, element in ipairs(more) do taken[#taken + 1] = element end
+          end
         end
       end
     end
