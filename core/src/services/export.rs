@@ -1,4 +1,4 @@
-//! All that is held on a customer, as JSON text, a page at a time: however much anybody has sent, an export holds two pages of it.
+//! All that is held on a customer, as JSON text, a page at a time: however much anybody has sent, an export holds a page of it.
 //!
 //! Messages are written as they came. An export that fails half way ends with an error, never with a document that looks whole.
 
@@ -15,13 +15,16 @@ use crate::domain::customer360::{
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::{self, Timestamp};
 use crate::ports::store::StoreError;
+use crate::priority;
 use crate::services::automations;
 use crate::services::identity::MergeEntry;
 use crate::services::privacy::{Action, note};
 
-/// Rows that are read at once: as events, at most 3.2 MB.
-const PAGE: i64 = 100;
-/// Pages that wait for whoever reads the export.
+/// Rows that are read at once: as events, at most 0.8 MB.
+const PAGE: i64 = 25;
+/// Bytes of text after which a piece is sent: no thread writes for long without a rest.
+const PIECE: usize = 64 * 1024;
+/// Pieces that wait for whoever reads the export.
 const WAITING: usize = 1;
 
 /// The text of an export, piece by piece.
@@ -42,7 +45,7 @@ pub async fn export(
     note(context, brand, actor, Action { what: "export", subject: Some(id), details: json!({}) }).await?;
     let (pieces, read) = mpsc::channel(WAITING);
     let export = Export { context: context.clone(), brand, id, pieces };
-    tokio::spawn(async move {
+    priority::behind().spawn(async move {
         if let Err(Ended::Store(error)) = export.write(record).await {
             tracing::warn!(%error, "an export ended half way");
             let _ = export.pieces.send(Err(error)).await;
@@ -188,6 +191,9 @@ impl Export {
                 text.push(',');
             }
             text.push_str(&written);
+            if text.len() >= PIECE {
+                self.send(std::mem::take(&mut text)).await?;
+            }
         }
         if text.is_empty() { Ok(()) } else { self.send(text).await }
     }
