@@ -5,18 +5,23 @@ use std::sync::LazyLock;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// What it is lowered by: about a tenth of what others get.
-const LOWER_BY: i32 = 10;
-
 /// One thread, for all of a process.
 static BEHIND: LazyLock<io::Result<Runtime>> = LazyLock::new(|| runtime("behind"));
 
-/// Lets all other threads of the machine go before this one, from now on. Only Linux knows priorities of single threads; elsewhere, and
-/// where the system refuses, nothing changes.
+/// Lets all other threads of the machine go before this one, from now on: it runs while a processor has nothing else to do. (A lower
+/// niceness alone would not do: Linux lets a thread that has begun go on for some milliseconds, unless it is one of these.) Only Linux
+/// knows this; elsewhere, and where the system refuses, nothing changes.
 pub fn lower() {
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::nice(LOWER_BY) {
-        tracing::debug!(%error, "a thread keeps its priority");
+    {
+        use thread_priority::{
+            NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+            thread_native_id,
+        };
+        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+        if let Err(error) = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle) {
+            tracing::debug!(?error, "a thread keeps its priority");
+        }
     }
 }
 
@@ -39,5 +44,34 @@ pub fn behind() -> Handle {
     match &*BEHIND {
         Ok(runtime) => runtime.handle().clone(),
         Err(_) => Handle::current(),
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// The policy of the calling thread, as Linux numbers it: 0 is the usual one, 5 the idle one.
+    fn policy() -> u32 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        // The name, in parentheses, is the second field; the policy is the 41st.
+        stat.rsplit(") ").next().unwrap().split(' ').nth(38).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn a_lowered_thread_goes_behind_and_no_other_is_lowered() {
+        assert_eq!(
+            std::thread::spawn(|| {
+                lower();
+                policy()
+            })
+            .join()
+            .unwrap(),
+            5
+        );
+        assert_eq!(policy(), 0);
+        let (tell, told) = std::sync::mpsc::channel();
+        behind().spawn(async move { tell.send(policy()).unwrap() });
+        assert_eq!(told.recv().unwrap(), 5);
     }
 }
