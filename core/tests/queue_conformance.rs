@@ -365,9 +365,11 @@ async fn a_call_is_taken_whole_however_it_is_written(u: &QueueUnderTest) {
     };
     u.queue.enqueue(&[of(1, 0, None), of(2, 0, None)]).await.unwrap();
     // every third under a key, of which there are 200
-    let large: Vec<NewItem> = (0..900).map(|n| of(1, n, (n % 3 == 0).then_some(n / 3 % 200))).collect();
+    let large: Vec<NewItem> =
+        (0..900).map(|n| of(1, n, n.is_multiple_of(3).then_some(n / 3 % 200))).collect();
     let results = u.queue.enqueue(&large).await.unwrap();
-    let wanted = |n: usize| if n % 3 == 0 && n >= 600 { Enqueued::Duplicate } else { Enqueued::Accepted };
+    let wanted =
+        |n: usize| if n.is_multiple_of(3) && n >= 600 { Enqueued::Duplicate } else { Enqueued::Accepted };
     assert_eq!(results, (0..900).map(wanted).collect::<Vec<_>>());
     let mut came = Vec::new();
     while let Some(batch) = fetch(u, 1000).await {
