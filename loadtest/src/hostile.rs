@@ -11,8 +11,9 @@ use crate::target::{Target, TargetArgs};
 
 /// How many times its quiet 99th percentile the victim's may be.
 const TIMES: f64 = 2.0;
-/// Milliseconds below which a difference is the machine's.
-const NOISE_MS: f64 = 50.0;
+/// Milliseconds within which it may be any number of times that: who waits so long in quiet waits for one flush of the disk, and in an
+/// attack for the one before it, too. The bounds of the KPI day begin at 50 ms.
+const UNNOTICED_MS: f64 = 20.0;
 
 /// The drill.
 #[derive(Args, Debug)]
@@ -58,7 +59,7 @@ pub(crate) async fn run(args: &TargetArgs, own: &HostileArgs) -> anyhow::Result<
     for what in WATCHED {
         let ((_, q50, q99), (count, a50, a99)) = (outcome.quiet.of(what), outcome.attacked.of(what));
         let ratio = a99 / q99.max(0.001);
-        let holds = count > 0 && (ratio <= TIMES || a99 - q99 <= NOISE_MS);
+        let holds = count > 0 && (ratio <= TIMES || a99 <= UNNOTICED_MS);
         good &= holds;
         println!(
             "  {what:<14}{:>18}{:>18}{ratio:>8.2}{}",
