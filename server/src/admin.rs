@@ -113,7 +113,7 @@ const ACTOR: &str = "command line";
 
 /// What the command line may do: everything.
 fn maker() -> Maker<'static> {
-    Maker { actor: ACTOR, key: None, may: Scopes::all() }
+    Maker { actor: ACTOR, key: None, may: Scopes::all(), until: None, limit: None }
 }
 
 async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyhow::Result<()> {
@@ -160,7 +160,7 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
         }
         KeyCommand::Revoke { brand, id, cascade } => {
             let brand = brand_named(tenants, &brand).await?;
-            let ended = revoke_key(context, brand, &id, cascade, ACTOR).await.map_err(told)?;
+            let ended = revoke_key(context, brand, &id, cascade, maker()).await.map_err(told)?;
             for id in &ended.also {
                 println!("revoked, too: {id}");
             }
@@ -171,7 +171,7 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
         }
         KeyCommand::Limit { brand, id, rate_limit } => {
             let brand = brand_named(tenants, &brand).await?;
-            limit_key(context, brand, &id, rate_limit, ACTOR).await.map_err(told)?;
+            limit_key(context, brand, &id, rate_limit, maker()).await.map_err(told)?;
         }
     }
     Ok(())

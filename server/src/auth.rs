@@ -109,12 +109,20 @@ pub struct Secret {
     pub key: String,
     /// All that the key may do.
     pub may: Scopes,
+    until: Option<Timestamp>,
+    limit: Option<u32>,
 }
 
 impl Secret {
     /// The same, for the keys that it makes.
     pub fn maker(&self) -> Maker<'_> {
-        Maker { actor: &self.actor, key: Some(&self.key), may: self.may }
+        Maker {
+            actor: &self.actor,
+            key: Some(&self.key),
+            may: self.may,
+            until: self.until,
+            limit: self.limit,
+        }
     }
 }
 
@@ -140,7 +148,8 @@ impl FromRequestParts<AppState> for Secret {
             state.looks.count(&state.context, (grant.brand, &actor), "key_refused_scope", None).await?;
             return Err(ApiError::missing_scope(scope.as_str(), grant.scopes));
         }
-        Ok(Self { brand: grant.brand, actor, key, may: grant.scopes })
+        let KeyGrant { brand, scopes: may, expires_at: until, rate_limit: limit, .. } = grant;
+        Ok(Self { brand, actor, key, may, until, limit })
     }
 }
 

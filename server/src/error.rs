@@ -174,7 +174,7 @@ impl From<KeyError> for ApiError {
             KeyError::Unknown(_) => Self::not_found(error.to_string()),
             KeyError::TooMuch(scopes) => {
                 let message = format!(
-                    "a key can only make keys with scopes that it has itself; this one lacks: {scopes}"
+                    "a key can only make, limit and revoke keys with scopes that it has itself; this one lacks: {scopes}"
                 );
                 Self::new(StatusCode::FORBIDDEN, "missing_scope", message)
             }

@@ -88,6 +88,62 @@ async fn a_key_makes_no_key_that_may_do_more_than_itself(on: On) {
     app.stop().await;
 }
 
+async fn a_key_makes_no_key_that_lives_longer_asks_more_often_or_is_not_its_to_end(on: On) {
+    let app = TestApp::start(on).await;
+    let owner = id(&app.secret_key);
+    let asked =
+        json!({"kind": "secret", "scopes": ["read", "admin"], "expires_in_days": 1, "rate_limit": 500});
+    let brief = made(&app, &app.secret_key, asked).await;
+    let end = listed(&app, &brief).await["expires_at"].as_str().unwrap().to_owned();
+    let own = format!("/api/keys/{}", id(&brief));
+    let (status, rotated) =
+        call(&app, &brief, Method::POST, &format!("{own}/rotate"), json!({"grace_s": 3600})).await;
+    assert_eq!(status, 201, "{rotated}");
+    let mut keys = vec![rotated["key"].as_str().unwrap().to_owned()];
+    for more in
+        [json!({"kind": "secret"}), json!({"kind": "secret", "expires_in_days": 3650, "rate_limit": 100_000})]
+    {
+        keys.push(made(&app, &brief, more).await);
+    }
+    for key in &keys {
+        let entry = listed(&app, key).await;
+        assert!(entry["expires_at"].as_str().unwrap() <= end.as_str(), "{entry}");
+        assert_eq!(entry["rate_limit"], 500, "{entry}");
+    }
+    let (status, set) = call(&app, &brief, Method::PUT, &own, json!({"rate_limit": null})).await;
+    assert_eq!((status, &set["rate_limit"]), (200, &json!(500)), "nor does it lift its own limit");
+    for (method, body) in [(Method::DELETE, Value::Null), (Method::PUT, json!({"rate_limit": 1}))] {
+        let (status, body) = call(&app, &brief, method, &format!("/api/keys/{owner}"), body).await;
+        assert_eq!((status, body["code"].as_str()), (403, Some("missing_scope")), "{body}");
+    }
+    // A write key sends events: it has a limit of its own.
+    let write = made(&app, &brief, json!({"kind": "write", "rate_limit": 2000})).await;
+    assert_eq!(listed(&app, &write).await["rate_limit"], 2000);
+    app.stop().await;
+}
+
+async fn a_secret_key_sends_no_events_from_a_page(on: On) {
+    let app = TestApp::start(on).await;
+    let event = json!({"event": "A", "userId": "u"});
+    for (path, body) in [
+        ("/v1/track", event.clone()),
+        ("/v1/batch", json!({"batch": [{"type": "track", "event": "A", "userId": "u"}]})),
+        ("/api/events", json!([{"type": "track", "event": "A", "userId": "u"}])),
+    ] {
+        let post = |key: &str| {
+            app.http.post(format!("{}{path}", app.url)).basic_auth(key, Some("")).body(body.to_string())
+        };
+        let page = |key: &str| post(key).header("origin", "https://evil.example");
+        let (status, answered) = answer(page(&app.secret_key)).await;
+        assert_eq!((status, answered["code"].as_str()), (403, Some("wrong_key")), "{path}: {answered}");
+        for request in [post(&app.secret_key), page(&app.write_key)] {
+            let (status, answered) = answer(request).await;
+            assert!(status == 200 || status == 202, "{path}: {status} {answered}");
+        }
+    }
+    app.stop().await;
+}
+
 async fn revoking_a_leaked_key_tells_which_keys_of_it_live_on_or_ends_them(on: On) {
     let app = TestApp::start(on).await;
     let leaked = scoped(&app, &[Scope::Admin, Scope::Read]).await;
@@ -123,6 +179,8 @@ async fn revoking_a_leaked_key_tells_which_keys_of_it_live_on_or_ends_them(on: O
         actor: "test",
         key: Some(&id(&leaked)),
         may: Scopes::all(),
+        until: None,
+        limit: None,
     };
     assert!(tributary_core::services::tenants::add_key(&app.context, grant, maker).await.is_err());
     app.stop().await;
@@ -309,6 +367,8 @@ on_both_profiles!(
     mail_comes_from_domains_that_the_operator_names_for_a_brand,
     a_key_does_what_its_scopes_say_and_nothing_else,
     a_key_makes_no_key_that_may_do_more_than_itself,
+    a_secret_key_sends_no_events_from_a_page,
+    a_key_makes_no_key_that_lives_longer_asks_more_often_or_is_not_its_to_end,
     revoking_a_leaked_key_tells_which_keys_of_it_live_on_or_ends_them,
     a_rotation_has_a_grace_with_an_end,
     what_is_done_to_keys_and_settings_stands_in_the_log_or_is_not_done,

@@ -38,8 +38,27 @@ pub struct Maker<'a> {
     pub actor: &'a str,
     /// The id of their key; `None` for the command line.
     pub key: Option<&'a str>,
-    /// What they may do: no key that they make may do more.
+    /// What they may do: no key that they make may do more, and none that may do more is theirs to end.
     pub may: Scopes,
+    /// When their key ends, if it does: none that they make ends later.
+    pub until: Option<Timestamp>,
+    /// How often a second their key may ask, where it has a limit: no secret key that they make may ask more often.
+    pub limit: Option<u32>,
+}
+
+impl Maker<'_> {
+    /// The limit of a key of that kind, where this one is asked for.
+    pub fn limited(&self, kind: KeyKind, asked: Option<u32>) -> Option<u32> {
+        if kind == KeyKind::Secret { least(asked, self.limit) } else { asked }
+    }
+}
+
+/// The smaller of two bounds, of which none is none.
+fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
 }
 
 /// Why a key was not made.
@@ -67,7 +86,8 @@ pub async fn new_key(tenants: &dyn Tenants, brand: BrandId, kind: KeyKind) -> Re
     Ok(text)
 }
 
-/// Makes a key, stores its hash, and answers the key itself: the only time that anyone sees it.
+/// Makes a key, stores its hash, and answers the key itself: the only time that anyone sees it. It ends no later than its maker's, and
+/// may ask no more often.
 ///
 /// # Errors
 /// [`KeyError::TooMuch`] where it would be allowed more than its maker.
@@ -98,37 +118,49 @@ pub async fn rotate_key(
 /// Ends a key, and with `cascade` every key that goes back to it. Answers which ended besides, and which of these live on.
 ///
 /// # Errors
-/// [`KeyError::Unknown`] where the brand has no such key.
+/// [`KeyError::Unknown`] where the brand has no such key; [`KeyError::TooMuch`] where it may do more than whoever asks.
 pub async fn revoke_key(
     context: &Context,
     brand: BrandId,
     id: &str,
     cascade: bool,
-    actor: &str,
+    maker: Maker<'_>,
 ) -> Result<Ended, KeyError> {
+    within(context, brand, id, maker).await?;
     let details = json!({"key": id, "cascade": cascade});
-    let note = entry(context, brand, actor, Action { what: "key_revoked", subject: None, details });
+    let note = entry(context, brand, maker.actor, Action { what: "key_revoked", subject: None, details });
     let ended = context.tenants.revoke_key(brand, id, context.clock.now(), cascade, Some(&note)).await?;
     ended.ok_or_else(|| KeyError::Unknown(id.to_owned()))
 }
 
-/// Limits how many events a second a key may send, or other requests make, or lifts the limit.
+/// Limits how many events a second a key may send, or other requests make, or lifts the limit, as far as whoever asks has none. Answers
+/// the limit.
 ///
 /// # Errors
-/// [`KeyError::Unknown`] where the brand has no such key.
+/// [`KeyError::Unknown`] where the brand has no such key; [`KeyError::TooMuch`] where it may do more than whoever asks.
 pub async fn limit_key(
     context: &Context,
     brand: BrandId,
     id: &str,
     limit: Option<u32>,
-    actor: &str,
-) -> Result<(), KeyError> {
+    maker: Maker<'_>,
+) -> Result<Option<u32>, KeyError> {
+    let kind = within(context, brand, id, maker).await?;
+    let limit = maker.limited(kind, limit);
     let details = json!({"key": id, "rate_limit": limit});
-    let note = entry(context, brand, actor, Action { what: "key_limited", subject: None, details });
+    let note = entry(context, brand, maker.actor, Action { what: "key_limited", subject: None, details });
     match context.tenants.limit_key(brand, id, limit, Some(&note)).await? {
-        true => Ok(()),
+        true => Ok(limit),
         false => Err(KeyError::Unknown(id.to_owned())),
     }
+}
+
+/// The kind of a key that may do no more than whoever asks.
+async fn within(context: &Context, brand: BrandId, id: &str, maker: Maker<'_>) -> Result<KeyKind, KeyError> {
+    let key = context.tenants.keys(brand).await?.into_iter().find(|key| key.id == id);
+    let KeyGrant { kind, scopes, .. } = key.ok_or_else(|| KeyError::Unknown(id.to_owned()))?.grant;
+    let too_much = maker.may.lacking(scopes);
+    if too_much.is_empty() { Ok(kind) } else { Err(KeyError::TooMuch(too_much)) }
 }
 
 /// Why a shop was not added.
@@ -195,6 +227,11 @@ async fn make(
     if !too_much.is_empty() {
         return Err(KeyError::TooMuch(too_much));
     }
+    let grant = KeyGrant {
+        expires_at: least(grant.expires_at, maker.until),
+        rate_limit: maker.limited(grant.kind, grant.rate_limit),
+        ..grant
+    };
     let now = context.clock.now();
     let text = random(grant.kind);
     let hash = hash(&text);

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -91,13 +91,20 @@ pub(super) async fn writer(
     in_body: impl FnOnce() -> Option<String>,
 ) -> Result<Sender, ApiError> {
     let in_headers = auth::from_headers(headers);
-    match state.keys.sender(in_headers.as_deref(), peer).await {
+    let sender = match state.keys.sender(in_headers.as_deref(), peer).await {
         Err(error) if error.is_unauthorized() => match in_body() {
             Some(key) => state.keys.sender(Some(&key), peer).await,
             None => Err(error),
         },
         known => known,
+    }?;
+    // A browser says which page asks. One that has a secret key has what only servers may have, or adds it to what another page asks.
+    if sender.source.is_trusted() && headers.contains_key(header::ORIGIN) {
+        let message =
+            "a secret key is for servers, and this comes from a page; send events of pages with a write key";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "wrong_key", message));
     }
+    Ok(sender)
 }
 
 /// The `writeKey` of a message.

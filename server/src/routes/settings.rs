@@ -244,7 +244,8 @@ pub async fn limit_key(
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
     let KeyLimit { rate_limit } = read_json(&bytes)?;
     check_limit(rate_limit)?;
-    tenants::limit_key(&state.context, secret.brand, &id, rate_limit, &secret.actor).await?;
+    let rate_limit =
+        tenants::limit_key(&state.context, secret.brand, &id, rate_limit, secret.maker()).await?;
     state.keys.forget_keys();
     Ok(Json(KeyLimitSet { rate_limit }))
 }
@@ -286,7 +287,7 @@ pub async fn revoke(
 ) -> Result<Json<Revoked>, ApiError> {
     let Query(asked) =
         query.map_err(|rejection| ApiError::bad_request("invalid_query", rejection.body_text()))?;
-    let ended = tenants::revoke_key(&state.context, secret.brand, &id, asked.cascade, &secret.actor).await?;
+    let ended = tenants::revoke_key(&state.context, secret.brand, &id, asked.cascade, secret.maker()).await?;
     state.keys.forget_keys();
     Ok(Json(Revoked { revoked: id, also_revoked: ended.also, still_living: ended.living }))
 }

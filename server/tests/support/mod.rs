@@ -273,7 +273,7 @@ impl TestApp {
 
 /// A key with that grant.
 pub async fn key_with(context: &Context, grant: KeyGrant) -> String {
-    let maker = Maker { actor: "test", key: None, may: Scopes::all() };
+    let maker = Maker { actor: "test", key: None, may: Scopes::all(), until: None, limit: None };
     add_key(context, grant, maker).await.unwrap()
 }
 
