@@ -5,18 +5,21 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::{On, SHOP, SHOP_SECRET, TestApp, answer};
 use tributary_core::context::Context;
 use tributary_core::ports::clock::ManualClock;
 use tributary_core::ports::queue::QueueSettings;
+use tributary_core::ports::store::BodyRow;
 use tributary_core::services::privacy::carry_out;
 use tributary_core::services::tenants::{ShopError, add_shop};
 
 on_both_profiles!(
     a_signed_body_under_another_topic_takes_nothing_away,
+    a_body_under_two_topics_at_once_takes_effect_under_one,
+    who_has_no_secret_waits_as_long_for_a_shop_as_for_none,
     a_replay_is_known_by_its_body_when_the_queue_has_forgotten,
     a_shops_redaction_waits_is_shown_and_can_be_stopped,
     a_redaction_that_ended_can_be_asked_for_again,
@@ -77,6 +80,46 @@ async fn a_signed_body_under_another_topic_takes_nothing_away(on: On) {
     assert_eq!(carry_out(&later(&app, 1000)).await.unwrap(), 0);
     let stats = app.context.store.stats(app.brand).await.unwrap();
     assert_eq!((stats.profiles, stats.orders), (1, 1));
+    app.stop().await;
+}
+
+async fn a_body_under_two_topics_at_once_takes_effect_under_one(on: On) {
+    let app = TestApp::start(on).await;
+    let (brand, store) = (app.brand, app.context.store.clone());
+    let row = move |topic| BodyRow { brand, shop: SHOP, digest: [7; 32], topic, message_id: topic };
+    let mut first = store.begin().await.unwrap();
+    assert_eq!(first.body_topics(&[row("products/delete")]).await.unwrap(), [Vec::<String>::new()]);
+    let second = tokio::spawn(async move {
+        let mut second = store.begin().await.unwrap();
+        second.body_topics(&[row("orders/delete")]).await.unwrap()
+    });
+    // Long enough for it to look, were it not for the first.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    first.claim_bodies(&[row("products/delete")], app.context.clock.now()).await.unwrap();
+    first.commit().await.unwrap();
+    assert_eq!(second.await.unwrap(), [["products/delete"]], "it waits for what the first one does");
+    app.stop().await;
+}
+
+async fn who_has_no_secret_waits_as_long_for_a_shop_as_for_none(on: On) {
+    let app = TestApp::start(on).await;
+    for domain in [SHOP, "nobody.myshopify.com"] {
+        let began = Instant::now();
+        let mut request = app.http.post(format!("{}/api/webhooks/shopify", app.url)).body("{\"id\":1}");
+        for (name, value) in [
+            ("x-shopify-hmac-sha256", "AAAA"),
+            ("x-shopify-shop-domain", domain),
+            ("x-shopify-topic", "orders/create"),
+            ("x-shopify-webhook-id", "w"),
+            ("x-shopify-api-version", "2026-01"),
+        ] {
+            request = request.header(name, value);
+        }
+        let (status, body) = answer(request).await;
+        assert_eq!((status, body["code"].as_str()), (401, Some("invalid_hmac")), "{body}");
+        // How fast a store is tells nothing where both wait for longer than it takes.
+        assert!(began.elapsed() >= Duration::from_millis(50), "{domain}: {:?}", began.elapsed());
+    }
     app.stop().await;
 }
 

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 use sha2::Sha256;
+use tokio::time::{Instant, sleep_until};
 use tributary_core::domain::envelope::{Envelope, Origin};
 use tributary_core::domain::shopify::{Delivery, canonical};
 use tributary_core::domain::webhook::{self, Seen};
@@ -33,6 +34,9 @@ use crate::state::AppState;
 
 /// How long the store may take to say whether a body came before: Shopify waits for five seconds in all.
 const STORE_PATIENCE: Duration = Duration::from_secs(1);
+/// When a signature that does not fit is refused, from the headers on: longer than the store takes to say that it knows no such shop. (A body
+/// that takes longer takes as long for either.)
+const REFUSED_AFTER: Duration = Duration::from_millis(50);
 
 /// The resource's id.
 #[derive(Deserialize)]
@@ -64,17 +68,16 @@ pub async fn take(
     let topic = required(&headers, "x-shopify-topic")?.to_lowercase();
     let webhook_id = required(&headers, "x-shopify-webhook-id")?;
     required(&headers, "x-shopify-api-version")?;
+    let began = Instant::now();
     let shop = state.keys.shop(&domain).await?;
     let bytes = body::read_raw(body, MAX_WEBHOOK_BYTES).await?;
     let is_signed = signed(shop.as_ref(), &bytes, signature);
-    let shop = shop.filter(|_| is_signed).ok_or_else(|| {
-        // The same answer for an unknown shop: nobody learns which shops are here.
-        ApiError::new(
-            StatusCode::UNAUTHORIZED,
-            "invalid_hmac",
-            "the signature does not fit this shop's secret",
-        )
-    })?;
+    let Some(shop) = shop.filter(|_| is_signed) else {
+        // The same answer for an unknown shop, and at the same time, though nothing is remembered of one: nobody learns which shops are here.
+        sleep_until(began + REFUSED_AFTER).await;
+        let why = "the signature does not fit this shop's secret";
+        return Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_hmac", why));
+    };
     if shop.redacted_at.is_some() {
         // Its customers were erased, and it has not been added again: what it still sends is not kept.
         metrics::counter!("tributary_webhooks_unwanted_total").increment(1);

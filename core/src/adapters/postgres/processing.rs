@@ -64,6 +64,18 @@ impl StoreTx for PgTx {
 
     async fn body_topics(&mut self, rows: &[BodyRow<'_>]) -> Result<Vec<Vec<String>>, StoreError> {
         let (brands, shops, digests, _) = bodies(rows);
+        // Whoever has the same body under another topic waits, and then sees this one: a row cannot be locked that is not there yet.
+        sqlx::query(
+            "select pg_advisory_xact_lock(body) from (
+                select distinct hashtextextended(b || ' ' || s || ' ' || encode(d, 'hex'), 0) as body
+                from unnest($1::bigint[], $2::text[], $3::bytea[]) as asked (b, s, d) order by body) as bodies",
+        )
+        .bind(&brands)
+        .bind(&shops)
+        .bind(&digests)
+        .execute(&mut *self.tx)
+        .await
+        .map_err(failed)?;
         let found: Vec<(i64, String)> = sqlx::query_as(
             "select place, topic from unnest($1::bigint[], $2::text[], $3::bytea[]) with ordinality as asked (b, s, d, place)
             join webhook_bodies on brand_id = b and shop = s and digest = d",
