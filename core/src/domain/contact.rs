@@ -49,8 +49,9 @@ pub fn holding<'c>(
 ) -> Option<&'c StoredConsent> {
     let about = |consent: &StoredConsent| match &consent.address {
         Some(of) => address.is_some_and(|address| address.value == *of),
-        // A public key names the address that it gives consent for; to take it back it need not.
-        None => consent.source.is_trusted() || !consent.is_given(),
+        // A public key names the address that it gives consent for, and where one told the address, a trusted source does, too; to take it
+        // back nobody need.
+        None => !consent.is_given() || (consent.source.is_trusted() && address.is_none_or(|at| at.trusted)),
     };
     said.iter()
         .filter(|consent| consent.channel == channel.as_str() && about(consent))
@@ -133,5 +134,10 @@ mod tests {
         assert!(!of(&[shop.clone(), link.clone()], "a@x.example"));
         assert!(of(&[said("subscribed", Some("a@x.example"), Source::Shopify, 8), link], "a@x.example"));
         assert!(!allows(&[form], Channel::Sms, None));
+        // What a trusted source says without an address is not about one that a public key told.
+        let all = [said("subscribed", None, Source::Shopify, 5)];
+        assert!(!of(&all, "thief@x.example"));
+        let trusted = Address { value: "a@x.example".into(), trusted: true };
+        assert!(allows(&all, Channel::Email, Some(&trusted)));
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -238,7 +239,14 @@ fn texts(payload: &str) -> Vec<String> {
             Some(value @ (Value::Object(_) | Value::Array(_) | Value::String(_))) => {
                 gather(&value, depth - 1, found);
             }
-            _ => found.push(unescaped(text).to_lowercase()),
+            _ => {
+                // As it is, and as it stands in an address of a page.
+                let plain = unescaped(text).to_lowercase();
+                if plain.contains('%') {
+                    found.push(percent_decode_str(&plain).decode_utf8_lossy().to_lowercase());
+                }
+                found.push(plain);
+            }
         }
     }
     let mut found = Vec::new();
@@ -316,6 +324,7 @@ mod tests {
             r#"{"shared": "{\"traits\":{\"email\":\"\\u0065rika@example.com\"}}"}"#,
             r#"{"erika@example.com": 1}"#,
             "mailto:erika@example.com?subject=x",
+            r#"{"url": "https://shop.example/?email=Erika%40Example.com&x=100%"}"#,
             r#"{"phone": "0170 / 123 45-67"}"#,
             r#"{"phone": "(0049) 170-1234567"}"#,
             r#"{"phone": 491701234567}"#,
