@@ -3,8 +3,9 @@
 //! A brand has a share besides, since it may name as many destinations as it likes: of parcels under way, and of destinations that
 //! have not answered yet or answer no more. Each process has its own view, and its own share of the rate.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,11 @@ pub const MAX_BRAND_IN_FLIGHT: u32 = 400;
 /// Most destinations of a brand that are tried at once without having answered: a parcel to one may hold up its batch until its
 /// time limit.
 pub const MAX_UNPROVEN: u32 = 2;
+/// Most batches that may wait for parcels of one brand for longer than [`SLOW_AFTER`]: lanes have room for so many besides those that they
+/// work on, and it is everybody's.
+pub const MAX_SLOW_BATCHES: usize = 4;
+/// After which a batch that waits for a parcel is slow: lanes leave it to go on by itself then.
+const SLOW_AFTER: Duration = Duration::from_millis(250);
 /// Most parcels under way to a destination that has failed and not answered since.
 pub const MAX_TO_FAILING: u32 = 10;
 /// Most parcels a second to a destination, unless set otherwise.
@@ -50,12 +56,14 @@ struct State {
 }
 
 /// What a brand has under way.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Share {
     in_flight: u32,
     unproven: u32,
     /// See [`State::next_free_us`].
     next_free_us: i64,
+    /// The batches that its parcels are of: since when, in milliseconds since 1970, and how many.
+    batches: BTreeMap<u64, (i64, u32)>,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +87,7 @@ impl Known {
 pub struct Destinations {
     known: Mutex<Known>,
     rate: DefaultKeyedRateLimiter<String>,
+    next_batch: AtomicU64,
     /// Between two parcels that have to wait, in microseconds.
     apart_us: i64,
 }
@@ -98,6 +107,7 @@ pub struct Permit {
     all: Arc<Destinations>,
     brand: BrandId,
     destination: String,
+    batch: u64,
     probe: bool,
 }
 
@@ -107,15 +117,27 @@ impl Destinations {
         Self {
             known: Mutex::default(),
             rate: RateLimiter::keyed(Quota::per_second(rate)),
+            next_batch: AtomicU64::default(),
             apart_us: (1_000_000 / i64::from(rate.get())).max(1),
         }
     }
 
-    /// Lets a parcel of a brand go, or says when it may.
+    /// A name for a batch, whose end waits for its parcels.
+    pub fn batch(&self) -> u64 {
+        self.next_batch.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Lets a parcel of a batch and a brand go, or says when it may.
     ///
     /// # Errors
     /// When to come again.
-    pub fn go(self: &Arc<Self>, brand: BrandId, destination: &str, now_ms: i64) -> Result<Permit, Later> {
+    pub fn go(
+        self: &Arc<Self>,
+        batch: u64,
+        brand: BrandId,
+        destination: &str,
+        now_ms: i64,
+    ) -> Result<Permit, Later> {
         // A brand's failures are its own.
         let destination = format!("{brand}:{destination}");
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -155,6 +177,12 @@ impl Destinations {
             let why = format!("{MAX_BRAND_IN_FLIGHT} parcels of the brand are on their way");
             return self.later(&mut share.next_free_us, now_ms, crowded, why);
         }
+        let is_slow = |(since, _): &&(i64, u32)| now_ms - since > ms(SLOW_AFTER);
+        let waits_anyway = share.batches.contains_key(&batch);
+        if !waits_anyway && share.batches.values().filter(is_slow).count() >= MAX_SLOW_BATCHES {
+            let why = format!("{MAX_SLOW_BATCHES} batches wait for slow destinations of the brand");
+            return self.later(&mut share.next_free_us, now_ms, crowded, why);
+        }
         let counts = !state.proven && !state.counted;
         if counts && share.unproven >= MAX_UNPROVEN {
             let why =
@@ -168,9 +196,10 @@ impl Destinations {
         state.counted |= counts;
         share.unproven += u32::from(counts);
         share.in_flight += 1;
+        share.batches.entry(batch).or_insert((now_ms, 0)).1 += 1;
         state.probing |= probe;
         state.in_flight += 1;
-        Ok(Permit { all: self.clone(), brand, destination, probe })
+        Ok(Permit { all: self.clone(), brand, destination, batch, probe })
     }
 
     /// A time of its own for a parcel that has to wait.
@@ -206,6 +235,12 @@ impl Drop for Permit {
         let mut known = self.all.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(share) = known.shares.get_mut(&self.brand) {
             share.in_flight = share.in_flight.saturating_sub(1);
+            if let Some((_, parcels)) = share.batches.get_mut(&self.batch) {
+                *parcels -= 1;
+                if *parcels == 0 {
+                    share.batches.remove(&self.batch);
+                }
+            }
         }
         let Some(state) = known.states.get_mut(&self.destination) else { return };
         state.in_flight = state.in_flight.saturating_sub(1);
@@ -231,7 +266,7 @@ mod tests {
     }
 
     fn fail(all: &Arc<Destinations>, now_ms: i64) {
-        all.go(A, "dead", now_ms).ok().unwrap().tell(false, now_ms);
+        all.go(all.batch(), A, "dead", now_ms).ok().unwrap().tell(false, now_ms);
     }
 
     #[test]
@@ -240,55 +275,81 @@ mod tests {
         for _ in 0..OPENS_AFTER {
             fail(&all, 0);
         }
-        let waits: Vec<Duration> = (0..3).map(|_| all.go(A, "dead", 1000).err().unwrap().wait).collect();
+        let waits: Vec<Duration> =
+            (0..3).map(|_| all.go(all.batch(), A, "dead", 1000).err().unwrap().wait).collect();
         assert!(waits[0] >= Duration::from_secs(29) && waits.is_sorted(), "one after the other: {waits:?}");
-        drop(all.go(A, "alive", 1000).ok().unwrap());
-        let probe = all.go(A, "dead", 30_000).ok().unwrap();
-        assert!(all.go(A, "dead", 30_000).err().unwrap().wait >= TRIED_FOR, "one tries");
+        drop(all.go(all.batch(), A, "alive", 1000).ok().unwrap());
+        let probe = all.go(all.batch(), A, "dead", 30_000).ok().unwrap();
+        assert!(all.go(all.batch(), A, "dead", 30_000).err().unwrap().wait >= TRIED_FOR, "one tries");
         probe.tell(false, 31_000);
-        assert!(all.go(A, "dead", 60_000).is_err(), "and leaves it alone again");
+        assert!(all.go(all.batch(), A, "dead", 60_000).is_err(), "and leaves it alone again");
         // One that was never carried says nothing, and holds nobody up.
-        drop(all.go(A, "dead", 61_000).ok().unwrap());
-        all.go(A, "dead", 61_000).ok().unwrap().tell(true, 61_000);
-        drop((all.go(A, "dead", 61_000).ok().unwrap(), all.go(A, "dead", 61_000).ok().unwrap()));
+        drop(all.go(all.batch(), A, "dead", 61_000).ok().unwrap());
+        all.go(all.batch(), A, "dead", 61_000).ok().unwrap().tell(true, 61_000);
+        drop((
+            all.go(all.batch(), A, "dead", 61_000).ok().unwrap(),
+            all.go(all.batch(), A, "dead", 61_000).ok().unwrap(),
+        ));
     }
 
     #[test]
     fn a_destination_gets_no_more_than_it_may_and_those_who_wait_come_one_by_one() {
         let busy = all(3);
-        let held: Vec<Permit> = (0..3).filter_map(|_| busy.go(A, "busy", 0).ok()).collect();
+        let held: Vec<Permit> = (0..3).filter_map(|_| busy.go(busy.batch(), A, "busy", 0).ok()).collect();
         assert_eq!(held.len(), 3);
         let waits: Vec<u128> =
-            (0..4).map(|_| busy.go(A, "busy", 0).err().unwrap().wait.as_millis()).collect();
+            (0..4).map(|_| busy.go(busy.batch(), A, "busy", 0).err().unwrap().wait.as_millis()).collect();
         assert_eq!(waits, [333, 666, 999, 1333]);
         let crowded = all(1_000_000);
-        let held: Vec<Permit> = (0..MAX_IN_FLIGHT).filter_map(|_| crowded.go(A, "slow", 0).ok()).collect();
+        let held: Vec<Permit> =
+            (0..MAX_IN_FLIGHT).filter_map(|_| crowded.go(crowded.batch(), A, "slow", 0).ok()).collect();
         assert_eq!(held.len(), MAX_IN_FLIGHT as usize);
-        assert!(crowded.go(A, "slow", 0).is_err() && crowded.go(A, "other", 0).is_ok());
+        assert!(
+            crowded.go(crowded.batch(), A, "slow", 0).is_err()
+                && crowded.go(crowded.batch(), A, "other", 0).is_ok()
+        );
         drop(held);
-        assert!(crowded.go(A, "slow", 0).is_ok());
+        assert!(crowded.go(crowded.batch(), A, "slow", 0).is_ok());
     }
 
     #[test]
     fn a_brand_whose_destinations_never_answer_is_busy_with_few_of_them_and_delays_no_other_brand() {
         let all = all(1000);
         let held: Vec<Permit> =
-            (0..40).filter_map(|port| all.go(A, &format!("silent:{port}"), 0).ok()).collect();
+            (0..40).filter_map(|port| all.go(all.batch(), A, &format!("silent:{port}"), 0).ok()).collect();
         assert_eq!(held.len(), MAX_UNPROVEN as usize);
-        let other = all.go(BrandId(2), "silent:1", 0).ok().unwrap();
+        let other = all.go(all.batch(), BrandId(2), "silent:1", 0).ok().unwrap();
         other.tell(true, 0);
         drop(held);
         // One that answers is no more among those that are tried, and one that failed is tried by few parcels.
         for port in 0..10 {
-            all.go(A, &format!("well:{port}"), 0).ok().unwrap().tell(true, 0);
+            all.go(all.batch(), A, &format!("well:{port}"), 0).ok().unwrap().tell(true, 0);
         }
-        all.go(A, "failing", 0).ok().unwrap().tell(false, 0);
-        let tries: Vec<Permit> = (0..20).filter_map(|_| all.go(A, "failing", 0).ok()).collect();
+        all.go(all.batch(), A, "failing", 0).ok().unwrap().tell(false, 0);
+        let tries: Vec<Permit> = (0..20).filter_map(|_| all.go(all.batch(), A, "failing", 0).ok()).collect();
         assert_eq!(tries.len(), MAX_TO_FAILING as usize);
         let well: Vec<Permit> =
-            (0..10).filter_map(|port| all.go(A, &format!("well:{port}"), 0).ok()).collect();
+            (0..10).filter_map(|port| all.go(all.batch(), A, &format!("well:{port}"), 0).ok()).collect();
         assert_eq!(well.len(), 10, "those that answer are kept from nothing");
         drop((tries, well));
+    }
+
+    #[test]
+    fn few_batches_wait_for_a_brand_whose_destinations_answer_late_and_none_of_another_for_it() {
+        let all = all(1_000_000);
+        all.go(all.batch(), A, "late", 0).ok().unwrap().tell(true, 0);
+        // Ten events a second, each a batch of its own.
+        let mut held: Vec<Permit> = Vec::new();
+        let (batch, mut kept) = (all.batch(), None);
+        for at in (0..10_000).step_by(100) {
+            held.extend(all.go(all.batch(), A, "late", at).ok());
+            kept = kept.or_else(|| all.go(batch, A, "late", at).ok());
+            drop(all.go(all.batch(), BrandId(2), "well", at).ok().unwrap());
+        }
+        assert!(held.len() <= MAX_SLOW_BATCHES + 3, "{}", held.len());
+        assert!(all.go(batch, A, "late", 10_000).is_ok(), "a batch that waits anyway may send more");
+        held.clear();
+        assert!(all.go(all.batch(), A, "late", 10_000).is_ok());
     }
 
     #[test]
@@ -298,24 +359,24 @@ mod tests {
         for port in 0..4 {
             let name = format!("well:{port}");
             // None is left for the last ones: the brand's share is used up.
-            if let Ok(first) = all.go(A, &name, 0) {
+            if let Ok(first) = all.go(all.batch(), A, &name, 0) {
                 first.tell(true, 0);
             }
-            held.extend((0..MAX_IN_FLIGHT).filter_map(|_| all.go(A, &name, 0).ok()));
+            held.extend((0..MAX_IN_FLIGHT).filter_map(|_| all.go(all.batch(), A, &name, 0).ok()));
         }
         assert_eq!(held.len(), MAX_BRAND_IN_FLIGHT as usize);
-        assert!(all.go(BrandId(2), "well:0", 0).is_ok());
+        assert!(all.go(all.batch(), BrandId(2), "well:0", 0).is_ok());
         held.clear();
-        assert!(all.go(A, "well:3", 0).is_ok());
+        assert!(all.go(all.batch(), A, "well:3", 0).is_ok());
     }
 
     #[test]
     fn destinations_that_failed_are_forgotten_in_time() {
         let all = all(1000);
         for port in 0..=REMEMBERED as i64 {
-            all.go(A, &format!("dead:{port}"), port).ok().unwrap().tell(false, port);
+            all.go(all.batch(), A, &format!("dead:{port}"), port).ok().unwrap().tell(false, port);
         }
-        drop(all.go(A, "one more", 1_000_000).ok().unwrap());
+        drop(all.go(all.batch(), A, "one more", 1_000_000).ok().unwrap());
         assert!(all.known.lock().unwrap().states.len() < 10);
     }
 }

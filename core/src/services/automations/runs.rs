@@ -124,10 +124,11 @@ pub async fn go_on(context: &Context, outside: &Outside, wanted: &[Wanted]) -> R
     let mut results: HashMap<Uuid, (usize, Delivery)> = HashMap::new();
     let mut next: HashMap<Uuid, Next> = HashMap::new();
     let at_once = Semaphore::new(AT_ONCE);
+    let batch = outside.destinations.batch();
     let mut under_way = FuturesUnordered::new();
     let mut of_round = wanted.to_vec();
     loop {
-        let sending = recorded(context, outside, &of_round, &results, &mut next).await?;
+        let sending = recorded(context, (outside, batch), &of_round, &results, &mut next).await?;
         if !sending.is_empty() {
             failpoint::reached("action_recorded_before_done");
         }
@@ -147,7 +148,7 @@ pub async fn go_on(context: &Context, outside: &Outside, wanted: &[Wanted]) -> R
 /// carried again. Where the store refuses, run by run, so that one that cannot be recorded takes no other along.
 async fn recorded(
     context: &Context,
-    outside: &Outside,
+    outside: (&Outside, u64),
     wanted: &[Wanted],
     results: &HashMap<Uuid, (usize, Delivery)>,
     next: &mut HashMap<Uuid, Next>,
@@ -210,7 +211,7 @@ async fn known(context: &Context, wanted: &[Wanted]) -> Result<Known, StoreError
 /// One transaction: takes in results, lets runs go on, records what is to be sent.
 async fn round(
     context: &Context,
-    outside: &Outside,
+    (outside, batch): (&Outside, u64),
     wanted: &[Wanted],
     known: &Known,
     results: &HashMap<Uuid, (usize, Delivery)>,
@@ -406,7 +407,7 @@ async fn round(
                     break;
                 }
                 Prepared::Outside { destination, content } => {
-                    let permit = match outside.destinations.go(run.brand, &destination, now_ms) {
+                    let permit = match outside.destinations.go(batch, run.brand, &destination, now_ms) {
                         Ok(permit) => permit,
                         Err(later) => {
                             let wait = i64::try_from(later.wait.as_millis()).unwrap_or(i64::MAX / 2);
