@@ -37,6 +37,9 @@ pub const DEFAULT_RATE: NonZeroU32 = NonZeroU32::new(100).unwrap();
 const TRIED_FOR: Duration = Duration::from_secs(10);
 /// How long a parcel waits that finds no room.
 const CROWDED: Duration = Duration::from_millis(250);
+/// Between two parcels that wait because their brand's destinations are slow, in microseconds: each asks the store before it learns that it
+/// has to wait on.
+const SLOW_APART_US: i64 = 50_000;
 /// Destinations beyond which those are forgotten of which nothing is to be said.
 const REMEMBERED: usize = 10_000;
 
@@ -181,13 +184,13 @@ impl Destinations {
         let waits_anyway = share.batches.contains_key(&batch);
         if !waits_anyway && share.batches.values().filter(is_slow).count() >= MAX_SLOW_BATCHES {
             let why = format!("{MAX_SLOW_BATCHES} batches wait for slow destinations of the brand");
-            return self.later(&mut share.next_free_us, now_ms, crowded, why);
+            return later(&mut share.next_free_us, SLOW_APART_US.max(self.apart_us), now_ms, crowded, why);
         }
         let counts = !state.proven && !state.counted;
         if counts && share.unproven >= MAX_UNPROVEN {
             let why =
                 format!("{MAX_UNPROVEN} destinations of the brand are being tried that have not answered");
-            return self.later(&mut share.next_free_us, now_ms, crowded, why);
+            return later(&mut share.next_free_us, SLOW_APART_US.max(self.apart_us), now_ms, crowded, why);
         }
         if self.rate.check_key(&destination).is_err() {
             let why = "the destination gets no more a second".to_owned();
@@ -202,12 +205,22 @@ impl Destinations {
         Ok(Permit { all: self.clone(), brand, destination, batch, probe })
     }
 
-    /// A time of its own for a parcel that has to wait.
     fn later<T>(&self, next_free_us: &mut i64, now_ms: i64, from_ms: i64, why: String) -> Result<T, Later> {
-        *next_free_us = (*next_free_us).max(from_ms.saturating_mul(1000)).saturating_add(self.apart_us);
-        let wait = u64::try_from((*next_free_us / 1000).saturating_sub(now_ms)).unwrap_or_default();
-        Err(Later { wait: Duration::from_millis(wait.max(1)), why })
+        later(next_free_us, self.apart_us, now_ms, from_ms, why)
     }
+}
+
+/// A time of its own for a parcel that has to wait.
+fn later<T>(
+    next_free_us: &mut i64,
+    apart_us: i64,
+    now_ms: i64,
+    from_ms: i64,
+    why: String,
+) -> Result<T, Later> {
+    *next_free_us = (*next_free_us).max(from_ms.saturating_mul(1000)).saturating_add(apart_us);
+    let wait = u64::try_from((*next_free_us / 1000).saturating_sub(now_ms)).unwrap_or_default();
+    Err(Later { wait: Duration::from_millis(wait.max(1)), why })
 }
 
 impl Permit {
