@@ -24,7 +24,7 @@ pub const MAX_BRAND_IN_FLIGHT: u32 = 400;
 /// Most destinations of a brand that are tried at once without having answered: a parcel to one may hold up its batch until its
 /// time limit.
 pub const MAX_UNPROVEN: u32 = 2;
-/// Most batches that may wait for parcels of one brand for longer than [`SLOW_AFTER`]: lanes have room for so many besides those that they
+/// Most batches that may wait for parcels of one brand for longer than 250 ms: lanes have room for so many besides those that they
 /// work on, and it is everybody's.
 pub const MAX_SLOW_BATCHES: usize = 4;
 /// After which a batch that waits for a parcel is slow: lanes leave it to go on by itself then.
