@@ -336,7 +336,7 @@ pub trait StoreTx: Send {
     /// Which of these `(brand, message_id)` have taken effect before, and on whom.
     async fn known_events(&mut self, events: &[Event]) -> Result<KnownEvents, StoreError>;
 
-    /// For each of these bodies, the topics under which it has taken effect.
+    /// For each of these bodies, the topics under which it has taken effect; until this transaction ends, no other one is told of them.
     async fn body_topics(&mut self, rows: &[BodyRow<'_>]) -> Result<Vec<Vec<String>>, StoreError>;
 
     /// Notes that bodies take effect. `rows` must be sorted. [`StoreError::Conflict`] when one did meanwhile, by another transaction.

@@ -123,12 +123,13 @@ impl SpooledQueue {
         let results = self.outbox.add(self.name, items, self.clock.now_ms()).await?;
         metrics::counter!("tributary_spooled_items_total").increment(items.len() as u64);
         let mut counts = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_all = items.iter().map(|_| None);
-        for of in of_all.chain(items.iter().map(|item| item.brand).filter(Option::is_some)) {
+        let mut add = |of: Option<BrandId>, more: u64| {
             if let Some((_, waiting)) = counts.get_mut(&of) {
-                *waiting += 1;
+                *waiting += more;
             }
-        }
+        };
+        add(None, items.len() as u64);
+        items.iter().filter(|item| item.brand.is_some()).for_each(|item| add(item.brand, 1));
         drop(counts);
         Ok(results)
     }

@@ -47,8 +47,14 @@ pub struct Maker<'a> {
 }
 
 impl Maker<'_> {
+    /// Whether they may do all of that themselves.
+    fn covers(&self, scopes: Scopes) -> Result<(), KeyError> {
+        let lacking = self.may.lacking(scopes);
+        if lacking.is_empty() { Ok(()) } else { Err(KeyError::TooMuch(lacking)) }
+    }
+
     /// The limit of a key of that kind, where this one is asked for.
-    pub fn limited(&self, kind: KeyKind, asked: Option<u32>) -> Option<u32> {
+    fn limited(&self, kind: KeyKind, asked: Option<u32>) -> Option<u32> {
         if kind == KeyKind::Secret { least(asked, self.limit) } else { asked }
     }
 }
@@ -159,8 +165,8 @@ pub async fn limit_key(
 async fn within(context: &Context, brand: BrandId, id: &str, maker: Maker<'_>) -> Result<KeyKind, KeyError> {
     let key = context.tenants.keys(brand).await?.into_iter().find(|key| key.id == id);
     let KeyGrant { kind, scopes, .. } = key.ok_or_else(|| KeyError::Unknown(id.to_owned()))?.grant;
-    let too_much = maker.may.lacking(scopes);
-    if too_much.is_empty() { Ok(kind) } else { Err(KeyError::TooMuch(too_much)) }
+    maker.covers(scopes)?;
+    Ok(kind)
 }
 
 /// Why a shop was not added.
@@ -223,10 +229,7 @@ async fn make(
     maker: Maker<'_>,
     replaces: Option<(&str, Duration)>,
 ) -> Result<String, KeyError> {
-    let too_much = maker.may.lacking(grant.scopes);
-    if !too_much.is_empty() {
-        return Err(KeyError::TooMuch(too_much));
-    }
+    maker.covers(grant.scopes)?;
     let grant = KeyGrant {
         expires_at: least(grant.expires_at, maker.until),
         rate_limit: maker.limited(grant.kind, grant.rate_limit),

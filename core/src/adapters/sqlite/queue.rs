@@ -1,4 +1,4 @@
-//! The queue on SQLite: the protocol of Redis, each step one transaction.
+//! The queue on SQLite: the protocol of Redis, each step one transaction; a large call of `enqueue` is several where brands share.
 //!
 //! A row of `items` is in exactly one state: ready (`batch` null, `not_before_ms` 0), delayed (`batch` null), or held by a
 //! batch. Dead letters are rows of `dead`. `leases` is the only record of which batches live. A payload is a row of `bodies`, written
@@ -68,6 +68,8 @@ struct Admissions {
     over: HashSet<(Option<BrandId>, u64)>,
     /// How many items brands hold, with what was let in since.
     hold: HashMap<Option<BrandId>, u64>,
+    /// See [`is_shared`].
+    shared: bool,
 }
 
 impl From<(i64, i64)> for Held {
@@ -102,21 +104,22 @@ impl SqliteQueue {
             come.entry((item.brand, item.share())).or_default().add(1, item.payload.len() as u64);
         }
         let brands: Vec<i64> = come.keys().filter_map(|(brand, _)| Some((*brand)?.0)).collect();
-        let held: Vec<(Option<i64>, i64, i64)> = sqlx::query_as(
-            "select null, coalesce(sum(items), 0), coalesce(sum(bytes), 0) from shares
-            union all select brand, items, bytes from shares where brand in (select value from json_each(?1))",
+        let held: Vec<(Option<i64>, i64, i64, i64)> = sqlx::query_as(
+            "select null, coalesce(sum(items), 0), coalesce(sum(bytes), 0), coalesce(sum(used), 0) from shares
+            union all select brand, items, bytes, used from shares where brand in (select value from json_each(?1))",
         )
         .bind(json!(brands).to_string())
         .fetch_all(&mut **tx)
         .await
         .map_err(failed)?;
+        let shared = held.iter().any(|(brand, .., brands)| brand.is_none() && *brands > 1);
         let held: HashMap<Option<BrandId>, Held> = held
             .into_iter()
-            .map(|(brand, items, bytes)| (brand.map(BrandId), Held::from((items, bytes))))
+            .map(|(brand, items, bytes, _)| (brand.map(BrandId), Held::from((items, bytes))))
             .collect();
         let all = held.get(&None).copied().unwrap_or_default();
-        let (mut admissions, mut want, mut largest) =
-            (Admissions::default(), Held::default(), Held::default());
+        let mut admissions = Admissions { shared, ..Admissions::default() };
+        let (mut want, mut largest) = (Held::default(), Held::default());
         for (who @ (brand, times), more) in come {
             let mut would = held.get(&brand).copied().filter(|_| brand.is_some()).unwrap_or_default();
             admissions.hold.insert(brand, would.items);
@@ -244,7 +247,6 @@ impl SqliteQueue {
             // what was lost before is taken alone
             rows = hold(&mut tx, &id, 1, SUSPECTS).await?;
         }
-        let most_low = if is_shared(&mut tx).await? { want.min(self.settings.low_batch) } else { want };
         // What has low priority comes by itself. One priority after the other: the index is in this order.
         let turns: [&[usize]; 2] = if last_first { [&[2], &[1, 0]] } else { [&[0, 1], &[2]] };
         for turn in turns {
@@ -252,7 +254,12 @@ impl SqliteQueue {
                 break;
             }
             for priority in turn {
-                let most = if *priority == Priority::Low.index() { most_low } else { want };
+                let is_low = *priority == Priority::Low.index();
+                let most = if is_low && is_shared(&mut tx).await? {
+                    want.min(self.settings.low_batch)
+                } else {
+                    want
+                };
                 if rows.len() < most {
                     rows.extend(hold(&mut tx, &id, most - rows.len(), READY[*priority]).await?);
                 }
@@ -390,19 +397,16 @@ impl SqliteQueue {
 impl Queue for SqliteQueue {
     async fn enqueue(&self, items: &[NewItem]) -> Result<Vec<Enqueued>, QueueError> {
         let mut results = Vec::with_capacity(items.len());
-        let (mut admissions, mut is_cut) = (None, false);
+        let mut admissions = None;
         while results.len() < items.len() {
             let mut tx = self.begin().await?;
             // For all of the call at once: what is let in is not refused half-way.
             let admissions = match &mut admissions {
                 Some(known) => known,
-                None => {
-                    is_cut = is_shared(&mut tx).await?;
-                    admissions.insert(self.admissions(&mut tx, items).await?)
-                }
+                None => admissions.insert(self.admissions(&mut tx, items).await?),
             };
             let left = &items[results.len()..];
-            let count = if is_cut { written_at_once(left) } else { left.len() };
+            let count = if admissions.shared { written_at_once(left) } else { left.len() };
             let part = self.put(&mut tx, &left[..count], admissions).await?;
             tx.commit().await.map_err(failed)?;
             self.wake.notify_one();

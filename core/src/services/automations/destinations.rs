@@ -162,39 +162,40 @@ impl Destinations {
             let why = || format!("the destination failed {} times in a row", state.failures);
             if now_ms < until {
                 let why = why();
-                return self.later(&mut state.next_free_us, now_ms, until, why);
+                return later(&mut state.next_free_us, self.apart_us, now_ms, until, why);
             }
             if state.probing {
                 let (why, probed) = (why(), now_ms.saturating_add(ms(TRIED_FOR)));
-                return self.later(&mut state.next_free_us, now_ms, probed, why);
+                return later(&mut state.next_free_us, self.apart_us, now_ms, probed, why);
             }
             probe = true;
         }
         let crowded = now_ms.saturating_add(ms(CROWDED));
+        let slow_apart_us = SLOW_APART_US.max(self.apart_us);
         let most = if state.failures > 0 { MAX_TO_FAILING } else { MAX_IN_FLIGHT };
         if state.in_flight >= most {
             let why = format!("{} parcels are on their way to the destination", state.in_flight);
-            return self.later(&mut state.next_free_us, now_ms, crowded, why);
+            return later(&mut state.next_free_us, self.apart_us, now_ms, crowded, why);
         }
         if share.in_flight >= MAX_BRAND_IN_FLIGHT {
             let why = format!("{MAX_BRAND_IN_FLIGHT} parcels of the brand are on their way");
-            return self.later(&mut share.next_free_us, now_ms, crowded, why);
+            return later(&mut share.next_free_us, self.apart_us, now_ms, crowded, why);
         }
         let is_slow = |(since, _): &&(i64, u32)| now_ms - since > ms(SLOW_AFTER);
         let waits_anyway = share.batches.contains_key(&batch);
         if !waits_anyway && share.batches.values().filter(is_slow).count() >= MAX_SLOW_BATCHES {
             let why = format!("{MAX_SLOW_BATCHES} batches wait for slow destinations of the brand");
-            return later(&mut share.next_free_us, SLOW_APART_US.max(self.apart_us), now_ms, crowded, why);
+            return later(&mut share.next_free_us, slow_apart_us, now_ms, crowded, why);
         }
         let counts = !state.proven && !state.counted;
         if counts && share.unproven >= MAX_UNPROVEN {
             let why =
                 format!("{MAX_UNPROVEN} destinations of the brand are being tried that have not answered");
-            return later(&mut share.next_free_us, SLOW_APART_US.max(self.apart_us), now_ms, crowded, why);
+            return later(&mut share.next_free_us, slow_apart_us, now_ms, crowded, why);
         }
         if self.rate.check_key(&destination).is_err() {
             let why = "the destination gets no more a second".to_owned();
-            return self.later(&mut state.next_free_us, now_ms, now_ms, why);
+            return later(&mut state.next_free_us, self.apart_us, now_ms, now_ms, why);
         }
         state.counted |= counts;
         share.unproven += u32::from(counts);
@@ -203,10 +204,6 @@ impl Destinations {
         state.probing |= probe;
         state.in_flight += 1;
         Ok(Permit { all: self.clone(), brand, destination, batch, probe })
-    }
-
-    fn later<T>(&self, next_free_us: &mut i64, now_ms: i64, from_ms: i64, why: String) -> Result<T, Later> {
-        later(next_free_us, self.apart_us, now_ms, from_ms, why)
     }
 }
 
