@@ -190,7 +190,7 @@ async fn found(u: &StoreUnderTest, brand: BrandId, stream: &[Said]) -> BTreeSet<
     for (id, identifiers) in owners {
         let record = u.store.customer(brand, id).await.unwrap().unwrap();
         let counted: Counts = record.identifiers.iter().collect();
-        assert_eq!(record.profile.standing.counts, counted, "what is counted is what is there");
+        assert_eq!(record.profile.standing.all.counts, counted, "what is counted is what is there");
         let customer = Customer360::of(record, from_ms(T0));
         let money = |amounts: &BTreeMap<String, String>| {
             amounts.get("USD").map_or(0, |text| text.trim_end_matches(".00").parse().unwrap())
@@ -302,6 +302,8 @@ async fn what_trusted_sources_say_stands_whatever_public_keys_say_before_between
                         "what is trusted is what trusted sources said"
                     );
                     prop_assert!(record.profile.standing.known);
+                    let counted: Counts = record.trusted.iter().collect();
+                    prop_assert_eq!(record.profile.standing.trusted.counts, counted);
                     for (name, value) in &person.traits {
                         prop_assert_eq!(record.profile.traits[name].value.as_str(), Some(value.as_str()));
                     }

@@ -15,7 +15,7 @@ use support::{StoreUnderTest, postgres_store, sqlite_store};
 use tributary_core::domain::customer360::{CustomerRecord, StoredEvent};
 use tributary_core::domain::event::{Event, Source};
 use tributary_core::domain::history::Merge;
-use tributary_core::domain::identity::{Identifier, Standing};
+use tributary_core::domain::identity::{Counts, Identifier, Standing};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::profile::Profile;
 use tributary_core::domain::time::Timestamp;
@@ -166,12 +166,12 @@ impl StoreTx for LaxTx {
         self.inner.disown(of).await
     }
 
-    async fn raise(&mut self, of: &[(BrandIdentifier, Source)]) -> Result<(), StoreError> {
+    async fn raise(&mut self, of: &[(BrandIdentifier, Source)]) -> Result<Vec<BrandIdentifier>, StoreError> {
         self.inner.raise(of).await
     }
 
-    async fn known(&mut self, ids: &[ProfileId]) -> Result<HashSet<ProfileId>, StoreError> {
-        self.inner.known(ids).await
+    async fn trusted_counts(&mut self, ids: &[ProfileId]) -> Result<HashMap<ProfileId, Counts>, StoreError> {
+        self.inner.trusted_counts(ids).await
     }
     async fn lock(&mut self, ids: &[ProfileId]) -> Result<Vec<Profile>, StoreError> {
         self.inner.lock(ids).await

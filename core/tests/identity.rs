@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::json;
 use support::{ContextUnderTest, embedded_context, exported, services_context};
 use tributary_core::domain::customer360::Customer360;
-use tributary_core::domain::event::{Channel, Consent, Event, EventKind, TraitUpdate};
+use tributary_core::domain::event::{Channel, Consent, Event, EventKind, Source, TraitUpdate};
 use tributary_core::domain::identity::{Counts, Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::order::{Order, OrderUpdate, Refund};
@@ -33,6 +33,7 @@ on_every_adapter!({ embedded: crate::embedded_context, services: crate::services
     chains_and_cycles_of_links_end_in_one_customer,
     segments_own_example_of_demotion,
     a_limit_on_merges_stops_and_flags,
+    what_public_keys_add_fills_no_limit_of_trusted_sources,
     a_split_gives_back_what_the_merge_moved,
     a_split_holds_against_events_that_name_both,
     a_split_in_the_middle_of_a_chain_takes_out_only_its_own,
@@ -160,13 +161,15 @@ async fn by_id(u: &ContextUnderTest, id: ProfileId) -> Customer360 {
     let record = u.context.store.customer(BRAND, id).await.unwrap().unwrap();
     // What is kept beside the profile is what there is.
     let counted: Counts = record.identifiers.iter().collect();
-    assert_eq!(record.profile.standing.counts, counted, "the counts of {id}");
+    assert_eq!(record.profile.standing.all.counts, counted, "the counts of {id}");
+    let trusted: Counts = record.trusted.iter().collect();
+    assert_eq!(record.profile.standing.trusted.counts, trusted, "the trusted counts of {id}");
     Customer360::of(record, from_ms(T0))
 }
 
 /// How many profiles it has taken in.
 async fn merges(u: &ContextUnderTest, id: ProfileId) -> u32 {
-    u.context.store.customer(BRAND, id).await.unwrap().unwrap().profile.standing.merges
+    u.context.store.customer(BRAND, id).await.unwrap().unwrap().profile.standing.all.merges
 }
 
 async fn two_anonymous_sessions_and_then_one_login_are_one_customer(u: &ContextUnderTest) {
@@ -330,6 +333,42 @@ async fn a_limit_on_merges_stops_and_flags(u: &ContextUnderTest) {
     assert_eq!((merges(u, hub.id).await, hub.identifiers.len()), (2, 3));
     assert_eq!(hub.identity.limited.as_deref(), Some("more than 2 merges"));
     assert_eq!(u.context.store.stats(BRAND).await.unwrap().profiles, 3);
+}
+
+async fn what_public_keys_add_fills_no_limit_of_trusted_sources(u: &ContextUnderTest) {
+    let by = |source, event: Event| Event { source, ..event };
+    run(u, &[by(Source::Shopify, event("known", "e:ada@example.com p:+491701234567"))]).await;
+    // As many addresses, browsers and other profiles as a public key can hang on her.
+    for n in 0..14 {
+        let junk = event(&format!("j{n}"), &format!("p:+491701234567 e:t{n}@thief.example"));
+        run(u, &[junk]).await;
+    }
+    let few = book(Limits { merges: 2, identifiers: 14, ..Limits::default() });
+    for n in 0..5 {
+        run_by(u, &few, &[event(&format!("b{n}"), &format!("a:thief{n}"))]).await;
+        run_by(u, &few, &[event(&format!("l{n}"), &format!("a:thief{n} e:ada@example.com"))]).await;
+    }
+    let ada = customer(u, "e:ada@example.com").await;
+    let emails = |of: &Customer360| of.identifiers.iter().filter(|i| i.kind == IdentifierKind::Email).count();
+    assert_eq!((emails(&ada), merges(u, ada.id).await), (10, 2), "public keys meet the limits");
+    // What Shopify says of her, in events of her own and in one that takes in another whom it knows.
+    run_by(u, &few, &[by(Source::Shopify, event("other", "e:ada@work.example u:ada"))]).await;
+    let news = [
+        by(Source::Shopify, event("new", "e:ada@example.com e:ada@home.example c:cart")),
+        by(Source::Shopify, event("both", "e:ada@example.com u:ada")),
+    ];
+    run_by(u, &few, &news).await;
+    let whole = customer(u, "u:ada").await;
+    for name in ["e:ada@example.com", "e:ada@home.example", "e:ada@work.example", "c:cart"] {
+        assert_eq!(owner(u, name).await, Some(whole.id), "{name}");
+    }
+    assert_eq!((emails(&whole), merges(u, whole.id).await), (12, 3));
+    // Their own limits hold: of ten more addresses that Shopify tells of, seven come.
+    for n in 0..10 {
+        let more = by(Source::Shopify, event(&format!("m{n}"), &format!("u:ada e:ada{n}@example.com")));
+        run(u, &[more]).await;
+    }
+    assert_eq!(emails(&customer(u, "u:ada").await), 12 + 7);
 }
 
 /// Two customers, and what joins them.

@@ -28,6 +28,9 @@ pub struct Snapshot {
     pub events_count: i64,
     /// How many profiles it had taken in.
     pub merges: u32,
+    /// Of them, those whom a trusted source knew, as it did this one.
+    #[serde(default)]
+    pub trusted_merges: u32,
     /// Its traits.
     pub traits: BTreeMap<String, Trait>,
 }
@@ -39,7 +42,8 @@ impl Snapshot {
             first_seen: profile.first_seen,
             last_seen: profile.last_seen,
             events_count: profile.events_count,
-            merges: profile.standing.merges,
+            merges: profile.standing.all.merges,
+            trusted_merges: profile.standing.trusted.merges,
             traits: profile.traits.clone(),
         }
     }

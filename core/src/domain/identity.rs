@@ -202,7 +202,12 @@ pub struct Counts([u32; KINDS]);
 impl Counts {
     /// Counts one more.
     pub fn add(&mut self, kind: IdentifierKind) {
-        self.0[kind as usize] += 1;
+        self.add_of(kind, 1);
+    }
+
+    /// Counts so many more.
+    pub fn add_of(&mut self, kind: IdentifierKind, more: u32) {
+        self.0[kind as usize] += more;
     }
 
     /// Counts one less.
@@ -239,13 +244,23 @@ impl<'i> FromIterator<&'i Identifier> for Counts {
     }
 }
 
-/// What a profile's place in the web of identifiers comes to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
-    /// Its identifiers.
+/// What limits count of a profile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Identifiers.
     pub counts: Counts,
-    /// How many profiles it has taken in.
+    /// Profiles that it has taken in.
     pub merges: u32,
+}
+
+/// What a profile's place in the web of identifiers comes to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// All identifiers, and all profiles that it has taken in.
+    pub all: Tally,
+    /// Of them, the identifiers that are its own by a trusted source's word, and the profiles that a trusted source knew, too. Limits
+    /// of what a trusted source says count these alone: whatever public keys add is in nobody's way but their own.
+    pub trusted: Tally,
     /// The first limit that refused it a link, for people.
     pub limited: Option<String>,
     /// Whether there are relations that speak of it: a merge must look at them.
@@ -255,26 +270,38 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// What two would be as one.
-    fn with(&self, other: &Self) -> Self {
-        let mut counts = self.counts;
-        counts.add_all(&other.counts);
-        Self {
-            counts,
-            merges: self.merges + other.merges,
-            limited: self.limited.clone().or_else(|| other.limited.clone()),
-            related: self.related || other.related,
-            known: self.known || other.known,
+    /// Counts one identifier more.
+    pub fn add(&mut self, kind: IdentifierKind, trusted: bool) {
+        self.all.counts.add(kind);
+        if trusted {
+            self.trusted.counts.add(kind);
         }
+    }
+
+    /// Becomes what the two are as one; `merges` where both are profiles.
+    pub fn take_in(&mut self, other: Self, merges: bool) {
+        self.all.take_in(&other.all, merges);
+        self.trusted.take_in(&other.trusted, merges && self.known && other.known);
+        self.limited = self.limited.take().or(other.limited);
+        self.related |= other.related;
+        self.known |= other.known;
+    }
+}
+
+impl Tally {
+    fn take_in(&mut self, other: &Self, merges: bool) {
+        self.counts.add_all(&other.counts);
+        self.merges += other.merges + u32::from(merges);
     }
 }
 
 /// Which limit is in the way of making one of `parts`; `None` when none is. A part that brings nothing of a kind does not
-/// pass that kind's limit, so a profile that is beyond one still takes what it does not forbid.
-pub fn over_limit<'s>(parts: impl Iterator<Item = (bool, &'s Standing)>, limits: &Limits) -> Option<String> {
-    let (mut whole, mut giving, mut profiles, mut with_any) = (Standing::default(), [0; KINDS], 0, 0);
+/// pass that kind's limit, so a profile that is beyond one still takes what it does not forbid. A part is a profile, with its
+/// tally, or (`false`) what is nobody's yet.
+pub fn over_limit(parts: impl Iterator<Item = (bool, Tally)>, limits: &Limits) -> Option<String> {
+    let (mut whole, mut giving, mut profiles, mut with_any) = (Tally::default(), [0; KINDS], 0, 0);
     for (exists, part) in parts {
-        whole = whole.with(part);
+        whole.take_in(&part, false);
         giving.iter_mut().zip(part.counts.0).for_each(|(giving, count)| *giving += u32::from(count > 0));
         profiles += u32::from(exists);
         with_any += u32::from(part.counts.total() > 0);
@@ -450,44 +477,55 @@ pub fn prune(
             Some(owner) => (vec![owner], standing.get(&owner).cloned().unwrap_or_default()),
             None => {
                 let mut new = Standing::default();
-                new.counts.add(held.kind);
+                new.add(held.kind, false);
                 (vec![], new)
             }
         });
     }
+    // What an event beyond doubt keeps is trusted from then on.
+    let mut trusted: Vec<bool> =
+        identifiers.iter().map(|held| held.owner.is_some() && held.trusted).collect();
     let mut pruned = Pruned { of_event: vec![Vec::new(); events.len()], ..Pruned::default() };
     let firm_first = events.iter().enumerate().filter(|(_, event)| event.firm);
     for (at, event) in firm_first.chain(events.iter().enumerate().filter(|(_, event)| !event.firm)) {
         let mut kept: Vec<usize> = Vec::with_capacity(event.identifiers.len());
         for &place in event.identifiers {
-            let Some(&first) = kept.first() else {
-                kept.push(place);
-                continue;
-            };
-            let (ours, theirs) = (sets.root(first), sets.root(place));
+            let theirs = sets.root(place);
+            let ours = kept.first().map_or(theirs, |first| sets.root(*first));
+            let raises = event.firm && !trusted[place];
             if ours == theirs {
+                if raises && let Some((_, standing)) = whole.get_mut(&ours) {
+                    standing.trusted.counts.add(identifiers[place].kind);
+                    trusted[place] = true;
+                }
                 kept.push(place);
                 continue;
             }
             let ((our_profiles, own), (their_profiles, other)) = (&whole[&ours], &whole[&theirs]);
+            let mut other = other.clone();
+            if raises {
+                other.trusted.counts.add(identifiers[place].kind);
+            }
             let split = our_profiles
                 .iter()
                 .flat_map(|a| their_profiles.iter().map(move |b| (*a.min(b), *a.max(b))))
                 .find(|pair| apart.contains(pair));
             let doubtful = !event.firm && own.known && other.known;
-            let parts = [(!our_profiles.is_empty(), own), (!their_profiles.is_empty(), other)];
+            let exist = [!our_profiles.is_empty(), !their_profiles.is_empty()];
             let refusal = if doubtful {
                 Some(Refusal::Untrusted)
             } else {
-                let limit = over_limit(parts.into_iter(), event.limits).map(Refusal::Limit);
+                let counted = [own, &other].map(|part| if event.firm { part.trusted } else { part.all });
+                let limit = over_limit(exist.into_iter().zip(counted), event.limits).map(Refusal::Limit);
                 limit.or(split.map(|_| Refusal::Split))
             };
             let Some(refusal) = refusal else {
-                let mut joined = own.with(other);
-                joined.merges += u32::from(parts.iter().all(|(exists, _)| *exists));
+                let mut joined = own.clone();
+                joined.take_in(other, exist == [true, true]);
                 let profiles = [our_profiles.as_slice(), their_profiles].concat();
-                sets.join(first, place);
-                whole.insert(sets.root(first), (profiles, joined));
+                sets.join(ours, theirs);
+                whole.insert(sets.root(ours), (profiles, joined));
+                trusted[place] |= raises;
                 kept.push(place);
                 continue;
             };

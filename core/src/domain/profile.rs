@@ -107,12 +107,7 @@ impl Profile {
         for (name, offered) in std::mem::take(&mut other.traits) {
             self.offer(&name, offered);
         }
-        let standing = std::mem::take(&mut other.standing);
-        self.standing.counts.add_all(&standing.counts);
-        self.standing.merges += standing.merges + 1;
-        self.standing.related |= standing.related;
-        self.standing.known |= standing.known;
-        self.standing.limited = self.standing.limited.take().or(standing.limited);
+        self.standing.take_in(std::mem::take(&mut other.standing), true);
         other.merged_into = Some(self.id);
     }
 
@@ -231,7 +226,7 @@ mod tests {
             let mut middle = parts.pop().unwrap();
             middle.absorb(&mut last);
             parts[0].absorb(&mut middle);
-            plain.standing.merges = 2;
+            plain.standing.all.merges = 2;
             prop_assert_eq!(&parts[0], &plain);
             prop_assert_eq!((last.events_count, last.merged_into), (0, Some(middle.id)));
         }

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::domain::customer360::{CustomerRecord, StoredEvent};
 use crate::domain::event::{Consent, Event, Product, Source};
 use crate::domain::history::{Merge, Snapshot};
-use crate::domain::identity::{Identifier, Standing};
+use crate::domain::identity::{Counts, Identifier, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
 use crate::domain::profile::Profile;
@@ -356,11 +356,15 @@ pub trait StoreTx: Send {
     /// [`StoreError::Conflict`] when one went elsewhere meanwhile.
     async fn disown(&mut self, from: &[(BrandIdentifier, ProfileId)]) -> Result<(), StoreError>;
 
-    /// Notes that a trusted source says of identifiers, too, that they are their profile's. The profiles are locked.
-    async fn raise(&mut self, raised: &[(BrandIdentifier, Source)]) -> Result<(), StoreError>;
+    /// Notes that a trusted source says of identifiers, too, that they are their profile's. The profiles are locked. Answers those of
+    /// which no trusted source had said it before.
+    async fn raise(
+        &mut self,
+        raised: &[(BrandIdentifier, Source)],
+    ) -> Result<Vec<BrandIdentifier>, StoreError>;
 
-    /// Those of these profiles that own an identifier by a trusted source's word.
-    async fn known(&mut self, ids: &[ProfileId]) -> Result<HashSet<ProfileId>, StoreError>;
+    /// How many identifiers these profiles own by a trusted source's word; without those that own none.
+    async fn trusted_counts(&mut self, ids: &[ProfileId]) -> Result<HashMap<ProfileId, Counts>, StoreError>;
 
     /// Locks profiles and reads them. `ids` must be sorted.
     async fn lock(&mut self, ids: &[ProfileId]) -> Result<Vec<Profile>, StoreError>;

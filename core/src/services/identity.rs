@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::context::Context;
 use crate::domain::event::{Event, EventKind};
 use crate::domain::history::{Merge, Rebuild, Snapshot};
-use crate::domain::identity::{Counts, Identifier, over_limit};
+use crate::domain::identity::{Counts, Identifier, Tally, over_limit};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::{Profile, Trait};
 use crate::domain::time::{self, Timestamp};
@@ -145,7 +145,7 @@ pub async fn preview(
         })
         .collect();
     let (book, _) = context.brands.of(BTreeSet::from([brand])).await?;
-    let parts = [(true, &one.profile.standing), (true, &other.profile.standing)];
+    let parts = [(true, one.profile.standing.all), (true, other.profile.standing.all)];
     let limit = over_limit(parts.into_iter(), book.limits(brand));
     let split_before = one.related.iter().any(|r| r.id == merged && r.kind == RelationKind::Split.as_str());
     let (mut whole, mut gone) = (one.profile, other.profile);
@@ -295,8 +295,8 @@ async fn split_under(
     let events = i64::try_from(given.events).unwrap_or(i64::MAX);
 
     rest.events_count = (rest.events_count - events).max(0);
-    rest.standing.counts.take(&counts);
-    rest.standing.merges = rest.standing.merges.saturating_sub(merge.state.merges + 1);
+    rest.standing.all.counts.take(&counts);
+    rest.standing.all.merges = rest.standing.all.merges.saturating_sub(merge.state.merges + 1);
     rest.standing.related = true;
     rest.standing.limited = None;
     let said_there: BTreeSet<String> = {
@@ -311,13 +311,18 @@ async fn split_under(
     back.events_count = events;
     back.first_seen = merge.state.first_seen;
     back.last_seen = merge.state.last_seen;
-    back.standing.counts = counts;
-    back.standing.merges = merge.state.merges;
+    back.standing.all = Tally { counts, merges: merge.state.merges };
     back.standing.related = true;
     let mut rest = rest;
-    let known = tx.known(&ids).await?;
-    rest.standing.known = known.contains(&rest.id);
-    back.standing.known = known.contains(&back.id);
+    let trusted = tx.trusted_counts(&ids).await?;
+    for profile in [&mut rest, &mut back] {
+        profile.standing.known = trusted.contains_key(&profile.id);
+        profile.standing.trusted.counts = trusted.get(&profile.id).copied().unwrap_or_default();
+    }
+    let were_known = rest.standing.known && back.standing.known;
+    let gone = merge.state.trusted_merges + u32::from(were_known);
+    rest.standing.trusted.merges = rest.standing.trusted.merges.saturating_sub(gone);
+    back.standing.trusted.merges = merge.state.trusted_merges;
     let held = merge.state.traits.clone();
     let back = rebuilt(&mut *tx, brand, back, held, BTreeSet::new(), &Snapshot::default()).await?;
 
@@ -374,6 +379,7 @@ fn without(merge: &Merge, undone: &Merge, identifiers: &[Identifier], events: i6
     merge.state.traits.retain(|name, held| undone.state.traits.get(name) != Some(held));
     merge.state.events_count = (merge.state.events_count - events).max(0);
     merge.state.merges = merge.state.merges.saturating_sub(undone.state.merges + 1);
+    merge.state.trusted_merges = merge.state.trusted_merges.saturating_sub(undone.state.trusted_merges + 1);
     // Times that may have come from the other are found out from the events, should this one be undone, too.
     if merge.state.first_seen == undone.state.first_seen {
         merge.state.first_seen = None;

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use crate::domain::automation::interests::Interests;
 use crate::domain::event::{Event, PrivacyAsk, ShopSubject, Source};
-use crate::domain::identity::{self, Group, Held, Linking, Standing};
+use crate::domain::identity::{self, Group, Held, Linking, Standing, Tally};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
 use crate::domain::profile::Profile;
@@ -217,12 +217,14 @@ async fn finish(
         tx.fence(merging, grant.fence).await?;
     }
     let raised = cast.raised(&groups);
-    if !raised.is_empty() {
-        tx.raise(&raised).await?;
-    }
+    // By what the store says: another transaction may have raised them since they were looked up.
+    let trusted: BTreeSet<usize> = match raised.is_empty() {
+        true => BTreeSet::new(),
+        false => tx.raise(&raised).await?.iter().map(|identifier| cast.place(identifier)).collect(),
+    };
     for (place, from) in &cast.taken {
         if let Some(profile) = profiles.get_mut(from) {
-            profile.standing.counts.remove(cast.identifiers[*place].1.kind);
+            profile.standing.all.counts.remove(cast.identifiers[*place].1.kind);
         }
     }
     let homes = homes(&groups, fresh.len());
@@ -233,7 +235,7 @@ async fn finish(
         .into_iter()
         .filter(|row| added.contains(&(row.event.brand, row.event.message_id.clone())))
         .collect();
-    let Merged { moves, records, related } = merge(&groups, &cast, &fresh, &mut profiles, now);
+    let Merged { moves, records, related } = merge(&groups, &cast, &trusted, &fresh, &mut profiles, now);
     for EventRow { event, profile } in &effective {
         if let Some(profile) = profile.and_then(|id| profiles.get_mut(&id)) {
             profile.apply(event);
@@ -537,13 +539,14 @@ impl Cast {
             whole.iter().zip(&self.firm).filter(|(_, firm)| **firm).map(|(of, _)| of.as_slice()).collect();
         for place in identity::disowned(firm.iter().copied(), &held, known) {
             if let Some(owner) = self.owners[place].take() {
-                standings.entry(owner).or_default().counts.remove(self.identifiers[place].1.kind);
+                standings.entry(owner).or_default().all.counts.remove(self.identifiers[place].1.kind);
                 self.taken.insert(place, owner);
             }
         }
         for place in &self.given {
             if let Some(owner) = self.owners[*place] {
-                standings.entry(owner).or_default().counts.add(self.identifiers[*place].1.kind);
+                let trusted = self.sources[*place].is_trusted();
+                standings.entry(owner).or_default().add(self.identifiers[*place].1.kind, trusted);
             }
         }
         let apart = relations
@@ -728,17 +731,14 @@ fn stands(
         if cast.people(group, known) > 1 {
             return Err(Lost::Careful);
         }
-        let new: Vec<Standing> = group
-            .identifiers
-            .iter()
-            .filter(|place| cast.given.contains(place))
-            .map(|place| {
-                let mut one = Standing::default();
-                one.counts.add(cast.identifiers[*place].1.kind);
-                one
-            })
-            .collect();
-        let parts = existing.iter().map(|p| (true, &p.standing)).chain(new.iter().map(|one| (false, one)));
+        let given = group.identifiers.iter().filter(|place| cast.given.contains(place));
+        let new = given.map(|place| {
+            let mut one = Tally::default();
+            one.counts.add(cast.identifiers[*place].1.kind);
+            (false, one)
+        });
+        // Of all, whoever says it: with care it is seen whether what is said counts that.
+        let parts = existing.iter().map(|p| (true, p.standing.all)).chain(new);
         if identity::over_limit(parts, book.limits(events[group.events[0]].brand)).is_some() {
             return Err(Lost::Careful);
         }
@@ -812,14 +812,20 @@ struct Merged {
     related: bool,
 }
 
-/// Makes one profile of each group, and says what is to move.
+/// Makes one profile of each group, and says what is to move. `trusted` are the places of identifiers that are so by these events.
 fn merge(
     groups: &[Group],
     cast: &Cast,
+    trusted: &BTreeSet<usize>,
     events: &[Cow<'_, Event>],
     profiles: &mut BTreeMap<ProfileId, Profile>,
     now: Timestamp,
 ) -> Merged {
+    for &place in trusted.difference(&cast.given) {
+        if let Some(profile) = cast.owners[place].and_then(|owner| profiles.get_mut(&owner)) {
+            profile.standing.trusted.counts.add(cast.identifiers[place].1.kind);
+        }
+    }
     let mut merged = Merged { moves: Vec::new(), records: Vec::new(), related: false };
     for group in groups {
         let Some(&survivor) = group.owners.first() else { continue };
@@ -827,9 +833,9 @@ fn merge(
         let brand = first.brand;
         let mut whole = profiles.remove(&survivor).unwrap_or_else(|| Profile::new(survivor, brand));
         for &place in group.identifiers.iter().filter(|place| cast.given.contains(place)) {
-            whole.standing.counts.add(cast.identifiers[place].1.kind);
+            let is_trusted = cast.sources[place].is_trusted() || trusted.contains(&place);
+            whole.standing.add(cast.identifiers[place].1.kind, is_trusted);
         }
-        whole.standing.known |= group.events.iter().any(|event| cast.firm[*event]);
         for &loser in group.owners.iter().skip(1) {
             let moved = Move { from: loser, into: survivor };
             merged.moves.push(moved);
@@ -848,6 +854,7 @@ fn merge(
                 whole.absorb(profile);
             }
         }
+        whole.standing.known |= group.events.iter().any(|event| cast.firm[*event]);
         profiles.insert(survivor, whole);
     }
     merged

@@ -496,7 +496,7 @@ impl AutomationsTx for Tx {
         let ids = uuids(ids);
         let rows = sqlx::query(
             "select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into, counts, merges,
-                limited, related, known
+                limited, related, known, trusted
             from profiles where id = any($1)",
         )
         .bind(&ids)

@@ -14,7 +14,7 @@ use crate::domain::customer360::{
     CustomerRecord, GROUPS, OrderTotals, RECENT_EVENTS, RelatedProfile, StoredConsent, StoredEvent,
 };
 use crate::domain::event::{EventKind, Source};
-use crate::domain::identity::{Identifier, IdentifierKind, Standing};
+use crate::domain::identity::{Identifier, IdentifierKind, Standing, Tally};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::insights::{
     ACTIVITY, Activity, KnownProduct, ORDERS, PRODUCT_EVENTS, ProductEvent, product_ids,
@@ -142,7 +142,7 @@ async fn survivor(
             select p.* from profiles p join trail t on p.id = t.merged_into and p.brand_id = $2
         )
         select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into, counts, merges,
-            limited, related, known
+            limited, related, known, trusted
         from trail where merged_into is null",
     )
     .bind(id.0)
@@ -394,11 +394,14 @@ pub(super) fn profile(row: &PgRow) -> Result<Profile, StoreError> {
     read().map_err(failed)
 }
 
-/// Where a profile stands, from `counts, merges, limited, related, known`.
+/// Where a profile stands, from `counts, merges, limited, related, known, trusted`.
 pub(super) fn standing(row: &PgRow) -> Result<Standing, sqlx::Error> {
     Ok(Standing {
-        counts: json(row.try_get("counts")?)?,
-        merges: u32::try_from(row.try_get::<i32, _>("merges")?).unwrap_or_default(),
+        all: Tally {
+            counts: json(row.try_get("counts")?)?,
+            merges: u32::try_from(row.try_get::<i32, _>("merges")?).unwrap_or_default(),
+        },
+        trusted: json(row.try_get("trusted")?)?,
         limited: row.try_get("limited")?,
         related: row.try_get("related")?,
         known: row.try_get("known")?,

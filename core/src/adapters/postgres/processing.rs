@@ -13,7 +13,7 @@ use super::privacy::add_note;
 use crate::domain::customer360::StoredEvent;
 use crate::domain::event::{Event, Source};
 use crate::domain::history::Merge;
-use crate::domain::identity::{Identifier, IdentifierKind, Standing};
+use crate::domain::identity::{Counts, Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
 use crate::domain::time::{Timestamp, from_ms};
@@ -184,39 +184,50 @@ impl StoreTx for PgTx {
         Ok(())
     }
 
-    async fn raise(&mut self, raised: &[(BrandIdentifier, Source)]) -> Result<(), StoreError> {
+    async fn raise(
+        &mut self,
+        raised: &[(BrandIdentifier, Source)],
+    ) -> Result<Vec<BrandIdentifier>, StoreError> {
         let Columns { brands, kinds, values } = Columns::of(raised.iter().map(|(identifier, _)| identifier));
-        sqlx::query(
-            "update identifiers set source = greatest(source, s)
-            from unnest($1::bigint[], $2::text[], $3::text[], $4::smallint[]) as given (b, k, v, s)
-            where brand_id = b and kind = k and value = v",
+        // The answer sees what was there before the update.
+        let rows: Vec<(i64, String, String)> = sqlx::query_as(
+            "with given as (select * from unnest($1::bigint[], $2::text[], $3::text[], $4::smallint[]) as given (b, k, v, s)),
+            raised as (update identifiers set source = greatest(source, s) from given
+                where brand_id = b and kind = k and value = v)
+            select b, k, v from given join identifiers on brand_id = b and kind = k and value = v where source = 0",
         )
         .bind(brands)
         .bind(kinds)
         .bind(values)
         .bind(raised.iter().map(|(_, source)| source.code()).collect::<Vec<_>>())
-        .execute(&mut *self.tx)
+        .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
-        Ok(())
+        rows.into_iter().map(|(brand, kind, value)| identifier(brand, &kind, value)).collect()
     }
 
-    async fn known(&mut self, ids: &[ProfileId]) -> Result<HashSet<ProfileId>, StoreError> {
-        let ids: Vec<Uuid> = sqlx::query_scalar(
-            "select distinct profile_id from identifiers where profile_id = any($1) and source > 0",
+    async fn trusted_counts(&mut self, ids: &[ProfileId]) -> Result<HashMap<ProfileId, Counts>, StoreError> {
+        let rows: Vec<(Uuid, String, i64)> = sqlx::query_as(
+            "select profile_id, kind, count(*) from identifiers where profile_id = any($1) and source > 0
+            group by profile_id, kind",
         )
         .bind(uuids(ids))
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
-        Ok(ids.into_iter().map(ProfileId).collect())
+        let mut counts: HashMap<ProfileId, Counts> = HashMap::new();
+        for (id, kind, count) in rows {
+            let Some(kind) = IdentifierKind::parse(&kind) else { continue };
+            counts.entry(ProfileId(id)).or_default().add_of(kind, u32::try_from(count).unwrap_or(u32::MAX));
+        }
+        Ok(counts)
     }
 
     async fn lock(&mut self, ids: &[ProfileId]) -> Result<Vec<Profile>, StoreError> {
         let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
         let rows = sqlx::query(
             "select id, brand_id, first_seen, last_seen, events_count, traits::text as traits, merged_into, counts, merges,
-                limited, related, known
+                limited, related, known, trusted
             from profiles where id = any($1) order by id for update",
         )
         .bind(ids)
@@ -265,16 +276,17 @@ impl StoreTx for PgTx {
         let names: Vec<Option<(String, String)>> = profiles.iter().map(Profile::names).collect();
         sqlx::query(
             "insert into profiles (id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges,
-                limited, related, name, surname, known)
-            select i, b, f, l, c, t::json, m, counts, merges, limited, related, name, surname, known
+                limited, related, name, surname, known, trusted)
+            select i, b, f, l, c, t::json, m, counts, merges, limited, related, name, surname, known, trusted
             from unnest($1::uuid[], $2::bigint[], $3::timestamptz[], $4::timestamptz[], $5::bigint[], $6::text[],
-                $7::uuid[], $8::text[], $9::integer[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::boolean[])
-                as given (i, b, f, l, c, t, m, counts, merges, limited, related, name, surname, known)
+                $7::uuid[], $8::text[], $9::integer[], $10::text[], $11::boolean[], $12::text[], $13::text[], $14::boolean[],
+                $15::text[])
+                as given (i, b, f, l, c, t, m, counts, merges, limited, related, name, surname, known, trusted)
             on conflict (id) do update set first_seen = excluded.first_seen, last_seen = excluded.last_seen,
                 events_count = excluded.events_count, traits = excluded.traits, merged_into = excluded.merged_into,
                 counts = excluded.counts, merges = excluded.merges, limited = excluded.limited,
                 related = excluded.related, name = excluded.name, surname = excluded.surname,
-                known = excluded.known",
+                known = excluded.known, trusted = excluded.trusted",
         )
         .bind(profiles.iter().map(|p| p.id.0).collect::<Vec<_>>())
         .bind(profiles.iter().map(|p| p.brand.0).collect::<Vec<_>>())
@@ -283,13 +295,14 @@ impl StoreTx for PgTx {
         .bind(profiles.iter().map(|p| p.events_count).collect::<Vec<_>>())
         .bind(traits)
         .bind(profiles.iter().map(|p| p.merged_into.map(|id| id.0)).collect::<Vec<_>>())
-        .bind(profiles.iter().map(|p| serde_json::json!(p.standing.counts).to_string()).collect::<Vec<_>>())
-        .bind(profiles.iter().map(|p| i32::try_from(p.standing.merges).unwrap_or(i32::MAX)).collect::<Vec<_>>())
+        .bind(profiles.iter().map(|p| serde_json::json!(p.standing.all.counts).to_string()).collect::<Vec<_>>())
+        .bind(profiles.iter().map(|p| i32::try_from(p.standing.all.merges).unwrap_or(i32::MAX)).collect::<Vec<_>>())
         .bind(profiles.iter().map(|p| p.standing.limited.as_deref()).collect::<Vec<_>>())
         .bind(profiles.iter().map(|p| p.standing.related).collect::<Vec<_>>())
         .bind(names.iter().map(|n| n.as_ref().map(|n| n.0.as_str())).collect::<Vec<_>>())
         .bind(names.iter().map(|n| n.as_ref().map(|n| n.1.as_str())).collect::<Vec<_>>())
         .bind(profiles.iter().map(|p| p.standing.known).collect::<Vec<_>>())
+        .bind(profiles.iter().map(|p| serde_json::json!(p.standing.trusted).to_string()).collect::<Vec<_>>())
         .execute(&mut *self.tx)
         .await
         .map_err(failed)?;
@@ -317,7 +330,7 @@ impl StoreTx for PgTx {
 
     async fn standings(&mut self, ids: &[ProfileId]) -> Result<HashMap<ProfileId, Standing>, StoreError> {
         let rows = sqlx::query(
-            "select id, counts, merges, limited, related, known from profiles where id = any($1)",
+            "select id, counts, merges, limited, related, known, trusted from profiles where id = any($1)",
         )
         .bind(uuids(ids))
         .fetch_all(&mut *self.tx)

@@ -14,7 +14,7 @@ use crate::domain::customer360::{
     CustomerRecord, GROUPS, OrderTotals, RECENT_EVENTS, RelatedProfile, StoredConsent, StoredEvent,
 };
 use crate::domain::event::{EventKind, Source};
-use crate::domain::identity::{Identifier, IdentifierKind, Standing};
+use crate::domain::identity::{Identifier, IdentifierKind, Standing, Tally};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::insights::{
     ACTIVITY, Activity, KnownProduct, ORDERS, PRODUCT_EVENTS, ProductEvent, product_ids,
@@ -141,7 +141,7 @@ async fn survivor(
             union all
             select p.* from profiles p join trail t on p.id = t.merged_into and p.brand_id = ?2
         )
-        select id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges, limited, related, known
+        select id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges, limited, related, known, trusted
         from trail where merged_into is null",
     )
     .bind(id.to_string())
@@ -415,11 +415,11 @@ pub(super) fn profile(row: &SqliteRow) -> Result<Profile, sqlx::Error> {
     })
 }
 
-/// Where a profile stands, from `counts, merges, limited, related, known`.
+/// Where a profile stands, from `counts, merges, limited, related, known, trusted`.
 pub(super) fn standing(row: &SqliteRow) -> Result<Standing, sqlx::Error> {
     Ok(Standing {
-        counts: json(row.try_get("counts")?)?,
-        merges: row.try_get("merges")?,
+        all: Tally { counts: json(row.try_get("counts")?)?, merges: row.try_get("merges")? },
+        trusted: json(row.try_get("trusted")?)?,
         limited: row.try_get("limited")?,
         related: row.try_get("related")?,
         known: row.try_get("known")?,

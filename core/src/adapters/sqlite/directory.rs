@@ -46,7 +46,7 @@ impl Directory for SqliteDirectory {
         if let Some(search) = search {
             found(&mut list, brand, search);
         }
-        list.push("select id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges, limited, related, known from profiles where brand_id = ");
+        list.push("select id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges, limited, related, known, trusted from profiles where brand_id = ");
         list.push_bind(brand.0).push(" and merged_into is null");
         if search.is_some() {
             list.push(" and id in (select id from found)");

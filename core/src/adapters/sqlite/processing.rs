@@ -15,7 +15,7 @@ use super::privacy::add_note;
 use crate::domain::customer360::StoredEvent;
 use crate::domain::event::{Event, Source};
 use crate::domain::history::Merge;
-use crate::domain::identity::{Identifier, IdentifierKind, Standing};
+use crate::domain::identity::{Counts, Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
 use crate::domain::time::Timestamp;
@@ -174,39 +174,52 @@ impl StoreTx for SqliteTx {
         Ok(())
     }
 
-    async fn raise(&mut self, raised: &[(BrandIdentifier, Source)]) -> Result<(), StoreError> {
+    async fn raise(
+        &mut self,
+        raised: &[(BrandIdentifier, Source)],
+    ) -> Result<Vec<BrandIdentifier>, StoreError> {
         let given: Vec<_> = raised
             .iter()
             .map(|((brand, identifier), source)| {
                 json!([brand.0, identifier.kind.as_str(), identifier.value, source.code()])
             })
             .collect();
-        sqlx::query(
-            "update identifiers set source = max(source, given.value ->> 3) from json_each(?1) given
-            where brand_id = given.value ->> 0 and kind = given.value ->> 1 and identifiers.value = given.value ->> 2",
-        )
-        .bind(json!(given).to_string())
-        .execute(&mut *self.tx)
-        .await
-        .map_err(failed)?;
-        Ok(())
+        let given = json!(given).to_string();
+        // Two statements, by what was there before: an update tells what it has written.
+        let [public, other] = ["= 0", "> 0"].map(|before| {
+            AssertSqlSafe(format!(
+                "update identifiers set source = max(source, given.value ->> 3) from json_each(?1) given
+                where brand_id = given.value ->> 0 and kind = given.value ->> 1 and identifiers.value = given.value ->> 2
+                    and source {before} returning brand_id, kind, identifiers.value"
+            ))
+        });
+        sqlx::query(other).bind(&given).execute(&mut *self.tx).await.map_err(failed)?;
+        let rows: Vec<(i64, String, String)> =
+            sqlx::query_as(public).bind(&given).fetch_all(&mut *self.tx).await.map_err(failed)?;
+        rows.into_iter().map(|(brand, kind, value)| identifier(brand, &kind, value)).collect()
     }
 
-    async fn known(&mut self, ids: &[ProfileId]) -> Result<HashSet<ProfileId>, StoreError> {
-        let ids: Vec<String> = sqlx::query_scalar(
-            "select distinct profile_id from json_each(?1) asked join identifiers on profile_id = asked.value where source > 0",
+    async fn trusted_counts(&mut self, ids: &[ProfileId]) -> Result<HashMap<ProfileId, Counts>, StoreError> {
+        let rows: Vec<(String, String, u32)> = sqlx::query_as(
+            "select profile_id, kind, count(*) from json_each(?1) asked join identifiers on profile_id = asked.value
+            where source > 0 group by profile_id, kind",
         )
         .bind(json!(ids).to_string())
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
-        ids.iter().map(|id| profile_id(id)).collect::<Result<_, _>>().map_err(failed)
+        let mut counts: HashMap<ProfileId, Counts> = HashMap::new();
+        for (id, kind, count) in rows {
+            let Some(kind) = IdentifierKind::parse(&kind) else { continue };
+            counts.entry(profile_id(&id).map_err(failed)?).or_default().add_of(kind, count);
+        }
+        Ok(counts)
     }
 
     async fn lock(&mut self, ids: &[ProfileId]) -> Result<Vec<Profile>, StoreError> {
         let rows = sqlx::query(
             "select profiles.id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts, merges, limited,
-                related, known
+                related, known, trusted
             from json_each(?1) asked join profiles on profiles.id = asked.value",
         )
         .bind(json!(ids).to_string())
@@ -250,7 +263,7 @@ impl StoreTx for SqliteTx {
         for piece in pieces(profiles) {
             let mut insert = QueryBuilder::<Sqlite>::new(
                 "insert into profiles (id, brand_id, first_seen, last_seen, events_count, traits, merged_into, counts,
-                merges, limited, related, name, surname, known) ",
+                merges, limited, related, name, surname, known, trusted) ",
             );
             insert.push_values(piece, |mut row, p| {
                 let (name, surname) = p.names().unzip();
@@ -261,19 +274,20 @@ impl StoreTx for SqliteTx {
                     .push_bind(p.events_count)
                     .push_bind(json!(p.traits).to_string())
                     .push_bind(p.merged_into.map(|id| id.to_string()))
-                    .push_bind(json!(p.standing.counts).to_string())
-                    .push_bind(p.standing.merges)
+                    .push_bind(json!(p.standing.all.counts).to_string())
+                    .push_bind(p.standing.all.merges)
                     .push_bind(p.standing.limited.as_deref())
                     .push_bind(p.standing.related)
                     .push_bind(name)
                     .push_bind(surname)
-                    .push_bind(p.standing.known);
+                    .push_bind(p.standing.known)
+                    .push_bind(json!(p.standing.trusted).to_string());
             });
             insert.push(
                 " on conflict (id) do update set first_seen = excluded.first_seen, last_seen = excluded.last_seen,
                 events_count = excluded.events_count, traits = excluded.traits, counts = excluded.counts,
                 merges = excluded.merges, limited = excluded.limited, related = excluded.related,
-                known = excluded.known",
+                known = excluded.known, trusted = excluded.trusted",
             );
             insert.build().execute(&mut *self.tx).await.map_err(failed)?;
         }
@@ -321,7 +335,7 @@ impl StoreTx for SqliteTx {
 
     async fn standings(&mut self, ids: &[ProfileId]) -> Result<HashMap<ProfileId, Standing>, StoreError> {
         let rows = sqlx::query(
-            "select id, counts, merges, limited, related, known from profiles where id in (select value from json_each(?1))",
+            "select id, counts, merges, limited, related, known, trusted from profiles where id in (select value from json_each(?1))",
         )
         .bind(json!(ids).to_string())
         .fetch_all(&mut *self.tx)
