@@ -287,8 +287,12 @@ fn secrets_come_from_files_and_standard_input_and_one_place_at_a_time() {
     std::fs::write(&file, "shpss_fromfile\n").unwrap();
     let shop = ["shop", "add", "--brand", "Acme", "--domain", "a.myshopify.com"];
     let with = |more: &[&str]| admin(&data, &[&shop[..], more].concat());
-    stdout(&with(&["--secret-file", file.to_str().unwrap()]));
     let words = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let kept = with(&["--secret-file", file.to_str().unwrap()]);
+    assert!(kept.status.success() && !words(&kept).contains("warning"), "{}", words(&kept));
+    let seen = with(&["--secret", "shpss_seen"]);
+    assert!(seen.status.success() && words(&seen).contains("warning: whoever is on"), "{}", words(&seen));
+    assert!(!words(&seen).contains("shpss_seen"));
     let both = with(&["--secret", "s", "--secret-file", file.to_str().unwrap()]);
     assert!(!both.status.success() && words(&both).contains("name one of them"), "{}", words(&both));
     let none = with(&[]);

@@ -21,13 +21,14 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
-/// How long a client may take from connecting to the end of its first request's headers.
+/// How long a client may take for a request's headers: from connecting, or from the first byte after the answer before.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may stay without a request after one was answered; a proxy should give its own up earlier.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -128,7 +129,8 @@ async fn drive(socket: TcpStream, peer: SocketAddr, routes: Router, place: Place
             Ok::<Response, Infallible>(answer.map(|body| Body::new(Answer { body, _busy: busy })))
         }
     });
-    let connection = http1::Builder::new().serve_connection(TokioIo::new(socket), service);
+    let socket = TokioIo::new(Heard { socket, waits: waits.clone() });
+    let connection = http1::Builder::new().serve_connection(socket, service);
     let mut connection = std::pin::pin!(connection);
     let mut stopping = false;
     loop {
@@ -207,14 +209,14 @@ struct Waits {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum For {
-    FirstRequest,
+    Headers,
     Answer,
     NextRequest,
 }
 
 impl Waits {
     fn new() -> Self {
-        Self { state: Mutex::new((For::FirstRequest, Instant::now())), given_up: CancellationToken::new() }
+        Self { state: Mutex::new((For::Headers, Instant::now())), given_up: CancellationToken::new() }
     }
 
     /// A request begins; it ends when the answer is dropped.
@@ -223,12 +225,20 @@ impl Waits {
         Busy(self.clone())
     }
 
+    /// The client has sent something: between requests, that is the beginning of the next one.
+    fn heard(&self) {
+        let mut state = locked(&self.state);
+        if state.0 == For::NextRequest {
+            *state = (For::Headers, Instant::now());
+        }
+    }
+
     /// When the connection ends, unless something happens.
     fn end(&self) -> Instant {
         let (what, since) = *locked(&self.state);
         since
             + match what {
-                For::FirstRequest => HEADER_TIMEOUT,
+                For::Headers => HEADER_TIMEOUT,
                 For::Answer => REQUEST_TIMEOUT,
                 For::NextRequest => IDLE_TIMEOUT,
             }
@@ -238,6 +248,57 @@ impl Waits {
     fn waiting_since(&self) -> Option<Instant> {
         let (what, since) = *locked(&self.state);
         (what != For::Answer).then_some(since)
+    }
+}
+
+/// A connection's socket, which says when something comes.
+struct Heard {
+    socket: TcpStream,
+    waits: Arc<Waits>,
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.socket).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.waits.heard();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
 
@@ -317,6 +378,12 @@ mod tests {
         for _ in 0..40 {
             waiting.push(half(address).await);
         }
+        // Also on a connection that has had a request before.
+        let mut again = half(address).await;
+        again.write_all(b"\r\n").await.unwrap();
+        assert!(again.read(&mut [0; 1024]).await.unwrap() > 0);
+        again.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").await.unwrap();
+        waiting.push(again);
         assert!(asked(address).await.ends_with("here"), "a stranger is answered while all places wait");
         // All end by themselves: those that gave their place up at once, the others after their time.
         let began = Instant::now();

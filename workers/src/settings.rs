@@ -1,5 +1,6 @@
 //! Settings that several programs share: arguments with environment variables behind them, read once in `main`.
 
+use std::io::Write as _;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,7 +54,17 @@ impl Secret<'_> {
                 std::io::stdin().read_line(&mut line).with_context(|| format!("{flag} -: standard input"))?;
                 Self::some(line, || format!("{flag} -: standard input is empty"))
             }
-            (Some(value), None) => Ok(Some(value.to_owned())),
+            (Some(value), None) => {
+                if self.is_argument(value) && tells(value) {
+                    let warning = format!(
+                        "warning: whoever is on this machine can read what follows {flag} while the process runs; give it by \
+                         {flag}-file, {flag} - (standard input) or {variable}"
+                    );
+                    // Whether anybody reads it or not, the process goes on.
+                    let _ = writeln!(std::io::stderr(), "{warning}");
+                }
+                Ok(Some(value.to_owned()))
+            }
             (None, Some(path)) => {
                 let told = || format!("{flag}-file ({variable}_FILE): {}", path.display());
                 let text = std::fs::read_to_string(path).with_context(told)?;
@@ -63,10 +74,20 @@ impl Secret<'_> {
         }
     }
 
+    /// Whether the value stands in the arguments, not in the environment.
+    fn is_argument(&self, value: &str) -> bool {
+        std::env::var_os(self.variable).is_none_or(|held| held != value)
+    }
+
     fn some(text: String, empty: impl Fn() -> String) -> anyhow::Result<Option<String>> {
         let text = text.trim();
         if text.is_empty() { Err(anyhow!(empty())) } else { Ok(Some(text.to_owned())) }
     }
+}
+
+/// Whether whoever reads it learns something: an address without a password says nothing.
+fn tells(value: &str) -> bool {
+    url::Url::parse(value).map_or(true, |url| url.cannot_be_a_base() || url.password().is_some())
 }
 
 /// How to reach PostgreSQL and Redis.

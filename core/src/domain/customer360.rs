@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::contact;
-use super::event::{Channel, EventKind, Source};
+use super::event::{Channel, EventKind, SUBSCRIBED, Source};
 use super::identity::Identifier;
 use super::ids::ProfileId;
 use super::insights::{self, Activity, Affinity, Cadence, KnownProduct, Lifecycle, Sessions};
@@ -76,7 +76,7 @@ pub struct StoredConsent {
 impl StoredConsent {
     /// Whether marketing may be sent under it: only what was expressly given counts.
     pub fn is_given(&self) -> bool {
-        self.state == "subscribed"
+        self.state == SUBSCRIBED
     }
 }
 

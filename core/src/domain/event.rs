@@ -172,6 +172,9 @@ impl Channel {
     }
 }
 
+/// The state of consent that allows marketing.
+pub const SUBSCRIBED: &str = "subscribed";
+
 /// What a customer said of being written to. The newest `(at, message_id)` of a channel holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Consent {

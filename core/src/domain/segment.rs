@@ -11,7 +11,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::envelope::{Envelope, Origin};
-use super::event::{Channel, Consent, Event, EventKind, Rejection, TraitUpdate};
+use super::event::{Channel, Consent, Event, EventKind, Rejection, SUBSCRIBED, TraitUpdate};
 use super::identity::{Identifier, IdentifierKind, Rules};
 use super::json::{Fields, Scalar, depth, over, write_object};
 use super::profile::MAX_TRAIT_BYTES;
@@ -352,7 +352,7 @@ fn consents(
         return Vec::new();
     };
     let state = |raw: &RawValue| match serde_json::from_str(raw.get()).ok()? {
-        Value::Bool(true) => Some("subscribed".to_owned()),
+        Value::Bool(true) => Some(SUBSCRIBED.to_owned()),
         Value::Bool(false) => Some("unsubscribed".to_owned()),
         Value::String(state) if !state.is_empty() && state.len() <= MAX_CONSENT_CHARS => {
             Some(without_nul(&state.to_lowercase()))

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::envelope::{Envelope, Origin};
 use super::event::{
-    BodyClaim, Channel, Consent, Event, EventKind, PrivacyAsk, Product, Rejection, Subject, TraitUpdate,
+    BodyClaim, Channel, Consent, Event, EventKind, PrivacyAsk, Product, Rejection, SUBSCRIBED, Subject,
+    TraitUpdate,
 };
 use super::identity::{Identifier, IdentifierKind, Rules};
 use super::money;
@@ -501,29 +502,35 @@ fn consents(body: &Value, topic: &str, event_at: Timestamp, rules: &Rules) -> Ve
         let told = fields.iter().find_map(|field| text(customer, field))?;
         Some(rules.identifier_in(kind, &told, country.as_deref())?.value)
     };
-    let at = instant(customer, "updated_at").unwrap_or(event_at);
+    // What has no date is repeated with every order. A yes may be as old as the customer, and outweighs nobody's later no; a no counts
+    // as of now.
+    let undated = |state: &str| match state {
+        SUBSCRIBED => instant(customer, "created_at").unwrap_or_default().min(event_at),
+        _ => instant(customer, "updated_at").unwrap_or(event_at),
+    };
     let mut found = Vec::new();
     for (channel, field) in
         [(Channel::Email, "email_marketing_consent"), (Channel::Sms, "sms_marketing_consent")]
     {
         let consent = &customer[field];
-        if let Some(state) = text(consent, "state") {
+        if let Some(state) = text(consent, "state").map(|state| state.to_lowercase()) {
             found.push(Consent {
                 channel,
                 address: address(channel),
-                state: state.to_lowercase(),
+                at: instant(consent, "consent_updated_at").unwrap_or_else(|| undated(&state)),
+                state,
                 level: text(consent, "opt_in_level").map(|level| level.to_lowercase()),
-                at: instant(consent, "consent_updated_at").unwrap_or(at),
             });
         } else if channel == Channel::Email
             && let Some(accepts) = customer["accepts_marketing"].as_bool()
         {
+            let state = if accepts { SUBSCRIBED } else { "not_subscribed" };
             found.push(Consent {
                 channel,
                 address: address(channel),
-                state: if accepts { "subscribed" } else { "not_subscribed" }.to_owned(),
+                state: state.to_owned(),
                 level: text(customer, "marketing_opt_in_level"),
-                at: instant(customer, "accepts_marketing_updated_at").unwrap_or(at),
+                at: instant(customer, "accepts_marketing_updated_at").unwrap_or_else(|| undated(state)),
             });
         }
     }
@@ -758,6 +765,14 @@ mod tests {
         assert_eq!(time::format(consents[0].at), "2026-01-03T00:00:00.000Z");
         let before = json!({"id": 1, "customer": {"id": 2, "accepts_marketing": true}});
         assert_eq!(decoded("orders/create", &before).unwrap().consents[0].state, "subscribed");
+        let undated = |created: &str, state: &str| {
+            let customer = json!({"id": 1, "created_at": created, "updated_at": "2026-01-02T00:00:00Z",
+                                  "email_marketing_consent": {"state": state}});
+            time::format(decoded("customers/update", &customer).unwrap().consents[0].at)
+        };
+        assert_eq!(undated("2025-12-01T00:00:00Z", "SUBSCRIBED"), "2025-12-01T00:00:00.000Z");
+        assert_eq!(undated("2025-12-01T00:00:00Z", "unsubscribed"), "2026-01-02T00:00:00.000Z");
+        assert_eq!(undated("", "subscribed"), "1970-01-01T00:00:00.000Z");
         let own = json!({"customer_id": 7, "email_marketing_consent": {"state": "unsubscribed"}});
         let event = decoded("customers_email_marketing_consent/update", &own).unwrap();
         assert_eq!(
