@@ -287,6 +287,11 @@ async fn a_public_key_borrows_nobodys_voice(on: On) {
     let shop = Shop::open(on).await;
     let made = shop.ask(Method::POST, "/api/automation-templates/abandoned_cart", &json!({})).await;
     shop.activate(&made).await;
+    let form = json!({"name": "form", "trigger": {"on": "event", "event": "Signed Up"}, "reentry": {"mode": "always"}, "steps": [
+        {"do": "email", "marketing": false, "subject": "Hello {{ customer.traits.nickname }}",
+         "text": "{{ event.properties.page }} {{ customer.traits.nickname or 'no nickname' }}"}]});
+    let form = shop.ask(Method::POST, "/api/automations", &form).await;
+    shop.activate(&form).await;
     for (id, email) in [(1, "victim@shop.example"), (2, "other@shop.example"), (3, "third@shop.example")] {
         shop.webhook("customers/create", &format!("c{id}"), customer(id, email, true)).await;
     }
@@ -355,6 +360,30 @@ async fn a_public_key_borrows_nobodys_voice(on: On) {
     shop.clock.advance(2 * DAY);
     shop.settle().await;
     assert_eq!(shop.subjects().len(), 1);
+
+    // A form's words reach whoever is written into it, but lead nowhere.
+    for (reader, nickname, page) in [
+        ("ada@form.example", "Ada", "Spring sale"),
+        ("stranger@form.example", "You have won! https://phish.example", "phish.example/win"),
+        ("victim@shop.example", "phish.example", "https://shop.example/sale"),
+    ] {
+        shop.say(json!({"type": "identify", "userId": reader, "traits": {
+            "email": reader, "nickname": nickname, "emailMarketingConsent": true}}))
+            .await;
+        let event =
+            json!({"type": "track", "event": "Signed Up", "userId": reader, "properties": {"page": page}});
+        shop.say(event).await;
+    }
+    shop.settle().await;
+    let mails = shop.mailbox.mails();
+    let body = |text: &str| text.trim_end().rsplit("\r\n\r\n").next().unwrap_or_default().to_owned();
+    let texts: Vec<String> =
+        mails[1..].iter().map(|mail| format!("{} {}", mail.to[0], body(&mail.text))).collect();
+    let find = |reader: &str| texts.iter().find(|text| text.starts_with(reader)).cloned();
+    assert_eq!(find("ada@form").as_deref(), Some("ada@form.example Spring sale Ada"), "{texts:?}");
+    assert_eq!(find("stranger@form").as_deref(), Some("stranger@form.example  no nickname"), "{texts:?}");
+    let known = "victim@shop.example https://shop.example/sale no nickname";
+    assert_eq!(find("victim@shop").as_deref(), Some(known), "{texts:?}");
     shop.app.stop().await;
 }
 

@@ -17,3 +17,4 @@ pub mod ready;
 pub mod run;
 pub mod segment;
 pub mod template;
+mod unlinked;

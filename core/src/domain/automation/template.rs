@@ -13,6 +13,8 @@ use serde_json::Value;
 
 use super::facts::{Facts, Trigger};
 use super::meter::{self, TEMPLATE};
+use super::unlinked::{links, unlinked};
+use crate::domain::event::Channel;
 
 mod filters;
 mod shape;
@@ -48,6 +50,31 @@ static ENGINE: LazyLock<Environment<'static>> = LazyLock::new(|| {
 /// What a template may speak of.
 pub fn context(facts: &Facts, trigger: Option<&Trigger>) -> Value {
     serde_json::json!({"customer": facts.json(), "event": trigger.map(Trigger::json)})
+}
+
+/// What a template of an e-mail may speak of: traits that a public key told carry no links, and where only a public key told the
+/// address, neither does an event that one told.
+pub fn mail_context(facts: &Facts, trigger: Option<&Trigger>) -> Value {
+    let mut values = context(facts, trigger);
+    let address = facts.address(Channel::Email);
+    let own = address.as_ref().map(|address| address.value.as_str());
+    if let Some(traits) = values["customer"]["traits"].as_object_mut() {
+        let told = std::mem::take(traits).into_iter();
+        *traits = told
+            .filter_map(|(name, told)| {
+                let is_trusted = facts.profile.traits.get(&name).is_some_and(|held| held.source.is_trusted());
+                let told =
+                    if is_trusted { Some(told) } else { unlinked(told, own).filter(|_| !links(&name)) };
+                Some((name, told?))
+            })
+            .collect();
+    }
+    let stranger = !address.as_ref().is_some_and(|address| address.trusted);
+    if stranger && trigger.is_some_and(|trigger| !trigger.0.source.is_trusted()) {
+        let event = values["event"].take();
+        values["event"] = unlinked(event, own).unwrap_or_default();
+    }
+    values
 }
 
 /// Writes a template; `escape` for HTML.

@@ -624,7 +624,7 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
             };
             let url = ready.outside.public_url.as_deref();
             let url = url.ok_or("a link to confirm needs TRIBUTARY_PUBLIC_URL, which is not set")?;
-            let mut values = values.clone();
+            let mut values = template::mail_context(facts, *trigger);
             values["confirm_url"] = confirm::link(url, &secrets()?.link, run.brand, &to).into();
             written(book, to, (subject, text, html.as_deref()), &values, None)?
         }
@@ -641,6 +641,7 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
                     );
                 }
             };
+            let values = template::mail_context(facts, *trigger);
             written(book, to, (subject, text, html.as_deref()), &values, unsubscribe)?
         }
     })
@@ -673,7 +674,10 @@ fn host(url: &str) -> Result<String, String> {
 
 /// What a dry run would send, in words.
 pub(super) fn described(action: &Action, facts: &Facts, trigger: Option<&Trigger>) -> String {
-    let values = template::context(facts, trigger);
+    let values = match action {
+        Action::Email { .. } | Action::Confirm { .. } => template::mail_context(facts, trigger),
+        _ => template::context(facts, trigger),
+    };
     let text = |template: &str| {
         template::render(template, &values, false).unwrap_or_else(|error| format!("({error})"))
     };
