@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # One image for every role: `server`, `workers event`. See docker-compose.yml.
 
-FROM rust:1.95.0-bookworm AS chef
+FROM rust:1.95.0-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92ed2d47121282d4a1 AS chef
 RUN cargo install cargo-chef --version 0.1.78 --locked
 WORKDIR /build
 
@@ -16,7 +16,7 @@ RUN cargo chef cook --release --locked --package server --package workers --reci
 COPY . .
 RUN cargo build --release --locked --package server --package workers
 
-FROM debian:12.11-slim AS runtime
+FROM debian:12.11-slim@sha256:b1a741487078b369e78119849663d7f1a5341ef2768798f7b7406c4240f86aef AS runtime
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates curl \
     && rm -rf /var/lib/apt/lists/* \
