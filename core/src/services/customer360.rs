@@ -193,22 +193,25 @@ async fn remember(
 ) {
     let leads_on = !matches!(asked, Asked::Id(own) if *own == id);
     let (answer, copy) = (answer_key(brand, id), last_copy_key(brand, id));
-    let mut lasting = vec![(copy, json.clone())];
-    let way = way_key(&context.suppression, brand, asked);
+    // Only if it was found just now, so that no way is handed on for ever.
+    let way = (leads_on && fresh).then(|| way_key(&context.suppression, brand, asked));
     let kept = async move {
-        context.cache.put(&answer, json.clone(), ttl).await?;
-        for (key, value) in &lasting {
-            context.cache.replace(key, value.clone(), LAST_COPY_TTL).await?;
-        }
-        // Put, so that it cannot lie over a split that was made since it was found; and only if it was found just now, so that
-        // no way is handed on for ever.
-        if leads_on && fresh {
-            context.cache.put(&way, id.to_string().into(), LAST_COPY_TTL).await?;
-            lasting.push((way, Bytes::new()));
-        }
+        let way_kept = async {
+            match &way {
+                // Put, so that it cannot lie over a split that was made since it was found.
+                Some(way) => context.cache.put(way, id.to_string().into(), LAST_COPY_TTL).await,
+                None => Ok(()),
+            }
+        };
+        // At once: whoever asked waits for it.
+        tokio::try_join!(
+            context.cache.put(&answer, json.clone(), ttl),
+            context.cache.replace(&copy, json.clone(), LAST_COPY_TTL),
+            way_kept,
+        )?;
         // Read before the customer was erased, and written after: it must go again.
         if context.cache.get(&gone_key(brand, id)).await?.is_some() {
-            let keys: Vec<String> = lasting.into_iter().map(|(key, _)| key).chain([answer]).collect();
+            let keys: Vec<String> = [answer, copy].into_iter().chain(way).collect();
             context.cache.invalidate(&keys).await?;
         }
         Ok::<(), CacheError>(())
