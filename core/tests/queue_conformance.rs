@@ -33,6 +33,7 @@ on_every_adapter!({ sqlite: crate::sqlite_queue, redis_lists: crate::redis_lists
     a_full_queue_takes_nothing_of_the_batch,
     a_brand_holds_its_share_and_holds_up_nobody,
     a_backlog_waits_behind_other_brands,
+    a_backlog_of_large_items_comes_in_smaller_batches,
     a_brand_that_is_alone_has_its_backlog_in_whole_batches,
     a_call_is_taken_whole_however_it_is_written,
     a_brands_dead_letters_are_bounded_in_number_bytes_and_age,
@@ -348,6 +349,22 @@ async fn a_backlog_waits_behind_other_brands(u: &QueueUnderTest) {
         assert_eq!(next.items.len(), 100, "nobody waits for all of it");
         done(u, &next).await;
     }
+    done(u, &first).await;
+}
+
+async fn a_backlog_of_large_items_comes_in_smaller_batches(u: &QueueUnderTest) {
+    let large = NewItem { brand: Some(BrandId(1)), ..item(&"x".repeat(20 << 10)) };
+    u.queue.enqueue(&vec![large.clone(); 200]).await.unwrap();
+    u.queue.enqueue(&[NewItem { brand: Some(BrandId(2)), ..item("theirs") }]).await.unwrap();
+    let first = fetch(u, 1000).await.unwrap();
+    assert_eq!(first.items.len(), 101, "what is no backlog comes as it is");
+    let mut sizes = Vec::new();
+    while let Some(next) = fetch(u, 1000).await {
+        sizes.push(next.items.len());
+        done(u, &next).await;
+    }
+    assert_eq!(sizes.iter().sum::<usize>(), 100);
+    assert!(sizes.iter().all(|size| *size <= 16), "{sizes:?}");
     done(u, &first).await;
 }
 

@@ -323,6 +323,7 @@ impl<A: Adapter + 'static> StateMachineTest for InStep<A> {
                 max_bytes: MAX_BYTES,
                 backlog: BACKLOG,
                 low_batch: LOW_BATCH,
+                low_bytes: usize::MAX,
                 max_dead: MAX_DEAD,
                 max_dead_bytes: u64::MAX >> 1,
             };
@@ -445,7 +446,7 @@ const GUARDS: [(&str, &str, &str); 17] = [
     ),
     (
         "the small batches of what has low priority",
-        "if redis.call('HLEN', SHARES) > 4 then most_low = math.min(want, tonumber(ARGV[9])) end -- guard: low batch",
+        "if shared then most_low = math.min(want, tonumber(ARGV[9])) end -- guard: low batch",
         "",
     ),
     ("low priority by itself", "if #taken > 0 then break end -- guard: low alone", ""),

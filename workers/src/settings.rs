@@ -264,6 +264,7 @@ impl QueueArgs {
             max_bytes: self.max_bytes,
             backlog: QueueSettings::default().backlog,
             low_batch: QueueSettings::default().low_batch,
+            low_bytes: QueueSettings::default().low_bytes,
             max_dead: self.max_dead,
             max_dead_bytes: self.max_dead_bytes,
         }

@@ -45,6 +45,8 @@ pub const POLL: Duration = Duration::from_secs(1);
 pub const MAX_PROMOTE: usize = 200;
 /// Batches that one `reclaim` returns: no step may hold the queue up for long.
 pub const MAX_RECLAIM: usize = 10;
+/// Items of low priority that are taken before a look at how many bytes they are.
+pub const LOW_STEP: usize = 8;
 /// Every so many fetches, the last are first: the lowest priority, and suspects after all.
 pub const FAIR_EVERY: u64 = 8;
 /// Dead letters that one call lists, retries or discards.
@@ -507,6 +509,8 @@ pub struct QueueSettings {
     /// Most items of low priority in a batch, where more than one brand has used the queue since it was last found empty: nobody waits
     /// for a long batch of somebody else's backlog.
     pub low_batch: usize,
+    /// Bytes of payload after which such a batch takes at most [`LOW_STEP`] items more.
+    pub low_bytes: usize,
     /// Most dead letters of a brand: beyond, the oldest go.
     pub max_dead: u64,
     /// Most bytes of them, history included. On Redis no more than 1/32 of its `maxmemory`. The newest letter stays in any case.
@@ -538,6 +542,7 @@ impl Default for QueueSettings {
             max_bytes: 1 << 30,
             backlog: 100,
             low_batch: 100,
+            low_bytes: 128 << 10,
             max_dead: 10_000,
             max_dead_bytes: 16 << 20,
         }

@@ -1,7 +1,8 @@
 //! Taking items into the queue, many requests at a time.
 //!
 //! A durable write costs a trip to the disk, whether it carries one item or a thousand. So requests that arrive while a
-//! write is under way wait for the next one, and share it. Under little load a request is written at once.
+//! write is under way wait for the next one, and share it. Under little load a request is written at once. Large requests go
+//! apart: nobody who sends little waits for somebody else's megabytes.
 
 use std::sync::Arc;
 
@@ -10,19 +11,22 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use crate::failpoint;
 use crate::ports::queue::{Enqueued, NewItem, Queue, QueueError, within_share};
 
-/// Writes under way at once: while one waits for the disk, the next is being put together.
+/// Writes of each size under way at once: while one waits for the disk, the next is being put together.
 const WRITERS: usize = 2;
 /// Items that end the gathering for one write.
 const ITEMS_A_WRITE: usize = 2000;
-/// Bytes that end it.
-const BYTES_A_WRITE: usize = 8 * 1024 * 1024;
+/// Bytes that end it. While so much goes to the disk, on Redis everybody waits.
+const BYTES_A_WRITE: usize = 512 * 1024;
+/// A request of so many bytes is written apart from smaller ones.
+const LARGE: usize = 64 * 1024;
 /// Requests that may wait for a write; further ones wait before they are let in.
 const WAITING: usize = 4096;
 
 /// Takes items in. Clones share their writers.
 #[derive(Clone)]
 pub struct Ingest {
-    requests: mpsc::Sender<Request>,
+    small: mpsc::Sender<Request>,
+    large: mpsc::Sender<Request>,
 }
 
 struct Request {
@@ -33,12 +37,15 @@ struct Request {
 impl Ingest {
     /// Starts the writers. They end when the last clone is dropped.
     pub fn start(queue: Arc<dyn Queue>) -> Self {
-        let (requests, waiting) = mpsc::channel(WAITING);
-        let waiting = Arc::new(Mutex::new(waiting));
-        for _ in 0..WRITERS {
-            tokio::spawn(write(queue.clone(), waiting.clone()));
-        }
-        Self { requests }
+        let [small, large] = [(); 2].map(|()| {
+            let (requests, waiting) = mpsc::channel(WAITING);
+            let waiting = Arc::new(Mutex::new(waiting));
+            for _ in 0..WRITERS {
+                tokio::spawn(write(queue.clone(), waiting.clone()));
+            }
+            requests
+        });
+        Self { small, large }
     }
 
     /// Takes a brand's items in; durable on return. Where it fails, part of them may have been taken: who sends again sends what has an
@@ -49,8 +56,16 @@ impl Ingest {
     pub async fn enqueue(&self, items: Vec<NewItem>) -> Result<Vec<Enqueued>, QueueError> {
         let (answer, answered) = oneshot::channel();
         let gone = || QueueError::Unavailable("the server is stopping".into());
-        self.requests.send(Request { items, answer }).await.map_err(|_| gone())?;
+        let request = Request { items, answer };
+        let requests = if request.bytes() < LARGE { &self.small } else { &self.large };
+        requests.send(request).await.map_err(|_| gone())?;
         within_share(answered.await.map_err(|_| gone())??)
+    }
+}
+
+impl Request {
+    fn bytes(&self) -> usize {
+        self.items.iter().map(|item| item.payload.len()).sum()
     }
 }
 
@@ -80,13 +95,12 @@ async fn write(queue: Arc<dyn Queue>, waiting: Arc<Mutex<mpsc::Receiver<Request>
 /// The requests that wait now, at least one; `None` when there will be no more.
 async fn gather(waiting: &mut mpsc::Receiver<Request>) -> Option<Vec<Request>> {
     let first = waiting.recv().await?;
-    let size = |request: &Request| request.items.iter().map(|item| item.payload.len()).sum::<usize>();
-    let (mut items, mut bytes) = (first.items.len(), size(&first));
+    let (mut items, mut bytes) = (first.items.len(), first.bytes());
     let mut requests = vec![first];
     while items < ITEMS_A_WRITE && bytes < BYTES_A_WRITE {
         let Ok(next) = waiting.try_recv() else { break };
         items += next.items.len();
-        bytes += size(&next);
+        bytes += next.bytes();
         requests.push(next);
     }
     Some(requests)

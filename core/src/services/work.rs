@@ -16,6 +16,7 @@ use crate::domain::shopify::APP_UNINSTALLED;
 use crate::failpoint;
 use crate::ports::queue::{Item, Then, Unfinished};
 use crate::ports::store::StoreError;
+use crate::priority::others_first;
 use crate::sampled::Sampled;
 use crate::services::{customer360, process};
 
@@ -55,7 +56,8 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
     };
     let mut readable: Vec<&Item> = Vec::with_capacity(items.len());
     let mut events: Vec<Event> = Vec::with_capacity(items.len());
-    for (item, envelope) in envelopes {
+    for (at, (item, envelope)) in envelopes.into_iter().enumerate() {
+        others_first(at).await;
         let decoded = catch_unwind(AssertUnwindSafe(|| {
             envelope.and_then(|envelope| envelope.decode(&rules[&envelope.brand]))
         }));

@@ -10,6 +10,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 use tributary_core::domain::segment;
 use tributary_core::ports::queue::NewItem;
+use tributary_core::priority::others_first;
 
 use super::segment::{MAX_BATCH_EVENTS, Reception, count, json, key_in, writer};
 use crate::auth::{Peer, Sender};
@@ -54,6 +55,7 @@ pub async fn take(
     let mut items: Vec<NewItem> = Vec::with_capacity(events.len());
     let mut rejected = Vec::new();
     for (index, event) in events.iter().enumerate() {
+        others_first(index).await;
         match segment::check(event, None, 0) {
             Ok(has_id) => items.push(reception.item(event, has_id)),
             Err(fault) => {

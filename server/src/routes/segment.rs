@@ -17,6 +17,7 @@ use tributary_core::domain::event::{EventKind, Rejection, Source};
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::segment::{self, TOO_LARGE};
 use tributary_core::ports::queue::NewItem;
+use tributary_core::priority::others_first;
 use tributary_core::sampled::Sampled;
 use uuid::Uuid;
 
@@ -168,7 +169,8 @@ pub async fn batch(
     let mut first_fault = None;
     let (mut sound, mut dropped) = (0, 0);
     let mut kept: Vec<(&RawValue, bool)> = Vec::with_capacity(count_of);
-    for message in &batch.batch {
+    for (at, message) in batch.batch.iter().enumerate() {
+        others_first(at).await;
         match segment::check(message, None, shared_bytes) {
             Ok(has_id) => {
                 sound += 1;
@@ -207,7 +209,11 @@ pub async fn batch(
         sent_at: batch.sent_at.and_then(|raw| serde_json::from_str(raw.get()).ok()),
         shared: shared.as_deref(),
     };
-    let items: Vec<NewItem> = kept.iter().map(|(message, has_id)| reception.item(message, *has_id)).collect();
+    let mut items: Vec<NewItem> = Vec::with_capacity(kept.len());
+    for (at, (message, has_id)) in kept.iter().enumerate() {
+        others_first(at).await;
+        items.push(reception.item(message, *has_id));
+    }
     if !items.is_empty() {
         state.ingest.enqueue(items).await?;
     }

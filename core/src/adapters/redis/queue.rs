@@ -20,9 +20,9 @@ use crate::domain::ids::BrandId;
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
     Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Finished, Holding,
-    Item, LOST, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome, PUT_BACK,
-    Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Scope, Then, Unfinished, claim_name, leaving,
-    lost_alone, this_process,
+    Item, LOST, LOW_STEP, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome,
+    PUT_BACK, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Scope, Then, Unfinished, claim_name,
+    leaving, lost_alone, this_process,
 };
 
 /// How much longer than asked for the blocking command may take before its connection is given up.
@@ -171,7 +171,7 @@ impl RedisQueue {
             .run_raw(&self.scripts.fetch, |command| {
                 let lease = ms(self.settings.lease);
                 command.arg(want).arg(lease).arg(&id).arg(MAX_PROMOTE).arg(FAIR_EVERY);
-                command.arg(self.settings.low_batch);
+                command.arg(self.settings.low_batch).arg(self.settings.low_bytes).arg(LOW_STEP);
             })
             .await?;
         let elements = byte_strings(answer)?;

@@ -21,8 +21,8 @@ use crate::domain::ids::BrandId;
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
     Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Failure, Finished,
-    Holding, Item, LOST, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome,
-    POLL, PUT_BACK, Priority, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Scope, Then,
+    Holding, Item, LOST, LOW_STEP, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem,
+    Outcome, POLL, PUT_BACK, Priority, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Scope, Then,
     Unfinished, claim_name, is_over_share, leaving, lost_alone, this_process,
 };
 
@@ -210,6 +210,25 @@ impl SqliteQueue {
         Ok(results)
     }
 
+    /// Some items of low priority, where brands share the queue: nobody waits long for them.
+    async fn hold_low(&self, tx: &mut Tx, id: &str, want: usize) -> Result<Vec<SqliteRow>, QueueError> {
+        let most = want.min(self.settings.low_batch);
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        while rows.len() < most && bytes < self.settings.low_bytes {
+            let step = LOW_STEP.min(most - rows.len());
+            let more = hold(tx, id, step, READY[Priority::Low.index()]).await?;
+            for row in &more {
+                bytes += row.try_get::<&[u8], _>("payload").map_err(failed)?.len();
+            }
+            let is_last = more.len() < step;
+            rows.extend(more);
+            if is_last {
+                break;
+            }
+        }
+        Ok(rows)
+    }
+
     async fn take(&self, want: usize) -> Result<Option<Batch>, QueueError> {
         let now = self.clock.now_ms();
         // A look costs no write: an idle worker leaves the disk alone.
@@ -255,13 +274,10 @@ impl SqliteQueue {
             }
             for priority in turn {
                 let is_low = *priority == Priority::Low.index();
-                let most = if is_low && is_shared(&mut tx).await? {
-                    want.min(self.settings.low_batch)
-                } else {
-                    want
-                };
-                if rows.len() < most {
-                    rows.extend(hold(&mut tx, &id, most - rows.len(), READY[*priority]).await?);
+                if is_low && is_shared(&mut tx).await? {
+                    rows.extend(self.hold_low(&mut tx, &id, want).await?);
+                } else if rows.len() < want {
+                    rows.extend(hold(&mut tx, &id, want - rows.len(), READY[*priority]).await?);
                 }
             }
         }

@@ -2,7 +2,7 @@
 -- An item that was lost before is taken alone, and first. Nothing is taken while the queue is paused.
 -- ARGV: 4 most items, 5 lease in ms, 6 the batch's id, 7 most delayed items to promote, 8 every how many fetches the last
 --       are first: the lowest priority before the highest, and suspects after all; 9 most items of low priority, where more than one
---       brand has used the queue since it was last found empty
+--       brand has used the queue since it was last found empty, and 10 after how many bytes no further 11 items of it are taken
 -- Answers the items.
 if redis.call('EXISTS', PAUSED) == 1 then return {} end -- guard: pause
 local want, lease, id = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
@@ -21,21 +21,31 @@ local taken = {}
 if not last_first then taken = take(SUSPECT, id, 1) end
 if #taken == 0 then
   -- Two fields a brand, and two for all of them.
-  local most_low = want
-  if redis.call('HLEN', SHARES) > 4 then most_low = math.min(want, tonumber(ARGV[9])) end -- guard: low batch
+  local shared = redis.call('HLEN', SHARES) > 4
+  local most_low, bytes = want, 0
+  if shared then most_low = math.min(want, tonumber(ARGV[9])) end -- guard: low batch
   -- What has low priority comes by itself.
   local turns = last_first and {{3}, {2, 1}} or {{1, 2}, {3}}
   for _, turn in ipairs(turns) do
     if #taken > 0 then break end -- guard: low alone
     for _, p in ipairs(turn) do
+      local small = p == 3 and shared
       local most = p == 3 and most_low or want
       for _, place in ipairs({FRONT[p], PENDING[p]}) do
-        if #taken < most then
-          local more = take(place, id, most - #taken)
+        local left = true
+        while left and #taken < most do
+          local step = most - #taken
+          if small then step = math.min(step, tonumber(ARGV[11])) end
+          local more = take(place, id, step)
+          left = small and #more == step
           if #taken == 0 then
             taken = more
           else
             for _, element in ipairs(more) do taken[#taken + 1] = element end
+          end
+          if small then
+            for _, element in ipairs(more) do bytes = bytes + #element end
+            if bytes >= tonumber(ARGV[10]) then most = #taken end
           end
         end
       end
