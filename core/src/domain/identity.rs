@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::ProfileId;
 use super::settings::{BrandSettings, Limits};
+use super::telephone;
 
 /// The longest identifier, in characters. A longer value stays in the event and is not promoted to an identifier.
 pub const MAX_IDENTIFIER_CHARS: usize = 255;
@@ -138,7 +139,7 @@ impl Rules {
         }
         let value = match kind {
             IdentifierKind::Email => email(trimmed)?,
-            IdentifierKind::Phone => phone(trimmed, country.and_then(country_of).or(self.country))?,
+            IdentifierKind::Phone => telephone::e164(trimmed, country.and_then(country_of).or(self.country))?,
             // PostgreSQL's text cannot hold U+0000, and no honest identifier has one.
             _ => trimmed.replace('\0', ""),
         };
@@ -182,16 +183,6 @@ fn email(raw: &str) -> Option<String> {
     let local = address.local_part().to_ascii_lowercase();
     let Ok(url::Host::Domain(domain)) = url::Host::parse(address.domain()) else { return None };
     (!is_placeholder(&local)).then(|| format!("{local}@{domain}"))
-}
-
-/// E.164. A national number without a known country stays a trait: two countries' customers could share it. So does one
-/// with an extension: a company's line is shared.
-fn phone(raw: &str, country: Option<country::Id>) -> Option<String> {
-    let number = phonenumber::parse(country, raw)
-        .or_else(|_| phonenumber::parse(country, format!("+{}", raw.strip_prefix("00").unwrap_or("x"))))
-        .ok()?;
-    let sound = phonenumber::is_valid(&number) && number.extension().is_none();
-    sound.then(|| number.format().mode(phonenumber::Mode::E164).to_string())
 }
 
 /// How many identifiers a profile has of each kind, in the order of [`IdentifierKind::ALL`].

@@ -21,5 +21,6 @@ pub mod scopes;
 pub mod segment;
 pub mod settings;
 pub mod shopify;
+pub mod telephone;
 pub mod time;
 pub mod webhook;
