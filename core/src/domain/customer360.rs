@@ -13,6 +13,7 @@ use super::event::{Channel, EventKind, SUBSCRIBED, Source};
 use super::identity::Identifier;
 use super::ids::ProfileId;
 use super::insights::{self, Activity, Affinity, Cadence, KnownProduct, Lifecycle, Sessions};
+use super::json;
 use super::money::{self, Amounts};
 use super::order::{Item, OrderRecord};
 use super::profile::Profile;
@@ -333,7 +334,7 @@ fn computed(
 }
 
 fn group_json(event: &StoredEvent) -> Value {
-    let mut body: Map<String, Value> = serde_json::from_str(&event.body).unwrap_or_default();
+    let mut body: Map<String, Value> = json::read(&event.body).unwrap_or_default();
     json!({
         "id": event.name,
         "joined_at": time::format(event.timestamp),
@@ -363,7 +364,7 @@ pub(crate) fn in_short(event: &StoredEvent) -> Option<String> {
 
 /// What a reader of the timeline wants of the message. A webhook's body is long: its order or customer in short.
 fn properties(event: &StoredEvent) -> Value {
-    let mut body: Map<String, Value> = serde_json::from_str(&event.body).unwrap_or_default();
+    let mut body: Map<String, Value> = json::read(&event.body).unwrap_or_default();
     if event.kind != EventKind::Shopify.as_str() {
         let field = if body.contains_key("properties") { "properties" } else { "traits" };
         return body.remove(field).unwrap_or_else(|| json!({}));

@@ -139,6 +139,9 @@ impl Rules {
         }
         let value = match kind {
             IdentifierKind::Email => email(trimmed)?,
+            IdentifierKind::ShopifyCustomerId => without_gid(trimmed, "Customer").to_owned(),
+            IdentifierKind::CartToken => token(trimmed, "Cart")?,
+            IdentifierKind::CheckoutToken => token(trimmed, "Checkout")?,
             IdentifierKind::Phone => telephone::e164(trimmed, country.and_then(country_of).or(self.country))?,
             // PostgreSQL's text cannot hold U+0000, and no honest identifier has one.
             _ => trimmed.replace('\0', ""),
@@ -154,8 +157,10 @@ pub fn country_of(code: &str) -> Option<country::Id> {
     country::Id::from_str(&code.trim().to_uppercase()).ok()
 }
 
+/// What broken tracking code sends for everyone: a word for nothing, the name of a field instead of its value, or a template that nobody
+/// filled in; also in quotes.
 fn is_placeholder(value: &str) -> bool {
-    const NOBODY: [&str; 14] = [
+    const NOBODY: [&str; 28] = [
         "null",
         "undefined",
         "none",
@@ -170,15 +175,47 @@ fn is_placeholder(value: &str) -> bool {
         "false",
         "-1",
         "[object object]",
+        "not_authenticated",
+        "not set",
+        "(not set)",
+        "id",
+        "email",
+        "distinctid",
+        "distinct_id",
+        "userid",
+        "user_id",
+        "anonymousid",
+        "anonymous_id",
+        "customerid",
+        "customer_id",
+        "deviceid",
     ];
-    value.chars().all(|c| matches!(c, '0' | '-' | '.' | ' '))
-        || NOBODY.contains(&value.to_lowercase().as_str())
+    const TEMPLATES: [(&str, &str); 5] =
+        [("{{", "}}"), ("${", "}"), ("<%", "%>"), ("{%", "%}"), ("%%", "%%")];
+    let bare = value.trim_matches(['"', '\'', '`', ' ']);
+    bare.chars().all(|c| matches!(c, '0' | '-' | '.' | ' '))
+        || NOBODY.contains(&bare.to_lowercase().as_str())
+        || TEMPLATES.iter().any(|(begin, end)| bare.starts_with(begin) && bare.ends_with(end))
+}
+
+/// Shopify's id of a thing of that type out of its global id, `gid://shopify/TYPE/ID`.
+pub(super) fn without_gid<'a>(id: &'a str, of: &str) -> &'a str {
+    let bare = id.strip_prefix("gid://shopify/").and_then(|rest| rest.strip_prefix(of)?.strip_prefix('/'));
+    bare.unwrap_or(id)
+}
+
+/// A cart's or checkout's token as orders name it. Storefronts have it as a global id, and with a key behind it (`TOKEN?key=…`).
+fn token(raw: &str, of: &str) -> Option<String> {
+    let bare = without_gid(raw, of).split('?').next().unwrap_or_default();
+    (!is_placeholder(bare)).then(|| bare.replace('\0', ""))
 }
 
 fn email(raw: &str) -> Option<String> {
     let form =
         email_address::Options::default().with_required_tld().without_display_text().without_domain_literal();
-    let address = EmailAddress::parse_with_options(raw, form).ok()?;
+    // What was copied from a page may have marks in it that nobody sees.
+    let seen: String = raw.chars().filter(|c| !telephone::is_invisible(*c)).collect();
+    let address = EmailAddress::parse_with_options(seen.trim(), form).ok()?;
     // Folding beyond ASCII makes one of two mailboxes: U+212A, the Kelvin sign, would be a k. A domain has one form in ASCII.
     let local = address.local_part().to_ascii_lowercase();
     let Ok(url::Host::Domain(domain)) = url::Host::parse(address.domain()) else { return None };
@@ -624,7 +661,14 @@ mod tests {
             (IdentifierKind::Email, "Ada@B\u{dc}CHER.example", Some("ada@xn--bcher-kva.example")),
             (IdentifierKind::Email, "ada@xn--bcher-kva.example", Some("ada@xn--bcher-kva.example")),
             (IdentifierKind::Email, "\u{130}stanbul@x.example", Some("\u{130}stanbul@x.example")),
+            (IdentifierKind::Email, "ada@shop.example\u{200b}", Some("ada@shop.example")),
             (IdentifierKind::Email, "not an address", None),
+            (IdentifierKind::CartToken, "hWN1aB?key=k7p2", Some("hWN1aB")),
+            (IdentifierKind::CartToken, "gid://shopify/Cart/hWN1aB?key=k7p2", Some("hWN1aB")),
+            (IdentifierKind::CartToken, "?key=k7p2", None),
+            (IdentifierKind::CheckoutToken, "abc", Some("abc")),
+            (IdentifierKind::ShopifyCustomerId, "gid://shopify/Customer/7", Some("7")),
+            (IdentifierKind::ShopifyCustomerId, "7", Some("7")),
             (IdentifierKind::Email, "null@example.com", None),
             (IdentifierKind::Email, "bob@localhost", None),
             (IdentifierKind::Phone, "+1 (502) 555-1199", Some("+15025551199")),
@@ -653,6 +697,12 @@ mod tests {
             "00000000-0000-0000-0000-000000000000",
             "anonymous",
             "[object Object]",
+            "not_authenticated",
+            "\"undefined\"",
+            "'guest'",
+            "distinct_id",
+            "{{ customer.id }}",
+            "${user.id}",
         ] {
             assert_eq!(Identifier::new(IdentifierKind::AnonymousId, raw), None, "{raw:?}");
         }

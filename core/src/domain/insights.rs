@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::customer360::{CustomerRecord, OrderTotals};
+use super::json;
 use super::order::OrderRecord;
 use super::time::{self, Timestamp};
 
@@ -187,7 +188,7 @@ pub struct ProductEvent {
 impl ProductEvent {
     /// Reads a message.
     pub fn of(body: &str) -> Self {
-        let body: Value = serde_json::from_str(body).unwrap_or_default();
+        let body: Value = json::read(body).unwrap_or_default();
         let text = |field: &str| match &body["properties"][field] {
             Value::String(text) => Some(text.clone()).filter(|text| !text.is_empty()),
             Value::Number(number) => Some(number.to_string()),

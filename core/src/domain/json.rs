@@ -6,7 +6,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{self, Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -68,8 +69,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut fields = Vec::new();
-                while let Some(Scalar(name)) = map.next_key()? {
-                    fields.push((name.unwrap_or_default(), map.next_value()?));
+                while let Some(Text(name)) = map.next_key()? {
+                    fields.push((name, map.next_value()?));
                 }
                 Ok(fields)
             }
@@ -78,61 +79,146 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     }
 }
 
-/// A string, or a number where a careless sender writes one for an id. Null and the empty string count as absent.
+/// Half surrogate pairs - a text that was cut in the middle of an emoji - as U+FFFD, for reading; `None` where there are none. JSON
+/// allows them, and a Rust value cannot hold them.
+pub(super) fn mended(text: &str) -> Option<String> {
+    let code = |at: usize| -> Option<u32> {
+        let digits = text.get(at..)?.strip_prefix("\\u")?.get(..4)?;
+        u32::from_str_radix(digits, 16).ok()
+    };
+    if !text.contains("\\ud") && !text.contains("\\uD") {
+        return None;
+    }
+    let mut halves = Vec::new();
+    let mut at = 0;
+    while let Some(next) = text[at..].find('\\') {
+        at += next;
+        match code(at) {
+            Some(0xd800..=0xdbff) if matches!(code(at + 6), Some(0xdc00..=0xdfff)) => at += 12,
+            Some(0xd800..=0xdfff) => {
+                halves.push(at);
+                at += 6;
+            }
+            // The escape and the sign that it is of, which may be a backslash.
+            _ => at += 1 + text[at + 1..].chars().next().map_or(0, char::len_utf8),
+        }
+    }
+    let mut mended = text.to_owned();
+    for half in &halves {
+        mended.replace_range(half..&(half + 6), "\\ufffd");
+    }
+    (!halves.is_empty()).then_some(mended)
+}
+
+/// Reads what senders wrote: see [`mended`].
+///
+/// # Errors
+/// What is no JSON of that shape.
+pub(super) fn read<T: DeserializeOwned>(text: &str) -> serde_json::Result<T> {
+    serde_json::from_str(text)
+        .or_else(|error| mended(text).map_or(Err(error), |text| serde_json::from_str(&text)))
+}
+
+/// A value that says what its text says: a number that it cannot hold exactly is kept as text.
+pub(super) fn exact(raw: &RawValue) -> Option<Value> {
+    let value: Value = serde_json::from_str(raw.get()).ok()?;
+    Some(if value.is_f64() && is_whole(raw.get()) { Value::from(raw.get()) } else { value })
+}
+
+fn is_whole(number: &str) -> bool {
+    let digits = number.strip_prefix('-').unwrap_or(number);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// A string, or a number where a careless sender writes one for an id; a whole number keeps its digits, however many. Null, the empty
+/// string, and `false` - of `user && user.id` - count as absent. So does what is neither; [`Scalar::is_strange`] tells.
 #[derive(Debug, Default)]
-pub(super) struct Scalar<'a>(Option<Cow<'a, str>>);
+pub(super) enum Scalar<'a> {
+    #[default]
+    Absent,
+    Text(Cow<'a, str>),
+    Strange,
+}
 
 impl Scalar<'_> {
     /// The text, if there is any.
     pub(super) fn given(&self) -> Option<&str> {
-        self.0.as_deref().filter(|text| !text.is_empty())
+        match self {
+            Self::Text(text) if !text.is_empty() => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a list or an object, or `true`.
+    pub(super) fn is_strange(&self) -> bool {
+        matches!(self, Self::Strange)
     }
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Scalar<'a> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(ScalarVisitor).map(Scalar)
+        let raw = <&RawValue>::deserialize(from)?.get();
+        Ok(match raw.as_bytes().first() {
+            Some(b'"') => {
+                let Text(text) = serde_json::from_str(raw).map_err(D::Error::custom)?;
+                Self::Text(text)
+            }
+            Some(b'-' | b'0'..=b'9') => Self::Text(match raw.parse::<f64>() {
+                Ok(number) if !is_whole(raw) && number.is_finite() => Cow::Owned(number.to_string()),
+                _ => Cow::Borrowed(raw),
+            }),
+            Some(b'n' | b'f') => Self::Absent,
+            _ => Self::Strange,
+        })
     }
 }
 
-struct ScalarVisitor;
+/// A text, borrowed where nothing in it is escaped.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'de> Visitor<'de> for ScalarVisitor {
-    type Value = Option<Cow<'de, str>>;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string or a number")
+    #[test]
+    fn half_of_a_pair_is_mended_and_a_whole_one_stays() {
+        for (text, wanted) in [
+            (r#""Sale \ud83d""#, Some(r#""Sale \ufffd""#)),
+            (r#""\uD83D\ude00 \udc00\ud83d""#, Some(r#""\uD83D\ude00 \ufffd\ufffd""#)),
+            (r#""\ud83d\ud83d\ude00""#, Some(r#""\ufffd\ud83d\ude00""#)),
+            (r#"{"\ud83d": "\n\ud83dx"}"#, Some(r#"{"\ufffd": "\n\ufffdx"}"#)),
+            (r#""\\ud83d \ud83d\ude00""#, None),
+            (r#""ud83d \u00e9 é""#, None),
+        ] {
+            assert_eq!(mended(text).as_deref(), wanted, "{text}");
+            assert!(read::<Value>(text).is_ok(), "{text}");
+        }
     }
 
-    fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(Some(Cow::Borrowed(text)))
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Some(Cow::Owned(text.to_owned())))
-    }
-
-    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(Some(Cow::Owned(number.to_string())))
-    }
-
-    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Self::Value, E> {
-        Ok(Some(Cow::Owned(number.to_string())))
-    }
-
-    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Self::Value, E> {
-        Ok(Some(Cow::Owned(number.to_string())))
-    }
-
-    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Self::Value, A::Error> {
-        Err(A::Error::invalid_type(de::Unexpected::Map, &self))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Self::Value, A::Error> {
-        Err(A::Error::invalid_type(de::Unexpected::Seq, &self))
+    #[test]
+    fn a_scalar_keeps_its_digits_and_what_is_strange_says_so() {
+        let read = |text: &str| {
+            let scalar: Scalar<'_> = serde_json::from_str(text).unwrap();
+            (scalar.given().map(str::to_owned), scalar.is_strange())
+        };
+        for (text, wanted) in [
+            (r#""a\"b""#, "a\"b"),
+            ("90000000123456789000001", "90000000123456789000001"),
+            ("-7", "-7"),
+            ("42.0", "42"),
+            ("1e3", "1000"),
+            ("1e999", "1e999"),
+        ] {
+            assert_eq!(read(text), (Some(wanted.to_owned()), false), "{text}");
+        }
+        for (text, strange) in
+            [("null", false), ("false", false), (r#""""#, false), ("true", true), ("[1]", true), ("{}", true)]
+        {
+            assert_eq!(read(text), (None, strange), "{text}");
+        }
+        let raw = |text: &str| exact(&RawValue::from_string(text.to_owned()).unwrap());
+        assert_eq!(raw("12345678901234567890123"), Some(Value::from("12345678901234567890123")));
+        assert_eq!((raw("18446744073709551615"), raw("1.5")), (Some(u64::MAX.into()), Some(1.5.into())));
     }
 }

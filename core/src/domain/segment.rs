@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use super::envelope::{Envelope, Origin};
 use super::event::{Channel, Consent, Event, EventKind, Rejection, SUBSCRIBED, TraitUpdate};
 use super::identity::{Identifier, IdentifierKind, Rules};
-use super::json::{Fields, Scalar, depth, over, write_object};
+use super::json::{Fields, Scalar, depth, exact, mended, over, write_object};
 use super::profile::MAX_TRAIT_BYTES;
 use super::time::{self, Timestamp};
 
@@ -80,7 +80,8 @@ pub fn check(body: &RawValue, route: Option<EventKind>, shared_bytes: usize) -> 
         ));
     }
     refuse_depth(body)?;
-    let (message, _) = read(body, route)?;
+    let mended = mended(body.get());
+    let (message, _) = read(mended.as_deref().unwrap_or(body.get()), route)?;
     timestamps(&message, None, Timestamp::default())?;
     Ok(message.message_id.given().is_some())
 }
@@ -106,7 +107,9 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
     let tidied = tidy(envelope.body, shared.as_deref());
     let body = tidied.as_deref().unwrap_or(envelope.body);
     refuse_depth(body)?;
-    let (message, kind) = read(body, *kind)?;
+    // It is kept as it came.
+    let mended = mended(body.get());
+    let (message, kind) = read(mended.as_deref().unwrap_or(body.get()), *kind)?;
     let received_at = time::from_ms(envelope.received_ms);
     let timestamp = timestamps(&message, sent_at.as_deref(), received_at)?;
     let details = Details::of(&message);
@@ -121,9 +124,9 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
             _ => message.name.given().map(without_nul),
         },
         received_at,
-        traits: traits(&message, kind, timestamp),
+        traits: traits(&message, &details, kind, timestamp),
         consents: if kind == EventKind::Identify {
-            consents(&message, timestamp, |kind| contact(&details.traits, kind, rules))
+            consents(&message, &details, timestamp, rules)
         } else {
             Vec::new()
         },
@@ -134,11 +137,11 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
     })
 }
 
-fn read(body: &RawValue, route: Option<EventKind>) -> Result<(Message<'_>, EventKind), Rejection> {
-    if !body.get().starts_with('{') {
+fn read(body: &str, route: Option<EventKind>) -> Result<(Message<'_>, EventKind), Rejection> {
+    if !body.starts_with('{') {
         return Err(Rejection::new("invalid_event", "an event must be a JSON object"));
     }
-    let message: Message<'_> = serde_json::from_str(body.get())
+    let message: Message<'_> = serde_json::from_str(body)
         .map_err(|error| Rejection::new("invalid_event", format!("the event cannot be read: {error}")))?;
     let kind = kind_of(&message, route)?;
     required(&message, kind)?;
@@ -165,7 +168,7 @@ fn kind_of(message: &Message<'_>, route: Option<EventKind>) -> Result<EventKind,
 fn required(message: &Message<'_>, kind: EventKind) -> Result<(), Rejection> {
     let missing = |code, text: &str| Err(Rejection::new(code, text));
     if message.user_id.given().is_none() && message.anonymous_id.given().is_none() {
-        return missing("no_user_anon_id", "userId or anonymousId is required");
+        return missing("no_user_anon_id", "userId or anonymousId is required, as text or as a number");
     }
     match kind {
         EventKind::Track if message.event.given().is_none() => {
@@ -215,7 +218,11 @@ fn timestamps(
 }
 
 fn instant(field: &Scalar<'_>, name: &str) -> Result<Option<Timestamp>, Rejection> {
-    let Some(text) = field.given() else { return Ok(None) };
+    let text = match field.given() {
+        Some(text) => text,
+        None if field.is_strange() => "no text",
+        None => return Ok(None),
+    };
     match time::parse(text) {
         Some(at) => Ok(Some(at)),
         None => Err(Rejection::new(
@@ -229,6 +236,8 @@ fn instant(field: &Scalar<'_>, name: &str) -> Result<Option<Timestamp>, Rejectio
 #[derive(Default)]
 struct Details<'a> {
     context: Context<'a>,
+    /// What `context.traits` says.
+    in_context: Contact<'a>,
     traits: Contact<'a>,
     properties: Properties<'a>,
 }
@@ -273,8 +282,10 @@ impl<'a> Details<'a> {
         fn inner<'a, T: Default + Deserialize<'a>>(raw: Option<&'a RawValue>) -> T {
             raw.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
         }
+        let context: Context<'a> = inner(message.context);
         Self {
-            context: inner(message.context),
+            in_context: inner(context.traits),
+            context,
             traits: inner(message.traits),
             properties: inner(message.properties),
         }
@@ -287,10 +298,9 @@ fn identifiers(
     details: &Details<'_>,
     rules: &Rules,
 ) -> Vec<Identifier> {
-    let in_context: Contact<'_> =
-        details.context.traits.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
-    let group_call = message.group_id.given().is_some() && message.event.given().is_none();
-    let own = if group_call { &Contact::default() } else { &details.traits };
+    let in_context = &details.in_context;
+    // A group's address is not the customer's.
+    let own = if kind == EventKind::Group { &Contact::default() } else { &details.traits };
     // An alias call's previous id may be a user's or a browser's; it links only where the brand wants it to.
     let links = kind == EventKind::Alias && rules.alias_links;
     let previous = if links { &message.previous_id } else { &Scalar::default() };
@@ -317,23 +327,23 @@ fn identifiers(
     found
 }
 
-/// Only an identify call speaks of the customer's traits; a group call's traits are the group's.
-fn traits(message: &Message<'_>, kind: EventKind, at: Timestamp) -> Vec<TraitUpdate> {
+/// Only an identify call speaks of the customer's traits; a group call's traits are the group's. RudderStack's SDKs put them under
+/// `context.traits`: what stands under `traits` itself wins.
+fn traits(message: &Message<'_>, details: &Details<'_>, kind: EventKind, at: Timestamp) -> Vec<TraitUpdate> {
     if kind != EventKind::Identify {
         return Vec::new();
     }
-    let fields = message.traits.and_then(|raw| serde_json::from_str::<Fields<'_>>(raw.get()).ok());
+    let told = [details.context.traits, message.traits].into_iter().flatten();
+    let fields = told.filter_map(|raw| serde_json::from_str::<Fields<'_>>(raw.get()).ok());
     let mut updates: Vec<TraitUpdate> = Vec::new();
-    for (name, raw) in fields.into_iter().flat_map(|fields| fields.0) {
+    for (name, raw) in fields.flat_map(|fields| fields.0) {
         if name.len() + raw.get().len() > MAX_TRAIT_BYTES {
             continue;
         }
-        // What JSON allows and this program cannot hold - half a surrogate pair, 1e400 - is kept as its own text.
+        // What JSON allows and this program cannot hold - 1e400, a whole number beyond 64 bits - is kept as its own text.
         // So is what is nested too deep to be read again once it is part of a profile.
-        let readable = Some(raw.get()).filter(|text| depth(text) <= MAX_TRAIT_DEPTH);
-        let value = readable
-            .and_then(|text| serde_json::from_str(text).ok())
-            .unwrap_or_else(|| Value::from(raw.get()));
+        let readable = Some(raw).filter(|raw| depth(raw.get()) <= MAX_TRAIT_DEPTH);
+        let value = readable.and_then(exact).unwrap_or_else(|| Value::from(raw.get()));
         updates.retain(|earlier| earlier.name != *name);
         updates.push(TraitUpdate { name: name.into_owned(), value, at });
     }
@@ -341,52 +351,59 @@ fn traits(message: &Message<'_>, kind: EventKind, at: Timestamp) -> Vec<TraitUpd
 }
 
 /// Consent as an identify call's traits tell it.
-fn consents(
-    message: &Message<'_>,
-    at: Timestamp,
-    address: impl Fn(IdentifierKind) -> Option<String>,
-) -> Vec<Consent> {
-    let Some(marketing) =
-        message.traits.and_then(|raw| serde_json::from_str::<Marketing<'_>>(raw.get()).ok())
-    else {
-        return Vec::new();
+fn consents(message: &Message<'_>, details: &Details<'_>, at: Timestamp, rules: &Rules) -> Vec<Consent> {
+    let said = |raw: Option<&RawValue>| -> [Option<String>; 2] {
+        let told =
+            raw.and_then(|raw| serde_json::from_str::<Marketing<'_>>(raw.get()).ok()).unwrap_or_default();
+        [told.email_marketing_consent, told.sms_marketing_consent].map(|said| said.and_then(consent_state))
     };
-    let state = |raw: &RawValue| match serde_json::from_str(raw.get()).ok()? {
+    let (own, in_context) = (said(message.traits), said(details.context.traits));
+    let told = own.into_iter().zip(in_context).map(|(own, in_context)| own.or(in_context));
+    [Channel::Email, Channel::Sms]
+        .into_iter()
+        .zip(told)
+        .filter_map(|(channel, state)| {
+            let address = contact(details, channel.identifier_kind(), rules);
+            Some(Consent { channel, address, state: state?, level: None, at })
+        })
+        .collect()
+}
+
+/// The state of consent that a value says.
+fn consent_state(raw: &RawValue) -> Option<String> {
+    match serde_json::from_str(raw.get()).ok()? {
         Value::Bool(true) => Some(SUBSCRIBED.to_owned()),
         Value::Bool(false) => Some("unsubscribed".to_owned()),
         Value::String(state) if !state.is_empty() && state.len() <= MAX_CONSENT_CHARS => {
             Some(without_nul(&state.to_lowercase()))
         }
         _ => None,
-    };
-    [(Channel::Email, marketing.email_marketing_consent), (Channel::Sms, marketing.sms_marketing_consent)]
-        .into_iter()
-        .filter_map(|(channel, said)| {
-            let address = address(channel.identifier_kind());
-            Some(Consent { channel, address, state: state(said?)?, level: None, at })
-        })
-        .collect()
+    }
 }
 
-/// The address or number that an identify call's own traits name, normalised.
-fn contact(traits: &Contact<'_>, kind: IdentifierKind, rules: &Rules) -> Option<String> {
-    let raw = if kind == IdentifierKind::Phone { &traits.phone } else { &traits.email };
-    Some(rules.identifier(kind, raw.given()?)?.value)
+/// The address or number that an identify call names, normalised.
+fn contact(details: &Details<'_>, kind: IdentifierKind, rules: &Rules) -> Option<String> {
+    let of = |contact: &Contact<'_>| {
+        let raw = if kind == IdentifierKind::Phone { &contact.phone } else { &contact.email };
+        Some(rules.identifier(kind, raw.given()?)?.value)
+    };
+    of(&details.traits).or_else(|| of(&details.in_context))
 }
 
 /// What a kept message says of its customer: for making a profile anew from its events.
 pub fn traits_again(kind: EventKind, body: &str, at: Timestamp) -> Vec<TraitUpdate> {
-    serde_json::from_str::<Message<'_>>(body).map(|message| traits(&message, kind, at)).unwrap_or_default()
+    again(body, |message, details| traits(message, details, kind, at))
 }
 
 /// What a kept message says of consent.
 pub(super) fn consents_again(body: &str, at: Timestamp) -> Vec<Consent> {
-    let rules = Rules::default();
-    let read = |message: Message<'_>| {
-        let details = Details::of(&message);
-        consents(&message, at, |kind| contact(&details.traits, kind, &rules))
-    };
-    serde_json::from_str::<Message<'_>>(body).map(read).unwrap_or_default()
+    again(body, |message, details| consents(message, details, at, &Rules::default()))
+}
+
+fn again<T: Default>(body: &str, read: impl FnOnce(&Message<'_>, &Details<'_>) -> T) -> T {
+    let mended = mended(body);
+    let message = serde_json::from_str::<Message<'_>>(mended.as_deref().unwrap_or(body));
+    message.map(|message| read(&message, &Details::of(&message))).unwrap_or_default()
 }
 
 /// The message as it is kept: what its batch says for all is put under its own, and a write key - a credential - is left
@@ -457,7 +474,8 @@ mod tests {
             (r#"{"type":"alias","userId":"u"}"#, "no_previous_id"),
             (r#"{"userId":"u"}"#, "no_type"),
             (r#"{"type":"purchase","userId":"u"}"#, "invalid_type"),
-            (r#"{"type":"track","userId":{"id":1},"event":"E"}"#, "invalid_event"),
+            (r#"{"type":"track","userId":{"id":1},"event":"E"}"#, "no_user_anon_id"),
+            (r#"{"type":"page","userId":"u","timestamp":[2026]}"#, "invalid_timestamp"),
             (r#"{"type":"page","userId":"u","timestamp":"yesterday"}"#, "invalid_timestamp"),
             (r#"[1]"#, "invalid_event"),
             (r#""text""#, "invalid_event"),
@@ -494,9 +512,70 @@ mod tests {
         let values: Vec<_> = event.identifiers.iter().map(|i| (i.kind.as_str(), i.value.as_str())).collect();
         assert_eq!(values, [("user_id", "42"), ("email", "a@example.com"), ("phone", "+491701234567")]);
         assert_eq!(event.message_id, "secret:given");
-        assert_eq!(event.traits.len(), 3);
+        assert_eq!(event.traits.len(), 4);
         assert!(!event.active);
         assert!(!event.body.contains("secret"));
+    }
+
+    #[test]
+    fn a_strange_field_costs_itself_alone() {
+        let ids = |body: &str| -> Vec<String> {
+            let event = decoded(body, None, None);
+            event.identifiers.iter().map(|i| format!("{} {}", i.kind.as_str(), i.value)).collect()
+        };
+        for (body, wanted) in [
+            (
+                r#"{"type":"identify","userId":"u","traits":{"email":"a@example.com","phone":{"home":1}}}"#,
+                vec!["user_id u", "email a@example.com"],
+            ),
+            (
+                r#"{"type":"track","event":"E","anonymousId":"a","properties":{"cart_token":"c","checkout_token":[]}}"#,
+                vec!["anonymous_id a", "cart_token c"],
+            ),
+            (
+                r#"{"type":"identify","userId":"u","groupId":"acme","traits":{"email":"a@example.com"}}"#,
+                vec!["user_id u", "email a@example.com"],
+            ),
+            (
+                r#"{"type":"group","userId":"u","groupId":"acme","traits":{"email":"all@example.com"}}"#,
+                vec!["user_id u"],
+            ),
+            (
+                r#"{"type":"track","event":"E","userId":false,"anonymousId":"a","name":{},"groupId":[]}"#,
+                vec!["anonymous_id a"],
+            ),
+            (r#"{"type":"page","userId":90000000123456789000001}"#, vec!["user_id 90000000123456789000001"]),
+        ] {
+            assert_eq!(ids(body), wanted, "{body}");
+        }
+    }
+
+    #[test]
+    fn half_a_pair_costs_no_event_and_nothing_beside_it() {
+        let event = decoded(
+            r#"{"type":"track","userId":"u","event":"Sale \ud83d","properties":{"n":1}}"#,
+            None,
+            None,
+        );
+        assert_eq!(event.name.as_deref(), Some("Sale \u{fffd}"));
+        assert!(event.body.contains(r"Sale \ud83d"), "it is kept as it came");
+    }
+
+    #[test]
+    fn traits_of_an_identify_call_may_stand_in_its_context() {
+        let event = decoded(
+            r#"{"type":"identify","userId":"u","traits":{"plan":"gold"},
+                "context":{"traits":{"email":"a@example.com","plan":"old","emailMarketingConsent":true}}}"#,
+            None,
+            None,
+        );
+        let plan = event.traits.iter().find(|update| update.name == "plan");
+        assert_eq!(plan.map(|update| update.value.clone()), Some("gold".into()));
+        assert_eq!(event.traits.len(), 3);
+        let consent = &event.consents[0];
+        assert_eq!((consent.state.as_str(), consent.address.as_deref()), (SUBSCRIBED, Some("a@example.com")));
+        let page = r#"{"type":"page","userId":"u","context":{"traits":{"plan":"gold"}}}"#;
+        assert!(decoded(page, None, None).traits.is_empty(), "only an identify call tells traits");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::event::{
     TraitUpdate,
 };
 use super::identity::{Identifier, IdentifierKind, Rules};
+use super::json;
 use super::money;
 use super::order::{Amount, Fulfillment, Item, Order, OrderUpdate, Refund, SUM, Version};
 use super::time::{self, Timestamp};
@@ -168,7 +169,7 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
     let Origin::Shopify { shop, topic, message_id, triggered_at } = &envelope.origin else {
         return Err(Rejection::new("malformed_envelope", "not a Shopify webhook"));
     };
-    let body: Value = serde_json::from_str(envelope.body.get())
+    let body: Value = json::read(envelope.body.get())
         .map_err(|error| Rejection::new("invalid_webhook", format!("the body cannot be read: {error}")))?;
     if !body.is_object() {
         return Err(Rejection::new("invalid_webhook", "the body must be a JSON object"));
@@ -212,7 +213,7 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
 /// What a kept webhook says of its customer: for making a profile anew from its events.
 pub fn traits_again(name: &str, body: &str, timestamp: Timestamp) -> Vec<TraitUpdate> {
     let topic = EVENT_NAMES.into_iter().find(|(_, known)| *known == name).map_or(name, |(topic, _)| topic);
-    let body: Value = serde_json::from_str(body).unwrap_or_default();
+    let body: Value = json::read(body).unwrap_or_default();
     let timestamp =
         instant(&body, "updated_at").or_else(|| instant(&body, "created_at")).unwrap_or(timestamp);
     traits(&body, topic, timestamp)

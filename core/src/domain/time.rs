@@ -1,6 +1,6 @@
 //! Points in time: UTC, whole milliseconds, the same on every store.
 
-use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, SecondsFormat, TimeDelta, TimeZone, Utc};
 
 /// A point in time, cut to milliseconds wherever Tributary makes one.
 pub type Timestamp = DateTime<Utc>;
@@ -35,20 +35,50 @@ pub fn minus(at: Timestamp, span: TimeDelta) -> Timestamp {
     at.checked_sub_signed(span).unwrap_or(end)
 }
 
-/// Reads ISO 8601 as the SDKs and Shopify write it: with an offset, with `Z`, without either (then UTC), or a bare date.
-/// `None` when the text is none of these, or outside of [`YEARS`].
+/// Reads ISO 8601: with hyphens and colons or without, with `T` or a blank between date and time, to the minute or finer (a
+/// fraction behind a full stop or a comma), with `Z`, with an offset, or without either (then UTC); or a bare date. `None` when the text
+/// is none of these, or outside of [`YEARS`].
 pub fn parse(text: &str) -> Option<Timestamp> {
     let text = text.trim();
-    let parsed = DateTime::parse_from_rfc3339(text)
-        .or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f%z"))
-        .or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S %z"))
-        .map(|t| t.with_timezone(&Utc))
-        .ok()
-        .or_else(|| NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.f").ok().map(|t| t.and_utc()))
-        .or_else(|| {
-            NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.and_hms_opt(0, 0, 0).map(|t| t.and_utc())
-        })?;
+    let parsed =
+        DateTime::parse_from_rfc3339(text).map_or_else(|_| other(text), |t| Some(t.with_timezone(&Utc)))?;
     Some(from_ms(parsed.timestamp_millis())).filter(|at| YEARS.contains(&at.year()))
+}
+
+fn other(text: &str) -> Option<Timestamp> {
+    let (date, time) = match text.split_once(['T', 't', ' ']) {
+        Some((date, time)) => (date, Some(time.trim())),
+        None => (text, None),
+    };
+    let read = |format: &str| NaiveDate::parse_from_str(date, format).ok();
+    let date = match date.len() {
+        8 => read("%Y%m%d"),
+        _ => read("%Y-%m-%d"),
+    }?;
+    let Some(time) = time else { return Some(date.and_time(NaiveTime::MIN).and_utc()) };
+    let (time, offset) = match time.strip_suffix(['Z', 'z']) {
+        Some(time) => (time, TimeDelta::zero()),
+        None => match time.rfind(['+', '-', '\u{2212}']) {
+            Some(at) => (&time[..at], offset(&time[at..])?),
+            None => (time, TimeDelta::zero()),
+        },
+    };
+    let time = time.trim_end().replace(',', ".");
+    let formats = ["%H:%M:%S%.f", "%H:%M", "%H%M%S%.f", "%H%M"];
+    let time = formats.iter().find_map(|format| NaiveTime::parse_from_str(&time, format).ok())?;
+    date.and_time(time).and_utc().checked_sub_signed(offset)
+}
+
+/// `+01:00`, `-0530`, `+01`.
+fn offset(text: &str) -> Option<TimeDelta> {
+    let mut rest = text.chars();
+    let sign = if rest.next()? == '+' { 1 } else { -1 };
+    let digits = rest.as_str().replacen(':', "", 1);
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) || !matches!(digits.len(), 2 | 4) {
+        return None;
+    }
+    let (hours, minutes): (i64, i64) = (digits[..2].parse().ok()?, digits[2..].parse().unwrap_or_default());
+    (hours < 24 && minutes < 60).then(|| TimeDelta::minutes(sign * (hours * 60 + minutes)))
 }
 
 /// Writes `2026-01-31T12:00:00.000Z`.
@@ -114,13 +144,34 @@ mod tests {
             "2026-01-31T07:00:00.250-05:00",
             "2026-01-31T07:00:00.250-0500",
             "2026-01-31T12:00:00.250",
+            "2026-01-31T12:00:00,250Z",
+            "2026-01-31 12:00:00.250",
+            "2026-01-31 12:00:00.250999 +0000",
+            "2026-01-31T13:00:00.250+01",
+            "20260131T120000.250Z",
+            "20260131T063000.250-0530",
+            "2026-01-31t12:00:00.250z",
         ] {
             assert_eq!(parse(text).map(format).as_deref(), Some("2026-01-31T12:00:00.250Z"), "{text}");
         }
         assert_eq!(parse("2026-01-31").map(format).as_deref(), Some("2026-01-31T00:00:00.000Z"));
-        for text in
-            ["", "yesterday", "2026-13-01T00:00:00Z", "1700000000", "+262142-12-31T23:59:59", "-0044-03-15"]
-        {
+        for text in ["2026-01-31T12:00Z", "2026-01-31T12:00", "2026-01-31 13:00+01:00", "20260131T1200"] {
+            assert_eq!(parse(text).map(format).as_deref(), Some("2026-01-31T12:00:00.000Z"), "{text}");
+        }
+        for text in [
+            "2026-01-31T",
+            "2026-01-31T25:00",
+            "2026-01-31T12:00+1",
+            "2026-01-31T12:00Z+01",
+            "12:00",
+            "31/01/2026 12:00",
+            "",
+            "yesterday",
+            "2026-13-01T00:00:00Z",
+            "1700000000",
+            "+262142-12-31T23:59:59",
+            "-0044-03-15",
+        ] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

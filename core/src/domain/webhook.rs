@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::event::Rejection;
+use super::json;
 
 /// The code of a body that is not of its topic's shape, or of another shop.
 pub const INVALID: &str = "invalid_webhook";
@@ -94,8 +95,8 @@ pub fn digest(body: &str) -> [u8; 32] {
 /// `invalid_webhook`, which says what is wrong.
 pub fn check(topic: &str, shop: &str, body: &str) -> Result<(), Rejection> {
     let wrong = |message: String| Err(Rejection::new(INVALID, message));
-    // What cannot be held (half a surrogate pair, nesting without end) has no effect: the worker says what is wrong with it.
-    let fields: Map<String, Value> = match serde_json::from_str(body) {
+    // What cannot be held (nesting without end) has no effect: the worker says what is wrong with it.
+    let fields: Map<String, Value> = match json::read(body) {
         Ok(Value::Object(fields)) => fields,
         Ok(_) => return wrong("the body must be a JSON object".to_owned()),
         Err(_) if !is_destructive(topic) => return Ok(()),

@@ -154,6 +154,13 @@ pub async fn batch(
     body: Body,
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    // Fields by their names: a list of them in their order is nobody's format.
+    if !bytes.trim_ascii_start().starts_with(b"{") {
+        return Err(ApiError::bad_request(
+            "invalid_json",
+            "a batch must be a JSON object, {\"batch\": […]}".to_owned(),
+        ));
+    }
     let batch: Batch<'_> = json(&bytes)?;
     let sender = writer(&state, &headers, peer, || batch.write_key.as_deref().map(str::to_owned)).await?;
     let Sender { brand, source, .. } = sender;
