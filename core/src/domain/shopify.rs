@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use rust_decimal::Decimal;
 use serde_json::Value;
 
+use super::automation::facts::TAG;
 use super::envelope::{Envelope, Origin};
 use super::event::{
     BodyClaim, Channel, Consent, Event, EventKind, PrivacyAsk, Product, Rejection, SUBSCRIBED, Subject,
@@ -17,11 +18,12 @@ use super::identity::{Identifier, IdentifierKind, Rules};
 use super::json;
 use super::money;
 use super::order::{Amount, Fulfillment, Item, Order, OrderUpdate, Refund, SUM, Version};
+use super::profile::MAX_TRAIT_BYTES;
 use super::time::{self, Timestamp};
 use super::webhook;
 
 /// The topics that a shop should send, and what each is good for. `server admin shop add` prints them.
-pub const TOPICS: [&str; 27] = [
+pub const TOPICS: [&str; 30] = [
     "orders/create",
     "orders/updated",
     "orders/paid",
@@ -49,7 +51,14 @@ pub const TOPICS: [&str; 27] = [
     "app/uninstalled",
     "customers_email_marketing_consent/update",
     "customers_marketing_consent/update",
+    "customers/merge",
+    TAGS_ADDED,
+    TAGS_REMOVED,
 ];
+/// Since API version 2025-01 customers' bodies have no tags any more: these tell of them.
+const TAGS_ADDED: &str = "customer.tags_added";
+/// See [`TAGS_ADDED`].
+const TAGS_REMOVED: &str = "customer.tags_removed";
 /// Topics of privacy law, which are set apart at Shopify.
 pub const PRIVACY_TOPICS: [&str; 3] = ["customers/data_request", "customers/redact", "shop/redact"];
 /// The event after which a shop sends nothing more.
@@ -77,7 +86,7 @@ const ACTIVE_TOPICS: [&str; 6] = [
     "customers/create",
 ];
 /// The names that the field's tools give to topics; any other topic is its own name.
-const EVENT_NAMES: [(&str, &str); 20] = [
+const EVENT_NAMES: [(&str, &str); 23] = [
     ("orders/create", "Order Created"),
     ("orders/updated", "Order Updated"),
     ("orders/paid", "Order Paid"),
@@ -97,6 +106,9 @@ const EVENT_NAMES: [(&str, &str); 20] = [
     ("customers/create", "Customer Created"),
     ("customers/update", "Customer Updated"),
     ("customers/delete", "Customer Deleted"),
+    ("customers/merge", "Customers Merged"),
+    (TAGS_ADDED, "Customer Tagged"),
+    (TAGS_REMOVED, "Customer Untagged"),
     ("app/uninstalled", APP_UNINSTALLED),
 ];
 
@@ -177,6 +189,7 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
     let received_at = time::from_ms(envelope.received_ms);
     let timestamp = instant(&body, "updated_at")
         .or_else(|| instant(&body, "created_at"))
+        .or_else(|| instant(&body, "occurredAt"))
         .or_else(|| triggered_at.as_deref().and_then(time::parse))
         .unwrap_or(received_at);
     let message_id = message_id.replace('\0', "");
@@ -223,14 +236,14 @@ fn event_name(topic: &str) -> &str {
     EVENT_NAMES.into_iter().find(|(known, _)| *known == topic).map_or(topic, |(_, name)| name)
 }
 
-/// The part of a topic before the slash: what the body is.
+/// The part of a topic before the slash, or the full stop: what the body is.
 fn resource(topic: &str) -> &str {
-    topic.split('/').next().unwrap_or_default()
+    topic.split(['/', '.']).next().unwrap_or_default()
 }
 
 /// The customer in a body; null where there is none.
 fn customer<'a>(body: &'a Value, topic: &str) -> &'a Value {
-    if resource(topic).starts_with("customers") { body } else { &body["customer"] }
+    if resource(topic).starts_with("customer") { body } else { &body["customer"] }
 }
 
 fn order_update(
@@ -436,7 +449,9 @@ fn identifiers(body: &Value, topic: &str, rules: &Rules) -> Vec<Identifier> {
         .find_map(|address| text(&own[address], "country_code"))
         .or_else(|| lives_in(customer));
     // A body about consent names the customer in fields of its own.
-    let customers_id = text(customer, "id").or_else(|| text(customer, "customer_id"));
+    let customers_id = ["id", "customer_id", "customerId"].iter().find_map(|field| text(customer, field));
+    // Shopify has made one customer of two: whoever is named by either is the same.
+    let merged = |field: &str| text(body, field).filter(|_| is_merge(body, topic));
     let (cart, checkout) = match resource {
         "carts" => (text(body, "token").or_else(|| text(body, "id")), None),
         "checkouts" => (text(body, "cart_token"), text(body, "token")),
@@ -444,6 +459,8 @@ fn identifiers(body: &Value, topic: &str, rules: &Rules) -> Vec<Identifier> {
     };
     let mut found: Vec<Identifier> = [
         (IdentifierKind::ShopifyCustomerId, customers_id, None),
+        (IdentifierKind::ShopifyCustomerId, merged("admin_graphql_api_customer_kept_id"), None),
+        (IdentifierKind::ShopifyCustomerId, merged("admin_graphql_api_customer_deleted_id"), None),
         (IdentifierKind::Email, text(customer, "email"), None),
         (IdentifierKind::Email, text(customer, "email_address"), None),
         (IdentifierKind::Email, text(own, "email").or_else(|| text(own, "contact_email")), None),
@@ -460,8 +477,25 @@ fn identifiers(body: &Value, topic: &str, rules: &Rules) -> Vec<Identifier> {
     found
 }
 
+/// A merge that has come to its end; others are announced, or failed.
+fn is_merge(body: &Value, topic: &str) -> bool {
+    topic == "customers/merge"
+        && text(body, "status").is_some_and(|status| status.eq_ignore_ascii_case("completed"))
+}
+
 /// The customer's traits under Segment's reserved names, so that a browser and Shopify speak of the same ones.
 fn traits(body: &Value, topic: &str, event_at: Timestamp) -> Vec<TraitUpdate> {
+    if [TAGS_ADDED, TAGS_REMOVED].contains(&topic) {
+        let at = instant(body, "occurredAt").unwrap_or(event_at);
+        let tags =
+            list(body, "tags").iter().filter_map(Value::as_str).map(str::trim).filter(|tag| !tag.is_empty());
+        let named = tags.map(|tag| TraitUpdate {
+            name: format!("{TAG}{tag}"),
+            value: (topic == TAGS_ADDED).into(),
+            at,
+        });
+        return named.filter(|update| update.name.len() <= MAX_TRAIT_BYTES).collect();
+    }
     let customer = customer(body, topic);
     let at = instant(customer, "updated_at").unwrap_or(event_at);
     let address = &customer["default_address"];
@@ -755,6 +789,28 @@ mod tests {
         );
         let order = json!({"id": 1, "cart_token": "c1", "checkout_token": "k1"});
         assert_eq!(of("orders/create", &order), ["cart_token c1", "checkout_token k1"]);
+    }
+
+    #[test]
+    fn tags_come_by_topics_of_their_own_and_a_merge_names_both() {
+        let tagged = json!({"customerId": "gid://shopify/Customer/7", "tags": ["vip", " early bird "], "occurredAt": "2026-01-02T00:00:00Z"});
+        for (topic, has) in [(TAGS_ADDED, true), (TAGS_REMOVED, false)] {
+            let event = decoded(topic, &tagged).unwrap();
+            let ids: Vec<&str> = event.identifiers.iter().map(|one| one.value.as_str()).collect();
+            let traits: Vec<(&str, &Value)> =
+                event.traits.iter().map(|one| (one.name.as_str(), &one.value)).collect();
+            assert_eq!(
+                (ids, time::format(event.timestamp).as_str()),
+                (vec!["7"], "2026-01-02T00:00:00.000Z")
+            );
+            assert_eq!(traits, [("tag:vip", &json!(has)), ("tag:early bird", &json!(has))]);
+        }
+        let merge = |status: &str| {
+            let body = json!({"admin_graphql_api_customer_kept_id": "gid://shopify/Customer/1",
+                              "admin_graphql_api_customer_deleted_id": "gid://shopify/Customer/2", "status": status});
+            decoded("customers/merge", &body).unwrap().identifiers.len()
+        };
+        assert_eq!((merge("completed"), merge("in_progress")), (2, 0));
     }
 
     #[test]

@@ -238,7 +238,15 @@ fn shape(topic: &str) -> Option<Shape> {
             numbered: true,
             ..Shape::default()
         },
-        // Others tell of a customer in few words, and Shopify adds to them: merges, tags, summaries.
+        ("customers", "merge") => Shape {
+            told: &["admin_graphql_api_customer_kept_id", "admin_graphql_api_customer_deleted_id"],
+            never: &[SALE, GOODS, PART, PRIVACY, PERSON],
+            ..Shape::default()
+        },
+        ("customer.tags_added" | "customer.tags_removed", "") => {
+            Shape { told: &["customerId", "tags"], never: &[SALE, GOODS, PART, PRIVACY], ..Shape::default() }
+        }
+        // Others tell of a customer in few words, and Shopify adds to them: summaries.
         ("customers", _) => Shape { never: &[SALE, GOODS, PART, PRIVACY], ..Shape::default() },
         (resource, _) if resource.starts_with("customers_") => Shape {
             any: &["email_marketing_consent", "sms_marketing_consent", "customer_id"],
@@ -381,6 +389,15 @@ mod tests {
             (
                 &["customers_email_marketing_consent/update", "customers_marketing_consent/update"],
                 json!({"customer_id": 1, "email_address": "b@example.com", "email_marketing_consent": {"state": "subscribed"}}),
+            ),
+            (
+                &["customers/merge"],
+                json!({"admin_graphql_api_customer_kept_id": gid("Customer"), "admin_graphql_api_customer_deleted_id": gid("Customer"),
+                    "admin_graphql_api_job_id": null, "status": "completed", "errors": []}),
+            ),
+            (
+                &["customer.tags_added", "customer.tags_removed"],
+                json!({"customerId": gid("Customer"), "tags": ["vip"], "occurredAt": "2026-01-01T00:00:00Z"}),
             ),
             (
                 &["checkouts/create", "checkouts/update"],
