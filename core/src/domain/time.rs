@@ -78,7 +78,7 @@ fn offset(text: &str) -> Option<TimeDelta> {
         return None;
     }
     let (hours, minutes): (i64, i64) = (digits[..2].parse().ok()?, digits[2..].parse().unwrap_or_default());
-    (hours < 24 && minutes < 60).then(|| TimeDelta::minutes(sign * (hours * 60 + minutes)))
+    (hours < 24 && minutes < 60).then(|| millis(sign * (hours * 60 + minutes) * 60_000))
 }
 
 /// Writes `2026-01-31T12:00:00.000Z`.
