@@ -50,7 +50,7 @@ pub fn behind() -> Handle {
 /// How many messages are read in one turn of a task.
 const TURN: usize = 32;
 
-/// Lets other tasks of the runtime go on after every [`TURN`]th message that is read: whoever sends one event does not wait until the
+/// Lets other tasks of the runtime go on after every 32nd message that is read: whoever sends one event does not wait until the
 /// thousands of somebody else's batch are read.
 pub async fn others_first(at: usize) {
     if at % TURN == TURN - 1 {
