@@ -412,9 +412,16 @@ fn tidy(body: &RawValue, shared: Option<&str>) -> Option<Box<RawValue>> {
     if shared.is_none() && !body.get().contains("\"writeKey\"") {
         return None;
     }
-    let mut fields: Fields<'_> = serde_json::from_str(body.get()).ok()?;
+    // Whole, unless a field's own name cannot be held.
+    let whole = |text: &str| match serde_json::from_str::<Fields<'_>>(text) {
+        Ok(_) => text.to_owned(),
+        Err(_) => mended(text).unwrap_or_else(|| text.to_owned()),
+    };
+    let (own, below) = (whole(body.get()), shared.map(whole));
+    let mut fields: Fields<'_> = serde_json::from_str(&own).ok()?;
     fields.0.retain(|(name, _)| name != "writeKey");
-    let shared: Fields<'_> = shared.and_then(|shared| serde_json::from_str(shared).ok()).unwrap_or_default();
+    let shared: Fields<'_> =
+        below.as_deref().and_then(|below| serde_json::from_str(below).ok()).unwrap_or_default();
     let mut merged: Vec<(Cow<'_, str>, Box<RawValue>)> = Vec::new();
     for (name, below) in shared.0 {
         let own = fields.0.iter().position(|(own, _)| *own == name).map(|at| fields.0.remove(at).1);
@@ -559,6 +566,9 @@ mod tests {
         );
         assert_eq!(event.name.as_deref(), Some("Sale \u{fffd}"));
         assert!(event.body.contains(r"Sale \ud83d"), "it is kept as it came");
+        let named = r#"{"type":"page","userId":"u","\ud83d":1,"writeKey":"k"}"#;
+        let event = decoded(named, None, Some(r#"{"context":{"ip":"1.2.3.4"},"\udc00":1}"#));
+        assert!(event.body.contains("1.2.3.4") && !event.body.contains("writeKey"), "{}", event.body);
     }
 
     #[test]
