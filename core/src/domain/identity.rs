@@ -139,7 +139,7 @@ impl Rules {
         }
         let value = match kind {
             IdentifierKind::Email => email(trimmed)?,
-            IdentifierKind::ShopifyCustomerId => without_gid(trimmed, "Customer").to_owned(),
+            IdentifierKind::ShopifyCustomerId => without_gid(trimmed, "Customer").replace('\0', ""),
             IdentifierKind::CartToken => token(trimmed, "Cart")?,
             IdentifierKind::CheckoutToken => token(trimmed, "Checkout")?,
             IdentifierKind::Phone => telephone::e164(trimmed, country.and_then(country_of).or(self.country))?,
@@ -199,7 +199,7 @@ fn is_placeholder(value: &str) -> bool {
 }
 
 /// Shopify's id of a thing of that type out of its global id, `gid://shopify/TYPE/ID`.
-pub(super) fn without_gid<'a>(id: &'a str, of: &str) -> &'a str {
+fn without_gid<'a>(id: &'a str, of: &str) -> &'a str {
     let bare = id.strip_prefix("gid://shopify/").and_then(|rest| rest.strip_prefix(of)?.strip_prefix('/'));
     bare.unwrap_or(id)
 }

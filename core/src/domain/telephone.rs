@@ -37,21 +37,24 @@ const ZEROS: [char; 21] = [
 pub fn e164(raw: &str, country: Option<country::Id>) -> Option<String> {
     let text: String = raw.chars().filter(|c| !is_invisible(*c)).map(plain).collect();
     let text = text.trim();
-    let international = text.strip_prefix('+').or_else(|| text.strip_prefix("00"));
-    if let Some(number) = international.and_then(digits) {
-        return with_code(&number).or_else(|| by_crate(&format!("+{number}"), None));
+    let text = text.strip_prefix("tel:").unwrap_or(text);
+    if let Some(number) = text.strip_prefix('+').or_else(|| text.strip_prefix("00")) {
+        return match digits(number) {
+            Some(number) => with_code(&number).or_else(|| by_crate(&format!("+{number}"), None)),
+            None => by_crate(text, None),
+        };
     }
-    let at_home = country.and_then(|country| DATABASE.by_id(country.as_ref()));
-    let own = digits(text).zip(at_home).and_then(|(number, home)| {
-        // As it stands, before anything is taken off: it may begin like its country's own code.
-        let has_prefix = home.national_prefix().is_some_and(|prefix| number.starts_with(prefix));
-        (!has_prefix && is_valid(home, &number)).then(|| format!("+{}{number}", home.country_code()))
+    let home = country.and_then(|country| DATABASE.by_id(country.as_ref()));
+    let at_home = digits(text).zip(home).filter(|(number, home)| is_valid(home, number));
+    let has_prefix = at_home.as_ref().is_some_and(|(number, home)| {
+        home.national_prefix().is_some_and(|prefix| number.starts_with(prefix))
     });
-    let as_it_stands = || {
-        let (number, home) = digits(text).zip(at_home)?;
-        is_valid(home, &number).then(|| format!("+{}{number}", home.country_code()))
-    };
-    own.or_else(|| by_crate(text, country)).or_else(as_it_stands)
+    let as_it_stands = at_home.map(|(number, home)| format!("+{}{number}", home.country_code()));
+    // Before anything is taken off that may be a prefix: a number may begin like its country's own code.
+    match as_it_stands {
+        Some(number) if !has_prefix => Some(number),
+        other => by_crate(text, country).or(other),
+    }
 }
 
 /// A number of a country code and what follows it: as it stands, else without the prefix that is dialled at home only.
@@ -190,6 +193,8 @@ mod tests {
             ("+39 06 698 12345", None, Some("+390669812345")),
             ("+52 1 55 1234 5678", None, None),
             ("+1 212 555 0123 ext. 7", None, None),
+            ("tel:+49-1512-3456789", Some("US"), Some("+4915123456789")),
+            ("+49 1512 3456789 x", Some("US"), None),
             ("call me", Some("DE"), None),
         ] {
             assert_eq!(e164(raw, country.and_then(country_of)).as_deref(), wanted, "{raw:?} {country:?}");
