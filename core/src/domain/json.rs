@@ -103,11 +103,14 @@ pub(super) fn mended(text: &str) -> Option<String> {
             _ => at += 1 + text[at + 1..].chars().next().map_or(0, char::len_utf8),
         }
     }
-    let mut mended = text.to_owned();
-    for half in &halves {
-        mended.replace_range(half..&(half + 6), "\\ufffd");
+    if halves.is_empty() {
+        return None;
     }
-    (!halves.is_empty()).then_some(mended)
+    let mut mended = text.to_owned();
+    for half in halves {
+        mended.replace_range(half..half + 6, "\\ufffd");
+    }
+    Some(mended)
 }
 
 /// Reads what senders wrote: see [`mended`].

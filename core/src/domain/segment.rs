@@ -412,16 +412,10 @@ fn tidy(body: &RawValue, shared: Option<&str>) -> Option<Box<RawValue>> {
     if shared.is_none() && !body.get().contains("\"writeKey\"") {
         return None;
     }
-    // Whole, unless a field's own name cannot be held.
-    let whole = |text: &str| match serde_json::from_str::<Fields<'_>>(text) {
-        Ok(_) => text.to_owned(),
-        Err(_) => mended(text).unwrap_or_else(|| text.to_owned()),
-    };
-    let (own, below) = (whole(body.get()), shared.map(whole));
-    let mut fields: Fields<'_> = serde_json::from_str(&own).ok()?;
+    let (mut mended_body, mut mended_shared) = (None, None);
+    let mut fields = fields(body.get(), &mut mended_body)?;
     fields.0.retain(|(name, _)| name != "writeKey");
-    let shared: Fields<'_> =
-        below.as_deref().and_then(|below| serde_json::from_str(below).ok()).unwrap_or_default();
+    let shared = shared.and_then(|shared| self::fields(shared, &mut mended_shared)).unwrap_or_default();
     let mut merged: Vec<(Cow<'_, str>, Box<RawValue>)> = Vec::new();
     for (name, below) in shared.0 {
         let own = fields.0.iter().position(|(own, _)| *own == name).map(|at| fields.0.remove(at).1);
@@ -433,6 +427,14 @@ fn tidy(body: &RawValue, shared: Option<&str>) -> Option<Box<RawValue>> {
         .map(|(name, raw)| (name, *raw))
         .chain(merged.iter().map(|(name, raw)| (name, &**raw)));
     write_object(all)
+}
+
+/// An object's fields, as they came, unless a field's own name cannot be held: then of a mended copy, which goes into `copy`.
+fn fields<'a>(text: &'a str, copy: &'a mut Option<String>) -> Option<Fields<'a>> {
+    match serde_json::from_str(text) {
+        Ok(fields) => Some(fields),
+        Err(_) => serde_json::from_str(copy.insert(mended(text)?)).ok(),
+    }
 }
 
 fn without_nul(text: &str) -> String {

@@ -155,7 +155,7 @@ impl Delivery<'_> {
 
 /// What a body says, however it is written: fields sorted, numbers as text. Two subscriptions to a topic may render one
 /// event in two API versions, with an id as a number or as a string; that is no other body. What this program cannot hold
-/// (half a surrogate pair, nesting without end) is compared as it is written; the worker says what is wrong with it.
+/// (half a surrogate pair, nesting without end) is compared as it is written.
 pub fn canonical(body: &str) -> String {
     fn plain(value: &Value) -> Value {
         match value {

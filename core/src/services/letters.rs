@@ -240,18 +240,6 @@ fn texts(payload: &str) -> Vec<String> {
         }
     }
     fn unpack(text: &str, depth: usize, found: &mut Vec<String>) {
-        // In capitals as they came: letters of Base64 differ by them.
-        for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || "+/-_".contains(c))) {
-            let decoded = (word.len() >= MIN_BASE64)
-                .then(|| BASE64.iter().find_map(|of| of.decode(word).ok()))
-                .flatten();
-            if let Some(inner) = decoded.and_then(|bytes| String::from_utf8(bytes).ok()) {
-                match depth {
-                    0 => found.push(inner.to_lowercase()),
-                    _ => unpack(&inner, depth - 1, found),
-                }
-            }
-        }
         let inner = (depth > 0).then(|| serde_json::from_str::<Value>(text)).and_then(Result::ok);
         match inner {
             Some(value @ (Value::Object(_) | Value::Array(_) | Value::String(_))) => {
@@ -260,6 +248,13 @@ fn texts(payload: &str) -> Vec<String> {
             _ => {
                 // As it is, and as it stands in an address of a page.
                 let plain = unescaped(text);
+                // In capitals as they came: letters of Base64 differ by them.
+                for inner in base64_words(&plain) {
+                    match depth {
+                        0 => found.push(inner.to_lowercase()),
+                        _ => unpack(&inner, depth - 1, found),
+                    }
+                }
                 if plain.contains('%') {
                     found.push(percent_decode_str(&plain).decode_utf8_lossy().to_lowercase());
                 }
@@ -270,6 +265,14 @@ fn texts(payload: &str) -> Vec<String> {
     let mut found = Vec::new();
     unpack(payload, MAX_UNPACKED, &mut found);
     found
+}
+
+/// The texts that stand in a text in Base64.
+fn base64_words(text: &str) -> impl Iterator<Item = String> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "+/-_".contains(c)));
+    words
+        .filter(|word| word.len() >= MIN_BASE64)
+        .filter_map(|word| String::from_utf8(BASE64.iter().find_map(|of| of.decode(word).ok())?).ok())
 }
 
 /// A text with JSON's escapes undone, as far as they are some: of what could not be read as JSON.

@@ -9,11 +9,11 @@ use std::io::Write;
 use std::sync::LazyLock;
 
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::facts::{Facts, Trigger};
 use super::meter::{self, TEMPLATE};
-use super::unlinked::{links, unlinked};
+use super::unlinked::unlinked;
 use crate::domain::event::Channel;
 
 mod filters;
@@ -59,15 +59,14 @@ pub fn mail_context(facts: &Facts, trigger: Option<&Trigger>) -> Value {
     let address = facts.address(Channel::Email);
     let own = address.as_ref().map(|address| address.value.as_str());
     if let Some(traits) = values["customer"]["traits"].as_object_mut() {
-        let told = std::mem::take(traits).into_iter();
-        *traits = told
-            .filter_map(|(name, told)| {
-                let is_trusted = facts.profile.traits.get(&name).is_some_and(|held| held.source.is_trusted());
-                let told =
-                    if is_trusted { Some(told) } else { unlinked(told, own).filter(|_| !links(&name)) };
-                Some((name, told?))
-            })
-            .collect();
+        let is_trusted =
+            |name: &str| facts.profile.traits.get(name).is_some_and(|held| held.source.is_trusted());
+        let (trusted, told): (Map<_, _>, Map<_, _>) =
+            std::mem::take(traits).into_iter().partition(|(name, _)| is_trusted(name));
+        *traits = trusted;
+        if let Some(Value::Object(told)) = unlinked(Value::Object(told), own) {
+            traits.extend(told);
+        }
     }
     let stranger = !address.as_ref().is_some_and(|address| address.trusted);
     if stranger && trigger.is_some_and(|trigger| !trigger.0.source.is_trusted()) {

@@ -22,7 +22,7 @@ pub(super) fn unlinked(told: Value, own: Option<&str>) -> Option<Value> {
 }
 
 /// Whether a mail program may make a link of something in a text: an address with its scheme, or a word that reads like a domain.
-pub(super) fn links(text: &str) -> bool {
+fn links(text: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '-' || c == '.';
     text.contains("://")
         || text.split(|c| !is_part(c)).any(|word| {

@@ -574,7 +574,7 @@ enum Prepared {
 
 fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, String> {
     let Ready { facts, trigger, now, book, .. } = ready;
-    let values = template::context(facts, *trigger);
+    let values = spoken_of(&doing.action, facts, *trigger);
     let text = |template: &str| template::render(template, &values, false);
     let inside = |body: &serde_json::Value| -> Result<Prepared, String> {
         let Some(identifier) = facts.identifiers.first() else {
@@ -624,7 +624,7 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
             };
             let url = ready.outside.public_url.as_deref();
             let url = url.ok_or("a link to confirm needs TRIBUTARY_PUBLIC_URL, which is not set")?;
-            let mut values = template::mail_context(facts, *trigger);
+            let mut values = values.clone();
             values["confirm_url"] = confirm::link(url, &secrets()?.link, run.brand, &to).into();
             written(book, to, (subject, text, html.as_deref()), &values, None)?
         }
@@ -641,7 +641,6 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
                     );
                 }
             };
-            let values = template::mail_context(facts, *trigger);
             written(book, to, (subject, text, html.as_deref()), &values, unsubscribe)?
         }
     })
@@ -672,12 +671,17 @@ fn host(url: &str) -> Result<String, String> {
     Ok(format!("{host}:{}", parsed.port_or_known_default().unwrap_or_default()))
 }
 
-/// What a dry run would send, in words.
-pub(super) fn described(action: &Action, facts: &Facts, trigger: Option<&Trigger>) -> String {
-    let values = match action {
+/// What an action's templates may speak of.
+fn spoken_of(action: &Action, facts: &Facts, trigger: Option<&Trigger>) -> serde_json::Value {
+    match action {
         Action::Email { .. } | Action::Confirm { .. } => template::mail_context(facts, trigger),
         _ => template::context(facts, trigger),
-    };
+    }
+}
+
+/// What a dry run would send, in words.
+pub(super) fn described(action: &Action, facts: &Facts, trigger: Option<&Trigger>) -> String {
+    let values = spoken_of(action, facts, trigger);
     let text = |template: &str| {
         template::render(template, &values, false).unwrap_or_else(|error| format!("({error})"))
     };
