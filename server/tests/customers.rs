@@ -89,7 +89,13 @@ async fn an_answer_is_cached_until_the_customer_changes(on: On) {
     // A profile that just changed is not cached for a moment; wait until it is.
     tokio::time::sleep(Duration::from_millis(5200)).await;
     assert_eq!(cached(&app, path).await.0, "miss");
-    assert_eq!(cached(&app, path).await.0, "hit");
+    // An answer is kept beside the answer to whoever asked, and a cache that takes its time is not waited for.
+    let mut tries = 0;
+    while cached(&app, path).await.0 != "hit" {
+        tries += 1;
+        assert!(tries < 50, "nothing is cached");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     send(&app, json!({"event": "E", "userId": "u1"})).await;
     let (from, found) = cached(&app, path).await;
     assert_eq!((from.as_str(), &found["events_count"]), ("miss", &json!(2)), "a change is seen at once");

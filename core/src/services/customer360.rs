@@ -1,5 +1,6 @@
 //! Answering for a customer: from the cache, from the store, and when the store is away from the last known copy.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use crate::domain::customer360::Customer360;
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::from_ms;
-use crate::ports::cache::{CacheError, INVALIDATION_MARK};
+use crate::ports::cache::{Cache, CacheError, INVALIDATION_MARK};
 use crate::ports::store::{StoreError, SuppressionKey};
 
 /// How long an answer is kept, unless set otherwise.
@@ -21,6 +22,9 @@ const LAST_COPY_TTL: Duration = Duration::from_secs(60 * 60);
 /// A read of the store that takes longer is given up: less than [`INVALIDATION_MARK`], or an old answer could be cached
 /// over a newer invalidation.
 const READ_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a question waits for the cache before it is put to the store. A Redis that flushes each write (`appendfsync always`)
+/// answers nobody while it flushes; the store does meanwhile.
+const CACHE_PATIENCE: Duration = Duration::from_millis(4);
 const _: () = assert!(READ_TIMEOUT.as_millis() < INVALIDATION_MARK.as_millis());
 
 /// Whom the question is about.
@@ -123,29 +127,23 @@ pub async fn answer(
     brand: BrandId,
     asked: &Asked,
 ) -> Result<Option<(Bytes, Freshness)>, StoreError> {
-    if let Asked::Id(id) = asked
-        && let Some(held) = cached(context, &answer_key(brand, *id)).await
-    {
-        return Ok(Some((held, Freshness::Hit)));
-    }
-    let way = known_way(context, brand, asked).await;
-    if let Some(id) = way
-        && let Some(held) = cached(context, &answer_key(brand, id)).await
-    {
-        return Ok(Some((held, Freshness::Hit)));
-    }
+    let way = match tokio::time::timeout(CACHE_PATIENCE, look_up(context, brand, asked)).await {
+        Ok(LookUp::Answer(held)) => return Ok(Some((held, Freshness::Hit))),
+        Ok(LookUp::Way(way)) => way,
+        Err(_) => None,
+    };
     let deadline = tokio::time::Instant::now() + READ_TIMEOUT;
     match tokio::time::timeout_at(deadline, read(context, brand, asked, way)).await {
         Ok(Ok(Some(found))) => {
             let json =
                 Bytes::from(serde_json::to_vec(&found).map_err(|e| StoreError::Invalid(e.to_string()))?);
-            // Under the same deadline: an answer that is put late could lie over a newer invalidation.
-            let fresh = way.is_none();
-            let _ = tokio::time::timeout_at(
-                deadline,
-                remember(context, ttl, brand, asked, found.id, &json, fresh),
-            )
-            .await;
+            let leads_on = !matches!(asked, Asked::Id(own) if *own == found.id);
+            // Only if it was found just now, so that no way is handed on for ever.
+            let way = (leads_on && way.is_none()).then(|| way_key(&context.suppression, brand, asked));
+            let kept = remember(context.cache.clone(), ttl, brand, found.id, json.clone(), way);
+            // Beside the answer, which need not wait for it; and under the same deadline: an answer that is put late could lie over a
+            // newer invalidation.
+            tokio::spawn(tokio::time::timeout_at(deadline, kept));
             Ok(Some((json, Freshness::Miss)))
         }
         Ok(Ok(None)) => Ok(None),
@@ -156,6 +154,28 @@ pub async fn answer(
             last_copy(context, brand, asked, way).await.ok_or(away).map(Some)
         }
     }
+}
+
+/// What the cache knows of a question.
+enum LookUp {
+    Answer(Bytes),
+    /// The profile that it led to before, if any.
+    Way(Option<ProfileId>),
+}
+
+async fn look_up(context: &Context, brand: BrandId, asked: &Asked) -> LookUp {
+    if let Asked::Id(id) = asked
+        && let Some(held) = cached(context, &answer_key(brand, *id)).await
+    {
+        return LookUp::Answer(held);
+    }
+    let way = known_way(context, brand, asked).await;
+    if let Some(id) = way
+        && let Some(held) = cached(context, &answer_key(brand, id)).await
+    {
+        return LookUp::Answer(held);
+    }
+    LookUp::Way(way)
 }
 
 /// The profile that the question led to before.
@@ -183,36 +203,31 @@ async fn read(
 }
 
 async fn remember(
-    context: &Context,
+    cache: Arc<dyn Cache>,
     ttl: Duration,
     brand: BrandId,
-    asked: &Asked,
     id: ProfileId,
-    json: &Bytes,
-    fresh: bool,
+    json: Bytes,
+    way: Option<String>,
 ) {
-    let leads_on = !matches!(asked, Asked::Id(own) if *own == id);
     let (answer, copy) = (answer_key(brand, id), last_copy_key(brand, id));
-    // Only if it was found just now, so that no way is handed on for ever.
-    let way = (leads_on && fresh).then(|| way_key(&context.suppression, brand, asked));
     let kept = async move {
         let way_kept = async {
             match &way {
                 // Put, so that it cannot lie over a split that was made since it was found.
-                Some(way) => context.cache.put(way, id.to_string().into(), LAST_COPY_TTL).await,
+                Some(way) => cache.put(way, id.to_string().into(), LAST_COPY_TTL).await,
                 None => Ok(()),
             }
         };
-        // At once: whoever asked waits for it.
         tokio::try_join!(
-            context.cache.put(&answer, json.clone(), ttl),
-            context.cache.replace(&copy, json.clone(), LAST_COPY_TTL),
-            way_kept,
+            cache.put(&answer, json.clone(), ttl),
+            cache.replace(&copy, json, LAST_COPY_TTL),
+            way_kept
         )?;
         // Read before the customer was erased, and written after: it must go again.
-        if context.cache.get(&gone_key(brand, id)).await?.is_some() {
+        if cache.get(&gone_key(brand, id)).await?.is_some() {
             let keys: Vec<String> = [answer, copy].into_iter().chain(way).collect();
-            context.cache.invalidate(&keys).await?;
+            cache.invalidate(&keys).await?;
         }
         Ok::<(), CacheError>(())
     };
@@ -237,7 +252,8 @@ async fn last_copy(
     let id = match (way, asked) {
         (Some(id), _) => id,
         (None, Asked::Id(id)) => *id,
-        (None, Asked::Identifier(_)) => return None,
+        // The cache may only have been slow before.
+        (None, Asked::Identifier(_)) => known_way(context, brand, asked).await?,
     };
     Some((cached(context, &last_copy_key(brand, id)).await?, Freshness::Stale))
 }
