@@ -1,29 +1,31 @@
-//! `server import shopify-orders`: orders from before, out of Shopify's own export (CSV) or as its API gives them (NDJSON).
+//! `server import shopify-orders`: orders from before, out of Shopify's own export ([`csv`]) or as its APIs give them ([`lines`]).
 //!
 //! Each order becomes the webhook that Shopify would have sent, under an id made of the shop, the order and its version, and goes
 //! through the queue like any other. So an import can be repeated, and overlaps with webhooks do no harm: what is newer holds.
 //! Where it stopped is noted in a file beside the import's, after what comes before is durable in the queue.
 
+mod bulk;
+mod csv;
+mod lines;
+
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tributary_core::adapters::folder::draft;
 use tributary_core::context::Context;
 use tributary_core::domain::envelope::{Envelope, Origin};
 use tributary_core::domain::identity::Rules;
 use tributary_core::domain::ids::BrandId;
-use tributary_core::domain::order::SUM;
-use tributary_core::domain::time;
 use tributary_core::ports::queue::{NewItem, QueueError, within_share};
 
 use crate::cli::ServeArgs;
@@ -34,8 +36,6 @@ const BATCH: usize = 500;
 const WAIT: Duration = Duration::from_secs(2);
 /// See [`WAIT`]: ten minutes in all.
 const WAITS: u32 = 300;
-/// The longest line of NDJSON, in bytes.
-const MAX_LINE_BYTES: usize = 5 * 1024 * 1024;
 /// The most bad lines that are told one by one.
 const MAX_TOLD: usize = 100;
 
@@ -122,13 +122,14 @@ async fn import(
     );
     bar.set_position(progress.bytes);
     let mut told = 0;
+    let mut seen = Seen::default();
     loop {
         let page: Vec<Found> = orders.by_ref().take(BATCH).collect::<anyhow::Result<_>>()?;
         let Some(last) = page.last() else { break };
         let (next_byte, next_line) = (last.next_byte, last.next_line);
         let mut items = Vec::with_capacity(page.len());
         for found in page {
-            match found.order.and_then(|order| item(context, brand, shop, &order)) {
+            match found.order.and_then(|order| item(context, brand, shop, order, found.line, &mut seen)) {
                 Ok(item) => items.push(item),
                 Err(why) => {
                     progress.bad += 1;
@@ -183,14 +184,22 @@ fn write_progress(noted: &Path, text: &[u8]) -> anyhow::Result<()> {
 }
 
 /// An order as the item that its webhook would have become.
-fn item(context: &Context, brand: BrandId, shop: &str, order: &Value) -> Result<NewItem, String> {
-    let id = match &order["id"] {
-        Value::String(id) if !id.is_empty() => id.clone(),
-        Value::Number(id) => id.to_string(),
-        _ => return Err("the order has no id".to_owned()),
-    };
+fn item(
+    context: &Context,
+    brand: BrandId,
+    shop: &str,
+    mut order: Value,
+    line: u64,
+    seen: &mut Seen,
+) -> Result<NewItem, String> {
+    let id = order_id(&order["id"])?;
+    order["id"] = id.as_str().into();
+    complete(&order)?;
     let version = ["updated_at", "created_at"].into_iter().find_map(|field| order[field].as_str());
+    let version = version.unwrap_or_default().to_owned();
     let body = RawValue::from_string(order.to_string()).map_err(|error| error.to_string())?;
+    let digest = digest(body.get());
+    seen.check(&id, &version, &digest, line)?;
     let envelope = Envelope {
         brand,
         received_ms: context.clock.now_ms(),
@@ -198,8 +207,7 @@ fn item(context: &Context, brand: BrandId, shop: &str, order: &Value) -> Result<
             shop: Cow::Borrowed(shop),
             // The order is placed when it was placed; what became of it is in its state.
             topic: Cow::Borrowed("orders/create"),
-            message_id: format!("import:{shop}:{id}:{}:{}", version.unwrap_or_default(), digest(body.get()))
-                .into(),
+            message_id: format!("import:{shop}:{id}:{version}:{digest}").into(),
             triggered_at: None,
         },
         body: &body,
@@ -207,6 +215,83 @@ fn item(context: &Context, brand: BrandId, shop: &str, order: &Value) -> Result<
     // Said now, with the line's number, rather than by a dead letter later.
     envelope.decode(&Rules::default()).map_err(|rejection| rejection.message)?;
     Ok(NewItem { payload: envelope.encode().into(), brand: Some(brand), ..NewItem::default() })
+}
+
+/// Shopify's number of an order, out of what a file says. A spreadsheet writes a long number with an exponent, and other tools as a
+/// floating one: what was lost by that is not guessed, since two orders could become one.
+fn order_id(told: &Value) -> Result<String, String> {
+    let written = match told {
+        Value::String(text) => text.trim().trim_start_matches('\'').to_owned(),
+        Value::Number(number) => number.to_string(),
+        _ => String::new(),
+    };
+    let number = match written.strip_prefix("gid://shopify/") {
+        Some(gid) => match gid.split_once('/') {
+            Some(("Order", number)) => number.split('?').next().unwrap_or(number),
+            _ => return Err(format!("{written:?} is no order")),
+        },
+        None => &written,
+    };
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if is_number(number) {
+        return Ok(number.to_owned());
+    }
+    if number.is_empty() {
+        return Err("the order has no id".to_owned());
+    }
+    let rewritten =
+        "a spreadsheet or a tool has rewritten it, and what it was is lost; take the file as Shopify gave it";
+    match number.split_once('.') {
+        Some((whole, fraction)) if is_number(whole) && fraction.bytes().all(|byte| byte == b'0') => {
+            match whole.parse::<u64>() {
+                Ok(id) if id < EXACT_FLOATS => Ok(whole.to_owned()),
+                _ => Err(format!("the id is {number:?}: {rewritten}")),
+            }
+        }
+        _ if number.starts_with(|first: char| first.is_ascii_digit()) && number.contains(['e', 'E']) => {
+            Err(format!("the id is {number:?}: {rewritten}"))
+        }
+        _ => Err(format!("the id is {number:?}; an order's id has digits only")),
+    }
+}
+
+/// Whole numbers below this are exact as floating ones.
+const EXACT_FLOATS: u64 = 1 << 53;
+
+/// Whether an order says when it was placed, and what was sold: without them it would be one of nothing, placed now.
+fn complete(order: &Value) -> Result<(), String> {
+    let told =
+        |fields: &[&str]| fields.iter().any(|field| order[*field].is_string() || order[*field].is_number());
+    let set = &order["total_price_set"]["shop_money"];
+    if !told(&["created_at", "processed_at"]) {
+        return Err("the order has no created_at (of GraphQL: createdAt)".to_owned());
+    }
+    if !told(&["total_price"]) && set["amount"].is_null() {
+        let wanted =
+            "the order has no total_price (of GraphQL: totalPriceSet { shopMoney { amount currencyCode } })";
+        return Err(wanted.to_owned());
+    }
+    if !told(&["currency"]) && set["currency_code"].is_null() {
+        return Err("the order has no currency (of GraphQL: currencyCode)".to_owned());
+    }
+    Ok(())
+}
+
+/// The orders of a file so far: one that stands there twice, in one version and with different content, was torn apart.
+#[derive(Default)]
+struct Seen(HashMap<(String, String), (String, u64)>);
+
+impl Seen {
+    fn check(&mut self, id: &str, version: &str, digest: &str, line: u64) -> Result<(), String> {
+        let before = self.0.entry((id.to_owned(), version.to_owned()));
+        let (known, at) = before.or_insert_with(|| (digest.to_owned(), line));
+        match known == digest {
+            true => Ok(()),
+            false => Err(format!(
+                "the order {id} stands on line {at} already, with other content; its rows must follow each other"
+            )),
+        }
+    }
 }
 
 /// Tells two exports of one order apart that were made at different times.
@@ -238,293 +323,71 @@ type Orders = Box<dyn Iterator<Item = anyhow::Result<Found>> + Send>;
 
 fn open(path: &Path, progress: &Progress) -> anyhow::Result<Orders> {
     let kind = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase();
-    let file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     match kind.as_str() {
-        "ndjson" | "jsonl" => {
-            let mut reader = BufReader::new(file);
-            reader.seek(SeekFrom::Start(progress.bytes))?;
-            Ok(Box::new(Lines { reader, byte: progress.bytes, line: progress.line }))
+        "ndjson" | "jsonl" => Ok(Box::new(lines::Lines::open(path, progress)?)),
+        "csv" => {
+            let file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+            Ok(Box::new(csv::Csv::open(file, progress)?))
         }
-        "csv" => Ok(Box::new(Csv::open(file, progress)?)),
         other => {
-            bail!("{} ends in {other:?}; it must be .csv (Shopify's order export) or .ndjson", path.display())
+            bail!(
+                "{} ends in {other:?}; it must be .csv (Shopify's order export), .ndjson or .jsonl",
+                path.display()
+            )
         }
-    }
-}
-
-/// Orders, one a line.
-struct Lines<R> {
-    reader: R,
-    byte: u64,
-    line: u64,
-}
-
-impl<R: BufRead> Iterator for Lines<R> {
-    type Item = anyhow::Result<Found>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let mut text = Vec::new();
-            let mut limited = (&mut self.reader).take(MAX_LINE_BYTES as u64 + 1);
-            let mut read = match limited.read_until(b'\n', &mut text) {
-                Ok(0) => return None,
-                Ok(read) => read,
-                Err(error) => return Some(Err(error.into())),
-            };
-            let too_long = text.len() > MAX_LINE_BYTES;
-            if too_long && text.last() != Some(&b'\n') {
-                match self.reader.skip_until(b'\n') {
-                    Ok(rest) => read += rest,
-                    Err(error) => return Some(Err(error.into())),
-                }
-            }
-            let line = self.line;
-            self.line += 1;
-            self.byte += read as u64;
-            if text.iter().all(u8::is_ascii_whitespace) {
-                continue;
-            }
-            let order = match too_long {
-                true => Err(format!("longer than {MAX_LINE_BYTES} bytes")),
-                false => serde_json::from_slice::<Value>(&text)
-                    .map_err(|error| format!("not JSON: {error}"))
-                    .and_then(|value| match value {
-                        // As some tools write them.
-                        Value::Object(mut fields) if fields.len() == 1 && fields.contains_key("order") => {
-                            Ok(fields.remove("order").unwrap_or_default())
-                        }
-                        Value::Object(_) => Ok(value),
-                        _ => Err("not a JSON object".to_owned()),
-                    }),
-            };
-            return Some(Ok(Found { line, order, next_byte: self.byte, next_line: self.line }));
-        }
-    }
-}
-
-/// Shopify's order export: a line an item; the first line of an order has all of it, further lines only an item.
-struct Csv<R> {
-    rows: csv::Reader<R>,
-    columns: Vec<String>,
-    /// The first row of the next order.
-    ahead: Option<csv::StringRecord>,
-    /// Rows that could not be read: their lines and why.
-    broken: VecDeque<(u64, String)>,
-}
-
-/// The columns without which it is no order export.
-const NEEDED: [&str; 5] = ["Name", "Id", "Total", "Currency", "Created at"];
-
-impl<R: Read + Seek> Csv<R> {
-    fn open(file: R, progress: &Progress) -> anyhow::Result<Self> {
-        let mut rows = csv::ReaderBuilder::new().flexible(true).from_reader(file);
-        let columns: Vec<String> = rows
-            .headers()?
-            .iter()
-            .map(|name| name.trim_start_matches('\u{feff}').trim().to_owned())
-            .collect();
-        for needed in NEEDED {
-            if !columns.iter().any(|column| column == needed) {
-                bail!("the file has no column {needed:?}: is it Shopify's order export?");
-            }
-        }
-        if progress.bytes > 0 {
-            let mut place = csv::Position::new();
-            place.set_byte(progress.bytes).set_line(progress.line);
-            rows.seek(place)?;
-        }
-        let mut csv = Self { rows, columns, ahead: None, broken: VecDeque::new() };
-        csv.ahead = csv.row()?;
-        Ok(csv)
-    }
-
-    fn row(&mut self) -> anyhow::Result<Option<csv::StringRecord>> {
-        let mut row = csv::StringRecord::new();
-        loop {
-            let line = self.rows.position().line();
-            match self.rows.read_record(&mut row) {
-                Ok(true) => return Ok(Some(row)),
-                Ok(false) => return Ok(None),
-                Err(error) if matches!(error.kind(), csv::ErrorKind::Utf8 { .. }) => {
-                    self.broken
-                        .push_back((error.position().map_or(line, csv::Position::line), error.to_string()));
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    fn field<'r>(&self, row: &'r csv::StringRecord, name: &str) -> Option<&'r str> {
-        let at = self.columns.iter().position(|column| column == name)?;
-        row.get(at).map(str::trim).filter(|text| !text.is_empty())
-    }
-}
-
-impl<R: Read + Seek> Iterator for Csv<R> {
-    type Item = anyhow::Result<Found>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let first = self.ahead.take();
-        let end = |position: Option<&csv::Position>, rows: &csv::Reader<R>| {
-            position.map_or((rows.position().byte(), rows.position().line()), |p| (p.byte(), p.line()))
-        };
-        if let Some((line, why)) = self.broken.pop_front() {
-            self.ahead = first;
-            let (next_byte, next_line) = end(self.ahead.as_ref().and_then(|row| row.position()), &self.rows);
-            return Some(Ok(Found { line, order: Err(why), next_byte, next_line }));
-        }
-        let first = first?;
-        let line = first.position().map_or(0, csv::Position::line);
-        let mut items = vec![first.clone()];
-        loop {
-            match self.row() {
-                Ok(Some(row))
-                    if self.field(&row, "Name") == self.field(&first, "Name")
-                        && self.field(&row, "Id").is_none() =>
-                {
-                    items.push(row);
-                }
-                Ok(ahead) => {
-                    self.ahead = ahead;
-                    break;
-                }
-                Err(error) => return Some(Err(error)),
-            }
-            if !self.broken.is_empty() {
-                break;
-            }
-        }
-        let order = self.order(&first, &items);
-        let (next_byte, next_line) = end(self.ahead.as_ref().and_then(|row| row.position()), &self.rows);
-        Some(Ok(Found { line, order, next_byte, next_line }))
-    }
-}
-
-impl<R: Read + Seek> Csv<R> {
-    /// The order as Shopify's API would give it.
-    fn order(&self, row: &csv::StringRecord, items: &[csv::StringRecord]) -> Result<Value, String> {
-        let text = |name: &str| self.field(row, name).map(str::to_owned);
-        let instant = |name: &str| -> Result<Option<String>, String> {
-            text(name)
-                .map(|written| {
-                    let at =
-                        time::parse(&written).ok_or(format!("{name} is {written:?}, which is no time"))?;
-                    Ok(time::format(at))
-                })
-                .transpose()
-        };
-        if row.len() < self.columns.len() {
-            return Err(format!("{} columns; the file has {}", row.len(), self.columns.len()));
-        }
-        let id = text("Id").ok_or("the order has no Id")?;
-        let created_at = instant("Created at")?.ok_or("the order has no Created at")?;
-        let latest = [instant("Paid at")?, instant("Fulfilled at")?, instant("Cancelled at")?];
-        let updated_at = latest.into_iter().flatten().chain([created_at.clone()]).max();
-        let (first_name, last_name) = match text("Billing Name").or_else(|| text("Shipping Name")) {
-            Some(name) => match name.split_once(' ') {
-                Some((first, last)) => (Some(first.to_owned()), Some(last.to_owned())),
-                None => (Some(name), None),
-            },
-            None => (None, None),
-        };
-        let address = |kind: &str| {
-            json!({"city": text(&format!("{kind} City")), "country_code": text(&format!("{kind} Country")),
-                   "zip": text(&format!("{kind} Zip")), "phone": text(&format!("{kind} Phone"))})
-        };
-        let accepts = text("Accepts Marketing").map(|said| said.eq_ignore_ascii_case("yes"));
-        let mut customer = Map::new();
-        if text("Email").is_some() || first_name.is_some() {
-            customer.insert("email".into(), json!(text("Email")));
-            customer.insert("first_name".into(), json!(first_name));
-            customer.insert("last_name".into(), json!(last_name));
-            customer.insert("accepts_marketing".into(), json!(accepts));
-            customer.insert("default_address".into(), address("Billing"));
-        }
-        let lines: Vec<Value> = items
-            .iter()
-            .filter(|row| self.field(row, "Lineitem name").is_some())
-            .map(|row| {
-                let quantity = self.field(row, "Lineitem quantity").and_then(|text| text.parse::<i64>().ok());
-                json!({"title": self.field(row, "Lineitem name"), "quantity": quantity.unwrap_or(1),
-                       "price": self.field(row, "Lineitem price"), "sku": self.field(row, "Lineitem sku")})
-            })
-            .collect();
-        let refunded = text("Refunded Amount").filter(|amount| amount.parse::<f64>() != Ok(0.0));
-        let refunds: Vec<Value> = refunded
-            .into_iter()
-            .map(|amount| {
-                json!({"id": SUM, "created_at": updated_at,
-                       "transactions": [{"kind": "refund", "status": "success", "amount": amount}]})
-            })
-            .collect();
-        Ok(json!({
-            "id": id,
-            "name": text("Name"),
-            "email": text("Email"),
-            "phone": text("Phone"),
-            "currency": text("Currency"),
-            "total_price": text("Total"),
-            "created_at": created_at,
-            "updated_at": updated_at,
-            "cancelled_at": instant("Cancelled at")?,
-            "financial_status": text("Financial Status"),
-            "fulfillment_status": text("Fulfillment Status"),
-            "tags": text("Tags"),
-            "note": text("Notes"),
-            "customer": if customer.is_empty() { Value::Null } else { Value::Object(customer) },
-            "billing_address": address("Billing"),
-            "shipping_address": address("Shipping"),
-            "line_items": lines,
-            "refunds": refunds,
-        }))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use std::io::Cursor;
 
-    const HEAD: &str = "Name,Email,Financial Status,Paid at,Currency,Total,Created at,Lineitem quantity,Lineitem name,Lineitem price,Refunded Amount,Id,Billing Name,Accepts Marketing\n";
-
-    fn read(text: &str) -> Vec<Found> {
-        let csv = Csv::open(Cursor::new(text.to_owned()), &Progress::default()).unwrap();
-        csv.collect::<anyhow::Result<_>>().unwrap()
+    #[test]
+    fn an_id_is_what_shopify_gave_or_none() {
+        let good = [
+            (json!(7123), "7123"),
+            (json!("7123"), "7123"),
+            (json!(" '7123 "), "7123"),
+            (json!("7123.0"), "7123"),
+            (json!("gid://shopify/Order/7123"), "7123"),
+            (json!(9_007_199_254_740_993_u64), "9007199254740993"),
+        ];
+        for (told, id) in good {
+            assert_eq!(order_id(&told).as_deref(), Ok(id), "{told}");
+        }
+        for bad in [
+            json!("1.67185E+13"),
+            json!("7e3"),
+            json!("9007199254740993.0"),
+            json!("7.5"),
+            json!("#1001"),
+            json!("7,123"),
+            json!("gid://shopify/DraftOrder/7"),
+            json!(""),
+            json!(null),
+            json!(-7),
+        ] {
+            assert!(order_id(&bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
-    fn an_order_of_several_lines_is_one_and_a_bad_one_is_named_by_its_line() {
-        let text = format!(
-            "{HEAD}#1001,a@example.com,paid,2026-01-02 10:00:00 -0500,USD,30.00,2026-01-02 09:59:00 -0500,1,Mug,10.00,5.00,11,Ada Lovelace,yes\n\
-             #1001,a@example.com,,,,,,2,\"Pot, large\",10.00,,,,\n\
-             #1002,b@example.com,paid,,USD,7.00,yesterday,1,Mug,7.00,0.00,12,,no\n\
-             #1003,,pending,,USD,7.00,2026-01-03 09:59:00 -0500,1,Mug,7.00,0.00,13,,no\n"
+    fn an_order_of_nothing_is_named_and_so_is_one_that_was_torn_apart() {
+        assert!(
+            complete(&json!({"created_at": "2026-01-01", "total_price": "1.00", "currency": "EUR"})).is_ok()
         );
-        let found = read(&text);
-        assert_eq!(found.iter().map(|f| f.line).collect::<Vec<_>>(), [2, 4, 5]);
-        let first = found[0].order.as_ref().unwrap();
-        assert_eq!(first["line_items"].as_array().unwrap().len(), 2);
-        assert_eq!(first["updated_at"], "2026-01-02T15:00:00.000Z");
-        assert_eq!(first["customer"]["last_name"], "Lovelace");
-        assert_eq!(first["refunds"][0]["transactions"][0]["amount"], "5.00");
-        assert!(found[1].order.as_ref().unwrap_err().contains("yesterday"));
-        assert_eq!(found[2].order.as_ref().unwrap()["refunds"], json!([]));
-        // From where the second began, the same rest.
-        let place = Progress { bytes: found[0].next_byte, line: found[0].next_line, ..Progress::default() };
-        let rest: Vec<Found> =
-            Csv::open(Cursor::new(text), &place).unwrap().collect::<anyhow::Result<_>>().unwrap();
-        assert_eq!(rest.iter().map(|f| f.line).collect::<Vec<_>>(), [4, 5]);
-        assert!(Csv::open(Cursor::new("a,b\n1,2\n"), &Progress::default()).is_err());
-    }
-
-    #[test]
-    fn lines_of_json_are_read_and_bad_ones_named() {
-        let text = "{\"id\":1}\n\n{\"order\":{\"id\":2}}\nnot json\n[1]\n{\"id\":3}";
-        let lines = Lines { reader: Cursor::new(text), byte: 0, line: 1 };
-        let found: Vec<Found> = lines.collect::<anyhow::Result<_>>().unwrap();
-        let told: Vec<(u64, bool)> = found.iter().map(|f| (f.line, f.order.is_ok())).collect();
-        assert_eq!(told, [(1, true), (3, true), (4, false), (5, false), (6, true)]);
-        assert_eq!(found[1].order.as_ref().unwrap()["id"], 2);
-        assert_eq!(found[4].next_byte, text.len() as u64);
+        for lacks in [
+            json!({"total_price": "1.00", "currency": "EUR"}),
+            json!({"created_at": "2026-01-01", "currency": "EUR"}),
+            json!({"created_at": "2026-01-01", "total_price": "1.00"}),
+        ] {
+            assert!(complete(&lacks).is_err(), "{lacks}");
+        }
+        let mut seen = Seen::default();
+        assert!(seen.check("1", "v1", "a", 2).is_ok() && seen.check("1", "v1", "a", 3).is_ok());
+        assert!(seen.check("1", "v2", "b", 4).is_ok(), "a newer version is another state");
+        assert!(seen.check("1", "v1", "b", 5).unwrap_err().contains("line 2"));
     }
 }
