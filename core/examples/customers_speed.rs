@@ -200,7 +200,7 @@ fn order(n: usize, at_ms: i64) -> OrderUpdate {
         test: false,
         currency: "USD".into(),
         total: 10.into(),
-        gift_cards: 0.into(),
+        current_total: None,
         presentment: None,
         financial_status: Some("paid".into()),
         fulfillment_status: None,

@@ -111,6 +111,7 @@ impl World {
             kind: None,
             message_id: None,
             sent_at: None,
+            place: 0,
             shared: None,
             source: Source::Secret,
         };

@@ -21,6 +21,7 @@ use tributary_core::domain::identity::{Counts, Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::order::{Order, OrderUpdate, Refund};
 use tributary_core::domain::time::from_ms;
+use tributary_core::domain::version::Version;
 use tributary_core::ports::clock::{Clock, SystemClock};
 use tributary_core::ports::store::StoreError;
 use tributary_core::services::process::process;
@@ -131,7 +132,7 @@ fn update(said: &OrderSaid, message: &str) -> OrderUpdate {
                 test: false,
                 currency: "USD".into(),
                 total: (*total).into(),
-                gift_cards: 0.into(),
+                current_total: None,
                 presentment: None,
                 financial_status: None,
                 fulfillment_status: None,
@@ -139,7 +140,7 @@ fn update(said: &OrderSaid, message: &str) -> OrderUpdate {
             }));
         }
         Happened::Refund { id, amount } => {
-            let version = (said.updated_ms, message.to_owned());
+            let version = Version { at_ms: said.updated_ms, sequence: 0, message_id: message.to_owned() };
             let refund = Refund { at_ms: said.updated_ms, amount: (*amount).into(), currency: None, version };
             update.refunds.insert(id.clone(), refund);
         }

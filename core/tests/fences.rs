@@ -12,9 +12,9 @@ use async_trait::async_trait;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use support::{StoreUnderTest, postgres_store, sqlite_store};
-use tributary_core::domain::customer360::{CustomerRecord, StoredEvent};
+use tributary_core::domain::customer360::CustomerRecord;
 use tributary_core::domain::event::{Event, Source};
-use tributary_core::domain::history::Merge;
+use tributary_core::domain::history::{Merge, Retold};
 use tributary_core::domain::identity::{Counts, Identifier, Standing};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::profile::Profile;
@@ -232,7 +232,7 @@ impl StoreTx for LaxTx {
         id: ProfileId,
         after: Option<&(Timestamp, String)>,
         limit: i64,
-    ) -> Result<Vec<StoredEvent>, StoreError> {
+    ) -> Result<Vec<Retold>, StoreError> {
         self.inner.events_of(id, after, limit).await
     }
     async fn undo_merge(&mut self, id: uuid::Uuid, at: Timestamp) -> Result<(), StoreError> {

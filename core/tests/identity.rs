@@ -16,6 +16,7 @@ use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::order::{Order, OrderUpdate, Refund};
 use tributary_core::domain::settings::{BrandSettings, Limits};
 use tributary_core::domain::time::from_ms;
+use tributary_core::domain::version::Version;
 use tributary_core::ports::privacy::Erasure;
 use tributary_core::ports::store::StoreError;
 use tributary_core::services::identity::{IdentityError, history, merge_two, preview, split};
@@ -102,7 +103,7 @@ fn order(message: &str, names: &str, id: &str, total: i64) -> Event {
         test: false,
         currency: "USD".into(),
         total: total.into(),
-        gift_cards: 0.into(),
+        current_total: None,
         presentment: None,
         financial_status: None,
         fulfillment_status: None,
@@ -567,7 +568,8 @@ async fn a_refund_beside_a_merge_leaves_the_order_where_it_went(u: &ContextUnder
         let mut refund = order(&format!("r{round}"), "", &number, 0);
         let update = refund.order.as_mut().unwrap();
         update.state = None;
-        let paid = Refund { at_ms: T0, amount: 4.into(), currency: None, version: (T0, "r".into()) };
+        let version = Version { at_ms: T0, sequence: 0, message_id: "r".into() };
+        let paid = Refund { at_ms: T0, amount: 4.into(), currency: None, version };
         update.refunds.insert("1".into(), paid);
         let (refund, link) = ([refund], [event(&format!("l{round}"), &format!("{one} {ada}"))]);
         tokio::join!(retrying(u, &book, &link), retrying(u, &book, &refund));

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use rust_decimal::Decimal;
 use serde_json::json;
 use support::{StoreUnderTest, postgres_store, sqlite_store, unlimited};
 use tributary_core::domain::customer360::Customer360;
@@ -18,6 +17,7 @@ use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::order::{Item, Order, OrderUpdate, Refund};
 use tributary_core::domain::time::{Timestamp, from_ms};
+use tributary_core::domain::version::Version;
 use tributary_core::ports::clock::{Clock, SystemClock};
 use tributary_core::ports::locks::{Acquired, Lock, LockError, Locks};
 use tributary_core::ports::store::{Claim, Store, StoreError};
@@ -75,7 +75,7 @@ fn cancelled_order(id: &str, version: i64, total: &str, cancelled_at: Option<Tim
         test: false,
         currency: "USD".into(),
         total: total.parse().unwrap(),
-        gift_cards: Decimal::ZERO,
+        current_total: None,
         presentment: None,
         financial_status: Some("paid".into()),
         fulfillment_status: None,
@@ -239,8 +239,12 @@ async fn money_is_exact(u: &StoreUnderTest) {
     run(u, &events).await;
     let mut yen = order("yen", 0, "300");
     yen.state.as_mut().unwrap().currency = "JPY".into();
-    let refund =
-        Refund { at_ms: T0, amount: "100".parse().unwrap(), currency: None, version: (T0, "r".into()) };
+    let refund = Refund {
+        at_ms: T0,
+        amount: "100".parse().unwrap(),
+        currency: None,
+        version: Version { at_ms: T0, sequence: 0, message_id: "r".into() },
+    };
     yen.refunds.insert("1".into(), refund);
     run(u, &[Event { order: Some(yen), ..event("yen", &["a"]) }]).await;
     let found = customer(u, "a").await;

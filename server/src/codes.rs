@@ -36,7 +36,6 @@ pub const CODES: &[Code] = &[
     code(400, "invalid_text", "a text has U+0000 in it"),
     code(400, "invalid_limit", "limit is out of its range"),
     code(400, "invalid_after", "the place is not one that a page before named"),
-    code(400, "missing_ids", "the delivery is not named"),
     code(400, "invalid_settings", "a setting makes no sense; the message says which"),
     code(400, "invalid_expression", "the CEL expression is wrong; the message says what and where"),
     code(400, "invalid_segment", "the segment's name is not one; the message says what is"),

@@ -121,7 +121,7 @@ async fn a_webhook_is_remembered_with_its_outcome_and_another_body_is_a_conflict
     assert_eq!(app.context.queue.stats().await.unwrap().pending, 0);
     assert_eq!(answer(app.get("/api/queues/events/claims?shop=a.b&webhook_id=w1")).await.0, 404);
     let (status, missing) = answer(app.get(&format!("/api/queues/events/claims?shop={SHOP}"))).await;
-    assert_eq!((status, missing["code"].as_str()), (400, Some("missing_ids")));
+    assert_eq!((status, missing["code"].as_str()), (400, Some("invalid_query")));
 }
 
 async fn an_order_takes_effect_once_also_when_the_claims_are_forgotten(on: On) {

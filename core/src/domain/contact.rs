@@ -53,9 +53,9 @@ pub fn holding<'c>(
         // back nobody need.
         None => !consent.is_given() || (consent.source.is_trusted() && address.is_none_or(|at| at.trusted)),
     };
-    said.iter()
-        .filter(|consent| consent.channel == channel.as_str() && about(consent))
-        .max_by_key(|consent| (consent.source.is_trusted(), consent.at, &consent.message_id))
+    said.iter().filter(|consent| consent.channel == channel.as_str() && about(consent)).max_by_key(
+        |consent| (consent.source.is_trusted(), consent.at, consent.sequence, &consent.message_id),
+    )
 }
 
 /// Whether marketing may be sent to an address.
@@ -78,7 +78,7 @@ mod tests {
     fn profile(email: Option<(&str, Source)>) -> Profile {
         let mut profile = Profile::new(ProfileId::new(1), BrandId(1));
         if let Some((value, source)) = email {
-            let held = Trait { at_ms: 1, message_id: "m".into(), value: value.into(), source };
+            let held = Trait { at_ms: 1, sequence: 0, message_id: "m".into(), value: value.into(), source };
             profile.traits.insert("email".into(), held);
         }
         profile
@@ -113,6 +113,7 @@ mod tests {
             state: state.into(),
             level: None,
             at: from_ms(at),
+            sequence: 0,
             message_id: at.to_string(),
             address: address.map(str::to_owned),
             source,

@@ -15,7 +15,7 @@ use super::ids::ProfileId;
 use super::insights::{self, Activity, Affinity, Cadence, KnownProduct, Lifecycle, Sessions};
 use super::json;
 use super::money::{self, Amounts};
-use super::order::{Item, OrderRecord};
+use super::order::{Item, Order, OrderRecord};
 use super::profile::Profile;
 use super::time::{self, Timestamp, from_ms};
 
@@ -66,6 +66,8 @@ pub struct StoredConsent {
     pub level: Option<String>,
     /// When.
     pub at: Timestamp,
+    /// What comes later of two with the same time.
+    pub sequence: i64,
     /// The event that said so.
     pub message_id: String,
     /// The address or number that it is about; `None` where it is about all that the customer has.
@@ -279,7 +281,7 @@ fn consent(record: &CustomerRecord) -> BTreeMap<String, ConsentState> {
     let mut channels: BTreeMap<String, ConsentState> = BTreeMap::new();
     for channel in [Channel::Email, Channel::Sms] {
         let mut of: Vec<&StoredConsent> = said.iter().filter(|c| c.channel == channel.as_str()).collect();
-        of.sort_by(|a, b| (a.at, &a.message_id).cmp(&(b.at, &b.message_id)));
+        of.sort_by(|a, b| (a.at, a.sequence, &a.message_id).cmp(&(b.at, b.sequence, &b.message_id)));
         // Every webhook repeats what holds: only what differs from what was before is a change.
         of.dedup_by(|later, earlier| later.state == earlier.state);
         let Some(newest) = of.last() else { continue };
@@ -402,7 +404,8 @@ pub fn order_json(record: &OrderRecord) -> Value {
         .fulfillments
         .iter()
         .map(|(id, parcel)| {
-            json!({"id": id, "at": time::format(from_ms(parcel.at_ms)), "status": parcel.status,
+            let at = Some(parcel.at_ms).filter(|at_ms| *at_ms != 0).map(|at_ms| time::format(from_ms(at_ms)));
+            json!({"id": id, "at": at, "status": parcel.status,
                    "tracking_company": parcel.company, "tracking_number": parcel.number})
         })
         .collect();
@@ -411,14 +414,14 @@ pub fn order_json(record: &OrderRecord) -> Value {
         "name": order.and_then(|o| o.name.as_ref()),
         "shop": record.shop,
         "ordered_at": at(order.map(|o| o.ordered_at)),
-        "updated_at": at(record.state.as_ref().map(|(_, version)| from_ms(version.0))),
+        "updated_at": at(record.state.as_ref().map(|(_, versions)| from_ms(versions.newest().at_ms))),
         "cancelled_at": at(order.and_then(|o| o.cancelled_at)),
         "deleted_at": at(record.deleted_at),
         "test": order.is_some_and(|o| o.test),
         "counts": record.counts(),
         "currency": currency,
-        "total": money::format(order.map_or(Decimal::ZERO, |o| o.total), currency),
-        "gift_cards": money::format(order.map_or(Decimal::ZERO, |o| o.gift_cards), currency),
+        "total": money::format(record.total(), currency),
+        "gift_cards": money::format(order.map_or(Decimal::ZERO, Order::gift_cards), currency),
         "refunded": money::format(record.refunded(), currency),
         "presentment": order.and_then(|o| o.presentment.as_ref()).map(|seen| {
             json!({"amount": money::format(seen.amount, &seen.currency), "currency": seen.currency})

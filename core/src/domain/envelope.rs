@@ -44,6 +44,9 @@ pub enum Origin<'a> {
         /// The batch's `sentAt`.
         #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
         sent_at: Option<Cow<'a, str>>,
+        /// Which message of its batch it is, from 0: of two that say something at the same time, the later holds.
+        #[serde(default, skip_serializing_if = "is_first")]
+        place: u32,
         /// What the batch says for all its messages (`context`, `integrations`), as the text of a JSON object, to be
         /// merged under the message's own.
         #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
@@ -77,6 +80,11 @@ pub enum Origin<'a> {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         vouches: bool,
     },
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde hands over references
+fn is_first(place: &u32) -> bool {
+    *place == 0
 }
 
 impl<'a> Envelope<'a> {

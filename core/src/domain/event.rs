@@ -8,6 +8,7 @@ use super::identity::{Identifier, IdentifierKind};
 use super::ids::{BrandId, ProfileId};
 use super::order::OrderUpdate;
 use super::time::{self, Timestamp};
+use super::version::{Version, Versions};
 
 /// What sort of message an event came as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -120,12 +121,16 @@ impl Source {
     }
 }
 
-/// How far a sender's clock may be ahead of the reception, in minutes: what is later is taken for this.
+/// How far a sender's clock may be ahead of the reception, in minutes. A time that is later says nothing but that the clock is wrong:
+/// the reception stands for it.
 pub const MAX_AHEAD_MINUTES: i64 = 5;
 
-/// The latest time that something may speak of that was received then.
-pub fn latest(received_at: Timestamp) -> Timestamp {
-    time::plus(received_at, time::millis(MAX_AHEAD_MINUTES * 60_000))
+/// A time that something speaks of that was received then, as far as it can be believed.
+pub fn believed(at: Timestamp, received_at: Timestamp) -> Timestamp {
+    match at > time::plus(received_at, time::millis(MAX_AHEAD_MINUTES * 60_000)) {
+        true => received_at,
+        false => at,
+    }
 }
 
 /// A value that an event gives a trait.
@@ -174,8 +179,10 @@ impl Channel {
 
 /// The state of consent that allows marketing.
 pub const SUBSCRIBED: &str = "subscribed";
+/// The state of an address that a mail server has refused for good: nothing is sent there until consent is given anew.
+pub const UNDELIVERABLE: &str = "undeliverable";
 
-/// What a customer said of being written to. The newest `(at, message_id)` of a channel holds.
+/// What a customer said of being written to. The newest of a channel holds, by `at` and then as [`Version`] says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Consent {
     /// By which way.
@@ -191,13 +198,31 @@ pub struct Consent {
     pub at: Timestamp,
 }
 
-/// What a webhook says of a product.
+/// A part of what is known of a product. A webhook that does not mention one leaves it as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProductPart {
+    /// Its title.
+    Title,
+    /// Its category.
+    Category,
+    /// Its vendor.
+    Vendor,
+    /// Its price.
+    Price,
+}
+
+impl ProductPart {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Title, Self::Category, Self::Vendor, Self::Price];
+}
+
+/// What webhooks say of a product.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Product {
     /// Shopify's id.
     pub id: String,
-    /// The version: the newest wins.
-    pub updated_at: Timestamp,
+    /// Where its parts are from.
+    pub versions: Versions<ProductPart>,
     /// What it is called.
     pub title: Option<String>,
     /// What sort of thing it is (Shopify's product type).
@@ -206,8 +231,30 @@ pub struct Product {
     pub vendor: Option<String>,
     /// The price of its first variant, in the shop's currency.
     pub price: Option<Decimal>,
-    /// When it was deleted: then nothing else is said.
+    /// When it was deleted.
     pub deleted_at: Option<Timestamp>,
+}
+
+impl Product {
+    /// Takes in another report of the same product.
+    pub fn take_in(&mut self, other: &Self) {
+        for part in ProductPart::ALL {
+            if other.versions.of(part) <= self.versions.of(part) {
+                continue;
+            }
+            match part {
+                ProductPart::Title => self.title.clone_from(&other.title),
+                ProductPart::Category => self.category.clone_from(&other.category),
+                ProductPart::Vendor => self.vendor.clone_from(&other.vendor),
+                ProductPart::Price => self.price = other.price,
+            }
+        }
+        self.versions = self.versions.newer(&other.versions, &ProductPart::ALL);
+        self.deleted_at = match (self.deleted_at, other.deleted_at) {
+            (Some(held), Some(other)) => Some(held.min(other)),
+            (held, other) => held.or(other),
+        };
+    }
 }
 
 /// What privacy law asks for.
@@ -276,6 +323,11 @@ pub struct Event {
     pub name: Option<String>,
     /// When it happened, corrected for the sender's clock.
     pub timestamp: Timestamp,
+    /// From when what it says of traits and consent holds. Nearly always `timestamp`; of a sender whose clock is wrong it is so rounded
+    /// that what the network does to two messages does not change which of them is the later.
+    pub told_at: Timestamp,
+    /// What comes later of two with the same time: see [`Version`].
+    pub sequence: i64,
     /// When it reached the server.
     pub received_at: Timestamp,
     /// Who it is about, the most trusted first. Empty: nobody we could know.
@@ -313,6 +365,8 @@ impl Event {
             vouches: true,
             name: None,
             timestamp,
+            told_at: timestamp,
+            sequence: 0,
             received_at: timestamp,
             identifiers: Vec::new(),
             traits: Vec::new(),
@@ -345,18 +399,22 @@ impl Event {
     }
 
     /// Without times of the future, which would win over all that is said later: a sender's clock may be wrong, or lie. Consent is
-    /// clamped to the reception itself, so that whoever takes theirs back afterwards is heard.
+    /// never later than the reception itself, so that whoever takes theirs back afterwards is heard.
     #[must_use]
     pub fn clamped(mut self) -> Self {
-        let latest = latest(self.received_at);
-        self.timestamp = self.timestamp.min(latest);
-        self.traits.iter_mut().for_each(|update| update.at = update.at.min(latest));
-        self.consents.iter_mut().for_each(|consent| consent.at = consent.at.min(self.received_at));
+        let received_at = self.received_at;
+        let believed = |at: Timestamp| believed(at, received_at);
+        self.timestamp = believed(self.timestamp);
+        self.told_at = believed(self.told_at);
+        self.traits.iter_mut().for_each(|update| update.at = believed(update.at));
+        self.consents.iter_mut().for_each(|consent| consent.at = consent.at.min(received_at));
         if let Some(product) = &mut self.product {
-            product.updated_at = product.updated_at.min(latest);
+            product.versions.each(|version| {
+                version.at_ms = believed(time::from_ms(version.at_ms)).timestamp_millis();
+            });
         }
         if let Some(order) = &mut self.order {
-            order.clamp(latest);
+            order.clamp(believed);
         }
         self
     }
@@ -380,6 +438,11 @@ impl Event {
         self
     }
 
+    /// What decides between what it says and what others say of the same.
+    pub fn version(&self, at: Timestamp) -> Version {
+        Version { at_ms: at.timestamp_millis(), sequence: self.sequence, message_id: self.message_id.clone() }
+    }
+
     /// What may be kept of an event about somebody who was erased: that it was, and the order without the customer.
     #[must_use]
     pub fn anonymised(&self) -> Self {
@@ -388,6 +451,8 @@ impl Event {
             name: self.name.clone().filter(|_| self.kind == EventKind::Shopify),
             erased: true,
             source: self.source,
+            told_at: self.told_at,
+            sequence: self.sequence,
             received_at: self.received_at,
             order: self.order.clone(),
             product: self.product.clone(),

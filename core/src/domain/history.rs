@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::customer360::StoredEvent;
-use super::event::{EventKind, latest};
+use super::event::{EventKind, believed};
 use super::identity::Identifier;
 use super::ids::ProfileId;
 use super::profile::{Profile, Trait};
@@ -72,6 +72,17 @@ pub struct Merge {
     pub undone_at: Option<Timestamp>,
 }
 
+/// An event as the store keeps it, with what decides between what it says and what others say.
+#[derive(Clone, Debug)]
+pub struct Retold {
+    /// The event.
+    pub event: StoredEvent,
+    /// From when what it says holds.
+    pub told_at: Timestamp,
+    /// What comes later of two with the same time.
+    pub sequence: i64,
+}
+
 /// Makes a profile anew out of what was known and what its events say.
 #[derive(Debug)]
 pub struct Rebuild {
@@ -91,21 +102,21 @@ impl Rebuild {
     }
 
     /// Takes in one of its events.
-    pub fn event(&mut self, event: &StoredEvent) {
+    pub fn event(&mut self, Retold { event, told_at, sequence }: &Retold) {
         let updates = match EventKind::parse(&event.kind) {
             Some(EventKind::Shopify) => {
                 shopify::traits_again(event.name.as_deref().unwrap_or_default(), &event.body, event.timestamp)
             }
-            Some(kind) => segment::traits_again(kind, &event.body, event.timestamp),
+            Some(kind) => segment::traits_again(kind, &event.body, *told_at),
             None => Vec::new(),
         };
-        let latest_ms = latest(event.received_at).timestamp_millis();
         for update in updates {
             if !event.source.may_set(&update.name) {
                 continue;
             }
             let offered = Trait {
-                at_ms: update.at.timestamp_millis().min(latest_ms),
+                at_ms: believed(update.at, event.received_at).timestamp_millis(),
+                sequence: *sequence,
                 message_id: event.message_id.clone(),
                 value: update.value,
                 source: event.source,

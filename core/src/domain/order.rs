@@ -1,8 +1,8 @@
 //! An order as the customer's profile knows it: a state, and what happened to it.
 //!
 //! Deliveries about one order arrive in any order and more than once. [`OrderRecord::apply`] takes them in so that every
-//! sequence of the same deliveries ends in the same record: the newest state wins by `(updated_at, message_id)`, each refund
-//! and each fulfillment by its own, and a deleted order stays deleted. A refund may come before its order.
+//! sequence of the same deliveries ends in the same record: of each part of the state the newest report that mentions it wins, by its
+//! [`Version`], each refund and each fulfillment by its own, and a deleted order stays deleted. A refund may come before its order.
 
 use std::collections::BTreeMap;
 
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::ids::ProfileId;
 use super::money::{self, minor_digits};
 use super::time::{Timestamp, from_ms};
+use super::version::{Version, Versions};
 
 /// The state of an order that one delivery reports.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,10 +27,10 @@ pub struct Order {
     pub test: bool,
     /// The shop's currency, ISO 4217.
     pub currency: String,
-    /// What the customer owes in all, in `currency`.
+    /// What was sold in all, in `currency`, whatever was taken out or paid back later.
     pub total: Decimal,
-    /// What of it bought gift cards: money taken in advance, which is revenue when the card is used.
-    pub gift_cards: Decimal,
+    /// The total without what was taken out and what was returned, where that is told.
+    pub current_total: Option<Decimal>,
     /// The total in the currency that the customer saw, where that is another.
     pub presentment: Option<Amount>,
     /// Shopify's payment state.
@@ -38,6 +39,84 @@ pub struct Order {
     pub fulfillment_status: Option<String>,
     /// What was bought.
     pub items: Vec<Item>,
+}
+
+impl Order {
+    /// An order of which nothing is known.
+    fn unknown() -> Self {
+        Self {
+            name: None,
+            ordered_at: from_ms(0),
+            cancelled_at: None,
+            test: false,
+            currency: UNKNOWN_CURRENCY.to_owned(),
+            total: Decimal::ZERO,
+            current_total: None,
+            presentment: None,
+            financial_status: None,
+            fulfillment_status: None,
+            items: Vec::new(),
+        }
+    }
+
+    /// What of it bought gift cards: money taken in advance, which is revenue when the card is used.
+    pub fn gift_cards(&self) -> Decimal {
+        let cards = self.items.iter().filter(|item| item.gift_card);
+        // Nothing that is beyond the total counts, so nothing is lost where a sum would be beyond reason.
+        let sum = cards
+            .filter_map(|item| item.price.checked_mul(Decimal::from(item.quantity)))
+            .fold(Decimal::ZERO, |sum, card| sum.checked_add(card).unwrap_or(sum));
+        // A discount may make the whole cheaper than its cards.
+        sum.clamp(Decimal::ZERO, self.total.max(Decimal::ZERO))
+    }
+}
+
+/// The currency of an amount that came without one: ISO 4217's code for none.
+pub const UNKNOWN_CURRENCY: &str = "XXX";
+
+/// A part of an order's state. A delivery that does not mention one leaves it as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Its name.
+    Name,
+    /// When the customer ordered.
+    OrderedAt,
+    /// Whether and when it was cancelled.
+    CancelledAt,
+    /// Whether it is a test.
+    Test,
+    /// The shop's currency.
+    Currency,
+    /// What was sold, in both currencies.
+    Total,
+    /// What is left of it.
+    CurrentTotal,
+    /// The payment state.
+    Payment,
+    /// The shipping state.
+    Shipping,
+    /// What was bought.
+    Items,
+    /// Whose it is.
+    Customer,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Name,
+        Self::OrderedAt,
+        Self::CancelledAt,
+        Self::Test,
+        Self::Currency,
+        Self::Total,
+        Self::CurrentTotal,
+        Self::Payment,
+        Self::Shipping,
+        Self::Items,
+        Self::Customer,
+    ];
 }
 
 /// An amount in a currency.
@@ -67,9 +146,6 @@ pub struct Item {
     pub gift_card: bool,
 }
 
-/// What decides between two reports of the same thing: the newer time (milliseconds since 1970), then the greater message id.
-pub type Version = (i64, String);
-
 /// Money that was paid back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refund {
@@ -88,12 +164,12 @@ pub struct Refund {
 }
 
 /// A parcel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fulfillment {
     /// Shopify's state of it.
     #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
     pub status: Option<String>,
-    /// When it was made, in milliseconds since 1970.
+    /// When it was made, in milliseconds since 1970; 0 where nobody has said.
     #[serde(rename = "t")]
     pub at_ms: i64,
     /// Who carries it.
@@ -102,9 +178,49 @@ pub struct Fulfillment {
     /// The carrier's number.
     #[serde(rename = "n", default, skip_serializing_if = "Option::is_none")]
     pub number: Option<String>,
-    /// Which report this is from.
-    #[serde(rename = "v")]
-    pub version: Version,
+    /// Which reports this is from.
+    #[serde(flatten)]
+    pub versions: Versions<ParcelPart>,
+}
+
+/// A part of what is known of a parcel. A delivery that does not mention one leaves it as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ParcelPart {
+    /// Its state.
+    #[serde(rename = "s")]
+    Status,
+    /// When it was made.
+    #[serde(rename = "t")]
+    At,
+    /// Who carries it.
+    #[serde(rename = "c")]
+    Company,
+    /// The carrier's number.
+    #[serde(rename = "n")]
+    Number,
+}
+
+impl ParcelPart {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Status, Self::At, Self::Company, Self::Number];
+}
+
+impl Fulfillment {
+    /// Takes in another report of the same parcel.
+    fn take_in(&mut self, other: &Self) {
+        for part in ParcelPart::ALL {
+            if other.versions.of(part) <= self.versions.of(part) {
+                continue;
+            }
+            match part {
+                ParcelPart::Status => self.status.clone_from(&other.status),
+                ParcelPart::At => self.at_ms = other.at_ms,
+                ParcelPart::Company => self.company.clone_from(&other.company),
+                ParcelPart::Number => self.number.clone_from(&other.number),
+            }
+        }
+        self.versions = self.versions.newer(&other.versions, &ParcelPart::ALL);
+    }
 }
 
 /// What one delivery says of an order. Parts without a version of their own have the delivery's.
@@ -116,8 +232,12 @@ pub struct OrderUpdate {
     pub id: String,
     /// The state's version: the newest wins.
     pub updated_at: Timestamp,
-    /// The whole state, if the delivery has it.
+    /// What comes later of two with the same `updated_at`: see [`Version`].
+    pub sequence: i64,
+    /// The state, if the delivery has it.
     pub state: Option<Box<Order>>,
+    /// The parts of the state that the delivery does not mention.
+    pub left_out: Vec<Part>,
     /// Refunds by Shopify's id.
     pub refunds: BTreeMap<String, Refund>,
     /// Fulfillments by Shopify's id.
@@ -127,22 +247,30 @@ pub struct OrderUpdate {
 }
 
 impl OrderUpdate {
-    /// Without times after `latest`, which would win over all that is told later.
-    pub fn clamp(&mut self, latest: Timestamp) {
-        let latest_ms = latest.timestamp_millis();
-        self.updated_at = self.updated_at.min(latest);
-        self.deleted_at = self.deleted_at.map(|at| at.min(latest));
+    /// With each time as `believed` has it.
+    pub fn clamp(&mut self, believed: impl Fn(Timestamp) -> Timestamp) {
+        let believed_ms = |at_ms: &mut i64| *at_ms = believed(from_ms(*at_ms)).timestamp_millis();
+        self.updated_at = believed(self.updated_at);
+        self.deleted_at = self.deleted_at.map(&believed);
         if let Some(state) = &mut self.state {
-            state.ordered_at = state.ordered_at.min(latest);
-            state.cancelled_at = state.cancelled_at.map(|at| at.min(latest));
+            state.ordered_at = believed(state.ordered_at);
+            state.cancelled_at = state.cancelled_at.map(&believed);
         }
         for refund in self.refunds.values_mut() {
-            refund.at_ms = refund.at_ms.min(latest_ms);
-            refund.version.0 = refund.version.0.min(latest_ms);
+            believed_ms(&mut refund.at_ms);
+            believed_ms(&mut refund.version.at_ms);
         }
         for parcel in self.fulfillments.values_mut() {
-            parcel.at_ms = parcel.at_ms.min(latest_ms);
-            parcel.version.0 = parcel.version.0.min(latest_ms);
+            believed_ms(&mut parcel.at_ms);
+            parcel.versions.each(|version| believed_ms(&mut version.at_ms));
+        }
+    }
+
+    fn version(&self, message_id: &str) -> Version {
+        Version {
+            at_ms: self.updated_at.timestamp_millis(),
+            sequence: self.sequence,
+            message_id: message_id.to_owned(),
         }
     }
 }
@@ -159,8 +287,8 @@ pub struct OrderRecord {
     pub id: String,
     /// Whose it is, by the newest state.
     pub profile: Option<ProfileId>,
-    /// The newest state and its version; `None` before any came.
-    pub state: Option<(Order, Version)>,
+    /// The newest state and where its parts are from; `None` before any came.
+    pub state: Option<(Order, Versions<Part>)>,
     /// Refunds by Shopify's id.
     pub refunds: BTreeMap<String, Refund>,
     /// Fulfillments by Shopify's id.
@@ -192,8 +320,9 @@ impl OrderRecord {
     /// Refunds of which only the sum was kept, in the order's currency: until a state tells them one by one.
     pub fn with_refunds_in_sum(mut self, sum: Decimal) -> Self {
         if !sum.is_zero() {
-            let at_ms = self.state.as_ref().map_or(0, |(_, version)| version.0);
-            let refund = Refund { at_ms, amount: sum, currency: None, version: (i64::MIN, String::new()) };
+            let at_ms = self.version().at_ms;
+            let version = Version { at_ms: i64::MIN, ..Version::default() };
+            let refund = Refund { at_ms, amount: sum, currency: None, version };
             self.refunds.insert(SUM.to_owned(), refund);
         }
         self
@@ -201,12 +330,9 @@ impl OrderRecord {
 
     /// Takes in what a delivery says; `profile` is whose event it was.
     pub fn apply(&mut self, update: &OrderUpdate, message_id: &str, profile: Option<ProfileId>) {
-        let version = (update.updated_at.timestamp_millis(), message_id.to_owned());
-        if let Some(state) = &update.state
-            && self.state.as_ref().is_none_or(|(_, held)| version > *held)
-        {
-            self.state = Some(((**state).clone(), version));
-            self.profile = profile.filter(|_| !self.erased);
+        if let Some(state) = &update.state {
+            let told = Versions::told(update.version(message_id), &update.left_out);
+            self.take_in(state, &told, profile);
         }
         for (id, refund) in &update.refunds {
             match self.refunds.get(id) {
@@ -215,15 +341,38 @@ impl OrderRecord {
             }
         }
         for (id, fulfillment) in update.fulfillments.iter().filter(|_| !self.erased) {
-            match self.fulfillments.get(id) {
-                Some(held) if held.version >= fulfillment.version => {}
-                _ => drop(self.fulfillments.insert(id.clone(), fulfillment.clone())),
-            }
+            self.fulfillments.entry(id.clone()).or_default().take_in(fulfillment);
         }
         self.deleted_at = match (self.deleted_at, update.deleted_at) {
             (Some(held), Some(other)) => Some(held.min(other)),
             (held, other) => held.or(other),
         };
+    }
+
+    fn take_in(&mut self, state: &Order, told: &Versions<Part>, profile: Option<ProfileId>) {
+        let (held, versions) = self.state.get_or_insert_with(|| (Order::unknown(), Versions::default()));
+        for part in Part::ALL {
+            if told.of(part) <= versions.of(part) {
+                continue;
+            }
+            match part {
+                Part::Name => held.name.clone_from(&state.name),
+                Part::OrderedAt => held.ordered_at = state.ordered_at,
+                Part::CancelledAt => held.cancelled_at = state.cancelled_at,
+                Part::Test => held.test = state.test,
+                Part::Currency => held.currency.clone_from(&state.currency),
+                Part::Total => {
+                    held.total = state.total;
+                    held.presentment.clone_from(&state.presentment);
+                }
+                Part::CurrentTotal => held.current_total = state.current_total,
+                Part::Payment => held.financial_status.clone_from(&state.financial_status),
+                Part::Shipping => held.fulfillment_status.clone_from(&state.fulfillment_status),
+                Part::Items => held.items.clone_from(&state.items),
+                Part::Customer => self.profile = profile.filter(|_| !self.erased),
+            }
+        }
+        *versions = versions.newer(told, &Part::ALL);
     }
 
     /// Takes the customer out, for good.
@@ -238,15 +387,25 @@ impl OrderRecord {
         self.state.as_ref().map(|(order, _)| order)
     }
 
-    /// Whether it counts into a customer's orders and revenue: known, and neither a test nor cancelled nor deleted.
+    /// Whether it counts into a customer's orders and revenue: known by what was sold, and neither a test nor cancelled nor deleted.
     pub fn counts(&self) -> bool {
         self.deleted_at.is_none()
-            && self.order().is_some_and(|order| !order.test && order.cancelled_at.is_none())
+            && self.state.as_ref().is_some_and(|(order, versions)| {
+                versions.tell(Part::Total) && !order.test && order.cancelled_at.is_none()
+            })
+    }
+
+    /// What the customer owed in all, in the shop's currency, before anything was paid back. What was taken out of an order is owed no
+    /// more: Shopify's current total is without it, and without what was paid back, which counts apart.
+    pub fn total(&self) -> Decimal {
+        let Some(order) = self.order() else { return Decimal::ZERO };
+        let left = order.current_total.and_then(|current| current.checked_add(self.refunded()));
+        left.map_or(order.total, |left| left.min(order.total))
     }
 
     /// What it brought, in the shop's currency.
     pub fn revenue(&self) -> Decimal {
-        self.order().map_or(Decimal::ZERO, |order| order.total - order.gift_cards)
+        self.order().map_or(Decimal::ZERO, |order| self.total() - order.gift_cards().min(self.total()))
     }
 
     /// What was paid back, in the shop's currency. A refund in a currency that the order does not know is left out.
@@ -268,9 +427,9 @@ impl OrderRecord {
         (converted.abs() <= money::MAX_AMOUNT).then_some(converted)
     }
 
-    /// The newest state's version; the beginning of time before any came.
+    /// The version of the newest report of the state; none before any came.
     pub fn version(&self) -> Version {
-        self.state.as_ref().map_or((0, String::new()), |(_, version)| version.clone())
+        self.state.as_ref().map(|(_, versions)| versions.newest().clone()).unwrap_or_default()
     }
 
     /// When it was ordered, as far as that is known.
@@ -293,7 +452,7 @@ mod tests {
             test: false,
             currency: currency.into(),
             total: total.into(),
-            gift_cards: Decimal::ZERO,
+            current_total: None,
             presentment: Some(Amount { amount: (total * 2).into(), currency: "EUR".into() }),
             financial_status: None,
             fulfillment_status: None,
@@ -301,23 +460,35 @@ mod tests {
         })
     }
 
+    fn version(at_ms: i64) -> Version {
+        Version { at_ms, sequence: at_ms % 3, message_id: format!("m{at_ms}") }
+    }
+
     fn refund(amount: i64, currency: Option<&str>, at: i64) -> Refund {
-        let version = (at, format!("m{at}"));
+        let version = version(at);
         Refund { at_ms: at, amount: amount.into(), currency: currency.map(str::to_owned), version }
     }
 
     fn update(number: i64, kind: u8) -> OrderUpdate {
-        let mut update = OrderUpdate { updated_at: from_ms(number), ..OrderUpdate::default() };
+        let mut update =
+            OrderUpdate { updated_at: from_ms(number / 2), sequence: number % 2, ..OrderUpdate::default() };
         let id = (number % 2).to_string();
         match kind {
             0 => update.state = Some(order("USD", 100 + number)),
+            // A body that mentions two parts, by turns.
+            4 => {
+                update.state = Some(order("USD", 200 + number));
+                update.left_out =
+                    Part::ALL.into_iter().filter(|part| (*part as i64 + number) % 5 > 1).collect();
+            }
             1 => drop(update.refunds.insert(id, refund(number, None, number))),
             2 => drop(update.refunds.insert(id, refund(number, Some("EUR"), number))),
             3 => update.deleted_at = Some(from_ms(number)),
             _ => {
-                let version = (number, format!("m{number}"));
                 let status = Some(format!("s{number}"));
-                let parcel = Fulfillment { status, at_ms: number, company: None, number: None, version };
+                let left_out = [[ParcelPart::At], [ParcelPart::Status]][usize::try_from(number % 2).unwrap()];
+                let versions = Versions::told(version(number), &left_out);
+                let parcel = Fulfillment { status, at_ms: number, company: None, number: None, versions };
                 update.fulfillments.insert(id, parcel);
             }
         }
@@ -327,7 +498,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_order_of_deliveries_ends_in_the_same_record(
-            kinds in prop::collection::vec(0_u8..5, 1..12),
+            kinds in prop::collection::vec(0_u8..6, 1..12),
             swaps in prop::collection::vec((0_usize..12, 0_usize..12), 0..24),
         ) {
             let updates: Vec<(i64, OrderUpdate)> =
@@ -349,6 +520,46 @@ mod tests {
             prop_assert_eq!(first.refunded(), second.refunded());
             prop_assert_eq!(first, second);
         }
+    }
+
+    #[test]
+    fn what_a_delivery_does_not_mention_stays_and_what_was_taken_out_is_not_owed() {
+        let owner = ProfileId::new(1);
+        let mut record = OrderRecord::new("s", "1");
+        let whole =
+            OrderUpdate { updated_at: from_ms(1), state: Some(order("USD", 100)), ..OrderUpdate::default() };
+        let left_out = Part::ALL.into_iter().filter(|part| *part != Part::Shipping).collect();
+        let mut shipped = Order::unknown();
+        shipped.fulfillment_status = Some("fulfilled".into());
+        let part = OrderUpdate {
+            updated_at: from_ms(2),
+            state: Some(shipped.into()),
+            left_out,
+            ..OrderUpdate::default()
+        };
+        record.apply(&part, "b", None);
+        assert!(!record.counts(), "nobody knows yet what was sold");
+        record.apply(&whole, "a", Some(owner));
+        let known = record.order().unwrap();
+        assert_eq!(
+            (known.total, known.fulfillment_status.as_deref()),
+            (Decimal::from(100), Some("fulfilled"))
+        );
+        assert_eq!((record.profile, record.counts()), (Some(owner), true));
+        let mut edited = order("USD", 100);
+        edited.current_total = Some(60.into());
+        record.apply(
+            &OrderUpdate { updated_at: from_ms(3), state: Some(edited), ..OrderUpdate::default() },
+            "c",
+            None,
+        );
+        assert_eq!((record.revenue(), record.refunded()), (60.into(), Decimal::ZERO));
+        record.refunds.insert("1".into(), refund(40, None, 1));
+        assert_eq!(
+            (record.revenue(), record.refunded()),
+            (100.into(), 40.into()),
+            "it was paid back: it had been sold"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A customer's profile: how events change it, and how two become one.
 //!
 //! Invariant: both operations commute. Traits keep the newest value that a trusted source told, or else the newest of all, by
-//! `(time, message id)`; times keep their extremes, counters add up; so any order of events and merges ends in the same profile.
+//! its [`Version`](super::version::Version); times keep their extremes, counters add up; so any order of events and merges ends in the same profile.
 
 use std::collections::BTreeMap;
 
@@ -21,12 +21,15 @@ pub const MAX_TRAIT_BYTES: usize = 4096;
 /// How much of a name is searched, in characters.
 const MAX_NAME_CHARS: usize = 200;
 
-/// A trait's value, and what decides between two: whether its source is trusted, then the newer time, then the greater message id.
+/// A trait's value, and what decides between two: whether its source is trusted, then its [`Version`](super::version::Version).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trait {
     /// When the value was true, in milliseconds since 1970.
     #[serde(rename = "t")]
     pub at_ms: i64,
+    /// What comes later of two with the same time.
+    #[serde(rename = "q", default, skip_serializing_if = "is_zero")]
+    pub sequence: i64,
     /// The event that said so.
     #[serde(rename = "m")]
     pub message_id: String,
@@ -40,9 +43,14 @@ pub struct Trait {
 
 impl Trait {
     /// What decides between two.
-    fn weight(&self) -> (bool, i64, &str) {
-        (self.source.is_trusted(), self.at_ms, &self.message_id)
+    fn weight(&self) -> (bool, i64, i64, &str) {
+        (self.source.is_trusted(), self.at_ms, self.sequence, &self.message_id)
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde hands over references
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 /// A profile as the store keeps it.
@@ -90,6 +98,7 @@ impl Profile {
         for update in &event.traits {
             let offered = Trait {
                 at_ms: update.at.timestamp_millis(),
+                sequence: event.sequence,
                 message_id: event.message_id.clone(),
                 value: update.value.clone(),
                 source: event.source,

@@ -11,7 +11,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::envelope::{Envelope, Origin};
-use super::event::{Channel, Consent, Event, EventKind, Rejection, SUBSCRIBED, TraitUpdate};
+use super::event::{
+    Channel, Consent, Event, EventKind, MAX_AHEAD_MINUTES, Rejection, SUBSCRIBED, TraitUpdate,
+};
 use super::identity::{Identifier, IdentifierKind, Rules};
 use super::json::{Fields, Scalar, depth, exact, mended, over, write_object};
 use super::profile::MAX_TRAIT_BYTES;
@@ -29,6 +31,15 @@ pub const TOO_LARGE: &str = "event_too_large";
 pub const MAX_MESSAGE_ID_CHARS: usize = 100;
 /// The longest name of a state of consent, in characters.
 const MAX_CONSENT_CHARS: usize = 40;
+const MINUTE_MS: i64 = 60_000;
+/// How far ahead of the reception a sender's clock is believed, in milliseconds.
+const BELIEVED_AHEAD_MS: i64 = MAX_AHEAD_MINUTES * MINUTE_MS;
+/// How far behind the reception it is believed, in milliseconds: as long as SDKs send a batch again without a new `sentAt`.
+const BELIEVED_BEHIND_MS: i64 = 60 * MINUTE_MS;
+/// In what steps the error of a clock is taken for deciding between its messages, in milliseconds.
+const CLOCK_STEP_MS: i64 = 15 * MINUTE_MS;
+/// More than a batch has messages: what separates the microseconds from the place in the batch.
+const MOST_IN_A_BATCH: i64 = 1_000_000;
 /// The longest event or page name, in characters.
 pub const MAX_NAME_CHARS: usize = 500;
 
@@ -82,7 +93,7 @@ pub fn check(body: &RawValue, route: Option<EventKind>, shared_bytes: usize) -> 
     refuse_depth(body)?;
     let mended = mended(body.get());
     let (message, _) = read(mended.as_deref().unwrap_or(body.get()), route)?;
-    timestamps(&message, None, Timestamp::default())?;
+    times(&message, None, Timestamp::default())?;
     Ok(message.message_id.given().is_some())
 }
 
@@ -101,7 +112,7 @@ fn refuse_depth(body: &RawValue) -> Result<(), Rejection> {
 /// # Errors
 /// As [`check`]; also when the envelope is not Segment's.
 pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection> {
-    let Origin::Segment { kind, message_id, sent_at, shared, .. } = &envelope.origin else {
+    let Origin::Segment { kind, message_id, sent_at, place, shared, .. } = &envelope.origin else {
         return Err(Rejection::new("malformed_envelope", "not a Segment message"));
     };
     let tidied = tidy(envelope.body, shared.as_deref());
@@ -111,7 +122,7 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
     let mended = mended(body.get());
     let (message, kind) = read(mended.as_deref().unwrap_or(body.get()), *kind)?;
     let received_at = time::from_ms(envelope.received_ms);
-    let timestamp = timestamps(&message, sent_at.as_deref(), received_at)?;
+    let Times { happened, told, micros } = times(&message, sent_at.as_deref(), received_at)?;
     let details = Details::of(&message);
     let identifiers = identifiers(&message, kind, &details, rules);
     let message_id = message.message_id.given().or(message_id.as_deref()).ok_or_else(|| {
@@ -124,16 +135,18 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
             _ => message.name.given().map(without_nul),
         },
         received_at,
-        traits: traits(&message, &details, kind, timestamp),
+        told_at: told,
+        sequence: micros * MOST_IN_A_BATCH + i64::from(*place),
+        traits: traits(&message, &details, kind, told),
         consents: if kind == EventKind::Identify {
-            consents(&message, &details, timestamp, rules)
+            consents(&message, &details, told, rules)
         } else {
             Vec::new()
         },
         identifiers,
         active: details.context.active != Some(false),
         body: body.get().to_owned(),
-        ..Event::new(envelope.brand, without_nul(message_id), kind, timestamp)
+        ..Event::new(envelope.brand, without_nul(message_id), kind, happened)
     })
 }
 
@@ -198,32 +211,63 @@ fn required(message: &Message<'_>, kind: EventKind) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// When the event happened. The sender's clock may be wrong; how long it kept the event it knows: so
-/// `received - (sent - original)` (Segment's rule).
-fn timestamps(
+/// When a message says that it happened.
+struct Times {
+    /// As exactly as can be known.
+    happened: Timestamp,
+    /// What decides between this message and others.
+    told: Timestamp,
+    /// The microseconds that the sender gives beyond the milliseconds.
+    micros: i64,
+}
+
+/// When the event happened. The sender's clock may be wrong, and the network may be slow; from one message nobody can tell which. A clock
+/// that seems nearly right is believed - up to [`BELIEVED_AHEAD_MS`] ahead, and up to [`BELIEVED_BEHIND_MS`] behind, which a retry with the
+/// first try's `sentAt` also looks like - so the order of a sender's messages is the sender's own. A clock that cannot be right is set
+/// right by the reception: `received - (sent - original)` (Segment's rule).
+fn times(
     message: &Message<'_>,
     batch_sent_at: Option<&str>,
     received_at: Timestamp,
-) -> Result<Timestamp, Rejection> {
+) -> Result<Times, Rejection> {
     let original = instant(&message.original_timestamp, "originalTimestamp")?;
     let original = original.or(instant(&message.timestamp, "timestamp")?);
-    let sent = instant(&message.sent_at, "sentAt")?.or_else(|| batch_sent_at.and_then(time::parse));
-    let corrected = match (original, sent) {
-        (Some(original), Some(sent)) => received_at - (sent - original),
-        (Some(original), None) => original,
-        (None, _) => received_at,
+    let sent = instant(&message.sent_at, "sentAt")?.or_else(|| batch_sent_at.and_then(time::parse_fine));
+    let Some((original, micros)) = original else {
+        return Ok(Times { happened: received_at, told: received_at, micros: 0 });
     };
+    let by_the_clock = Times { happened: original, told: original, micros };
+    // Nothing is sent before it happens: a clock that says so says nothing.
+    let Some((sent, _)) = sent.filter(|(sent, _)| (original - sent).num_milliseconds() <= BELIEVED_AHEAD_MS)
+    else {
+        return Ok(by_the_clock);
+    };
+    let behind_ms = (received_at - sent).num_milliseconds();
+    if (-BELIEVED_AHEAD_MS..BELIEVED_BEHIND_MS).contains(&behind_ms) {
+        return Ok(by_the_clock);
+    }
+    let happened = time::plus(original, time::millis(behind_ms));
     // Clocks that are thousands of years apart say nothing.
-    Ok(if time::YEARS.contains(&corrected.year()) { corrected } else { received_at })
+    if !time::YEARS.contains(&happened.year()) {
+        return Ok(Times { happened: received_at, told: received_at, micros: 0 });
+    }
+    Ok(Times { happened, told: time::plus(original, time::millis(rounded(behind_ms))), micros })
 }
 
-fn instant(field: &Scalar<'_>, name: &str) -> Result<Option<Timestamp>, Rejection> {
+/// How far behind a clock is taken to be for deciding between its messages: never more than it seems, and the same for messages that
+/// took longer and shorter on their way. Clocks are wrong by whole hours, mostly; so the steps lie around these.
+fn rounded(behind_ms: i64) -> i64 {
+    (behind_ms + CLOCK_STEP_MS / 2).div_euclid(CLOCK_STEP_MS) * CLOCK_STEP_MS - CLOCK_STEP_MS / 2
+}
+
+/// A time, with its microseconds beyond the milliseconds.
+fn instant(field: &Scalar<'_>, name: &str) -> Result<Option<(Timestamp, i64)>, Rejection> {
     let text = match field.given() {
         Some(text) => text,
         None if field.is_strange() => "no text",
         None => return Ok(None),
     };
-    match time::parse(text) {
+    match time::parse_fine(text) {
         Some(at) => Ok(Some(at)),
         None => Err(Rejection::new(
             "invalid_timestamp",
@@ -447,9 +491,12 @@ fn lenient_bool<'de, D: Deserializer<'de>>(from: D) -> Result<Option<bool>, D::E
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::domain::event::Source;
-    use crate::domain::ids::BrandId;
+    use crate::domain::ids::{BrandId, ProfileId};
+    use crate::domain::profile::Profile;
 
     fn raw(text: &str) -> Box<RawValue> {
         RawValue::from_string(text.to_owned()).unwrap()
@@ -464,6 +511,7 @@ mod tests {
                 kind: None,
                 message_id: Some("given".into()),
                 sent_at: sent_at.map(Into::into),
+                place: 0,
                 shared: shared.map(Into::into),
                 source: Source::Secret,
             },
@@ -634,5 +682,86 @@ mod tests {
             None,
         );
         assert!(event.identifiers.iter().any(|i| i.kind == IdentifierKind::CartToken && i.value == "c1"));
+    }
+
+    /// Calls of one sender: how long after the one before it was made (in milliseconds), whether it begins a new request, how late that
+    /// request arrives the first time and, sent again as it was, the second (in seconds).
+    type Calls = Vec<(i64, bool, i64, i64)>;
+
+    /// What is in the queue of the calls: each twice.
+    fn received(calls: &Calls, error_ms: i64) -> Vec<Vec<u8>> {
+        let made_at = time::parse("2026-01-01T12:00:00Z").unwrap().timestamp_millis();
+        let mut at = made_at;
+        let made: Vec<i64> = calls
+            .iter()
+            .map(|(after, new_request, ..)| {
+                // What two requests say of one millisecond nobody can tell apart.
+                at += if *new_request { after + 1 } else { *after };
+                at
+            })
+            .collect();
+        let mut envelopes = Vec::new();
+        let mut begin = 0;
+        for number in 0..calls.len() {
+            if calls.get(number + 1).is_some_and(|next| !next.1) {
+                continue;
+            }
+            let request = begin..number + 1;
+            begin = number + 1;
+            let (_, _, first, second) = calls[number];
+            // The SDK sends when the last of them is made, and keeps that time for further tries.
+            let sent = made[number];
+            for late in [first, second] {
+                for (place, call) in request.clone().enumerate() {
+                    // The ids sort the other way round.
+                    let body = serde_json::json!({"type": "identify", "userId": "u", "messageId": format!("{}", 999 - call),
+                        "timestamp": time::format(time::from_ms(made[call] + error_ms)), "traits": {"call": call}});
+                    let body = serde_json::value::to_raw_value(&body).unwrap();
+                    let envelope = Envelope {
+                        brand: BrandId(1),
+                        received_ms: sent + late * 1000,
+                        origin: Origin::Segment {
+                            kind: None,
+                            message_id: None,
+                            sent_at: Some(time::format(time::from_ms(sent + error_ms)).into()),
+                            place: u32::try_from(place).unwrap(),
+                            shared: None,
+                            source: Source::Public,
+                        },
+                        body: &body,
+                    };
+                    envelopes.push(envelope.encode());
+                }
+            }
+        }
+        envelopes
+    }
+
+    proptest! {
+        #[test]
+        fn a_senders_last_word_holds_whatever_network_retries_and_batches_do(
+            calls in prop::collection::vec((0_i64..400, any::<bool>(), 0_i64..180, 0_i64..180), 2..7),
+            // A right clock, up to half an hour behind or five minutes ahead; or one that is wrong by whole quarters of an hour, and some.
+            (error_ms, retried_s) in prop_oneof![
+                (-30 * MINUTE_MS..5 * MINUTE_MS, 0_i64..1500),
+                (1_i64..200, -4 * MINUTE_MS..4 * MINUTE_MS).prop_map(|(steps, more)| (steps * CLOCK_STEP_MS + more, 0)),
+                (5_i64..200, -4 * MINUTE_MS..4 * MINUTE_MS).prop_map(|(steps, more)| (-steps * CLOCK_STEP_MS + more, 0)),
+            ],
+            arrival in prop::collection::vec(any::<u32>(), 12),
+        ) {
+            let calls: Calls = calls.into_iter().map(|(after, new, first, second)| (after, new, first, second + retried_s)).collect();
+            let mut envelopes: Vec<(u32, Vec<u8>)> =
+                arrival.iter().copied().cycle().zip(received(&calls, error_ms)).collect();
+            envelopes.sort();
+            let mut profile = Profile::new(ProfileId::new(1), BrandId(1));
+            let mut known = std::collections::BTreeSet::new();
+            for (_, bytes) in &envelopes {
+                let event = Envelope::read(bytes).unwrap().decode(&Rules::default()).unwrap();
+                if known.insert(event.message_id.clone()) {
+                    profile.apply(&event);
+                }
+            }
+            prop_assert_eq!(&profile.traits["call"].value, &serde_json::json!(calls.len() - 1));
+        }
     }
 }

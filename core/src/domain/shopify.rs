@@ -11,15 +11,18 @@ use serde_json::Value;
 use super::automation::facts::TAG;
 use super::envelope::{Envelope, Origin};
 use super::event::{
-    BodyClaim, Channel, Consent, Event, EventKind, PrivacyAsk, Product, Rejection, SUBSCRIBED, Subject,
-    TraitUpdate,
+    BodyClaim, Channel, Consent, Event, EventKind, PrivacyAsk, Product, ProductPart, Rejection, SUBSCRIBED,
+    Subject, TraitUpdate,
 };
 use super::identity::{Identifier, IdentifierKind, Rules};
 use super::json;
 use super::money;
-use super::order::{Amount, Fulfillment, Item, Order, OrderUpdate, Refund, SUM, Version};
+use super::order::{
+    Amount, Fulfillment, Item, Order, OrderUpdate, ParcelPart, Part, Refund, SUM, UNKNOWN_CURRENCY,
+};
 use super::profile::MAX_TRAIT_BYTES;
 use super::time::{self, Timestamp};
+use super::version::{Version, Versions};
 use super::webhook;
 
 /// The topics that a shop should send, and what each is good for. `server admin shop add` prints them.
@@ -123,33 +126,37 @@ pub struct Delivery<'a> {
     pub webhook_id: &'a str,
     /// `X-Shopify-Event-Id`: the same for all that one action of a merchant sends.
     pub event_id: Option<&'a str>,
-    /// The body's `id`.
+    /// The body's `id`, or its `token`: checkouts have had no id since API version 2026-04.
     pub resource_id: Option<&'a str>,
+    /// The body, as [`canonical`] writes it.
+    pub body: &'a str,
+}
+
+/// The key of one delivery: (shop, webhook id).
+pub fn webhook_key(shop: &str, webhook_id: &str) -> String {
+    format!("shopify:{shop}:{webhook_id}")
 }
 
 impl Delivery<'_> {
-    /// What makes two deliveries the same. Shopify's own documents name both: a delivery is a duplicate if any of these
-    /// was seen. The event id counts only together with topic and resource: one action may fire several topics.
+    /// What makes two deliveries the same: a delivery is a duplicate if any of these was seen.
     pub fn idempotency_keys(&self) -> Vec<String> {
-        let mut keys = vec![self.webhook_key()];
+        let mut keys = vec![webhook_key(self.shop, self.webhook_id)];
         keys.extend(self.event_key());
         keys
     }
 
-    /// The key of one delivery: (shop, webhook id).
-    pub fn webhook_key(&self) -> String {
-        format!("shopify:{}:{}", self.shop, self.webhook_id)
-    }
-
     /// The event's message id, which the store keeps unique when the queue has forgotten the keys.
     pub fn message_id(&self) -> String {
-        self.event_key().unwrap_or_else(|| self.webhook_key())
+        self.event_key().unwrap_or_else(|| webhook_key(self.shop, self.webhook_id))
     }
 
-    /// The key of one event on one resource: (shop, topic, event id, resource id).
-    pub fn event_key(&self) -> Option<String> {
-        let (event, resource) = (self.event_id?, self.resource_id?);
-        Some(format!("shopify:{}:{}:{}:{}", self.shop, self.topic, event, resource))
+    /// The key of what one action of a merchant says of one resource: (shop, topic, event id, resource, body). Two subscriptions send the
+    /// same body under two webhook ids. One action may also fire several topics, or one topic twice with another state each time:
+    /// these are deliveries of their own.
+    fn event_key(&self) -> Option<String> {
+        let (event, resource) = (self.event_id?, self.resource_id.unwrap_or("-"));
+        let said = hex::encode(&webhook::digest(self.body)[..8]);
+        Some(format!("shopify:{}:{}:{event}:{resource}:{said}", self.shop, self.topic))
     }
 }
 
@@ -187,14 +194,17 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
         return Err(Rejection::new("invalid_webhook", "the body must be a JSON object"));
     }
     let received_at = time::from_ms(envelope.received_ms);
-    let timestamp = instant(&body, "updated_at")
-        .or_else(|| instant(&body, "created_at"))
-        .or_else(|| instant(&body, "occurredAt"))
-        .or_else(|| triggered_at.as_deref().and_then(time::parse))
-        .unwrap_or(received_at);
+    let triggered = triggered_at.as_deref().and_then(time::parse_fine);
+    let timestamp = told_at(&body, topic).or(triggered.map(|(at, _)| at)).unwrap_or(received_at);
     let message_id = message_id.replace('\0', "");
+    let version = Version {
+        at_ms: timestamp.timestamp_millis(),
+        // Shopify's `updated_at` are whole seconds; of two states of one second the one that was triggered later is the newer.
+        sequence: triggered.map_or(0, |(at, micros)| at.timestamp_millis() * 1000 + micros),
+        message_id,
+    };
     let ask = ask(&body, topic, rules);
-    let order = order_update(&body, shop, topic, timestamp, &message_id)?;
+    let order = order_update(&body, shop, topic, timestamp, &version)?;
     // An order is placed when the customer places it, whenever Shopify tells.
     let placed = order.as_ref().and_then(|update| update.state.as_ref()).map(|order| order.ordered_at);
     Ok(Event {
@@ -204,7 +214,8 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
         traits: if ask.is_none() { traits(&body, topic, timestamp) } else { Vec::new() },
         order,
         consents: consents(&body, topic, timestamp, rules),
-        product: product(&body, topic, timestamp)?,
+        product: product(&body, topic, timestamp, &version)?,
+        sequence: version.sequence,
         shop: Some((**shop).to_owned()),
         claim: Some(BodyClaim {
             topic: topic.replace('\0', ""),
@@ -216,7 +227,7 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
         ask,
         ..Event::new(
             envelope.brand,
-            message_id,
+            version.message_id,
             EventKind::Shopify,
             placed.filter(|_| **topic == *"orders/create").unwrap_or(timestamp),
         )
@@ -227,9 +238,20 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
 pub fn traits_again(name: &str, body: &str, timestamp: Timestamp) -> Vec<TraitUpdate> {
     let topic = EVENT_NAMES.into_iter().find(|(_, known)| *known == name).map_or(name, |(topic, _)| topic);
     let body: Value = json::read(body).unwrap_or_default();
-    let timestamp =
-        instant(&body, "updated_at").or_else(|| instant(&body, "created_at")).unwrap_or(timestamp);
+    let timestamp = told_at(&body, topic).unwrap_or(timestamp);
     traits(&body, topic, timestamp)
+}
+
+/// When what a body says was true, by its own word. When a thing was created says nothing of its state; but of a refund, which has no
+/// state, and of what Shopify only tells once.
+fn told_at(body: &Value, topic: &str) -> Option<Timestamp> {
+    // The body is the shop's, whose times say nothing of this.
+    if topic == "app/uninstalled" {
+        return None;
+    }
+    let has_state = ["orders", "customers", "products", "checkouts", "carts"].contains(&resource(topic));
+    let created = ["created_at"].iter().filter(|_| !has_state || topic.ends_with("/create"));
+    ["updated_at", "occurredAt"].iter().chain(created).find_map(|field| instant(body, field))
 }
 
 fn event_name(topic: &str) -> &str {
@@ -241,9 +263,11 @@ fn resource(topic: &str) -> &str {
     topic.split(['/', '.']).next().unwrap_or_default()
 }
 
-/// The customer in a body; null where there is none.
+/// The customer in a body; null where there is none. Groups of customers, their payment methods and accounts are something else.
 fn customer<'a>(body: &'a Value, topic: &str) -> &'a Value {
-    if resource(topic).starts_with("customer") { body } else { &body["customer"] }
+    let resource = resource(topic);
+    let is_one = ["customers", "customer"].contains(&resource) || resource.starts_with("customers_");
+    if is_one { body } else { &body["customer"] }
 }
 
 fn order_update(
@@ -251,54 +275,86 @@ fn order_update(
     shop: &str,
     topic: &str,
     updated_at: Timestamp,
-    message_id: &str,
+    version: &Version,
 ) -> Result<Option<OrderUpdate>, Rejection> {
     let about = |field: &str| {
-        text(body, field).ok_or_else(|| {
+        id_in(body, field).ok_or_else(|| {
             Rejection::new("invalid_order", format!("{topic} without {field}: which order is it?"))
         })
     };
-    let version: Version = (updated_at.timestamp_millis(), message_id.to_owned());
-    let blank = |id: String| OrderUpdate { shop: shop.to_owned(), id, updated_at, ..OrderUpdate::default() };
+    let sequence = version.sequence;
+    let blank = |id: String| OrderUpdate {
+        shop: shop.to_owned(),
+        id,
+        updated_at,
+        sequence,
+        ..OrderUpdate::default()
+    };
     Ok(Some(match topic {
         "orders/delete" => OrderUpdate { deleted_at: Some(updated_at), ..blank(about("id")?) },
         "refunds/create" => {
-            let refunds = BTreeMap::from([(about("id")?, paid_back(body, updated_at, &version)?)]);
+            let paid = paid_back(body, updated_at, version)?;
+            let refunds = paid.map(|paid| Ok((about("id")?, paid))).into_iter().collect::<Result<_, _>>()?;
             OrderUpdate { refunds, ..blank(about("order_id")?) }
         }
         "fulfillments/create" | "fulfillments/update" => {
-            let fulfillments = [fulfillment(body, updated_at, &version)].into_iter().flatten().collect();
+            let fulfillments = [fulfillment(body, version)].into_iter().flatten().collect();
             OrderUpdate { fulfillments, ..blank(about("order_id")?) }
         }
         topic if ORDER_TOPICS.contains(&topic) => OrderUpdate {
-            refunds: refunds(body, updated_at, &version)?,
+            refunds: refunds(body, updated_at, version)?,
             fulfillments: list(body, "fulfillments")
                 .iter()
-                .filter_map(|one| fulfillment(one, updated_at, &version))
+                .filter_map(|one| fulfillment(one, version))
                 .collect(),
             state: Some(Box::new(order(body, topic, updated_at)?)),
+            left_out: left_out(body, topic),
             ..blank(about("id")?)
         },
-        _ => return Ok(None),
+        // What else is told of an order is its own: it goes when the order's customer is erased.
+        _ => match id_in(body, "order_id").or_else(|| id_in(&body["order"], "id")) {
+            Some(id) => blank(id),
+            None => return Ok(None),
+        },
     }))
+}
+
+/// The parts of an order's state that a body does not mention: a subscription may name the fields that it wants.
+fn left_out(body: &Value, topic: &str) -> Vec<Part> {
+    let mentions = |part: &Part| {
+        let is_there = |fields: &[&str]| fields.iter().any(|field| body.get(*field).is_some());
+        let is_told = |fields: &[&str]| fields.iter().any(|field| !body[*field].is_null());
+        match part {
+            Part::Name => is_there(&["name"]),
+            Part::OrderedAt => is_told(&["processed_at", "created_at"]),
+            Part::CancelledAt => is_there(&["cancelled_at"]) || topic == "orders/cancelled",
+            Part::Test => is_told(&["test"]),
+            Part::Currency => currency(body).is_some(),
+            Part::Total => is_told(&["total_price_set", "total_price"]),
+            Part::CurrentTotal => is_told(&["current_total_price_set", "current_total_price"]),
+            Part::Payment => is_there(&["financial_status"]),
+            Part::Shipping => is_there(&["fulfillment_status"]),
+            Part::Items => is_told(&["line_items"]),
+            Part::Customer => is_there(&["customer", "email", "contact_email", "phone"]),
+        }
+    };
+    Part::ALL.into_iter().filter(|part| !mentions(part)).collect()
+}
+
+fn currency(body: &Value) -> Option<String> {
+    let code =
+        text(body, "currency").or_else(|| text(&body["total_price_set"]["shop_money"], "currency_code"));
+    code.map(|code| code.to_uppercase())
 }
 
 fn order(body: &Value, topic: &str, updated_at: Timestamp) -> Result<Order, Rejection> {
     let cancelled_at = instant(body, "cancelled_at").or((topic == "orders/cancelled").then_some(updated_at));
-    let items: Vec<Item> = list(body, "line_items").iter().map(item).collect::<Result<_, _>>()?;
-    let total = match money_in(body, "total_price_set", "shop_money")? {
-        Some(shop) => shop.amount,
-        None => amount(body, "total_price")?,
+    let in_shop_money = |set: &str, plain: &str| match money_in(body, set, "shop_money")? {
+        Some(shop) => Ok(Some(shop.amount)),
+        None if body[plain].is_null() => Ok(None),
+        None => amount(body, plain).map(Some),
     };
-    let currency = text(body, "currency")
-        .or_else(|| text(&body["total_price_set"]["shop_money"], "currency_code"))
-        .unwrap_or_else(|| "XXX".into())
-        .to_uppercase();
-    let cards = items.iter().filter(|item| item.gift_card);
-    // Nothing that is beyond the total counts, so nothing is lost where a sum would be beyond reason.
-    let gift_cards = cards
-        .filter_map(|item| item.price.checked_mul(Decimal::from(item.quantity)))
-        .fold(Decimal::ZERO, |sum, card| sum.checked_add(card).unwrap_or(sum));
+    let currency = currency(body).unwrap_or_else(|| UNKNOWN_CURRENCY.into());
     Ok(Order {
         name: text(body, "name"),
         ordered_at: instant(body, "processed_at")
@@ -306,16 +362,45 @@ fn order(body: &Value, topic: &str, updated_at: Timestamp) -> Result<Order, Reje
             .unwrap_or(updated_at),
         cancelled_at,
         test: body["test"].as_bool().unwrap_or(false),
-        total,
-        // A discount may make the whole cheaper than its cards.
-        gift_cards: gift_cards.clamp(Decimal::ZERO, total.max(Decimal::ZERO)),
+        total: in_shop_money("total_price_set", "total_price")?.unwrap_or_default(),
+        current_total: in_shop_money("current_total_price_set", "current_total_price")?,
         presentment: money_in(body, "total_price_set", "presentment_money")?
             .filter(|seen| seen.currency != currency),
         currency,
         financial_status: text(body, "financial_status"),
         fulfillment_status: text(body, "fulfillment_status"),
-        items,
+        items: items(body)?,
     })
+}
+
+/// What was bought: without what was taken out of the order, and with what was returned. Both are less in the current quantity; which it
+/// was the refunds say, where they are told line by line.
+fn items(body: &Value) -> Result<Vec<Item>, Rejection> {
+    let paid_back: Vec<&Value> = list(body, "refunds")
+        .iter()
+        .filter(|refund| list(refund, "transactions").iter().any(is_paid_back))
+        .collect();
+    let is_told =
+        body["refunds"].is_array() && paid_back.iter().all(|refund| refund["refund_line_items"].is_array());
+    let mut returned: BTreeMap<String, i64> = BTreeMap::new();
+    for line in paid_back.iter().flat_map(|refund| list(refund, "refund_line_items")) {
+        if let Some(id) = id_in(line, "line_item_id") {
+            let count = returned.entry(id).or_default();
+            *count = count.saturating_add(line["quantity"].as_i64().unwrap_or(0));
+        }
+    }
+    let mut items = Vec::new();
+    for line in list(body, "line_items") {
+        let mut item = item(line)?;
+        if let Some(current) = line["current_quantity"].as_i64().filter(|_| is_told) {
+            let back = id_in(line, "id").and_then(|id| returned.get(&id)).copied().unwrap_or(0);
+            item.quantity = item.quantity.min(current.saturating_add(back));
+        }
+        if item.quantity != 0 || line["quantity"] == 0 {
+            items.push(item);
+        }
+    }
+    Ok(items)
 }
 
 /// One side of a Shopify money set; `None` where it is not there.
@@ -337,8 +422,8 @@ fn refunds(
 ) -> Result<BTreeMap<String, Refund>, Rejection> {
     let mut refunds: BTreeMap<String, Refund> = BTreeMap::new();
     for refund in list(body, "refunds") {
-        let paid = paid_back(refund, updated_at, version)?;
-        match text(refund, "id") {
+        let Some(paid) = paid_back(refund, updated_at, version)? else { continue };
+        match id_in(refund, "id") {
             Some(id) => drop(refunds.insert(id, paid)),
             None => match refunds.get_mut(SUM) {
                 Some(sum) => sum.amount += paid.amount,
@@ -349,16 +434,19 @@ fn refunds(
     Ok(refunds)
 }
 
-/// What was paid back. A transaction that failed or only voided an authorisation moved no money.
-fn paid_back(refund: &Value, updated_at: Timestamp, version: &Version) -> Result<Refund, Rejection> {
+/// Whether a transaction paid something back. One that failed or only voided an authorisation moved no money.
+fn is_paid_back(transaction: &Value) -> bool {
+    transaction["kind"] == "refund" && matches!(transaction["status"].as_str(), None | Some("success"))
+}
+
+/// What was paid back; `None` where the body does not mention it.
+fn paid_back(refund: &Value, updated_at: Timestamp, version: &Version) -> Result<Option<Refund>, Rejection> {
+    if refund.get("transactions").is_none() {
+        return Ok(None);
+    }
     let mut sum = Decimal::ZERO;
     let mut currency = None;
-    for transaction in list(refund, "transactions") {
-        let paid = transaction["kind"] == "refund"
-            && matches!(transaction["status"].as_str(), None | Some("success"));
-        if !paid {
-            continue;
-        }
+    for transaction in list(refund, "transactions").iter().filter(|one| is_paid_back(one)) {
         // The amount in the shop's money, where it is told; else in the money it was paid with.
         match money_in(transaction, "amount_set", "shop_money")? {
             Some(shop) => sum += shop.amount,
@@ -369,24 +457,35 @@ fn paid_back(refund: &Value, updated_at: Timestamp, version: &Version) -> Result
         }
     }
     let at = instant(refund, "processed_at").or_else(|| instant(refund, "created_at")).unwrap_or(updated_at);
-    Ok(Refund { at_ms: at.timestamp_millis(), amount: sum, currency, version: version.clone() })
+    let version = version.clone();
+    Ok(Some(Refund { at_ms: at.timestamp_millis(), amount: sum, currency, version }))
 }
 
-fn fulfillment(parcel: &Value, updated_at: Timestamp, version: &Version) -> Option<(String, Fulfillment)> {
-    let own = instant(parcel, "updated_at").map_or(version.0, |at| at.timestamp_millis());
+fn fulfillment(parcel: &Value, version: &Version) -> Option<(String, Fulfillment)> {
+    let own = instant(parcel, "updated_at").map_or(version.at_ms, |at| at.timestamp_millis());
+    let mentions = |part: &ParcelPart| {
+        let is_there = |fields: &[&str]| fields.iter().any(|field| parcel.get(*field).is_some());
+        match part {
+            ParcelPart::Status => is_there(&["shipment_status", "status"]),
+            ParcelPart::At => instant(parcel, "created_at").is_some(),
+            ParcelPart::Company => is_there(&["tracking_company"]),
+            ParcelPart::Number => is_there(&["tracking_number"]),
+        }
+    };
+    let left_out: Vec<ParcelPart> = ParcelPart::ALL.into_iter().filter(|part| !mentions(part)).collect();
     let made = Fulfillment {
         status: text(parcel, "shipment_status").or_else(|| text(parcel, "status")),
-        at_ms: instant(parcel, "created_at").unwrap_or(updated_at).timestamp_millis(),
+        at_ms: instant(parcel, "created_at").map_or(0, |at| at.timestamp_millis()),
         company: text(parcel, "tracking_company"),
         number: text(parcel, "tracking_number"),
-        version: (own, version.1.clone()),
+        versions: Versions::told(Version { at_ms: own, ..version.clone() }, &left_out),
     };
-    Some((text(parcel, "id")?, made))
+    Some((id_in(parcel, "id")?, made))
 }
 
 fn item(line: &Value) -> Result<Item, Rejection> {
     Ok(Item {
-        product_id: text(line, "product_id"),
+        product_id: id_in(line, "product_id"),
         sku: text(line, "sku"),
         title: text(line, "title"),
         quantity: line["quantity"].as_i64().unwrap_or(1),
@@ -395,19 +494,34 @@ fn item(line: &Value) -> Result<Item, Rejection> {
     })
 }
 
-fn product(body: &Value, topic: &str, updated_at: Timestamp) -> Result<Option<Product>, Rejection> {
+fn product(
+    body: &Value,
+    topic: &str,
+    updated_at: Timestamp,
+    version: &Version,
+) -> Result<Option<Product>, Rejection> {
     if resource(topic) != "products" {
         return Ok(None);
     }
-    let id = text(body, "id").ok_or_else(|| {
+    let id = id_in(body, "id").ok_or_else(|| {
         Rejection::new("invalid_product", format!("{topic} without an id: which product is it?"))
     })?;
     let price = list(body, "variants").first().map(|variant| amount(variant, "price")).transpose()?;
     let deleted_at = (topic == "products/delete").then_some(updated_at);
+    let mentions = |part: &ProductPart| {
+        // A deletion says nothing of the state: whatever came before or comes late holds.
+        let field = match part {
+            ProductPart::Title => "title",
+            ProductPart::Category => "product_type",
+            ProductPart::Vendor => "vendor",
+            ProductPart::Price => "variants",
+        };
+        deleted_at.is_none() && body.get(field).is_some()
+    };
+    let left_out: Vec<ProductPart> = ProductPart::ALL.into_iter().filter(|part| !mentions(part)).collect();
     Ok(Some(Product {
         id,
-        // A deletion says nothing of the state: whatever came before or comes late holds.
-        updated_at: if deleted_at.is_some() { time::from_ms(0) } else { updated_at },
+        versions: Versions::told(version.clone(), &left_out),
         title: text(body, "title"),
         category: text(body, "product_type"),
         vendor: text(body, "vendor"),
@@ -421,7 +535,7 @@ fn ask(body: &Value, topic: &str, rules: &Rules) -> Option<PrivacyAsk> {
     let subject = || {
         let customer = &body["customer"];
         let identifiers = [
-            (IdentifierKind::ShopifyCustomerId, text(customer, "id")),
+            (IdentifierKind::ShopifyCustomerId, id_in(customer, "id")),
             (IdentifierKind::Email, text(customer, "email")),
             (IdentifierKind::Phone, text(customer, "phone")),
         ]
@@ -449,7 +563,13 @@ fn identifiers(body: &Value, topic: &str, rules: &Rules) -> Vec<Identifier> {
         .find_map(|address| text(&own[address], "country_code"))
         .or_else(|| lives_in(customer));
     // A body about consent names the customer in fields of its own.
-    let customers_id = ["id", "customer_id", "customerId"].iter().find_map(|field| text(customer, field));
+    let customers_id = ["id", "customer_id", "customerId"].iter().find_map(|field| id_in(customer, field));
+    // Others name their customer, too: contracts, payment methods, contacts of companies.
+    let customers_id = customers_id.or_else(|| {
+        let named =
+            ["customer_id", "customerId", "admin_graphql_api_customer_id", "customer_admin_graphql_api_id"];
+        named.iter().find_map(|field| id_in(body, field))
+    });
     // Shopify has made one customer of two: whoever is named by either is the same.
     let merged = |field: &str| text(body, field).filter(|_| is_merge(body, topic));
     let (cart, checkout) = match resource {
@@ -457,6 +577,13 @@ fn identifiers(body: &Value, topic: &str, rules: &Rules) -> Vec<Identifier> {
         "checkouts" => (text(body, "cart_token"), text(body, "token")),
         _ => (text(body, "cart_token"), text(body, "checkout_token")),
     };
+    // Whoever checked out is whose order it is when it is created. Later the shop may give it to another customer, and it keeps its tokens:
+    // then they say who somebody is only where nothing else does.
+    let is_later_state = resource == "orders" && topic != "orders/create";
+    let names_somebody = customers_id.is_some()
+        || ["email", "phone"].iter().any(|field| text(customer, field).is_some())
+        || ["email", "contact_email", "phone"].iter().any(|field| text(own, field).is_some());
+    let (cart, checkout) = if is_later_state && names_somebody { (None, None) } else { (cart, checkout) };
     let mut found: Vec<Identifier> = [
         (IdentifierKind::ShopifyCustomerId, customers_id, None),
         (IdentifierKind::ShopifyCustomerId, merged("admin_graphql_api_customer_kept_id"), None),
@@ -464,6 +591,7 @@ fn identifiers(body: &Value, topic: &str, rules: &Rules) -> Vec<Identifier> {
         (IdentifierKind::Email, text(customer, "email"), None),
         (IdentifierKind::Email, text(customer, "email_address"), None),
         (IdentifierKind::Email, text(own, "email").or_else(|| text(own, "contact_email")), None),
+        (IdentifierKind::Phone, text(customer, "phone_number"), lives_in(customer)),
         (IdentifierKind::Phone, text(customer, "phone"), lives_in(customer).or_else(|| ships_to.clone())),
         (IdentifierKind::Phone, text(own, "phone"), ships_to),
         (IdentifierKind::CartToken, cart, None),
@@ -500,14 +628,18 @@ fn traits(body: &Value, topic: &str, event_at: Timestamp) -> Vec<TraitUpdate> {
     let at = instant(customer, "updated_at").unwrap_or(event_at);
     let address = &customer["default_address"];
     let deleted = Value::from("deleted");
-    // Who buys as a guest is written to where the order says.
+    // Who buys as a guest is written to where the order says. An order's own address is emptied by nobody.
     let personal = PERSONAL.contains(&resource(topic));
-    let contact = |field: &str| match &customer[field] {
-        told if told.as_str().is_some_and(|text| !text.is_empty()) || !personal => told.clone(),
-        _ => body[field].clone(),
+    let contact = |field: &str| match (&customer[field], &body[field]) {
+        (told, own) if !personal || is_empty(own) || own.is_null() => told.clone(),
+        (told, _) if told.as_str().is_some_and(|text| !text.is_empty()) => told.clone(),
+        (_, own) => own.clone(),
     };
     let (email, phone) = (contact("email"), contact("phone"));
     let state = if topic == "customers/delete" { &deleted } else { &customer["state"] };
+    // There is no channel of that name; who may be written to there is known all the same.
+    let whats_app = &customer["whats_app_marketing_consent"];
+    let at = instant(whats_app, "updated_at").unwrap_or(at);
     [
         ("email", &email),
         ("phone", &phone),
@@ -518,12 +650,21 @@ fn traits(body: &Value, topic: &str, event_at: Timestamp) -> Vec<TraitUpdate> {
         ("acceptsMarketing", &customer["accepts_marketing"]),
         ("city", &address["city"]),
         ("countryCode", &address["country_code"]),
+        ("whatsAppMarketingConsent", &whats_app["state"]),
     ]
     .into_iter()
-    // Shopify writes null and "" for what it does not know: that is no statement about the customer.
-    .filter(|(_, value)| !value.is_null() && value.as_str() != Some(""))
-    .map(|(name, value)| TraitUpdate { name: name.into(), value: value.clone(), at })
+    // Shopify writes null for what it does not know, or may not tell: that is no statement about the customer.
+    .filter(|(_, value)| !value.is_null())
+    // A customer's body is the whole state: what is empty there was emptied.
+    .map(|(name, value)| {
+        let value = if is_empty(value) { Value::Null } else { value.clone() };
+        TraitUpdate { name: name.into(), value, at }
+    })
     .collect()
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.as_str().is_some_and(str::is_empty) || value.as_array().is_some_and(Vec::is_empty)
 }
 
 /// What the customer says of being written to, in any of the forms that Shopify has had for it.
@@ -585,6 +726,21 @@ fn text(of: &Value, field: &str) -> Option<String> {
     }
 }
 
+/// An id: the number of what newer versions of Shopify's API write as `gid://shopify/Order/7`, and what a tool that takes numbers for
+/// floating ones writes as `7.0`, as far as such a number is exact.
+fn id_in(of: &Value, field: &str) -> Option<String> {
+    if let Some(number) = of[field].as_f64().filter(|_| of[field].is_f64()) {
+        let is_exact = number.fract() == 0.0 && (0.0..EXACT_FLOATS).contains(&number);
+        return is_exact.then(|| format!("{number:.0}"));
+    }
+    let told = text(of, field)?;
+    let number = told.strip_prefix("gid://shopify/").and_then(|gid| gid.split_once('/')).map(|(_, id)| id);
+    Some(number.map_or(told.as_str(), |id| id.split('?').next().unwrap_or(id)).to_owned())
+}
+
+/// Whole numbers below this are exact as floating ones.
+const EXACT_FLOATS: f64 = 9_007_199_254_740_992.0;
+
 fn instant(of: &Value, field: &str) -> Option<Timestamp> {
     of[field].as_str().and_then(time::parse)
 }
@@ -632,7 +788,7 @@ mod tests {
     #[test]
     fn an_order_is_read_with_its_money_and_its_customer() {
         let event = decoded(
-            "orders/updated",
+            "orders/create",
             &json!({
                 "id": 450789469, "name": "#1001", "email": "Bob@Example.com", "cart_token": "c1", "currency": "usd",
                 "created_at": "2026-01-10T11:00:00-05:00", "updated_at": "2026-01-11T00:00:00Z", "total_price": "409.94",
@@ -709,12 +865,17 @@ mod tests {
             webhook_id: "w1",
             event_id: Some("e"),
             resource_id: Some("1"),
+            body: "{}",
         };
         let twin = Delivery { webhook_id: "w2", ..first };
-        let other = Delivery { webhook_id: "w3", topic: "orders/paid", ..first };
         assert_eq!(first.message_id(), twin.message_id());
-        assert_ne!(first.message_id(), other.message_id());
-        assert!(first.idempotency_keys().iter().all(|key| !other.idempotency_keys().contains(key)));
+        for other in [
+            Delivery { webhook_id: "w3", topic: "orders/paid", ..first },
+            Delivery { webhook_id: "w3", body: "{\"later\":true}", ..first },
+        ] {
+            assert_ne!(first.message_id(), other.message_id());
+            assert!(first.idempotency_keys().iter().all(|key| !other.idempotency_keys().contains(key)));
+        }
     }
 
     #[test]

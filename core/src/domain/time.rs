@@ -39,10 +39,16 @@ pub fn minus(at: Timestamp, span: TimeDelta) -> Timestamp {
 /// fraction behind a full stop or a comma), with `Z`, with an offset, or without either (then UTC); or a bare date. `None` when the text
 /// is none of these, or outside of [`YEARS`].
 pub fn parse(text: &str) -> Option<Timestamp> {
+    Some(parse_fine(text)?.0)
+}
+
+/// As [`parse`], with the microseconds that the text gives beyond the milliseconds: 0 to 999.
+pub fn parse_fine(text: &str) -> Option<(Timestamp, i64)> {
     let text = text.trim();
     let parsed =
         DateTime::parse_from_rfc3339(text).map_or_else(|_| other(text), |t| Some(t.with_timezone(&Utc)))?;
-    Some(from_ms(parsed.timestamp_millis())).filter(|at| YEARS.contains(&at.year()))
+    let micros = i64::from(parsed.timestamp_subsec_micros() % 1000);
+    Some((from_ms(parsed.timestamp_millis()), micros)).filter(|(at, _)| YEARS.contains(&at.year()))
 }
 
 fn other(text: &str) -> Option<Timestamp> {

@@ -1,9 +1,9 @@
 //! What a webhook's body must look like to be of its topic.
 //!
 //! Shopify signs the body alone. Topic and shop stand in headers, which whoever has one signed body may write as they like: so
-//! nothing is believed of them that the body does not bear out. Shopify adds fields from version to version and writes null for
-//! what it does not know; a shape therefore names fields that must be there (null will do, unless said) and fields that only
-//! other bodies have, and never lists all.
+//! nothing is believed of them that the body does not bear out. Shopify adds fields from version to version, writes null for
+//! what it does not know, and leaves out what a subscription's `include_fields` do not name; a shape therefore names fields that must be
+//! there (null will do, unless said) and fields that only other bodies have, and never lists all.
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -34,6 +34,53 @@ const PERSON: &[&str] = &[
     "tax_exempt",
     "email",
     "phone",
+];
+/// What only the body of a customer has, and no part of an order's.
+const CUSTOMER: &[&str] = &[
+    "first_name",
+    "last_name",
+    "default_address",
+    "addresses",
+    "orders_count",
+    "total_spent",
+    "verified_email",
+    "state",
+    "accepts_marketing",
+    "email_marketing_consent",
+    "sms_marketing_consent",
+    "myshopify_domain",
+];
+/// What a part of an order may say of it.
+const ORDER: &[&str] = &[
+    "line_items",
+    "total_price",
+    "total_price_set",
+    "current_total_price",
+    "current_total_price_set",
+    "financial_status",
+    "fulfillment_status",
+    "order_number",
+    "name",
+    "email",
+    "contact_email",
+    "customer",
+    "cancelled_at",
+    "closed_at",
+    "processed_at",
+    "updated_at",
+    "note",
+    "tags",
+    "refunds",
+    "fulfillments",
+];
+/// What only an order has.
+const ORDERS_OWN: &[&str] = &[
+    "fulfillment_status",
+    "cancelled_at",
+    "cancel_reason",
+    "closed_at",
+    "order_status_url",
+    "checkout_token",
 ];
 /// What only the body of a refund or a parcel has.
 const PART: &[&str] =
@@ -232,11 +279,29 @@ fn shape(topic: &str) -> Option<Shape> {
             ..Shape::default()
         },
         ("customers", "create" | "update" | "enable" | "disable") => Shape {
-            any: PERSON,
-            never: &[SALE, GOODS, PART, PRIVACY, &["customer", "myshopify_domain"]],
+            told: &["id"],
+            any: &[
+                "first_name",
+                "last_name",
+                "default_address",
+                "addresses",
+                "orders_count",
+                "total_spent",
+                "verified_email",
+                "state",
+                "accepts_marketing",
+                "email_marketing_consent",
+                "sms_marketing_consent",
+                "tax_exempt",
+                "email",
+                "phone",
+                "tags",
+                "note",
+                "updated_at",
+            ],
+            never: &[SALE, GOODS, PART, PRIVACY, ORDERS_OWN, &["customer", "myshopify_domain"]],
             resource: Some("Customer"),
             numbered: true,
-            ..Shape::default()
         },
         ("customers", "merge") => Shape {
             told: &["admin_graphql_api_customer_kept_id", "admin_graphql_api_customer_deleted_id"],
@@ -261,8 +326,20 @@ fn shape(topic: &str) -> Option<Shape> {
         ) => order(),
         ("refunds", _) => Shape {
             told: &["order_id"],
-            any: &["transactions", "refund_line_items", "order_adjustments"],
-            never: &[SALE, GOODS, PRIVACY, &["tracking_number", "tracking_numbers", "shipment_status"]],
+            any: &[
+                "transactions",
+                "refund_line_items",
+                "order_adjustments",
+                "note",
+                "processed_at",
+                "restock",
+            ],
+            never: &[
+                SALE,
+                GOODS,
+                PRIVACY,
+                &["tracking_number", "tracking_numbers", "tracking_company", "shipment_status"],
+            ],
             resource: Some("Refund"),
             ..Shape::default()
         },
@@ -275,6 +352,7 @@ fn shape(topic: &str) -> Option<Shape> {
                 "tracking_numbers",
                 "tracking_company",
                 "line_items",
+                "updated_at",
             ],
             never: &[
                 &["transactions", "refund_line_items", "total_price", "financial_status", "order_number"],
@@ -285,16 +363,28 @@ fn shape(topic: &str) -> Option<Shape> {
             ..Shape::default()
         },
         ("products", _) => Shape {
-            any: GOODS,
+            told: &["id"],
+            any: &[
+                "title",
+                "variants",
+                "product_type",
+                "vendor",
+                "body_html",
+                "handle",
+                "tags",
+                "images",
+                "updated_at",
+            ],
             never: &[
                 SALE,
                 PART,
                 PRIVACY,
+                ORDERS_OWN,
+                CUSTOMER,
                 &["customer", "sort_order", "disjunctive", "first_name", "last_name"],
             ],
             resource: Some("Product"),
             numbered: true,
-            ..Shape::default()
         },
         ("checkouts", _) => Shape {
             any: &["token", "cart_token", "abandoned_checkout_url"],
@@ -324,10 +414,11 @@ fn shape(topic: &str) -> Option<Shape> {
 fn order() -> Shape {
     Shape {
         told: &["id"],
-        any: SALE,
+        any: ORDER,
         never: &[
             GOODS,
             PRIVACY,
+            CUSTOMER,
             &["order_id", "refund_line_items", "tracking_number", "abandoned_checkout_url", "invoice_url"],
         ],
         resource: Some("Order"),

@@ -4,21 +4,22 @@
 //! is the lock order: identifiers are claimed before profiles are locked, both sorted, so two workers never wait for each
 //! other in a circle. Where a worker still loses a race, the store answers [`StoreError::Conflict`] and the batch is run again.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use async_trait::async_trait;
 use hmac::{Hmac, KeyInit, Mac};
 use rust_decimal::Decimal;
 use sha2::{Digest, Sha256};
 
-use crate::domain::customer360::{CustomerRecord, StoredEvent};
+use crate::domain::customer360::CustomerRecord;
 use crate::domain::event::{Consent, Event, Product, Source};
-use crate::domain::history::{Merge, Snapshot};
+use crate::domain::history::{Merge, Retold, Snapshot};
 use crate::domain::identity::{Counts, Identifier, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::domain::order::OrderRecord;
+use crate::domain::order::{Order, OrderRecord, Part, UNKNOWN_CURRENCY};
 use crate::domain::profile::Profile;
 use crate::domain::time::Timestamp;
+use crate::domain::version::{Version, Versions};
 use crate::ports::outbox::Stage;
 use crate::ports::privacy::AuditEntry;
 
@@ -78,6 +79,40 @@ pub(crate) struct OrderColumns<'a> {
     pub(crate) presentment: Option<String>,
     pub(crate) refunds: String,
     pub(crate) fulfillments: String,
+    pub(crate) parts: Option<String>,
+}
+
+/// What is known of an order's state beside its values and its newest version, as JSON.
+#[derive(Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub(crate) struct OrderParts {
+    #[serde(skip_serializing_if = "is_zero")]
+    sequence: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    current_total: Option<Decimal>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    older: BTreeMap<Part, Version>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde hands over references
+fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
+impl OrderParts {
+    fn of(order: &Order, versions: &Versions<Part>) -> Self {
+        Self {
+            sequence: versions.newest().sequence,
+            current_total: order.current_total,
+            older: versions.older().clone(),
+        }
+    }
+
+    /// Puts what is known into an order that was read of the rest, and its versions together.
+    pub(crate) fn complete(self, order: &mut Order, at_ms: i64, message_id: String) -> Versions<Part> {
+        order.current_total = self.current_total;
+        Versions::new(Version { at_ms, sequence: self.sequence, message_id }, self.older)
+    }
 }
 
 impl<'a> OrderColumns<'a> {
@@ -87,13 +122,20 @@ impl<'a> OrderColumns<'a> {
         }
         let order = record.order();
         Ok(Self {
-            currency: order.map_or("XXX", |order| &order.currency),
+            currency: order.map_or(UNKNOWN_CURRENCY, |order| &order.currency),
             total: order.map_or(Decimal::ZERO, |order| order.total),
-            gift_cards: order.map_or(Decimal::ZERO, |order| order.gift_cards),
+            gift_cards: order.map_or(Decimal::ZERO, Order::gift_cards),
             items: json(&order.map_or(&[][..], |order| &order.items))?,
             presentment: order.and_then(|order| order.presentment.as_ref()).map(json).transpose()?,
             refunds: json(&record.refunds)?,
             fulfillments: json(&record.fulfillments)?,
+            parts: record
+                .state
+                .as_ref()
+                .map(|(order, versions)| OrderParts::of(order, versions))
+                .filter(|parts| *parts != OrderParts::default())
+                .map(|parts| json(&parts))
+                .transpose()?,
         })
     }
 }
@@ -137,9 +179,7 @@ pub struct ProductRow<'a> {
     pub brand: BrandId,
     /// Of which shop.
     pub shop: &'a str,
-    /// The delivery: decides between two of the same time.
-    pub message_id: &'a str,
-    /// What it says. Without a state - the product was deleted, and nothing else is known - `updated_at` is 1970.
+    /// What it says.
     pub product: Product,
 }
 
@@ -154,6 +194,8 @@ pub struct ConsentRow<'a> {
     pub profile: ProfileId,
     /// Who told it.
     pub source: Source,
+    /// What comes later of two with the same time.
+    pub sequence: i64,
     /// What it says.
     pub consent: &'a Consent,
 }
@@ -429,7 +471,7 @@ pub trait StoreTx: Send {
         id: ProfileId,
         after: Option<&(Timestamp, String)>,
         limit: i64,
-    ) -> Result<Vec<StoredEvent>, StoreError>;
+    ) -> Result<Vec<Retold>, StoreError>;
 
     /// Marks a merge as undone. [`StoreError::Conflict`] when it is already.
     async fn undo_merge(&mut self, id: uuid::Uuid, at: Timestamp) -> Result<(), StoreError>;

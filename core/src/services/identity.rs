@@ -98,6 +98,7 @@ pub async fn history(
 
 /// What a merge of two customers would make.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = MergePreview)]
 pub struct Preview {
     /// The profile that would survive: the older one.
     pub survivor: ProfileId,
@@ -415,10 +416,10 @@ async fn rebuilt(
     let mut after: Option<(Timestamp, String)> = None;
     loop {
         let page = tx.events_of(id, after.as_ref(), PAGE).await?;
-        page.iter().for_each(|event| rebuild.event(event));
+        page.iter().for_each(|told| rebuild.event(told));
         match page.last() {
             Some(last) if page.len() as i64 == PAGE => {
-                after = Some((last.timestamp, last.message_id.clone()))
+                after = Some((last.event.timestamp, last.event.message_id.clone()))
             }
             _ => return Ok(rebuild.done(doubtful)),
         }

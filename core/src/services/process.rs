@@ -935,6 +935,7 @@ async fn save_the_rest(
                 message_id: &event.message_id,
                 profile,
                 source: event.source,
+                sequence: event.sequence,
                 consent,
             })
         })
@@ -975,25 +976,16 @@ fn asked(book: &Book, event: &Event, now: Timestamp) -> Option<PrivacyRow> {
     })
 }
 
-/// The newest state of each product, and when it was deleted.
+/// What is said of each product, and when it was deleted.
 fn newest_products<'e>(rows: &[EventRow<'e>]) -> Vec<ProductRow<'e>> {
     let mut newest: BTreeMap<(BrandId, &str, String), ProductRow<'e>> = BTreeMap::new();
     for EventRow { event, .. } in rows {
         let (Some(product), Some(shop)) = (&event.product, event.shop.as_deref()) else { continue };
-        let row =
-            ProductRow { brand: event.brand, shop, message_id: &event.message_id, product: product.clone() };
-        let Some(held) = newest.get_mut(&(event.brand, shop, product.id.clone())) else {
-            newest.insert((event.brand, shop, product.id.clone()), row);
-            continue;
-        };
-        let deleted_at = match (held.product.deleted_at, product.deleted_at) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        if (product.updated_at, row.message_id) > (held.product.updated_at, held.message_id) {
-            *held = row;
-        }
-        held.product.deleted_at = deleted_at;
+        let row = || ProductRow { brand: event.brand, shop, product: product.clone() };
+        newest
+            .entry((event.brand, shop, product.id.clone()))
+            .and_modify(|held| held.product.take_in(product))
+            .or_insert_with(row);
     }
     newest.into_values().collect()
 }

@@ -1,4 +1,4 @@
-//! `POST /api/events`: one event or an array of them, in Segment's message format, with an answer that says of each whether
+//! `POST /api/events`: one event or an array of them, in Segment's message format or as Shopify's web pixels have them, with an answer that says of each whether
 //! it was taken.
 
 use axum::Json;
@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use serde_json::value::RawValue;
-use tributary_core::domain::segment;
+use tributary_core::domain::{pixel, segment};
 use tributary_core::ports::queue::NewItem;
 use tributary_core::priority::others_first;
 
@@ -25,7 +25,7 @@ errors!(TakeErrors: TAKING, &["too_many_events"]);
 
 /// Takes events: 202 `{"accepted", "rejected": [{"index", "code", "error"}]}`, also when all are rejected.
 #[utoipa::path(post, path = "/api/events", tag = "Events", security(("write_key" = [])),
-    request_body(content = Object, description = "A message in Segment's format, or an array of them"),
+    request_body(content = Object, description = "A message in Segment's format, an event of Shopify's web pixels, or an array of them"),
     responses((status = 202, description = "What was taken, and why others were not", body = Object), TakeErrors))]
 pub async fn take(
     State(state): State<AppState>,
@@ -56,8 +56,10 @@ pub async fn take(
     let mut rejected = Vec::new();
     for (index, event) in events.iter().enumerate() {
         others_first(index).await;
+        let pixels = pixel::translated(event);
+        let event = pixels.as_deref().unwrap_or(event);
         match segment::check(event, None, 0) {
-            Ok(has_id) => items.push(reception.item(event, has_id)),
+            Ok(has_id) => items.push(reception.item(event, index, has_id)),
             Err(fault) => {
                 metrics::counter!("tributary_events_faulty_total", "code" => fault.code).increment(1);
                 rejected.push(json!({"index": index, "code": fault.code, "error": fault.message}));

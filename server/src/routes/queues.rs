@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tributary_core::context::EVENTS_QUEUE;
 use tributary_core::domain::ids::BrandId;
-use tributary_core::domain::shopify::Delivery;
+use tributary_core::domain::shopify::webhook_key;
 use tributary_core::ports::queue::{Claim, DeadPlace, MAX_DEAD_PAGE, Queue, Scope};
 use tributary_core::services::queues::{self, Letter, Page, Which};
 
@@ -39,17 +39,14 @@ pub struct Paging {
 #[into_params(parameter_in = Query)]
 pub struct DeliveryIds {
     shop: String,
-    webhook_id: Option<String>,
-    topic: Option<String>,
-    event_id: Option<String>,
-    resource_id: Option<String>,
+    webhook_id: String,
 }
 
 errors!(AllErrors: SECRET, &["queue_unavailable"]);
 errors!(OneErrors: SECRET, &["not_found", "queue_unavailable"]);
 errors!(ListErrors: SECRET, &["not_found", "invalid_query", "invalid_limit", "invalid_after", "queue_unavailable"]);
 errors!(PauseErrors: SECRET, &["not_found", "shared_queue", "queue_unavailable"]);
-errors!(ClaimErrors: SECRET, &["not_found", "invalid_query", "missing_ids", "queue_unavailable"]);
+errors!(ClaimErrors: SECRET, &["not_found", "invalid_query", "queue_unavailable"]);
 
 type Answer<T = Value> = Result<Json<T>, ApiError>;
 
@@ -229,20 +226,7 @@ pub async fn claim(
     if state.keys.shop(&domain).await?.is_none_or(|shop| shop.brand != brand) {
         return Err(nothing());
     }
-    let topic = ids.topic.as_deref().unwrap_or_default().to_lowercase();
-    let delivery = Delivery {
-        shop: &domain,
-        topic: &topic,
-        webhook_id: ids.webhook_id.as_deref().unwrap_or_default(),
-        event_id: ids.event_id.as_deref(),
-        resource_id: ids.resource_id.as_deref(),
-    };
-    let key = match ids.webhook_id {
-        Some(_) => delivery.webhook_key(),
-        None => delivery.event_key().filter(|_| !topic.is_empty()).ok_or_else(|| {
-            ApiError::bad_request("missing_ids", "give webhook_id, or topic, event_id and resource_id")
-        })?,
-    };
+    let key = webhook_key(&domain, &ids.webhook_id);
     queue.claim(&key).await?.map(Json).ok_or_else(nothing)
 }
 

@@ -138,14 +138,14 @@ pub async fn one(
     let has_id = segment::check(message, Some(kind), 0)?;
     let received_ms = state.context.clock.now_ms();
     let reception = Reception { brand, source, received_ms, kind: Some(kind), sent_at: None, shared: None };
-    state.ingest.enqueue(vec![reception.item(message, has_id)]).await?;
+    state.ingest.enqueue(vec![reception.item(message, 0, has_id)]).await?;
     count(1);
     Ok(success())
 }
 
 /// A batch of messages, each with its type.
 #[utoipa::path(post, path = "/v1/batch", tag = "Events", security(("write_key" = [])),
-    request_body(content = Object, description = "`{\"batch\": […]}`, at most 2,500 messages and 500 KB"),
+    request_body(content = Object, description = "`{\"batch\": […]}`, at most 2,500 messages and 4 MB"),
     responses((status = 200, description = "Taken, durably", body = Object), BatchErrors))]
 pub async fn batch(
     State(state): State<AppState>,
@@ -175,13 +175,13 @@ pub async fn batch(
     state.keys.charge(&sender, cost(count_of, bytes.len() + shared_bytes * count_of))?;
     let mut first_fault = None;
     let (mut sound, mut dropped) = (0, 0);
-    let mut kept: Vec<(&RawValue, bool)> = Vec::with_capacity(count_of);
+    let mut kept: Vec<(usize, &RawValue, bool)> = Vec::with_capacity(count_of);
     for (at, message) in batch.batch.iter().enumerate() {
         others_first(at).await;
         match segment::check(message, None, shared_bytes) {
             Ok(has_id) => {
                 sound += 1;
-                kept.push((message, has_id));
+                kept.push((at, message, has_id));
             }
             Err(fault) => {
                 metrics::counter!("tributary_events_faulty_total", "code" => fault.code).increment(1);
@@ -190,7 +190,7 @@ pub async fn batch(
                 if fault.code == TOO_LARGE {
                     dropped += 1;
                 } else {
-                    kept.push((message, true));
+                    kept.push((at, message, true));
                 }
                 first_fault.get_or_insert(fault);
             }
@@ -217,9 +217,9 @@ pub async fn batch(
         shared: shared.as_deref(),
     };
     let mut items: Vec<NewItem> = Vec::with_capacity(kept.len());
-    for (at, (message, has_id)) in kept.iter().enumerate() {
-        others_first(at).await;
-        items.push(reception.item(message, *has_id));
+    for (place, message, has_id) in &kept {
+        others_first(*place).await;
+        items.push(reception.item(message, *place, *has_id));
     }
     if !items.is_empty() {
         state.ingest.enqueue(items).await?;
@@ -245,8 +245,8 @@ pub(super) struct Reception<'a> {
 }
 
 impl Reception<'_> {
-    /// A message as a queue item; one without an id gets one here, so that the queue may deliver it twice.
-    pub(super) fn item(&self, message: &RawValue, has_id: bool) -> NewItem {
+    /// The message of that place in its batch as a queue item; one without an id gets one here, so that the queue may deliver it twice.
+    pub(super) fn item(&self, message: &RawValue, place: usize, has_id: bool) -> NewItem {
         let envelope = Envelope {
             brand: self.brand,
             received_ms: self.received_ms,
@@ -254,6 +254,7 @@ impl Reception<'_> {
                 kind: self.kind,
                 message_id: (!has_id).then(|| Uuid::now_v7().to_string().into()),
                 sent_at: self.sent_at.map(Cow::Borrowed),
+                place: u32::try_from(place).unwrap_or(u32::MAX),
                 shared: self.shared.map(Cow::Borrowed),
                 source: self.source,
             },

@@ -38,11 +38,13 @@ const STORE_PATIENCE: Duration = Duration::from_secs(1);
 /// that takes longer takes as long for either.)
 const REFUSED_AFTER: Duration = Duration::from_millis(50);
 
-/// The resource's id.
+/// What names the resource.
 #[derive(Deserialize)]
 struct Resource<'a> {
     #[serde(borrow, default)]
     id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    token: Option<&'a RawValue>,
 }
 
 errors!(TakeErrors: &[
@@ -114,14 +116,17 @@ pub async fn take(
             ));
         }
     }
+    let Resource { id, token } = parse(&bytes)?;
     let resource_id =
-        parse::<Resource<'_>>(&bytes)?.id.map(|id| id.get().trim_matches('"')).filter(|id| *id != "null");
+        [id, token].into_iter().flatten().map(|id| id.get().trim_matches('"')).find(|id| *id != "null");
+    let said = canonical(body.get());
     let delivery = Delivery {
         shop: &shop.domain,
         topic: &topic,
         webhook_id,
         event_id: optional(&headers, "x-shopify-event-id"),
         resource_id,
+        body: &said,
     };
     let envelope = Envelope {
         brand: shop.brand,
@@ -139,7 +144,7 @@ pub async fn take(
     let item = NewItem {
         payload: envelope.encode().into(),
         brand: Some(shop.brand),
-        idempotency: Some(Idempotency::new(keys, canonical(body.get()).as_bytes())),
+        idempotency: Some(Idempotency::new(keys, said.as_bytes())),
         ..NewItem::default()
     };
     let duplicate = match state.ingest.enqueue(vec![item]).await?.first() {
@@ -150,7 +155,7 @@ pub async fn take(
             return Err(ApiError::new(
                 StatusCode::CONFLICT,
                 "idempotency_conflict",
-                "a delivery with this webhook id, or this event id, topic and resource, came before with another body",
+                "a delivery with this webhook id came before with another body",
             ));
         }
         _ => true,
@@ -197,6 +202,8 @@ fn required<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h str, A
         .ok_or_else(|| ApiError::bad_request("missing_header", format!("the header {name} is missing")))
 }
 
+/// A header; newer deliveries of Shopify's have them without `x-`.
 fn optional<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
-    headers.get(name)?.to_str().ok().map(str::trim).filter(|value| !value.is_empty())
+    let value = headers.get(name).or_else(|| headers.get(name.strip_prefix("x-")?))?;
+    value.to_str().ok().map(str::trim).filter(|value| !value.is_empty())
 }

@@ -538,10 +538,10 @@ impl AutomationsTx for Tx {
         let rows = sqlx::query(
             "select p.id as profile_id, c.* from unnest($1::uuid[]) as p (id) cross join lateral (
                 select * from (
-                    select distinct on (channel, address, source > 0) channel, state, level, at, message_id, address, source
-                    from consents where profile_id = p.id
-                    order by channel, address, source > 0, at desc, message_id desc) newest
-                order by source > 0 desc, at desc, message_id desc limit $2) c",
+                    select distinct on (channel, address, source > 0) channel, state, level, at, sequence, message_id,
+                    address, source from consents where profile_id = p.id
+                    order by channel, address, source > 0, at desc, sequence desc, message_id desc) newest
+                order by source > 0 desc, at desc, sequence desc, message_id desc limit $2) c",
         )
         .bind(&ids)
         .bind(CONSENTS_SEEN as i64)

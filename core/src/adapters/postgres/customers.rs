@@ -14,6 +14,7 @@ use crate::domain::customer360::{
     CustomerRecord, GROUPS, OrderTotals, RECENT_EVENTS, RelatedProfile, StoredConsent, StoredEvent,
 };
 use crate::domain::event::{EventKind, Source};
+use crate::domain::history::Retold;
 use crate::domain::identity::{Identifier, IdentifierKind, Standing, Tally};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::insights::{
@@ -21,7 +22,7 @@ use crate::domain::insights::{
 };
 use crate::domain::order::{Order, OrderRecord};
 use crate::domain::profile::Profile;
-use crate::ports::store::{BrandOrder, Store, StoreError, StoreStats, StoreTx, SuppressionKey};
+use crate::ports::store::{BrandOrder, OrderParts, Store, StoreError, StoreStats, StoreTx, SuppressionKey};
 
 /// Most statements of consent that are read of a customer.
 const CONSENTS: i64 = 500;
@@ -287,7 +288,7 @@ pub(super) async fn consents(
     limit: i64,
 ) -> Result<Vec<StoredConsent>, StoreError> {
     let rows = sqlx::query(
-        "select channel, state, level, at, message_id, address, source from consents where profile_id = $1 and brand_id = $2
+        "select channel, state, level, at, sequence, message_id, address, source from consents where profile_id = $1 and brand_id = $2
             and ($4::timestamptz is null or (at, message_id, channel) < ($4, $5, $6))
         order by at desc, message_id desc, channel desc limit $3",
     )
@@ -310,6 +311,7 @@ pub(super) fn consent(row: &PgRow) -> Result<StoredConsent, sqlx::Error> {
         state: row.try_get("state")?,
         level: row.try_get("level")?,
         at: row.try_get("at")?,
+        sequence: row.try_get("sequence")?,
         message_id: row.try_get("message_id")?,
         address: row.try_get("address")?,
         source: Source::from_code(row.try_get("source")?, ""),
@@ -423,6 +425,16 @@ pub(super) fn stored_event(row: &PgRow) -> Result<StoredEvent, sqlx::Error> {
     })
 }
 
+/// An event of which `told_at, sequence` were read, too.
+pub(super) fn retold(row: &PgRow) -> Result<Retold, sqlx::Error> {
+    let event = stored_event(row)?;
+    Ok(Retold {
+        told_at: row.try_get::<Option<_>, _>("told_at")?.unwrap_or(event.timestamp),
+        sequence: row.try_get::<Option<_>, _>("sequence")?.unwrap_or_default(),
+        event,
+    })
+}
+
 /// An order from [`ORDER`].
 pub(super) fn brand_order(row: &PgRow) -> Result<BrandOrder, sqlx::Error> {
     let updated_at: DateTime<Utc> = row.try_get("updated_at")?;
@@ -433,20 +445,23 @@ pub(super) fn brand_order(row: &PgRow) -> Result<BrandOrder, sqlx::Error> {
     let state = if message_id.is_empty() {
         None
     } else {
-        let order = Order {
+        let mut order = Order {
             name: row.try_get("name")?,
             ordered_at: row.try_get("ordered_at")?,
             cancelled_at: row.try_get("cancelled_at")?,
             test: row.try_get("test")?,
             currency: row.try_get("currency")?,
             total: row.try_get("total")?,
-            gift_cards: row.try_get("gift_cards")?,
+            current_total: None,
             presentment: presentment.map(json).transpose()?,
             financial_status: row.try_get("financial_status")?,
             fulfillment_status: row.try_get("fulfillment_status")?,
             items: json(row.try_get("items")?)?,
         };
-        Some((order, (updated_at.timestamp_millis(), message_id)))
+        let parts: OrderParts =
+            row.try_get::<Option<&str>, _>("parts")?.map(json).transpose()?.unwrap_or_default();
+        let versions = parts.complete(&mut order, updated_at.timestamp_millis(), message_id);
+        Some((order, versions))
     };
     let record = OrderRecord {
         shop: row.try_get("shop")?,

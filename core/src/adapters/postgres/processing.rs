@@ -6,17 +6,17 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Postgres, Row, Transaction};
 use uuid::Uuid;
 
-use super::customers::{brand_order, profile, standing, stored_event};
+use super::customers::{brand_order, profile, retold, standing};
 use super::db::failed;
 use super::outbox;
 use super::privacy::add_note;
-use crate::domain::customer360::StoredEvent;
-use crate::domain::event::{Event, Source};
-use crate::domain::history::Merge;
+use crate::domain::event::{Event, ProductPart, Source};
+use crate::domain::history::{Merge, Retold};
 use crate::domain::identity::{Counts, Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
 use crate::domain::time::{Timestamp, from_ms};
+use crate::domain::version::Version;
 use crate::ports::outbox::Stage;
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::{
@@ -28,7 +28,7 @@ use crate::ports::store::{
 /// The columns of an order, as [`brand_order`] reads them.
 pub(super) const ORDER: &str = "brand_id, shop, id, profile_id, updated_at, message_id, name, ordered_at, cancelled_at, test, currency, total, \
     refunded, financial_status, fulfillment_status, items::text as items, version, gift_cards, presentment, refunds, \
-    fulfillments, deleted_at, erased";
+    fulfillments, deleted_at, erased, parts";
 
 /// A transaction on PostgreSQL, READ COMMITTED: each statement sees what others have committed before it.
 pub struct PgTx {
@@ -241,11 +241,12 @@ impl StoreTx for PgTx {
         let events = || rows.iter().map(|row| row.event);
         let added: Vec<(i64, String)> = sqlx::query_as(
             "insert into events (brand_id, message_id, profile_id, origin, kind, name, \"timestamp\", received_at, body,
-                active, shop, order_id, source)
-            select b, m, p, p, k, n, t, r, body::json, a, s, o, source
+                active, shop, order_id, source, told_at, sequence)
+            select b, m, p, p, k, n, t, r, body::json, a, s, o, source, told, sequence
             from unnest($1::bigint[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::timestamptz[],
-                $7::timestamptz[], $8::text[], $9::boolean[], $10::text[], $11::text[], $12::smallint[])
-                as given (b, m, p, k, n, t, r, body, a, s, o, source)
+                $7::timestamptz[], $8::text[], $9::boolean[], $10::text[], $11::text[], $12::smallint[],
+                $13::timestamptz[], $14::bigint[])
+                as given (b, m, p, k, n, t, r, body, a, s, o, source, told, sequence)
             on conflict do nothing
             returning brand_id, message_id",
         )
@@ -261,6 +262,8 @@ impl StoreTx for PgTx {
         .bind(events().map(|e| e.shop.as_deref()).collect::<Vec<_>>())
         .bind(events().map(|e| e.order.as_ref().map(|order| order.id.as_str())).collect::<Vec<_>>())
         .bind(events().map(|e| e.source.code()).collect::<Vec<_>>())
+        .bind(events().map(|e| Some(e.told_at).filter(|at| *at != e.timestamp)).collect::<Vec<_>>())
+        .bind(events().map(|e| Some(e.sequence).filter(|sequence| *sequence != 0)).collect::<Vec<_>>())
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
@@ -459,15 +462,15 @@ impl StoreTx for PgTx {
         let done = sqlx::query(
             "insert into orders (brand_id, shop, id, profile_id, origin, updated_at, message_id, name, ordered_at,
                 cancelled_at, test, currency, total, refunded, financial_status, fulfillment_status, items, version,
-                counts, revenue, gift_cards, presentment, refunds, fulfillments, deleted_at, erased)
+                counts, revenue, gift_cards, presentment, refunds, fulfillments, deleted_at, erased, parts)
             select b, s, i, p, p, u, m, n, o, c, t, cur, tot, refd, fin, ful, items::json, v, cnt, rev, gc, pre, refs, fuls,
-                del, era
+                del, era, parts
             from unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[], $5::timestamptz[], $6::text[], $7::text[],
                 $8::timestamptz[], $9::timestamptz[], $10::boolean[], $11::text[], $12::numeric[], $13::numeric[],
                 $14::text[], $15::text[], $16::text[], $17::integer[], $18::boolean[], $19::numeric[], $20::numeric[],
                 $21::text[], $22::text[], $23::text[], $24::timestamptz[],
-                $25::boolean[]) as given (b, s, i, p, u, m, n, o, c, t, cur, tot, refd, fin, ful, items, v, cnt, rev, gc,
-                pre, refs, fuls, del, era)
+                $25::boolean[], $26::text[]) as given (b, s, i, p, u, m, n, o, c, t, cur, tot, refd, fin, ful, items, v, cnt,
+                rev, gc, pre, refs, fuls, del, era, parts)
             on conflict (brand_id, shop, id) do update set profile_id = excluded.profile_id,
                 origin = case when orders.profile_id = excluded.profile_id then orders.origin else excluded.origin end,
                 updated_at = excluded.updated_at, message_id = excluded.message_id, name = excluded.name,
@@ -477,15 +480,15 @@ impl StoreTx for PgTx {
                 items = excluded.items, version = excluded.version, counts = excluded.counts,
                 revenue = excluded.revenue, gift_cards = excluded.gift_cards, presentment = excluded.presentment,
                 refunds = excluded.refunds, fulfillments = excluded.fulfillments, deleted_at = excluded.deleted_at,
-                erased = excluded.erased
+                erased = excluded.erased, parts = excluded.parts
             where orders.version = excluded.version - 1",
         )
         .bind(rows.iter().map(|(brand, _)| brand.0).collect::<Vec<_>>())
         .bind(of().map(|o| o.shop.as_str()).collect::<Vec<_>>())
         .bind(of().map(|o| o.id.as_str()).collect::<Vec<_>>())
         .bind(of().map(|o| o.profile.map(|p| p.0)).collect::<Vec<_>>())
-        .bind(of().map(|o| from_ms(o.version().0)).collect::<Vec<_>>())
-        .bind(of().map(|o| o.version().1).collect::<Vec<_>>())
+        .bind(of().map(|o| from_ms(o.version().at_ms)).collect::<Vec<_>>())
+        .bind(of().map(|o| o.version().message_id).collect::<Vec<_>>())
         .bind(states().map(|o| o.and_then(|o| o.name.as_deref())).collect::<Vec<_>>())
         .bind(of().map(|o| o.ordered_at()).collect::<Vec<_>>())
         .bind(states().map(|o| o.and_then(|o| o.cancelled_at)).collect::<Vec<_>>())
@@ -505,6 +508,7 @@ impl StoreTx for PgTx {
         .bind(written.iter().map(|w| w.fulfillments.as_str()).collect::<Vec<_>>())
         .bind(of().map(|o| o.deleted_at).collect::<Vec<_>>())
         .bind(of().map(|o| o.erased).collect::<Vec<_>>())
+        .bind(written.iter().map(|w| w.parts.as_deref()).collect::<Vec<_>>())
         .execute(&mut *self.tx)
         .await
         .map_err(failed)?;
@@ -517,29 +521,39 @@ impl StoreTx for PgTx {
 
     async fn save_products(&mut self, rows: &[ProductRow<'_>]) -> Result<(), StoreError> {
         let of = || rows.iter().map(|row| &row.product);
+        let told = |part: ProductPart| {
+            of().map(|p| Some(p.versions.of(part)).filter(|_| p.versions.tell(part)).map(Version::sortable))
+                .map(Option::unwrap_or_default)
+                .collect::<Vec<_>>()
+        };
         sqlx::query(
-            "insert into products as p (brand_id, shop, id, updated_at, message_id, title, category, vendor, price, deleted_at)
-            select * from unnest($1::bigint[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::text[], $7::text[],
-                $8::text[], $9::numeric[], $10::timestamptz[])
+            "insert into products as p (brand_id, shop, id, title, category, vendor, price, deleted_at, title_told, category_told,
+                vendor_told, price_told)
+            select * from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::numeric[],
+                $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[])
             on conflict (brand_id, shop, id) do update set
-                (updated_at, message_id, title, category, vendor, price) = (
-                    select n.updated_at, n.message_id, n.title, n.category, n.vendor, n.price from (values
-                        (excluded.updated_at, excluded.message_id, excluded.title, excluded.category, excluded.vendor, excluded.price),
-                        (p.updated_at, p.message_id, p.title, p.category, p.vendor, p.price))
-                        as n (updated_at, message_id, title, category, vendor, price)
-                    order by n.updated_at desc, n.message_id desc limit 1),
+                title = case when excluded.title_told > p.title_told then excluded.title else p.title end,
+                title_told = greatest(excluded.title_told, p.title_told),
+                category = case when excluded.category_told > p.category_told then excluded.category else p.category end,
+                category_told = greatest(excluded.category_told, p.category_told),
+                vendor = case when excluded.vendor_told > p.vendor_told then excluded.vendor else p.vendor end,
+                vendor_told = greatest(excluded.vendor_told, p.vendor_told),
+                price = case when excluded.price_told > p.price_told then excluded.price else p.price end,
+                price_told = greatest(excluded.price_told, p.price_told),
                 deleted_at = least(p.deleted_at, excluded.deleted_at)",
         )
         .bind(rows.iter().map(|row| row.brand.0).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.shop).collect::<Vec<_>>())
         .bind(of().map(|p| p.id.as_str()).collect::<Vec<_>>())
-        .bind(of().map(|p| p.updated_at).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.message_id).collect::<Vec<_>>())
         .bind(of().map(|p| p.title.as_deref()).collect::<Vec<_>>())
         .bind(of().map(|p| p.category.as_deref()).collect::<Vec<_>>())
         .bind(of().map(|p| p.vendor.as_deref()).collect::<Vec<_>>())
         .bind(of().map(|p| p.price).collect::<Vec<_>>())
         .bind(of().map(|p| p.deleted_at).collect::<Vec<_>>())
+        .bind(told(ProductPart::Title))
+        .bind(told(ProductPart::Category))
+        .bind(told(ProductPart::Vendor))
+        .bind(told(ProductPart::Price))
         .execute(&mut *self.tx)
         .await
         .map_err(failed)?;
@@ -549,9 +563,10 @@ impl StoreTx for PgTx {
     async fn save_consents(&mut self, rows: &[ConsentRow<'_>]) -> Result<(), StoreError> {
         let of = || rows.iter().map(|row| row.consent);
         sqlx::query(
-            "insert into consents (brand_id, message_id, channel, profile_id, origin, state, level, at, address, source)
-            select b, m, c, p, p, s, l, a, d, o from unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[], $5::text[],
-                $6::text[], $7::timestamptz[], $8::text[], $9::smallint[]) as given (b, m, c, p, s, l, a, d, o)
+            "insert into consents (brand_id, message_id, channel, profile_id, origin, state, level, at, address, source, sequence)
+            select b, m, c, p, p, s, l, a, d, o, q from unnest($1::bigint[], $2::text[], $3::text[], $4::uuid[], $5::text[],
+                $6::text[], $7::timestamptz[], $8::text[], $9::smallint[], $10::bigint[])
+                as given (b, m, c, p, s, l, a, d, o, q)
             on conflict do nothing",
         )
         .bind(rows.iter().map(|row| row.brand.0).collect::<Vec<_>>())
@@ -563,6 +578,7 @@ impl StoreTx for PgTx {
         .bind(of().map(|c| c.at).collect::<Vec<_>>())
         .bind(of().map(|c| c.address.as_deref()).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.source.code()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.sequence).collect::<Vec<_>>())
         .execute(&mut *self.tx)
         .await
         .map_err(failed)?;
@@ -658,10 +674,11 @@ impl StoreTx for PgTx {
         id: ProfileId,
         after: Option<&(Timestamp, String)>,
         limit: i64,
-    ) -> Result<Vec<StoredEvent>, StoreError> {
+    ) -> Result<Vec<Retold>, StoreError> {
         let (at, message) = after.map(|(at, message)| (*at, message.as_str())).unzip();
         let rows = sqlx::query(
-            "select message_id, kind, name, \"timestamp\", body::text as body, active, source, received_at from events
+            "select message_id, kind, name, \"timestamp\", body::text as body, active, source, received_at, told_at, sequence
+            from events
             where profile_id = $1 and ($2::timestamptz is null or (\"timestamp\", message_id) > ($2, $3))
             order by \"timestamp\", message_id limit $4",
         )
@@ -672,7 +689,7 @@ impl StoreTx for PgTx {
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
-        rows.iter().map(stored_event).collect::<Result<_, _>>().map_err(failed)
+        rows.iter().map(retold).collect::<Result<_, _>>().map_err(failed)
     }
 
     async fn undo_merge(&mut self, id: Uuid, at: Timestamp) -> Result<(), StoreError> {

@@ -552,10 +552,11 @@ impl AutomationsTx for Tx {
         let rows = sqlx::query(
             "select * from (
                 select newest.*, row_number() over (
-                    partition by profile_id order by source > 0 desc, at desc, message_id desc) as place
+                    partition by profile_id order by source > 0 desc, at desc, sequence desc, message_id desc) as place
                 from (
-                    select profile_id, channel, state, level, at, message_id, address, source, row_number() over (
-                        partition by profile_id, channel, address, source > 0 order by at desc, message_id desc) as age
+                    select profile_id, channel, state, level, at, sequence, message_id, address, source, row_number() over (
+                        partition by profile_id, channel, address, source > 0
+                        order by at desc, sequence desc, message_id desc) as age
                     from json_each(?1) asked join consents on profile_id = asked.value) newest
                 where age = 1)
             where place <= ?2",

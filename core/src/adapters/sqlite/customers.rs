@@ -14,6 +14,7 @@ use crate::domain::customer360::{
     CustomerRecord, GROUPS, OrderTotals, RECENT_EVENTS, RelatedProfile, StoredConsent, StoredEvent,
 };
 use crate::domain::event::{EventKind, Source};
+use crate::domain::history::Retold;
 use crate::domain::identity::{Identifier, IdentifierKind, Standing, Tally};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::insights::{
@@ -22,7 +23,7 @@ use crate::domain::insights::{
 use crate::domain::order::{Order, OrderRecord};
 use crate::domain::profile::Profile;
 use crate::domain::time::{Timestamp, from_ms};
-use crate::ports::store::{BrandOrder, Store, StoreError, StoreStats, StoreTx, SuppressionKey};
+use crate::ports::store::{BrandOrder, OrderParts, Store, StoreError, StoreStats, StoreTx, SuppressionKey};
 
 /// Most statements of consent that are read of a customer.
 const CONSENTS: i64 = 500;
@@ -311,7 +312,7 @@ pub(super) async fn consents(
     limit: i64,
 ) -> Result<Vec<StoredConsent>, StoreError> {
     let rows = sqlx::query(
-        "select channel, state, level, at, message_id, address, source from consents where profile_id = ?1 and brand_id = ?2
+        "select channel, state, level, at, sequence, message_id, address, source from consents where profile_id = ?1 and brand_id = ?2
             and (?4 is null or (at, message_id, channel) < (?4, ?5, ?6))
         order by at desc, message_id desc, channel desc limit ?3",
     )
@@ -327,13 +328,14 @@ pub(super) async fn consents(
     rows.iter().map(consent).collect::<Result<_, sqlx::Error>>().map_err(failed)
 }
 
-/// One from `channel, state, level, at, message_id, address, source`.
+/// One from `channel, state, level, at, sequence, message_id, address, source`.
 pub(super) fn consent(row: &SqliteRow) -> Result<StoredConsent, sqlx::Error> {
     Ok(StoredConsent {
         channel: row.try_get("channel")?,
         state: row.try_get("state")?,
         level: row.try_get("level")?,
         at: from_ms(row.try_get("at")?),
+        sequence: row.try_get("sequence")?,
         message_id: row.try_get("message_id")?,
         address: row.try_get("address")?,
         source: Source::from_code(row.try_get("source")?, ""),
@@ -441,6 +443,16 @@ pub(super) fn stored_event(row: &SqliteRow) -> Result<StoredEvent, sqlx::Error> 
     })
 }
 
+/// An event of which `told_at, sequence` were read, too.
+pub(super) fn retold(row: &SqliteRow) -> Result<Retold, sqlx::Error> {
+    let event = stored_event(row)?;
+    Ok(Retold {
+        told_at: row.try_get::<Option<i64>, _>("told_at")?.map_or(event.timestamp, from_ms),
+        sequence: row.try_get::<Option<_>, _>("sequence")?.unwrap_or_default(),
+        event,
+    })
+}
+
 /// An order from [`ORDER`].
 pub(super) fn brand_order(row: &SqliteRow) -> Result<BrandOrder, sqlx::Error> {
     let message_id: String = row.try_get("message_id")?;
@@ -451,20 +463,23 @@ pub(super) fn brand_order(row: &SqliteRow) -> Result<BrandOrder, sqlx::Error> {
     let state = if message_id.is_empty() {
         None
     } else {
-        let order = Order {
+        let mut order = Order {
             name: row.try_get("name")?,
             ordered_at: from_ms(row.try_get("ordered_at")?),
             cancelled_at: row.try_get::<Option<i64>, _>("cancelled_at")?.map(from_ms),
             test: row.try_get("test")?,
             currency: row.try_get("currency")?,
             total: amount(row.try_get("total")?)?,
-            gift_cards: amount(row.try_get("gift_cards")?)?,
+            current_total: None,
             presentment: presentment.map(json).transpose()?,
             financial_status: row.try_get("financial_status")?,
             fulfillment_status: row.try_get("fulfillment_status")?,
             items: json(row.try_get("items")?)?,
         };
-        Some((order, (row.try_get("updated_at")?, message_id)))
+        let parts: OrderParts =
+            row.try_get::<Option<&str>, _>("parts")?.map(json).transpose()?.unwrap_or_default();
+        let versions = parts.complete(&mut order, row.try_get("updated_at")?, message_id);
+        Some((order, versions))
     };
     let record = OrderRecord {
         shop: row.try_get("shop")?,

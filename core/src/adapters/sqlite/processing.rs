@@ -8,17 +8,17 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, Transaction};
 use uuid::Uuid;
 
-use super::customers::{brand_order, profile, profile_id, standing, stored_event};
+use super::customers::{brand_order, profile, profile_id, retold, standing};
 use super::db::{failed, pieces};
 use super::outbox;
 use super::privacy::add_note;
-use crate::domain::customer360::StoredEvent;
-use crate::domain::event::{Event, Source};
-use crate::domain::history::Merge;
+use crate::domain::event::{Event, ProductPart, Source};
+use crate::domain::history::{Merge, Retold};
 use crate::domain::identity::{Counts, Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
 use crate::domain::time::Timestamp;
+use crate::domain::version::Version;
 use crate::ports::outbox::Stage;
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::{
@@ -29,7 +29,7 @@ use crate::ports::store::{
 
 /// The columns of an order, as [`brand_order`] reads them.
 pub(super) const ORDER: &str = "brand_id, shop, id, profile_id, updated_at, message_id, name, ordered_at, cancelled_at, test, currency, total, \
-    refunded, financial_status, fulfillment_status, items, version, gift_cards, presentment, refunds, fulfillments, deleted_at, erased";
+    refunded, financial_status, fulfillment_status, items, version, gift_cards, presentment, refunds, fulfillments, deleted_at, erased, parts";
 
 /// A transaction on SQLite. It is the only one that writes, so it never meets a conflict and locks nothing more.
 pub struct SqliteTx {
@@ -234,7 +234,7 @@ impl StoreTx for SqliteTx {
         for piece in pieces(rows) {
             let mut insert = QueryBuilder::<Sqlite>::new(
                 "insert into events (brand_id, message_id, profile_id, origin, kind, name, \"timestamp\", received_at, body,
-                active, shop, order_id, source) ",
+                active, shop, order_id, source, told_at, sequence) ",
             );
             insert.push_values(piece, |mut row, EventRow { event, profile }| {
                 row.push_bind(event.brand.0)
@@ -249,7 +249,11 @@ impl StoreTx for SqliteTx {
                     .push_bind(event.active)
                     .push_bind(event.shop.as_deref())
                     .push_bind(event.order.as_ref().map(|order| order.id.as_str()))
-                    .push_bind(event.source.code());
+                    .push_bind(event.source.code())
+                    .push_bind(
+                        Some(event.told_at.timestamp_millis()).filter(|_| event.told_at != event.timestamp),
+                    )
+                    .push_bind(Some(event.sequence).filter(|sequence| *sequence != 0));
             });
             insert.push(" on conflict do nothing returning brand_id, message_id");
             let keys: Vec<(i64, String)> =
@@ -468,11 +472,11 @@ impl StoreTx for SqliteTx {
             let mut insert = QueryBuilder::<Sqlite>::new(
                 "insert into orders (brand_id, shop, id, profile_id, origin, updated_at, message_id, name, ordered_at,
                 cancelled_at, test, currency, total, refunded, financial_status, fulfillment_status, items, version,
-                counts, revenue, gift_cards, presentment, refunds, fulfillments, deleted_at, erased) ",
+                counts, revenue, gift_cards, presentment, refunds, fulfillments, deleted_at, erased, parts) ",
             );
             insert.push_values(piece.iter().zip(&columns), |mut row, ((brand, record), columns)| {
                 let order = record.order();
-                let (updated_ms, message_id) = record.version();
+                let Version { at_ms: updated_ms, message_id, .. } = record.version();
                 row.push_bind(brand.0)
                     .push_bind(&record.shop)
                     .push_bind(&record.id)
@@ -498,7 +502,8 @@ impl StoreTx for SqliteTx {
                     .push_bind(&columns.refunds)
                     .push_bind(&columns.fulfillments)
                     .push_bind(record.deleted_at.map(|at| at.timestamp_millis()))
-                    .push_bind(record.erased);
+                    .push_bind(record.erased)
+                    .push_bind(columns.parts.as_deref());
             });
             insert.push(
                 " on conflict (brand_id, shop, id) do update set profile_id = excluded.profile_id,
@@ -510,7 +515,7 @@ impl StoreTx for SqliteTx {
                 items = excluded.items, version = excluded.version, counts = excluded.counts,
                 revenue = excluded.revenue, gift_cards = excluded.gift_cards, presentment = excluded.presentment,
                 refunds = excluded.refunds, fulfillments = excluded.fulfillments, deleted_at = excluded.deleted_at,
-                erased = excluded.erased
+                erased = excluded.erased, parts = excluded.parts
                 where orders.version = excluded.version - 1",
             );
             written += insert.build().execute(&mut *self.tx).await.map_err(failed)?.rows_affected();
@@ -524,26 +529,30 @@ impl StoreTx for SqliteTx {
     async fn save_products(&mut self, rows: &[ProductRow<'_>]) -> Result<(), StoreError> {
         for piece in pieces(rows) {
             let mut insert = QueryBuilder::<Sqlite>::new(
-                "insert into products (brand_id, shop, id, updated_at, message_id, title, category, vendor, price,
-                deleted_at) ",
+                "insert into products (brand_id, shop, id, title, category, vendor, price, deleted_at, title_told,
+                category_told, vendor_told, price_told) ",
             );
-            insert.push_values(piece, |mut row, ProductRow { brand, shop, message_id, product }| {
+            insert.push_values(piece, |mut row, ProductRow { brand, shop, product }| {
                 row.push_bind(brand.0)
                     .push_bind(*shop)
                     .push_bind(&product.id)
-                    .push_bind(product.updated_at.timestamp_millis())
-                    .push_bind(*message_id)
                     .push_bind(product.title.as_deref())
                     .push_bind(product.category.as_deref())
                     .push_bind(product.vendor.as_deref())
                     .push_bind(product.price.map(|price| price.to_string()))
                     .push_bind(product.deleted_at.map(|at| at.timestamp_millis()));
+                for part in ProductPart::ALL {
+                    let told = Some(product.versions.of(part))
+                        .filter(|_| product.versions.tell(part))
+                        .map(Version::sortable);
+                    row.push_bind(told.unwrap_or_default());
+                }
             });
             insert.push(" on conflict (brand_id, shop, id) do update set ");
-            for column in ["title", "category", "vendor", "price", "updated_at", "message_id"] {
+            for column in ["title", "category", "vendor", "price"] {
                 insert.push(format!(
-                    "{column} = iif((excluded.updated_at, excluded.message_id) > (products.updated_at, products.message_id),
-                        excluded.{column}, products.{column}), "
+                    "{column} = iif(excluded.{column}_told > products.{column}_told, excluded.{column}, products.{column}),
+                    {column}_told = max(excluded.{column}_told, products.{column}_told), "
                 ));
             }
             insert.push(
@@ -557,11 +566,12 @@ impl StoreTx for SqliteTx {
     async fn save_consents(&mut self, rows: &[ConsentRow<'_>]) -> Result<(), StoreError> {
         for piece in pieces(rows) {
             let mut insert = QueryBuilder::<Sqlite>::new(
-                "insert into consents (brand_id, message_id, channel, profile_id, origin, state, level, at, address, source) ",
+                "insert into consents (brand_id, message_id, channel, profile_id, origin, state, level, at, address, source,
+                sequence) ",
             );
             insert.push_values(
                 piece,
-                |mut row, ConsentRow { brand, message_id, profile, source, consent }| {
+                |mut row, ConsentRow { brand, message_id, profile, source, sequence, consent }| {
                     row.push_bind(brand.0)
                         .push_bind(*message_id)
                         .push_bind(consent.channel.as_str())
@@ -571,7 +581,8 @@ impl StoreTx for SqliteTx {
                         .push_bind(consent.level.as_deref())
                         .push_bind(consent.at.timestamp_millis())
                         .push_bind(consent.address.as_deref())
-                        .push_bind(source.code());
+                        .push_bind(source.code())
+                        .push_bind(sequence);
                 },
             );
             insert.push(" on conflict do nothing");
@@ -669,10 +680,10 @@ impl StoreTx for SqliteTx {
         id: ProfileId,
         after: Option<&(Timestamp, String)>,
         limit: i64,
-    ) -> Result<Vec<StoredEvent>, StoreError> {
+    ) -> Result<Vec<Retold>, StoreError> {
         let (at, message) = after.map(|(at, message)| (at.timestamp_millis(), message.as_str())).unzip();
         let rows = sqlx::query(
-            "select message_id, kind, name, \"timestamp\", body, active, source, received_at from events
+            "select message_id, kind, name, \"timestamp\", body, active, source, received_at, told_at, sequence from events
             where profile_id = ?1 and (?2 is null or (\"timestamp\", message_id) > (?2, ?3))
             order by \"timestamp\", message_id limit ?4",
         )
@@ -683,7 +694,7 @@ impl StoreTx for SqliteTx {
         .fetch_all(&mut *self.tx)
         .await
         .map_err(failed)?;
-        rows.iter().map(stored_event).collect::<Result<_, _>>().map_err(failed)
+        rows.iter().map(retold).collect::<Result<_, _>>().map_err(failed)
     }
 
     async fn undo_merge(&mut self, id: Uuid, at: Timestamp) -> Result<(), StoreError> {

@@ -118,8 +118,21 @@ impl Facts {
     }
 
     fn tags(&self) -> Vec<&str> {
-        let traits = self.profile.traits.iter().filter(|(_, held)| held.value == Json::Bool(true));
-        traits.filter_map(|(name, _)| name.strip_prefix(TAG)).collect()
+        let traits = &self.profile.traits;
+        let given = traits.iter().filter(|(_, held)| held.value == Json::Bool(true));
+        let mut tags: Vec<&str> = given.filter_map(|(name, _)| name.strip_prefix(TAG)).collect();
+        // Shopify's older bodies and its order files list them in one text, which is old where a tag was taken away since.
+        if let Some(list) = traits.get("tags").filter(|list| list.source.is_trusted()) {
+            let is_gone = |tag: &str| {
+                let own = traits.get(&format!("{TAG}{tag}"));
+                own.is_some_and(|own| own.value == Json::Bool(false) && own.at_ms >= list.at_ms)
+            };
+            let listed = list.value.as_str().unwrap_or_default().split(',').map(str::trim);
+            tags.extend(listed.filter(|tag| !tag.is_empty() && !is_gone(tag)));
+        }
+        tags.sort_unstable();
+        tags.dedup();
+        tags
     }
 
     /// The sums of the currency that most orders are in.
@@ -247,7 +260,7 @@ impl Facts {
             .into_iter()
             .map(|(name, value)| {
                 let (message_id, source) = (String::new(), Source::Secret);
-                (name.to_owned(), Trait { at_ms: 0, message_id, value, source })
+                (name.to_owned(), Trait { at_ms: 0, sequence: 0, message_id, value, source })
             })
             .collect();
         profile.first_seen = Some(day("2026-01-01T12:00:00Z"));
@@ -273,6 +286,7 @@ impl Facts {
                 state: "subscribed".to_owned(),
                 level: None,
                 at: day("2026-01-01T12:00:00Z"),
+                sequence: 0,
                 message_id: String::new(),
                 address: None,
                 source: Source::Secret,

@@ -31,6 +31,7 @@ const DAY_MS: i64 = 86_400_000;
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = RunStatus)]
 pub enum Status {
     /// A job for it is on its way.
     Queued,
@@ -733,6 +734,7 @@ mod tests {
             state: "subscribed".into(),
             level: None,
             at: from_ms(T0),
+            sequence: 0,
             message_id: "form".into(),
             address: Some("ada@example.com".into()),
             source: Source::Public,
