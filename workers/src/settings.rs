@@ -352,6 +352,11 @@ impl OutsideArgs {
         }
         let reach = Reach { private: self.allow_private_destinations, http: self.allow_http_destinations };
         let courier = Outbound::new(smtp_url.as_deref(), reach)?;
+        if self.public_url.as_deref().is_some_and(|url| url.starts_with("http://")) {
+            tracing::warn!(
+                "--public-url is not https: mail services do not offer to unsubscribe by such a link, and may refuse the mail"
+            );
+        }
         Ok(Outside {
             courier: Arc::new(courier),
             destinations: Arc::new(Destinations::new(self.destination_rate)),

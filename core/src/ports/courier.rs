@@ -47,6 +47,10 @@ pub struct Email {
     pub from: String,
     /// Whom to.
     pub to: String,
+    /// What they are called, if that is known.
+    pub name: Option<String>,
+    /// What sends it: receivers that report complaints name it by this (`Feedback-ID`).
+    pub campaign: String,
     /// The subject.
     pub subject: String,
     /// The text.
@@ -71,6 +75,13 @@ pub enum Delivery {
     },
     /// It will never be taken.
     Refused(String),
+    /// There is no such address, or it takes no mail: nothing that goes there will be taken.
+    Bounced {
+        /// The address.
+        to: String,
+        /// What the server said.
+        error: String,
+    },
 }
 
 /// The port.

@@ -8,6 +8,9 @@ use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 use super::{OutboundError, TIMEOUT, is_own_machine};
 use crate::ports::courier::{Delivery, Email};
 
+/// How much of a receiver's name stands in a letter, in characters.
+const MAX_NAME_CHARS: usize = 100;
+
 /// Sends e-mail.
 pub struct Smtp {
     transport: AsyncSmtpTransport<Tokio1Executor>,
@@ -32,7 +35,7 @@ impl Smtp {
         };
         match tokio::time::timeout(TIMEOUT, self.transport.send(message)).await {
             Ok(Ok(response)) => Delivery::Done(format!("accepted: {}", response.code())),
-            Ok(Err(error)) => failed(&error),
+            Ok(Err(error)) => failed(&error, &email.to),
             Err(_) => Delivery::Later { error: format!("no answer in {} s", TIMEOUT.as_secs()), after: None },
         }
     }
@@ -55,7 +58,7 @@ pub fn refuse_plain_password(url: &str) -> Result<(), OutboundError> {
 }
 
 /// What went wrong, by its class and codes alone: a server's words may quote the receiver's address, or anything else.
-fn failed(error: &Error) -> Delivery {
+fn failed(error: &Error, to: &str) -> Delivery {
     let why = match error.status() {
         Some(code) => match enhanced(&error.to_string()) {
             Some(status) => format!("the mail server answered {code}, {status}"),
@@ -68,10 +71,25 @@ fn failed(error: &Error) -> Delivery {
         None => "no connection to the mail server".to_owned(),
     };
     if error.is_permanent() {
-        return Delivery::Refused(why);
+        let code = error.status().map(|code| code.to_string()).unwrap_or_default();
+        return match is_about_the_address(&code, enhanced(&error.to_string())) {
+            true => Delivery::Bounced { to: to.to_owned(), error: why },
+            false => Delivery::Refused(why),
+        };
     }
     // With a code, the server has answered: about this letter, not about itself.
     Delivery::Later { error: why, after: error.status().map(|_| std::time::Duration::ZERO) }
+}
+
+/// Whether a server refuses the receiver's address, and not this letter or whom it is from. RFC 3463: 5.1 is about addresses, of which
+/// 5.1.7 and 5.1.8 are the sender's; 5.2.1 is a mailbox that takes nothing. Of RFC 5321's codes 550, 551 and 553 are about a mailbox.
+fn is_about_the_address(code: &str, enhanced: Option<&str>) -> bool {
+    match enhanced {
+        Some(status) => {
+            (status.starts_with("5.1.") && !["5.1.7", "5.1.8"].contains(&status)) || status == "5.2.1"
+        }
+        None => ["550", "551", "553"].contains(&code),
+    }
 }
 
 /// The enhanced status code (RFC 3463), like `5.1.1`, with which a server's words may begin.
@@ -87,17 +105,27 @@ fn enhanced(said: &str) -> Option<&str> {
 
 fn compose(email: &Email, key: &str) -> Result<Message, Box<dyn std::error::Error + Send + Sync>> {
     let from: Mailbox = email.from.parse()?;
-    let to: Mailbox = email.to.parse()?;
+    // A name is one line of its receiver's own words.
+    let name = email
+        .name
+        .as_deref()
+        .map(|name| name.chars().filter(|letter| !letter.is_control()).take(MAX_NAME_CHARS));
+    let to = Mailbox::new(name.map(Iterator::collect), email.to.parse()?);
     let id = format!("<{key}@{}>", from.email.domain());
+    let domain = from.email.domain().to_owned();
     let mut builder = Message::builder().from(from).to(to).subject(&email.subject).message_id(Some(id));
+    // Nobody's holiday is answered to.
+    builder = builder.header(AutoSubmitted("auto-generated".to_owned()));
     let mut text = email.text.clone();
     let mut html = email.html.clone();
     if let Some(link) = &email.unsubscribe {
         builder = builder
             .header(ListUnsubscribe(format!("<{link}>")))
-            .header(ListUnsubscribePost("List-Unsubscribe=One-Click".to_owned()));
+            .header(ListUnsubscribePost("List-Unsubscribe=One-Click".to_owned()))
+            .header(ListId(format!("<marketing.{domain}>")))
+            .header(FeedbackId(format!("{}:marketing:tributary:{domain}", email.campaign)));
         text = format!("{}\n\n--\nUnsubscribe: {link}\n", text.trim_end());
-        html = html.map(|html| format!("{html}\n<p><a href=\"{link}\">Unsubscribe</a></p>\n"));
+        html = html.map(|html| within(&html, &format!("<p><a href=\"{link}\">Unsubscribe</a></p>\n")));
     }
     let plain = SinglePart::builder().header(ContentType::TEXT_PLAIN).body(text);
     Ok(match html {
@@ -107,6 +135,14 @@ fn compose(email: &Email, key: &str) -> Result<Message, Box<dyn std::error::Erro
         }
         None => builder.singlepart(plain)?,
     })
+}
+
+/// HTML with something at its end, before what closes the document.
+fn within(html: &str, end: &str) -> String {
+    let lower = html.to_ascii_lowercase();
+    let at = lower.rfind("</body>").or_else(|| lower.rfind("</html>")).unwrap_or(html.len());
+    let (inside, after) = html.split_at(at);
+    format!("{}\n{end}{after}", inside.trim_end())
 }
 
 macro_rules! header {
@@ -133,6 +169,9 @@ macro_rules! header {
 
 header!(ListUnsubscribe, "List-Unsubscribe");
 header!(ListUnsubscribePost, "List-Unsubscribe-Post");
+header!(ListId, "List-Id");
+header!(FeedbackId, "Feedback-ID");
+header!(AutoSubmitted, "Auto-Submitted");
 
 #[cfg(test)]
 mod tests {
@@ -142,6 +181,8 @@ mod tests {
         Email {
             from: "Shop <hello@shop.example>".into(),
             to: "ada@example.com".into(),
+            name: Some("Ada \"Byron\", Countess".into()),
+            campaign: "c1".into(),
             subject: "Grüße".into(),
             text: "Hello".into(),
             html: Some("<p>Hello</p>".into()),
@@ -179,8 +220,30 @@ mod tests {
             "List-Unsubscribe-Post: List-Unsubscribe=One-Click",
             "Message-ID: <run-1@shop.example>",
             "multipart/alternative",
+            "List-Id: <marketing.shop.example>",
+            "Feedback-ID: c1:marketing:tributary:shop.example",
+            "Auto-Submitted: auto-generated",
+            "<ada@example.com>",
         ] {
             assert!(text.contains(part), "{part} in {text}");
+        }
+        let whole = "<html><body><p>Hello</p>\n</BODY></html>";
+        assert_eq!(within(whole, "X"), "<html><body><p>Hello</p>\nX</BODY></html>");
+        assert_eq!(within("<p>Hello</p>", "X"), "<p>Hello</p>\nX");
+    }
+
+    #[test]
+    fn an_address_that_takes_no_mail_is_told_from_a_letter_that_is_not_taken() {
+        for (code, status, bounces) in [
+            ("550", None, true),
+            ("550", Some("5.1.1"), true),
+            ("550", Some("5.2.1"), true),
+            ("550", Some("5.7.1"), false),
+            ("550", Some("5.1.8"), false),
+            ("552", Some("5.2.2"), false),
+            ("554", None, false),
+        ] {
+            assert_eq!(is_about_the_address(code, status), bounces, "{code} {status:?}");
         }
     }
 
@@ -197,6 +260,9 @@ mod tests {
     fn nothing_can_be_smuggled_into_the_headers() {
         let evil = Email { to: "ada@example.com\r\nBcc: all@example.com".into(), ..email() };
         assert!(compose(&evil, "k").is_err());
+        let evil = Email { name: Some("Ada\r\nBcc: all@example.com".into()), ..email() };
+        let text = String::from_utf8(compose(&evil, "k").unwrap().formatted()).unwrap();
+        assert!(!text.lines().any(|line| line.starts_with("Bcc:")), "{text}");
         let evil = Email { subject: "a\r\nBcc: all@example.com".into(), ..email() };
         let text = String::from_utf8(compose(&evil, "k").unwrap().formatted()).unwrap();
         assert!(!text.lines().any(|line| line.starts_with("Bcc:")), "{text}");

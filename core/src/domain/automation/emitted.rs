@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::facts::TAG;
 use crate::domain::envelope::{Envelope, Origin};
-use crate::domain::event::{Channel, Event, EventKind, Rejection};
+use crate::domain::event::{Channel, Consent, Event, EventKind, Rejection, UNDELIVERABLE};
 use crate::domain::identity::Identifier;
 use crate::domain::ids::BrandId;
 use crate::domain::segment::{consents_again, traits_again};
@@ -38,6 +38,11 @@ pub fn unsubscribe(channel: Channel) -> Value {
 /// The body of an event by which somebody confirms that an e-mail address is theirs, and that they want marketing there.
 pub fn confirmed(address: &str) -> Value {
     json!({"type": "identify", "traits": {"email": address, "emailMarketingConsent": true}})
+}
+
+/// The body of an event that says that an address takes no mail.
+pub fn bounced(address: &str) -> Value {
+    json!({"type": "track", "event": "Email Bounced", "bounced": address})
 }
 
 /// The queue's payload of such an event, about whoever has `identifier`.
@@ -95,7 +100,17 @@ pub fn decode(envelope: &Envelope<'_>) -> Result<Event, Rejection> {
         identifiers: vec![identifier.clone()],
         vouches: *vouches,
         traits: traits_again(kind, text, at),
-        consents: if kind == EventKind::Identify { consents_again(text, at) } else { Vec::new() },
+        consents: match body["bounced"].as_str() {
+            Some(address) => vec![Consent {
+                channel: Channel::Email,
+                address: Some(address.to_owned()),
+                state: UNDELIVERABLE.to_owned(),
+                level: None,
+                at,
+            }],
+            None if kind == EventKind::Identify => consents_again(text, at),
+            None => Vec::new(),
+        },
         // The customer was not there.
         active: false,
         body: text.to_owned(),
@@ -132,6 +147,9 @@ mod tests {
         assert_eq!(confirmed.consents[0].address.as_deref(), Some("ada@example.com"));
         let emitted = read(&event("Reminded", &json!({"times": 2})));
         assert_eq!((emitted.kind, emitted.name.as_deref()), (EventKind::Track, Some("Reminded")));
+        let back = read(&bounced("ada@example.com"));
+        assert_eq!(back.consents[0].address.as_deref(), Some("ada@example.com"));
+        assert_eq!((back.consents[0].state.as_str(), back.traits.len()), (UNDELIVERABLE, 0));
         let gone = read(&unsubscribe(Channel::Email));
         assert_eq!(
             (gone.consents[0].channel, gone.consents[0].state.as_str()),

@@ -26,6 +26,8 @@ use crate::domain::automation::run::{ActionRow, ActionStatus, Doing, Run, Situat
 use crate::domain::automation::template;
 use crate::domain::backoff::{MAX_ATTEMPTS, full_jitter};
 use crate::domain::customer360::StoredEvent;
+use crate::domain::event::{Channel, UNDELIVERABLE};
+use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::{self, Timestamp};
 use crate::failpoint;
@@ -321,6 +323,7 @@ async fn round(
             let row = rows.get_mut(&(run.id, *node));
             if let Some(row) = row.filter(|_| run.state.at == Some(*node)) {
                 let becomes = taken_in(run, &plan, row, delivery, now_ms);
+                stages.extend(bounced(run, row, delivery, now_ms));
                 changed.push((row.run, row.node));
                 if becomes != Next::Done {
                     next.insert(run.id, becomes);
@@ -495,13 +498,23 @@ fn taken_in(run: &mut Run, plan: &Plan, row: &mut ActionRow, delivery: &Delivery
             run.failed(plan, row.node, now_ms, error.clone());
             Next::Bury { error }
         }
-        Delivery::Refused(error) => {
+        Delivery::Refused(error) | Delivery::Bounced { error, .. } => {
             row.status = ActionStatus::Failed;
             row.error = Some(error.clone());
             run.failed(plan, row.node, now_ms, error.clone());
             Next::Bury { error: error.clone() }
         }
     }
+}
+
+/// The event by which an address that takes no mail is written to no more.
+fn bounced(run: &Run, row: &ActionRow, delivery: &Delivery, now_ms: i64) -> Option<Stage> {
+    let Delivery::Bounced { to, .. } = delivery else { return None };
+    let address = Identifier { kind: IdentifierKind::Email, value: to.clone() };
+    let key = format!("{}-bounced", action_key(run.id, row.node));
+    let payload = emitted::envelope(run.brand, &key, &address, &emitted::bounced(to), now_ms)?;
+    let item = NewItem { payload: payload.into(), brand: Some(run.brand), ..NewItem::default() };
+    Some(Stage { queue: EVENTS_QUEUE.to_owned(), item })
 }
 
 /// Carries a parcel; tells what became of it.
@@ -521,6 +534,7 @@ async fn carry(
         Delivery::Done(_) => "done",
         Delivery::Later { .. } => "later",
         Delivery::Refused(_) => "refused",
+        Delivery::Bounced { .. } => "bounced",
     };
     metrics::counter!("tributary_actions_total", "outcome" => outcome).increment(1);
     (run, (node, delivery))
@@ -547,6 +561,7 @@ fn readable(delivery: Delivery) -> Delivery {
         Delivery::Done(how) => Delivery::Done(clean(how)),
         Delivery::Later { error, after } => Delivery::Later { error: clean(error), after },
         Delivery::Refused(error) => Delivery::Refused(clean(error)),
+        Delivery::Bounced { to, error } => Delivery::Bounced { to, error: clean(error) },
     }
 }
 
@@ -619,18 +634,20 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
             Prepared::Outside { destination: host(url)?, content: Content::Chat { url: url.clone(), body } }
         }
         Action::Confirm { subject, text, html } => {
-            let Some(to) = facts.email() else {
-                return Ok(Prepared::Skip("the customer has no e-mail address".to_owned()));
+            let to = match reachable(facts) {
+                Ok(to) => to,
+                Err(why) => return Ok(Prepared::Skip(why)),
             };
             let url = ready.outside.public_url.as_deref();
             let url = url.ok_or("a link to confirm needs TRIBUTARY_PUBLIC_URL, which is not set")?;
             let mut values = values.clone();
             values["confirm_url"] = confirm::link(url, &secrets()?.link, run.brand, &to).into();
-            written(book, to, (subject, text, html.as_deref()), &values, None)?
+            written(book, to, (subject, text, html.as_deref()), &values, None, facts, run)?
         }
         Action::Email { subject, text, html, marketing } => {
-            let Some(to) = facts.email() else {
-                return Ok(Prepared::Skip("the customer has no e-mail address".to_owned()));
+            let to = match reachable(facts) {
+                Ok(to) => to,
+                Err(why) => return Ok(Prepared::Skip(why)),
             };
             let unsubscribe = match (marketing, &ready.outside.public_url) {
                 (false, _) => None,
@@ -641,9 +658,21 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
                     );
                 }
             };
-            written(book, to, (subject, text, html.as_deref()), &values, unsubscribe)?
+            written(book, to, (subject, text, html.as_deref()), &values, unsubscribe, facts, run)?
         }
     })
+}
+
+/// The address that is written to.
+fn reachable(facts: &Facts) -> Result<String, String> {
+    let to = facts.email().ok_or("the customer has no e-mail address")?;
+    match facts.consent(Channel::Email) {
+        Some(said) if said.state == UNDELIVERABLE => Err(format!(
+            "a mail server refused mail to the customer's address for good on {}",
+            time::format(said.at)
+        )),
+        _ => Ok(to),
+    }
 }
 
 /// An e-mail, from its templates.
@@ -653,6 +682,8 @@ fn written(
     (subject, text, html): (&str, &str, Option<&str>),
     values: &serde_json::Value,
     unsubscribe: Option<String>,
+    facts: &Facts,
+    run: &Run,
 ) -> Result<Prepared, String> {
     let from = book.settings.email_from.clone().ok_or(
         "the brand's setting email_from is not set, or of a domain that the operator does not let it send from",
@@ -661,7 +692,14 @@ fn written(
     // A subject is one line.
     let subject = template::render(subject, values, false)?.split_whitespace().collect::<Vec<_>>().join(" ");
     let text = template::render(text, values, false)?;
-    let email = Email { from, to, subject, text, html, unsubscribe };
+    let named = |name: &str| facts.known_trait(name).and_then(serde_json::Value::as_str);
+    let name: Vec<&str> = match (named("firstName"), named("lastName")) {
+        (None, None) => named("name").into_iter().collect(),
+        (first, last) => [first, last].into_iter().flatten().collect(),
+    };
+    let name = Some(name.join(" ").trim().to_owned()).filter(|name| !name.is_empty());
+    let campaign = run.automation.to_string();
+    let email = Email { from, to, name, campaign, subject, text, html, unsubscribe };
     Ok(Prepared::Outside { destination: SMTP.to_owned(), content: Content::Email(email) })
 }
 
