@@ -11,6 +11,7 @@ pub mod housekeeping;
 pub mod http;
 pub mod lanes;
 pub mod monitor;
+pub mod numbers;
 pub mod settings;
 pub mod shutdown;
 pub mod telemetry;

@@ -75,12 +75,13 @@ pub async fn render(context: &Context, metrics: &PrometheusHandle) -> String {
             ("tributary_queue_bytes", stats.bytes),
             ("tributary_queue_dead", stats.dead),
             ("tributary_queue_dead_dropped", stats.dropped),
-            ("tributary_queue_oldest_age_ms", stats.oldest_age_ms),
         ];
         for (name, value) in gauges {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
             metrics::gauge!(name, "queue" => queue).set(value as f64);
         }
+        let age = std::time::Duration::from_millis(stats.oldest_age_ms);
+        metrics::gauge!("tributary_queue_oldest_age_seconds", "queue" => queue).set(age.as_secs_f64());
     }
     if let Ok(outbox) = context.outbox.stats().await {
         for (name, value) in

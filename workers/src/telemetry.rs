@@ -6,6 +6,8 @@ pub use metrics_exporter_prometheus::PrometheusHandle;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use tracing_subscriber::EnvFilter;
 
+use crate::numbers;
+
 /// Where histograms of durations are cut, in seconds.
 const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 /// Where histograms of item counts are cut.
@@ -33,6 +35,7 @@ pub fn record_metrics() -> anyhow::Result<PrometheusHandle> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?
         .set_buckets_for_metric(Matcher::Suffix("_items".into()), &ITEMS)?
         .install_recorder()?;
+    numbers::begin();
     let upkeep = handle.clone();
     tokio::spawn(async move {
         loop {

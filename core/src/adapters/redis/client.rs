@@ -32,7 +32,9 @@ fn with_timeouts(info: ConnectionInfo) -> ConnectionInfo {
     let settings = info.tcp_settings().clone().set_nodelay(true);
     #[cfg(target_os = "linux")]
     let settings = settings.set_user_timeout(PEER_TIMEOUT);
-    info.set_tcp_settings(settings)
+    // What `CLIENT LIST` shows of each connection, also of those that come up anew.
+    let named = info.redis_settings().clone().set_lib_name("tributary", env!("CARGO_PKG_VERSION"));
+    info.set_redis_settings(named).set_tcp_settings(settings)
 }
 
 /// Why Tributary does not start on a Redis.

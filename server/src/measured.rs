@@ -1,0 +1,30 @@
+//! How many requests there are, and how long they take, by route.
+
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request};
+use axum::middleware::Next;
+use axum::response::Response;
+
+/// The route of a request that has none.
+const NO_ROUTE: &str = "none";
+
+/// The layer around all routes. What is measured ends when the answer's head is there.
+pub async fn measured(request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or(NO_ROUTE.to_owned(), |path| path.as_str().to_owned());
+    let method = match request.method().as_str() {
+        known @ ("GET" | "POST" | "PUT" | "PATCH" | "DELETE" | "HEAD" | "OPTIONS") => known.to_owned(),
+        // Anybody may invent one, and each would be a row of its own.
+        _ => "other".to_owned(),
+    };
+    let answer = next.run(request).await;
+    let took = began.elapsed().as_secs_f64();
+    metrics::histogram!("tributary_http_request_seconds", "method" => method.clone(), "route" => route.clone()).record(took);
+    let status = answer.status().as_u16().to_string();
+    metrics::counter!("tributary_http_requests_total", "method" => method, "route" => route, "status" => status).increment(1);
+    answer
+}
