@@ -16,8 +16,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ApiError;
 
-/// The largest body of an ingestion call, unpacked: Segment's limit for a batch.
-pub const MAX_BATCH_BYTES: usize = 500 * 1024;
+/// The largest body of an ingestion call, unpacked: RudderStack's limit for a batch. (Segment's is 500 KB, but its Node SDK does not keep
+/// it.)
+pub const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// The largest body of any other call, unpacked.
+pub const MAX_BODY_BYTES: usize = 500 * 1024;
 /// The largest webhook.
 pub const MAX_WEBHOOK_BYTES: usize = 5 * 1024 * 1024;
 /// How long a client may take to send a body.
@@ -53,7 +56,27 @@ pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Whole
     let gzip = headers
         .get(header::CONTENT_ENCODING)
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"gzip"));
-    if gzip { Ok(Whole { bytes: unpack(&packed, limit)?, ..packed }) } else { Ok(packed) }
+    if !gzip {
+        return Ok(packed);
+    }
+    // As much as it may become: a few bytes may be many.
+    let mut held = hold(limit)?;
+    let bytes = unpack(&packed, limit)?;
+    let kept = held.split(units(bytes.len()));
+    Ok(Whole { bytes, _held: kept })
+}
+
+fn units(bytes: usize) -> usize {
+    bytes.div_ceil(UNIT)
+}
+
+/// A part of the budget.
+fn hold(bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+    let wanted = u32::try_from(units(bytes)).unwrap_or(u32::MAX);
+    HELD.clone().try_acquire_many_owned(wanted).map_err(|_| {
+        metrics::counter!("tributary_bodies_refused_total").increment(1);
+        ApiError::unavailable("overloaded", "too many bodies are under way; send it again in a moment")
+    })
 }
 
 /// Reads a body of at most `limit` bytes as it is: what a signature is over.
@@ -81,12 +104,7 @@ async fn gathered(mut body: Body, limit: usize) -> Result<Whole, ApiError> {
         }
         bytes.extend_from_slice(&data);
         let has = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let more = bytes.len().div_ceil(UNIT).saturating_sub(has);
-        let permit = HELD.clone().try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX));
-        let permit = permit.map_err(|_| {
-            metrics::counter!("tributary_bodies_refused_total").increment(1);
-            ApiError::unavailable("overloaded", "too many bodies are under way; send it again in a moment")
-        })?;
+        let permit = hold(units(bytes.len()).saturating_sub(has) * UNIT)?;
         match &mut held {
             Some(held) => held.merge(permit),
             None => held = Some(permit),

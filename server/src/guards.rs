@@ -24,6 +24,9 @@ pub const ASKS: &str =
 /// Files that anybody may keep.
 const KEPT: [&str; 5] = ["/docs", "/docs.js", "/docs.css", "/page.css", "/openapi.json"];
 
+/// Where customers are searched.
+const SEARCH: &str = "/api/customers";
+
 /// The layer around all routes.
 pub async fn guard(request: Request, next: Next) -> Response {
     let kept = KEPT.contains(&request.uri().path());
@@ -49,8 +52,9 @@ fn refused(request: &Request) -> Option<ApiError> {
         Some(path) if path.contains('\0') => return Some(nul("the path")),
         Some(_) => {}
     }
-    // A query that is no UTF-8 is the route's to refuse: it says which parameter.
-    if uri.query().and_then(percent_decoded).is_some_and(|query| query.contains('\0')) {
+    // A query that is no UTF-8 is the route's to refuse: it says which parameter. A search goes without: no text that is held has one.
+    if uri.path() != SEARCH && uri.query().and_then(percent_decoded).is_some_and(|query| query.contains('\0'))
+    {
         return Some(nul("the query"));
     }
     let changes = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);

@@ -15,6 +15,7 @@ pub mod error;
 pub mod guards;
 pub mod import;
 pub mod inside;
+pub mod measured;
 pub mod openapi;
 pub mod queues;
 pub mod router;

@@ -11,6 +11,7 @@ use axum::http::header;
 use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
 use serde::Serialize;
+use serde_json::{Value, json};
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{Components, OpenApi as Document, RefOr};
@@ -44,6 +45,9 @@ pub struct Error {
         (name = "Customers", description = "Customer360, lists, timelines"),
         (name = "Identity", description = "How profiles came to be, merging and splitting"),
         (name = "Privacy", description = "Export, erasure, requests, the audit log"),
+        (name = "Segments", description = "Customers by rule: definitions, members, changes, previews"),
+        (name = "Automations", description = "What is done when something happens: definitions, templates, dry runs, runs"),
+        (name = "Unsubscribe", description = "The pages that links in e-mails lead to"),
         (name = "Settings", description = "A brand's settings and keys"),
         (name = "Queues", description = "Queues in numbers, dead letters"),
         (name = "Monitoring", description = "Health, numbers, metrics"),
@@ -86,16 +90,89 @@ pub fn also_at(document: &mut Document, path: &str, others: &[String]) {
     }
 }
 
+/// The document as tools read it, that make clients: with what the handlers leave out, and types that have names.
+pub fn written(document: &Document) -> Value {
+    let mut json = json!(document);
+    json["servers"] = json!([{"url": "/", "description": "This server"}]);
+    if let Some(paths) = json["paths"].as_object_mut() {
+        for operation in
+            paths.values_mut().filter_map(Value::as_object_mut).flat_map(|item| item.values_mut())
+        {
+            complete(operation);
+        }
+    }
+    if let Some(schemas) = json.pointer_mut("/components/schemas").and_then(Value::as_object_mut) {
+        name_variants(schemas);
+        schemas.values_mut().for_each(leave_defaults_out);
+    }
+    json
+}
+
+/// Tools take a field with a default for one that is always there, which it is in an answer, and need not be in a request.
+fn leave_defaults_out(schema: &mut Value) {
+    let fields = schema.get_mut("properties").and_then(Value::as_object_mut);
+    for field in fields.into_iter().flat_map(|fields| fields.values_mut()).filter_map(Value::as_object_mut) {
+        field.remove("default");
+    }
+}
+
+/// Who may call it, and what each answer is.
+fn complete(operation: &mut Value) {
+    let Some(fields) = operation.as_object_mut() else { return };
+    fields.entry("security").or_insert_with(|| json!([]));
+    let answers = fields.get_mut("responses").and_then(Value::as_object_mut);
+    for (status, answer) in answers.into_iter().flatten() {
+        if answer["description"].as_str().is_none_or(str::is_empty) {
+            answer["description"] = match status.as_str() {
+                "201" => "Made",
+                "202" => "Taken; it is done in the background",
+                _ => "The answer",
+            }
+            .into();
+        }
+    }
+}
+
+/// Gives the variants of each choice, which a field tells apart, names of their own: tools make no types of what has none. And a variant
+/// that is another choice is that choice: what utoipa writes for `#[serde(untagged)]` within a tagged enum - both at once - is nothing.
+fn name_variants(schemas: &mut serde_json::Map<String, Value>) {
+    let names: Vec<String> = schemas.keys().cloned().collect();
+    for name in names {
+        let Some(Value::Array(mut variants)) = schemas[&name].get_mut("oneOf").map(Value::take) else {
+            continue;
+        };
+        for variant in &mut variants {
+            if let Some(inner) =
+                variant["allOf"].as_array().and_then(|all| all.iter().find(|one| one["$ref"].is_string()))
+            {
+                *variant = inner.clone();
+                continue;
+            }
+            let tag = variant["properties"].as_object().into_iter().flatten().find_map(|(_, field)| {
+                field["enum"].as_array().filter(|one| one.len() == 1).and_then(|one| one[0].as_str())
+            });
+            let Some(own) = tag.map(|tag| format!("{name}{}", pascal_case(tag))) else { continue };
+            let named = std::mem::replace(variant, json!({"$ref": format!("#/components/schemas/{own}")}));
+            schemas.insert(own, named);
+        }
+        schemas[&name]["oneOf"] = Value::Array(variants);
+    }
+}
+
+fn pascal_case(name: &str) -> String {
+    let words = name.split('_').map(|word| word[..1].to_ascii_uppercase() + &word[1..]);
+    words.collect()
+}
+
 /// Names every operation by its method and path, as the standard wants it: each by another name.
 pub fn name_operations(document: &mut Document) {
     for (path, item) in &mut document.paths.paths {
         let PathItem { get, put, post, delete, .. } = item;
         for (method, operation) in [("get", get), ("put", put), ("post", post), ("delete", delete)] {
             let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-            let slash = if path.ends_with('/') { "_slash" } else { "" };
             if let Some(operation) = operation {
                 let words: Vec<&str> = [method].into_iter().chain(words).collect();
-                operation.operation_id = Some(words.join("_") + slash);
+                operation.operation_id = Some(words.join("_"));
             }
         }
     }
@@ -185,8 +262,11 @@ pub async fn documented(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     if let (Some(path), Some(ErrorCode(code))) = (path, response.extensions().get::<ErrorCode>().copied())
         && !ANYWHERE.contains(&code)
+        // What catches the addresses that are no route's.
+        && !path.contains("{*")
     {
-        let known = DOCUMENTED.get(&(method.clone(), path.clone()));
+        let path = if path.len() > 1 { path.trim_end_matches('/') } else { &path };
+        let known = DOCUMENTED.get(&(method.clone(), path.to_owned()));
         assert!(
             known.is_some_and(|codes| codes.contains(code)),
             "{method} {path} answers {code}, which it does not document"

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{Method, StatusCode};
-use axum::routing::{get, post};
+use axum::http::{Method, StatusCode, header};
+use axum::routing::{any, get, post};
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 use tributary_core::domain::event::EventKind;
 use utoipa::OpenApi;
@@ -16,10 +16,11 @@ use utoipa_axum::routes;
 use crate::error::ApiError;
 use crate::guards;
 use crate::inside;
+use crate::measured;
 use crate::openapi::{self, Base, also_at, name_operations};
 use crate::routes::{
-    automations, customers, events, monitoring, privacy, queues, segment, segments, settings, shopify,
-    unsubscribe,
+    automations, browser, customers, events, monitoring, privacy, queues, segment, segments, settings,
+    shopify, unsubscribe,
 };
 use crate::scopes;
 use crate::state::AppState;
@@ -30,10 +31,12 @@ const PREFLIGHT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// All routes, on `state`.
 pub fn router(state: AppState) -> Router {
     let (documented, document) = documented().split_for_parts();
-    let document: Arc<str> = complete(document).to_json().unwrap_or_default().into();
+    let document: Arc<str> = openapi::written(&complete(document)).to_string().into();
     // The fallback comes before the layer, so that a browser's preflight request reaches the layer.
     let browser = segment_routes()
         .route("/api/events", post(events::take))
+        .merge(browser_routes())
+        .route("/v1/{*rest}", any(browser::nothing))
         .method_not_allowed_fallback(other_method)
         .layer(cors());
     Router::new()
@@ -49,6 +52,7 @@ pub fn router(state: AppState) -> Router {
         .fallback(async || ApiError::not_found("there is no such route; /docs lists them"))
         .method_not_allowed_fallback(other_method)
         .layer(axum::middleware::from_fn(guards::guard))
+        .layer(axum::middleware::from_fn(measured::measured))
         .with_state(state)
 }
 
@@ -141,6 +145,10 @@ fn complete(mut document: Document) -> Document {
         segment::one,
         segment::batch,
         events::take,
+        browser::segment,
+        browser::customerio,
+        browser::rudderstack,
+        browser::measures,
         monitoring::healthz,
         monitoring::readyz,
         monitoring::metrics
@@ -157,6 +165,8 @@ fn complete(mut document: Document) -> Document {
         "/v1/batch",
         &BATCH_PATHS[1..].iter().map(|path| (*path).to_owned()).collect::<Vec<_>>(),
     );
+    // The same routes with a slash at their end are served, and said once.
+    document.paths.paths.retain(|path, _| path.len() == 1 || !path.ends_with('/'));
     name_operations(&mut document);
     scopes::describe(&mut document);
     document
@@ -169,6 +179,11 @@ async fn other_method() -> ApiError {
 /// The paths of a batch.
 const BATCH_PATHS: [&str; 6] = ["/v1/batch", "/v1/batch/", "/v1/b", "/v1/b/", "/v1/import", "/v1/import/"];
 
+/// The paths of a source of RudderStack's.
+const SOURCE_PATHS: [&str; 2] = ["/sourceConfig", "/sourceConfig/"];
+/// The paths of an SDK's numbers about itself.
+const MEASURES_PATHS: [&str; 2] = ["/v1/m", "/v1/m/"];
+
 /// The paths of one message: Segment's routes, long and short, with and without a slash at the end; the SDKs use all of them.
 fn one_paths() -> Vec<(EventKind, String)> {
     let mut paths = Vec::new();
@@ -179,6 +194,20 @@ fn one_paths() -> Vec<(EventKind, String)> {
         }
     }
     paths
+}
+
+/// What browser SDKs fetch before they send, and the numbers that they send about themselves.
+fn browser_routes() -> Router<AppState> {
+    let mut routes = Router::new()
+        .route("/v1/projects/{writeKey}/settings", get(browser::segment))
+        .route("/customerio/v1/projects/{writeKey}/settings", get(browser::customerio));
+    for path in SOURCE_PATHS {
+        routes = routes.route(path, get(browser::rudderstack));
+    }
+    for path in MEASURES_PATHS {
+        routes = routes.route(path, post(browser::measures));
+    }
+    routes
 }
 
 fn segment_routes() -> Router<AppState> {
@@ -195,11 +224,12 @@ fn segment_routes() -> Router<AppState> {
     routes
 }
 
-/// Any site may send events with its write key, and read the answer; nothing else is open to browsers of other sites.
+/// Any site may send events with its write key, fetch what its SDK needs for that, and read the answers; nothing else is open to browsers of other sites.
 fn cors() -> CorsLayer {
     CorsLayer::new()
         .allow_origin(Any)
-        .allow_methods([Method::POST])
+        .allow_methods([Method::POST, Method::GET])
         .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([header::RETRY_AFTER])
         .max_age(PREFLIGHT_TTL)
 }

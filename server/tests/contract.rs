@@ -20,9 +20,11 @@ use stack::system::Access;
 use support::{On, SHOP, TestApp, answer, key_with, services_backend};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tributary_core::domain::automation::segment::MAX_SEGMENTS;
 use tributary_core::domain::scopes::Scope;
 use tributary_core::ports::queue::{NewItem, QueueSettings};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, key_id};
+use tributary_core::services::automations::admin::MAX_AUTOMATIONS;
 use tributary_core::services::tenants::{hash, new_key};
 
 /// A route that the document describes.
@@ -41,7 +43,8 @@ fn routes() -> Vec<Route> {
         .map(|(method, path, operation)| {
             let codes = codes_of(&operation);
             let has = |code: &str| codes.iter().any(|(_, known)| known == code);
-            let key = match (has("wrong_key"), path.starts_with("/v1/") || path == "/api/events") {
+            let writes = ["/v1/", "/customerio/", "/sourceConfig"].iter().any(|from| path.starts_with(from));
+            let key = match (has("wrong_key"), writes || path == "/api/events") {
                 (false, _) => None,
                 (true, true) => Some(KeyKind::Write),
                 (true, false) => Some(KeyKind::Secret),
@@ -162,7 +165,17 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
         }
         _ => with(&message),
     };
+    let with_key_in_path = |key: &str| {
+        let path = filled(&route.path, &BTreeMap::from([("writeKey", key.to_owned())]));
+        request(app, route, &path, "")
+    };
+    let is_settings = route.path.contains("{writeKey}");
     Some(match code {
+        "invalid_key" if is_settings => with_key_in_path("wk_nobodys"),
+        "wrong_key" if is_settings => with_key_in_path(&app.secret_key),
+        // Of keys that are not known: as of any key.
+        "rate_limited" if is_settings || route.path == "/sourceConfig" => return None,
+        "invalid_query" if route.path == "/sourceConfig" => plain("?writeKey=a&writeKey=b"),
         // From this machine none is needed.
         "no_key" if route.path == "/metrics" || route.path.starts_with("/api/monitoring/") => {
             plain("").header("x-forwarded-for", "203.0.113.7")
@@ -203,7 +216,10 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
             plain("").bearer_auth(&key).body(sound_body(route).to_string())
         }
         "payload_too_large" if is_webhook => webhook(app, "big", &padded(server::body::MAX_WEBHOOK_BYTES)),
-        "payload_too_large" => keyed("").body(padded(server::body::MAX_BATCH_BYTES)),
+        "payload_too_large" if route.path.starts_with("/v1/") || route.path == "/api/events" => {
+            keyed("").body(padded(server::body::MAX_BATCH_BYTES))
+        }
+        "payload_too_large" => keyed("").body(padded(server::body::MAX_BODY_BYTES)),
         "invalid_gzip" => keyed("").header("content-encoding", "gzip").body("not gzip"),
         "invalid_json" if is_webhook => webhook(app, "json", "not json"),
         "invalid_json" => keyed("").body("not json"),
@@ -232,6 +248,32 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
             wrong["steps"] = json!([]);
             with(&wrong)
         }
+        "refused" if route.method == "PUT" && route.path.starts_with("/api/segments") => {
+            let path = |name: &str| filled(&route.path, &BTreeMap::from([("name", name.to_owned())]));
+            let put = |name: &str| {
+                let asked = request(app, route, &path(name), "").bearer_auth(&app.secret_key);
+                asked.body(sound_body(route).to_string())
+            };
+            for number in 0..MAX_SEGMENTS {
+                put(&format!("full_{number}")).send().await.unwrap();
+            }
+            put("one_too_many")
+        }
+        "refused"
+            if route.path == "/api/automations" || route.path.starts_with("/api/automation-templates") =>
+        {
+            // Of a brand of its own, which no other answer needs.
+            let full = app.context.tenants.add_brand(&format!("full of {}", route.path)).await.unwrap();
+            let key = key_with(&app.context, KeyGrant::new(full, KeyKind::Secret)).await;
+            for number in 0..MAX_AUTOMATIONS {
+                let made = app.http.post(format!("{}/api/automations", app.url)).bearer_auth(&key);
+                made.body(automation(&format!("Full {number}")).to_string()).send().await.unwrap();
+            }
+            let template = secretly(app, Method::GET, "/api/automation-templates", &json!({})).await;
+            let template = template["templates"][0]["name"].as_str().unwrap().to_owned();
+            let path = filled(&route.path, &BTreeMap::from([("template", template)]));
+            request(app, route, &path, "").bearer_auth(&key).body(sound_body(route).to_string())
+        }
         "refused" if route.path.starts_with("/api/segments") => {
             let path = filled(&route.path, &BTreeMap::from([("name", "rfm_lost".to_owned())]));
             request(app, route, &path, "").bearer_auth(&app.secret_key)
@@ -242,7 +284,6 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
             request(app, route, &path, "").bearer_auth(&app.secret_key)
         }
         "invalid_after" => keyed("?before=nowhere"),
-        "missing_ids" => keyed(&format!("?shop={SHOP}")),
         "unknown_kind" if route.path == "/api/privacy/erasures" => {
             with(&json!({"identifiers": [{"kind": "shoe_size", "value": "42"}]}))
         }
@@ -735,9 +776,13 @@ async fn the_document_is_served_with_a_page_and_names_every_route() {
     assert_eq!((status, served["openapi"].as_str()), (200, Some("3.1.0")));
     let page = app.http.get(format!("{}/docs", app.url)).send().await.unwrap();
     assert!(page.headers()["content-type"].to_str().unwrap().starts_with("text/html"));
+    let tags: Vec<&str> =
+        served["tags"].as_array().unwrap().iter().filter_map(|tag| tag["name"].as_str()).collect();
     for route in routes() {
         let operation = &served["paths"][&route.path][route.method.to_lowercase()];
-        assert!(operation["tags"][0].is_string() && operation["summary"].is_string(), "{route:?}");
+        let tag = operation["tags"][0].as_str().unwrap();
+        assert!(tags.contains(&tag), "the page shows no operation whose tag {tag:?} is not declared");
+        assert!(operation["summary"].is_string(), "{route:?}");
         for (status, _) in &route.codes {
             assert_eq!(
                 operation["responses"][status.to_string()]["content"]["application/json"]["schema"]["$ref"],

@@ -15,6 +15,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// A verdict, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = HealthStatus)]
 pub enum Status {
     /// Works.
     Ok,

@@ -1,4 +1,4 @@
-//! `server import shopify-orders`: orders from before, out of Shopify's own export ([`csv`]) or as its APIs give them ([`lines`]).
+//! `server import shopify-orders`: orders from before, out of Shopify's own export (`csv`) or as its APIs give them (`lines`).
 //!
 //! Each order becomes the webhook that Shopify would have sent, under an id made of the shop, the order and its version, and goes
 //! through the queue like any other. So an import can be repeated, and overlaps with webhooks do no harm: what is newer holds.

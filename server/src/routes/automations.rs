@@ -25,7 +25,7 @@ use super::segments::{cursor, invalid_query};
 use super::settings::Rotation;
 use crate::auth::Secret;
 use crate::body::json as read_json;
-use crate::body::{self, MAX_BATCH_BYTES};
+use crate::body::{self, MAX_BODY_BYTES};
 use crate::codes::{BODY, SECRET};
 use crate::error::ApiError;
 use crate::errors;
@@ -33,11 +33,12 @@ use crate::state::AppState;
 
 errors!(ListErrors: SECRET);
 errors!(OneErrors: SECRET, &["not_found"]);
-errors!(NewErrors: SECRET, BODY, &["invalid_gzip", "invalid_automation", "invalid_expression"]);
+errors!(NewErrors: SECRET, BODY, &["invalid_gzip", "invalid_automation", "invalid_expression", "refused"]);
 errors!(EditErrors: SECRET, BODY, &["invalid_gzip", "invalid_automation", "invalid_expression", "not_found"]);
 errors!(DryErrors: SECRET, BODY, &["invalid_gzip", "not_found"]);
 errors!(RunsErrors: SECRET, &["not_found", "invalid_query", "invalid_limit", "invalid_after"]);
 errors!(SigningErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings"]);
+errors!(UseErrors: SECRET, &["not_found", "refused"]);
 errors!(ChangeErrors: SECRET, &["not_found", "refused"]);
 
 /// A brand's automations.
@@ -63,7 +64,7 @@ pub async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<AutomationAnswer>), ApiError> {
-    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let definition: Definition = read_json(&bytes)?;
     let deed = admin::create(&state.context, secret.brand, &definition);
     let made = state.audited(&secret, "automation_made", json!({"name": definition.name}), deed).await?;
@@ -91,7 +92,7 @@ pub async fn edit(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<AutomationAnswer>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let definition: Definition = read_json(&bytes)?;
     let id = automation_id(&id)?;
     let deed = admin::edit(&state.context, secret.brand, id, &definition);
@@ -165,7 +166,7 @@ pub async fn dry_run(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<DryAnswer>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let asked: DryRun = read_json(&bytes)?;
     Ok(Json(admin::dry_run(&state.context, secret.brand, automation_id(&id)?, &asked).await?))
 }
@@ -177,6 +178,7 @@ pub struct RunsQuery {
     /// The `next` of the page before
     after: Option<String>,
     /// 1 to 100; 20 if absent
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
     /// Only those that stand so
     status: Option<Status>,
@@ -273,7 +275,7 @@ pub async fn templates(State(_): State<AppState>, _: Secret) -> Result<Json<Temp
 
 /// Makes a draft of a definition to begin with.
 #[utoipa::path(post, path = "/api/automation-templates/{template}", tag = "Automations", security(("secret_key" = [])),
-    params(("template" = String, Path)), responses((status = 201, body = AutomationAnswer), OneErrors))]
+    params(("template" = String, Path)), responses((status = 201, body = AutomationAnswer), UseErrors))]
 pub async fn use_template(
     State(state): State<AppState>,
     Path(name): Path<String>,
@@ -332,7 +334,7 @@ pub async fn rotate_signing_secret(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<SigningSecret>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let grace = Rotation::read(&bytes)?;
     let secrets = signing::rotate(&state.context, secret.brand, grace, &secret.actor).await?;
     Ok(Json(SigningSecret::of(secrets, state.context.clock.now())))

@@ -101,6 +101,7 @@ pub struct ListQuery {
     /// The `next` of the page before
     after: Option<String>,
     /// 1 to 100, 20 unless given
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
 }
 
@@ -122,8 +123,12 @@ pub async fn list(
     secret: Secret,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<CustomerPage>, ApiError> {
-    let Query(query) =
+    let Query(mut query) =
         query.map_err(|rejection| ApiError::bad_request("invalid_query", rejection.body_text()))?;
+    // Stores cannot hold U+0000, so nothing that is searched has one.
+    for text in [&mut query.q, &mut query.with_trait].into_iter().flatten() {
+        text.retain(|letter| letter != '\0');
+    }
     let sort = match query.sort.as_deref() {
         None | Some("newest") => Sort::Newest,
         Some("oldest") => Sort::Oldest,
@@ -204,6 +209,7 @@ pub struct TimelineQuery {
     /// The `next` of the page before
     before: Option<String>,
     /// 1 to 100, 20 unless given
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
 }
 

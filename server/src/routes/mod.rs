@@ -1,6 +1,7 @@
 //! The handlers, a file a noun. Each reads the request, calls a service of the core, and writes the answer.
 
 pub mod automations;
+pub mod browser;
 pub mod customers;
 pub mod events;
 pub mod monitoring;

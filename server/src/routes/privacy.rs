@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::customers::{customer_id, identifier_strictly, limit};
 use crate::auth::Secret;
-use crate::body::{self, MAX_BATCH_BYTES};
+use crate::body::{self, MAX_BODY_BYTES};
 use crate::codes::{BODY, SECRET};
 use crate::error::ApiError;
 use crate::errors;
@@ -126,7 +126,7 @@ pub async fn erase_identifiers(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<ErasedAnswer>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let asked: ErasureRequest = crate::body::json(&bytes)?;
     if asked.identifiers.is_empty() || asked.identifiers.len() > MAX_IDENTIFIERS {
         let message = format!("identifiers must be 1 to {MAX_IDENTIFIERS}");
@@ -248,6 +248,7 @@ pub struct AuditQuery {
     /// The `next` of the page before
     before: Option<String>,
     /// 1 to 100, 20 unless given
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
 }
 

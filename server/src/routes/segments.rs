@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::customers::{customer_id, limit};
 use crate::auth::Secret;
 use crate::body::json as read_json;
-use crate::body::{self, MAX_BATCH_BYTES};
+use crate::body::{self, MAX_BODY_BYTES};
 use crate::codes::{BODY, SECRET};
 use crate::error::ApiError;
 use crate::errors;
@@ -26,7 +26,7 @@ use crate::state::AppState;
 
 errors!(ListErrors: SECRET);
 errors!(OneErrors: SECRET, &["not_found"]);
-errors!(PutErrors: SECRET, BODY, &["invalid_gzip", "invalid_segment", "invalid_expression"]);
+errors!(PutErrors: SECRET, BODY, &["invalid_gzip", "invalid_segment", "invalid_expression", "refused"]);
 errors!(DeleteErrors: SECRET, &["not_found", "refused"]);
 errors!(PreviewErrors: SECRET, BODY, &["invalid_gzip", "invalid_expression"]);
 errors!(MembersErrors: SECRET, &["not_found", "invalid_query", "invalid_limit", "invalid_after"]);
@@ -66,7 +66,7 @@ pub async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<SegmentAnswer>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let input: SegmentInput = read_json(&bytes)?;
     // An expression may name a person, and the log is for good: it is known again by its hash.
     let hash = hex::encode(Sha256::digest(input.expression.as_bytes()));
@@ -113,7 +113,7 @@ pub async fn preview(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Preview>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let asked: PreviewRequest = read_json(&bytes)?;
     Ok(Json(admin::preview(&state.context, secret.brand, &asked.expression).await?))
 }
@@ -125,6 +125,7 @@ pub struct Paging {
     /// The `next` of the page before
     after: Option<String>,
     /// 1 to 100; 20 if absent
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
 }
 

@@ -20,7 +20,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Secret;
 use crate::body::json as read_json;
-use crate::body::{self, MAX_BATCH_BYTES};
+use crate::body::{self, MAX_BODY_BYTES};
 use crate::codes::{BODY, SECRET};
 use crate::error::ApiError;
 use crate::errors;
@@ -52,7 +52,7 @@ pub async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<BrandSettings>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let settings: BrandSettings = read_json(&bytes)?;
     settings.check()?;
     check_sender(&*state.context.tenants, secret.brand, &settings).await??;
@@ -155,7 +155,7 @@ pub async fn add_key(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<KeyText>), ApiError> {
-    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let asked: NewKey = read_json(&bytes)?;
     check_limit(asked.rate_limit)?;
     let scopes = match (asked.kind, asked.scopes) {
@@ -203,7 +203,7 @@ pub async fn rotate(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<KeyText>), ApiError> {
-    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let lives = (Rotation::read(&bytes)?, state.settings.key_days);
     let key = tenants::rotate_key(&state.context, secret.brand, &id, lives, secret.maker()).await?;
     state.keys.forget_keys();
@@ -241,7 +241,7 @@ pub async fn limit_key(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<KeyLimitSet>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
+    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let KeyLimit { rate_limit } = read_json(&bytes)?;
     check_limit(rate_limit)?;
     let rate_limit =

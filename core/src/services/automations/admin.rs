@@ -225,6 +225,7 @@ pub async fn delete_segment(context: &Context, brand: BrandId, name: &str) -> Re
 
 /// Who would belong to a segment.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
+#[schema(as = SegmentPreview)]
 pub struct Preview {
     /// How many customers were looked at: at most 2000.
     pub examined: usize,
