@@ -97,6 +97,7 @@ pub struct ListQuery {
     #[param(rename = "trait")]
     with_trait: Option<String>,
     /// `newest` (default), `oldest`, `last_seen` or `name`
+    #[param(pattern = "^(newest|oldest|last_seen|name)$")]
     sort: Option<String>,
     /// The `next` of the page before
     after: Option<String>,

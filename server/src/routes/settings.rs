@@ -132,10 +132,12 @@ pub struct NewKey {
     scopes: Option<Vec<Scope>>,
     /// How many events it may send, or other requests make, a second, for each server process; the usual, if absent.
     #[serde(default)]
+    #[schema(minimum = 1)]
     rate_limit: Option<u32>,
     /// After how many days it ends, 1 to 3650. If absent: a secret key after as many as the operator has set, if any; a write
     /// key never.
     #[serde(default)]
+    #[schema(minimum = 1, maximum = 3650)]
     expires_in_days: Option<u32>,
 }
 
@@ -194,7 +196,7 @@ pub struct Rotation {
 
 /// Makes a key like an old one, which ends after a grace.
 #[utoipa::path(post, path = "/api/keys/{key}/rotate", tag = "Settings", security(("secret_key" = [])),
-    params(("key" = String, Path, description = "The key's id, from the list")), request_body = Rotation,
+    params(("key" = String, Path, description = "The key's id, from the list")), request_body = Option<Rotation>,
     responses((status = 201, body = KeyText), RotateErrors))]
 pub async fn rotate(
     State(state): State<AppState>,
@@ -228,6 +230,7 @@ impl Rotation {
 #[serde(deny_unknown_fields)]
 pub struct KeyLimit {
     /// Requests a second, for each server process; null for any number.
+    #[schema(minimum = 1)]
     rate_limit: Option<u32>,
 }
 
