@@ -2,6 +2,7 @@
 
 use tributary_core::ports::tenants::{KeyKind, Tenants};
 use tributary_core::services::tenants::new_key;
+use workers::telemetry::say;
 
 /// The brand's name.
 pub const DEMO_BRAND: &str = "demo";
@@ -16,21 +17,21 @@ pub async fn seed_if_empty(tenants: &dyn Tenants, address: &str, show: bool) -> 
         return Ok(());
     }
     if !show {
-        println!(
+        say(
             "There is no brand yet. With the same --embedded and --data: server admin brand add NAME, then server admin key add \
-             --brand NAME --kind write, and --kind secret. (--demo makes one here, and prints its keys.)"
+             --brand NAME --kind write, and --kind secret. (--demo makes one here, and prints its keys.)",
         );
         return Ok(());
     }
     let brand = tenants.add_brand(DEMO_BRAND).await?;
     let write = new_key(tenants, brand, KeyKind::Write).await?;
     let secret = new_key(tenants, brand, KeyKind::Secret).await?;
-    println!(
+    say(format_args!(
         "Made the brand \"{DEMO_BRAND}\". Its keys, shown only now:\n\
          \n  write key   {write}\n  secret key  {secret}\n\
          \nTry it:\n\
          \n  curl -u {write}: {address}/v1/identify -d '{{\"userId\":\"u1\",\"traits\":{{\"email\":\"ada@example.com\"}}}}'\
          \n  curl -H 'Authorization: Bearer {secret}' {address}/api/customers/by/email/ada@example.com/360\n"
-    );
+    ));
     Ok(())
 }

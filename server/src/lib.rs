@@ -54,7 +54,7 @@ pub const STOP_GRACE: Duration = Duration::from_secs(10);
 /// When the settings are wrong, a service cannot be reached, or the command fails.
 pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     let cli = Cli::parse_from(args);
-    telemetry::log_to_stderr();
+    let _log = telemetry::log_to_stderr();
     failpoint::arm();
     match cli.command {
         Some(Command::Admin(command)) => admin::run(&cli.serve, command).await,
@@ -83,12 +83,12 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
         Some(bind) => {
             let told = || format!("cannot listen on {bind} (--monitor-bind)");
             let listener = TcpListener::bind(bind).await.with_context(told)?;
-            println!("monitor on http://{}", listener.local_addr()?);
+            telemetry::say(format_args!("monitor on http://{}", listener.local_addr()?));
             Some(listener)
         }
         None => None,
     };
-    println!("listening on http://{}", listener.local_addr()?);
+    telemetry::say(format_args!("listening on http://{}", listener.local_addr()?));
     let stop = shutdown::on_signals();
     let stop_workers = CancellationToken::new();
     let mut workers = Vec::new();

@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::io::BufRead;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use stack::guard::Guarded;
@@ -244,6 +245,69 @@ async fn a_first_start_without_a_terminal_prints_no_key_and_says_how_to_make_one
     let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
     assert!(!log.contains("wk_") && !log.contains("sk_"), "{log}");
     assert_eq!(stdout(&admin(&data, &["brand", "list"])), "");
+}
+
+/// A log shipper that died, `2>&1 | head`: nobody reads what is logged, or nobody reads it in time.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_serves_and_stops_whatever_becomes_of_its_stderr() {
+    for reader in [Reader::Gone, Reader::Asleep] {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let write = stdout(&admin(&data, &["brand", "add", "Acme"]));
+        assert!(!write.is_empty());
+        let key =
+            stdout(&admin(&data, &["key", "add", "--brand", "Acme", "--kind", "write"])).trim().to_owned();
+        let (read, written) = std::io::pipe().unwrap();
+        let mut command = server(&data);
+        // Whatever there is to say.
+        command.env("RUST_LOG", "trace").stdout(Stdio::piped()).stderr(written);
+        let mut child = Child(command.spawn().unwrap());
+        drop(command);
+        let mut lines = std::io::BufReader::new(child.0.stdout.take().unwrap()).lines();
+        let said = lines.by_ref().map(Result::unwrap).find(|line| line.starts_with("listening on ")).unwrap();
+        let url = said.strip_prefix("listening on ").unwrap().to_owned();
+        let _asleep = match reader {
+            Reader::Gone => {
+                drop(read);
+                None
+            }
+            Reader::Asleep => Some(read),
+        };
+        // More than a pipe holds.
+        let large = "x".repeat(40_000);
+        let message = |id: &str, pad: &str| serde_json::json!({"type": "track", "userId": "u", "event": "E", "messageId": id, "pad": pad});
+        let batch = serde_json::json!({"batch": [message("good", ""), message("large", &large)]}).to_string();
+        let client = reqwest::Client::new();
+        for _ in 0..20 {
+            let sent = client.post(format!("{url}/v1/batch")).basic_auth(&key, Some("")).body(batch.clone());
+            assert_eq!(sent.send().await.unwrap().status(), 200);
+        }
+        assert!(Command::new("kill").arg("-TERM").arg(child.0.id().to_string()).status().unwrap().success());
+        let began = std::time::Instant::now();
+        while child.0.try_wait().unwrap().is_none() {
+            assert!(began.elapsed() < START, "it does not stop");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// A process that does not outlive its test.
+#[cfg(unix)]
+struct Child(std::process::Child);
+
+#[cfg(unix)]
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[cfg(unix)]
+enum Reader {
+    Gone,
+    Asleep,
 }
 
 #[cfg(unix)]

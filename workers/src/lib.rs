@@ -73,7 +73,7 @@ pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Resu
         Role::Event(args) => (args, None),
         Role::Automation(AutomationArgs { role, outside }) => (role, Some(outside.outside()?)),
     };
-    telemetry::log_to_stderr();
+    let _log = telemetry::log_to_stderr();
     failpoint::arm();
     let metrics = telemetry::record_metrics()?;
     let backend = args.services.backend()?;
@@ -81,7 +81,7 @@ pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Resu
     let listener = TcpListener::bind(args.monitor_bind)
         .await
         .with_context(|| format!("cannot listen on {} (--monitor-bind)", args.monitor_bind))?;
-    println!("monitor on http://{}", listener.local_addr()?);
+    telemetry::say(format_args!("monitor on http://{}", listener.local_addr()?));
     let stop = shutdown::on_signals();
     let state = monitor::State { context: context.clone(), metrics, alarms: args.queue.alarms() };
     let monitor = tokio::spawn(monitor::serve(listener, state, stop.clone()));

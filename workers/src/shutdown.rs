@@ -14,8 +14,8 @@ pub fn on_signals() -> CancellationToken {
         if next_signal().await.is_err() {
             return;
         }
-        tracing::info!("stopping; a second signal ends at once");
         token.cancel();
+        tracing::info!("stopping; a second signal ends at once");
         let _ = next_signal().await;
         tracing::warn!("ending at once; what was under way comes back when its lease ends");
         std::process::exit(EXIT_AT_ONCE);

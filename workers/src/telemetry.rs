@@ -1,9 +1,12 @@
 //! Logs and metrics: set up once, in `main`.
 
+use std::fmt::Display;
+use std::io::Write;
 use std::time::Duration;
 
 pub use metrics_exporter_prometheus::PrometheusHandle;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 use crate::numbers;
@@ -15,15 +18,34 @@ const ITEMS: [f64; 8] = [1.0, 5.0, 25.0, 100.0, 250.0, 500.0, 1000.0, 2000.0];
 /// How often the recorder tidies up.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+/// The lines that wait where whoever reads stderr is slow; further ones are dropped.
+const LINES: usize = 10_000;
+
+/// What is logged is written as long as this is there; its end waits a second for what is on its way.
+#[must_use]
+pub struct Log(#[expect(dead_code, reason = "it is there for its end")] WorkerGuard);
+
 /// Logs to stderr. `RUST_LOG` filters (default `info`); `TRIBUTARY_LOG=json` writes JSON lines.
-pub fn log_to_stderr() {
+///
+/// Nobody waits for stderr, and nobody learns whether it takes the line: whoever reads it may be slow, or gone, and a process that cannot
+/// log still serves, and still stops.
+pub fn log_to_stderr() -> Log {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let (writer, guard) =
+        NonBlockingBuilder::default().buffered_lines_limit(LINES).lossy(true).finish(std::io::stderr());
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
     // A second call, as in tests that run two programs in one process, keeps the first.
     let _ = match std::env::var("TRIBUTARY_LOG").as_deref() {
         Ok("json") => log.json().try_init(),
         _ => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
     };
+    Log(guard)
+}
+
+/// Says something at the start, on stdout, to whoever still reads it.
+pub fn say(text: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Records metrics from now on; the handle renders them for Prometheus.
