@@ -10,7 +10,7 @@ pub const POINTS: [&str; 9] = [
     "fetched_before_handler",
     "events_added_before_commit",
     "merge_checked_before_commit",
-    "committed_before_invalidate",
+    "committed_in_part",
     "committed_before_ack",
     "acked_before_next",
     "outbox_pushed_before_delete",

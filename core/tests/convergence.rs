@@ -171,7 +171,10 @@ async fn work_off(u: &StoreUnderTest, brand: BrandId, stream: &[Event], delivery
             loop {
                 match run().await {
                     Err(StoreError::Conflict(_) | StoreError::Fenced(_)) => {}
-                    done => break drop(done.unwrap()),
+                    done => {
+                        done.unwrap();
+                        break;
+                    }
                 }
             }
         }

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use support::{StoreUnderTest, postgres_store, sqlite_store};
-use tributary_core::domain::customer360::CustomerRecord;
+use tributary_core::domain::customer360::{Asked, CustomerRecord, Revision};
 use tributary_core::domain::event::{Event, Source};
 use tributary_core::domain::history::{Merge, Retold};
 use tributary_core::domain::identity::{Counts, Identifier, Standing};
@@ -115,6 +115,10 @@ impl Store for Lax {
     async fn owner(&self, brand: BrandId, identifier: &Identifier) -> Result<Option<ProfileId>, StoreError> {
         self.0.owner(brand, identifier).await
     }
+    async fn revision(&self, brand: BrandId, asked: &Asked) -> Result<Option<Revision>, StoreError> {
+        self.0.revision(brand, asked).await
+    }
+
     async fn customer(&self, brand: BrandId, id: ProfileId) -> Result<Option<CustomerRecord>, StoreError> {
         self.0.customer(brand, id).await
     }

@@ -143,7 +143,10 @@ async fn retrying(u: &ContextUnderTest, book: &Book, events: &[Event]) {
     for _ in 0..100 {
         match process(&*c.store, &*c.locks, &c.clock, book, events).await {
             Err(StoreError::Conflict(_) | StoreError::Fenced(_)) => {}
-            outcome => return drop(outcome.unwrap()),
+            outcome => {
+                outcome.unwrap();
+                return;
+            }
         }
     }
     panic!("a hundred conflicts in a row");

@@ -31,6 +31,8 @@ pub const GROUPS: usize = 20;
 /// What a store holds of one customer.
 #[derive(Clone, Debug)]
 pub struct CustomerRecord {
+    /// Of which revision it is.
+    pub revision: Revision,
     /// The profile, never a merged-away one.
     pub profile: Profile,
     /// All its identifiers.
@@ -81,6 +83,26 @@ impl StoredConsent {
     pub fn is_given(&self) -> bool {
         self.state == SUBSCRIBED
     }
+}
+
+/// Whom a question is about.
+#[derive(Clone, Debug)]
+pub enum Asked {
+    /// A profile, by its id or that of a profile merged into it.
+    Id(ProfileId),
+    /// Whoever has this identifier.
+    Identifier(Identifier),
+}
+
+/// What a customer's profile and orders had come to: another after each commit that changes either.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revision {
+    /// The profile that answers.
+    pub id: ProfileId,
+    /// How often it was written.
+    pub profile: i64,
+    /// How many orders there are, and how often they were written in all.
+    pub orders: (i64, i64),
 }
 
 /// A profile that is related to a customer's.

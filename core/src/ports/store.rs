@@ -11,7 +11,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use rust_decimal::Decimal;
 use sha2::{Digest, Sha256};
 
-use crate::domain::customer360::CustomerRecord;
+use crate::domain::customer360::{Asked, CustomerRecord, Revision};
 use crate::domain::event::{Consent, Event, Product, Source};
 use crate::domain::history::{Merge, Retold, Snapshot};
 use crate::domain::identity::{Counts, Identifier, Standing};
@@ -350,6 +350,9 @@ pub trait Store: Send + Sync {
 
     /// The profile that owns an identifier.
     async fn owner(&self, brand: BrandId, identifier: &Identifier) -> Result<Option<ProfileId>, StoreError>;
+
+    /// Whom a question is about now, and of which revision; `None` for nobody of this brand.
+    async fn revision(&self, brand: BrandId, asked: &Asked) -> Result<Option<Revision>, StoreError>;
 
     /// All of a customer; follows a merged-away profile to where it went. `None` for nobody of this brand.
     async fn customer(&self, brand: BrandId, id: ProfileId) -> Result<Option<CustomerRecord>, StoreError>;

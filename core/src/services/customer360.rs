@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::context::Context;
-use crate::domain::customer360::Customer360;
+pub use crate::domain::customer360::Asked;
+use crate::domain::customer360::{Customer360, Revision};
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::from_ms;
-use crate::ports::cache::{Cache, CacheError, INVALIDATION_MARK};
+use crate::ports::cache::{Cache, CacheError};
 use crate::ports::store::{StoreError, SuppressionKey};
 
 /// How long an answer is kept, unless set otherwise.
@@ -19,22 +20,11 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(5 * 60);
 const KEYS_AT_ONCE: usize = 1000;
 /// How long the last known copy is kept for the time that the store is away.
 const LAST_COPY_TTL: Duration = Duration::from_secs(60 * 60);
-/// A read of the store that takes longer is given up: less than [`INVALIDATION_MARK`], or an old answer could be cached
-/// over a newer invalidation.
+/// A read of the store that takes longer is given up.
 const READ_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a question waits for the cache before it is put to the store. A Redis that flushes each write (`appendfsync always`)
 /// answers nobody while it flushes; the store does meanwhile.
 const CACHE_PATIENCE: Duration = Duration::from_millis(4);
-const _: () = assert!(READ_TIMEOUT.as_millis() < INVALIDATION_MARK.as_millis());
-
-/// Whom the question is about.
-#[derive(Clone, Debug)]
-pub enum Asked {
-    /// A profile, by its id or that of a profile merged into it.
-    Id(ProfileId),
-    /// Whoever has this identifier.
-    Identifier(Identifier),
-}
 
 /// Where an answer came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +58,7 @@ fn last_copy_key(brand: BrandId, id: ProfileId) -> String {
     format!("{brand}:c360-last:{id}")
 }
 
-/// The key of what a question leads to. A merge makes no entry wrong: a profile that was merged away leads on. A split drops
-/// those that it makes wrong.
+/// The key of what a question led to: asked only while the store is away.
 fn way_key(key: &SuppressionKey, brand: BrandId, asked: &Asked) -> String {
     match asked {
         Asked::Id(id) => format!("{brand}:c360-way:id:{id}"),
@@ -97,11 +86,11 @@ pub(crate) async fn forget(
 ) -> Result<(), CacheError> {
     let mut keys = ways(&context.suppression, brand, ids, identifiers);
     for id in ids {
-        context.cache.replace(&gone_key(brand, *id), Bytes::from_static(b"1"), LAST_COPY_TTL).await?;
+        context.cache.put(&gone_key(brand, *id), Bytes::from_static(b"1"), LAST_COPY_TTL).await?;
         keys.extend([answer_key(brand, *id), last_copy_key(brand, *id)]);
     }
     for keys in keys.chunks(KEYS_AT_ONCE) {
-        context.cache.invalidate(keys).await?;
+        context.cache.remove(keys).await?;
     }
     Ok(())
 }
@@ -119,6 +108,10 @@ pub(crate) fn ways(
 
 /// The answer, as JSON; `None` when nobody of this brand is meant.
 ///
+/// An answer out of the cache says of which revision of the customer it is, and is given only where the store says that this is the one
+/// that is committed. So nothing depends on whether a cached answer was dropped, by a worker that may have died after its commit, or on a
+/// cache that has kept what it had.
+///
 /// # Errors
 /// When the store is away and there is no copy, or it refuses.
 pub async fn answer(
@@ -127,107 +120,69 @@ pub async fn answer(
     brand: BrandId,
     asked: &Asked,
 ) -> Result<Option<(Bytes, Freshness)>, StoreError> {
-    let way = match tokio::time::timeout(CACHE_PATIENCE, look_up(context, brand, asked)).await {
-        Ok(LookUp::Answer(held)) => return Ok(Some((held, Freshness::Hit))),
-        Ok(LookUp::Way(way)) => way,
-        Err(_) => None,
-    };
     let deadline = tokio::time::Instant::now() + READ_TIMEOUT;
-    match tokio::time::timeout_at(deadline, read(context, brand, asked, way)).await {
-        Ok(Ok(Some(found))) => {
-            let json =
-                Bytes::from(serde_json::to_vec(&found).map_err(|e| StoreError::Invalid(e.to_string()))?);
-            let leads_on = !matches!(asked, Asked::Id(own) if *own == found.id);
-            // Only if it was found just now, so that no way is handed on for ever.
-            let way = (leads_on && way.is_none()).then(|| way_key(&context.suppression, brand, asked));
-            let kept = remember(context.cache.clone(), ttl, brand, found.id, json.clone(), way);
-            // Beside the answer, which need not wait for it; and under the same deadline: an answer that is put late could lie over a
-            // newer invalidation.
-            tokio::spawn(tokio::time::timeout_at(deadline, kept));
-            Ok(Some((json, Freshness::Miss)))
+    let read = async {
+        let Some(now) = context.store.revision(brand, asked).await? else { return Ok(None) };
+        if let Some(held) = held(context, brand, &now).await {
+            return Ok(Some((held, Freshness::Hit)));
         }
-        Ok(Ok(None)) => Ok(None),
-        Ok(Err(error @ StoreError::Invalid(_))) => Err(error),
-        Ok(Err(away)) => last_copy(context, brand, asked, way).await.ok_or(away).map(Some),
-        Err(_) => {
-            let away = StoreError::Unavailable(format!("no answer in {} s", READ_TIMEOUT.as_secs()));
-            last_copy(context, brand, asked, way).await.ok_or(away).map(Some)
-        }
-    }
-}
-
-/// What the cache knows of a question.
-enum LookUp {
-    Answer(Bytes),
-    /// The profile that it led to before, if any.
-    Way(Option<ProfileId>),
-}
-
-async fn look_up(context: &Context, brand: BrandId, asked: &Asked) -> LookUp {
-    if let Asked::Id(id) = asked
-        && let Some(held) = cached(context, &answer_key(brand, *id)).await
-    {
-        return LookUp::Answer(held);
-    }
-    let way = known_way(context, brand, asked).await;
-    if let Some(id) = way
-        && let Some(held) = cached(context, &answer_key(brand, id)).await
-    {
-        return LookUp::Answer(held);
-    }
-    LookUp::Way(way)
-}
-
-/// The profile that the question led to before.
-async fn known_way(context: &Context, brand: BrandId, asked: &Asked) -> Option<ProfileId> {
-    let noted = cached(context, &way_key(&context.suppression, brand, asked)).await?;
-    ProfileId::parse(std::str::from_utf8(&noted).ok()?)
-}
-
-async fn read(
-    context: &Context,
-    brand: BrandId,
-    asked: &Asked,
-    way: Option<ProfileId>,
-) -> Result<Option<Customer360>, StoreError> {
-    let id = match (way, asked) {
-        (Some(id), _) => id,
-        (None, Asked::Id(id)) => *id,
-        (None, Asked::Identifier(identifier)) => match context.store.owner(brand, identifier).await? {
-            Some(id) => id,
-            None => return Ok(None),
-        },
+        let Some(record) = context.store.customer(brand, now.id).await? else { return Ok(None) };
+        let revision = record.revision.clone();
+        let found = Customer360::of(record, from_ms(context.clock.now_ms()));
+        let json = serde_json::to_vec(&found).map_err(|error| StoreError::Invalid(error.to_string()))?;
+        let json = Bytes::from(json);
+        let leads_on = !matches!(asked, Asked::Id(own) if *own == revision.id);
+        let way = leads_on.then(|| way_key(&context.suppression, brand, asked));
+        // Beside the answer, which need not wait for it.
+        tokio::spawn(remember(context.cache.clone(), ttl, brand, revision, json.clone(), way));
+        Ok(Some((json, Freshness::Miss)))
     };
-    let now = from_ms(context.clock.now_ms());
-    Ok(context.store.customer(brand, id).await?.map(|record| Customer360::of(record, now)))
+    let away = match tokio::time::timeout_at(deadline, read).await {
+        Ok(Err(error @ StoreError::Invalid(_))) => return Err(error),
+        Ok(Err(away)) => away,
+        Ok(answer) => return answer,
+        Err(_) => StoreError::Unavailable(format!("no answer in {} s", READ_TIMEOUT.as_secs())),
+    };
+    last_copy(context, brand, asked).await.ok_or(away).map(Some)
+}
+
+/// What a cached answer begins with: of which revision it is.
+fn stamp(revision: &Revision) -> String {
+    let Revision { profile, orders: (count, sum), .. } = revision;
+    format!("{profile}.{count}.{sum}\n")
+}
+
+/// The cached answer of that very revision, if the cache has it soon enough.
+async fn held(context: &Context, brand: BrandId, now: &Revision) -> Option<Bytes> {
+    let key = answer_key(brand, now.id);
+    let kept = tokio::time::timeout(CACHE_PATIENCE, cached(context, &key)).await.ok()??;
+    let stamp = stamp(now);
+    kept.starts_with(stamp.as_bytes()).then(|| kept.slice(stamp.len()..))
 }
 
 async fn remember(
     cache: Arc<dyn Cache>,
     ttl: Duration,
     brand: BrandId,
-    id: ProfileId,
+    revision: Revision,
     json: Bytes,
     way: Option<String>,
 ) {
+    let id = revision.id;
     let (answer, copy) = (answer_key(brand, id), last_copy_key(brand, id));
+    let stamped: Bytes = [stamp(&revision).as_bytes(), &json[..]].concat().into();
     let kept = async move {
         let way_kept = async {
             match &way {
-                // Put, so that it cannot lie over a split that was made since it was found.
                 Some(way) => cache.put(way, id.to_string().into(), LAST_COPY_TTL).await,
                 None => Ok(()),
             }
         };
-        tokio::try_join!(
-            cache.put(&answer, json.clone(), ttl),
-            cache.replace(&copy, json, LAST_COPY_TTL),
-            way_kept
-        )?;
+        tokio::try_join!(cache.put(&answer, stamped, ttl), cache.put(&copy, json, LAST_COPY_TTL), way_kept)?;
         // Read before the customer was erased, and written after: it must go again.
         if cache.get(&gone_key(brand, id)).await?.is_some() {
             let keys: Vec<String> = [answer, copy].into_iter().chain(way).collect();
-            cache.invalidate(&keys).await?;
+            cache.remove(&keys).await?;
         }
         Ok::<(), CacheError>(())
     };
@@ -243,17 +198,14 @@ async fn cached(context: &Context, key: &str) -> Option<Bytes> {
     })
 }
 
-async fn last_copy(
-    context: &Context,
-    brand: BrandId,
-    asked: &Asked,
-    way: Option<ProfileId>,
-) -> Option<(Bytes, Freshness)> {
-    let id = match (way, asked) {
+/// The last known copy, by the way that the question led before.
+async fn last_copy(context: &Context, brand: BrandId, asked: &Asked) -> Option<(Bytes, Freshness)> {
+    let way = cached(context, &way_key(&context.suppression, brand, asked)).await;
+    let led = way.and_then(|noted| ProfileId::parse(std::str::from_utf8(&noted).ok()?));
+    let id = match (led, asked) {
         (Some(id), _) => id,
         (None, Asked::Id(id)) => *id,
-        // The cache may only have been slow before.
-        (None, Asked::Identifier(_)) => known_way(context, brand, asked).await?,
+        (None, Asked::Identifier(_)) => return None,
     };
     Some((cached(context, &last_copy_key(brand, id)).await?, Freshness::Stale))
 }

@@ -176,17 +176,16 @@ pub async fn merge_two(
     actor: &str,
 ) -> Result<(ProfileId, Uuid), IdentityError> {
     let mut tries = 1;
-    let (survivor, merged, id) = loop {
+    let (survivor, id) = loop {
         let [survivor, merged] = pair(context, brand, a, b).await?;
         let names = vec![merge::lock_name(brand, survivor), merge::lock_name(brand, merged)];
         let work = |grant: Grant| merge_under(context, survivor, merged, actor, grant);
         match merge::with_merge_lock(&*context.locks, &*context.store, names, patient(), work).await {
-            Ok(id) => break (survivor, merged, id),
+            Ok(id) => break (survivor, id),
             Err(StoreError::Conflict(_) | StoreError::Fenced(_)) if tries < MAX_TRIES => tries += 1,
             Err(error) => return Err(error.into()),
         }
     };
-    forget_answers(context, brand, &[survivor, merged]).await;
     Ok((survivor, id))
 }
 
@@ -260,7 +259,6 @@ pub async fn split(context: &Context, brand: BrandId, id: Uuid, actor: &str) -> 
             Err(error) => return Err(error.into()),
         }
     };
-    forget_answers(context, brand, &[done.from, done.restored]).await;
     forget_ways(context, brand, &done).await?;
     Ok(done)
 }
@@ -472,13 +470,6 @@ fn patient() -> Taking {
     Taking { patience: std::time::Duration::from_secs(2), ..Taking::default() }
 }
 
-async fn forget_answers(context: &Context, brand: BrandId, ids: &[ProfileId]) {
-    let keys: Vec<String> = ids.iter().map(|id| customer360::answer_key(brand, *id)).collect();
-    if let Err(error) = context.cache.invalidate(&keys).await {
-        tracing::warn!(%error, "cached answers could not be dropped; they grow old by themselves");
-    }
-}
-
 /// Ways that led to the profile that was split lead elsewhere now.
 async fn forget_ways(context: &Context, brand: BrandId, split: &Split) -> Result<(), StoreError> {
     let merges = context.directory.merges(brand, split.restored).await?;
@@ -486,7 +477,7 @@ async fn forget_ways(context: &Context, brand: BrandId, split: &Split) -> Result
         merges.iter().flat_map(|merge| [merge.loser, merge.survivor]).chain([split.restored]).collect();
     let ids: Vec<ProfileId> = ids.into_iter().filter(|id| *id != split.from).collect();
     let keys = customer360::ways(&context.suppression, brand, &ids, &split.identifiers);
-    if let Err(error) = context.cache.invalidate(&keys).await {
+    if let Err(error) = context.cache.remove(&keys).await {
         tracing::warn!(%error, "cached ways could not be dropped; they grow old by themselves");
     }
     Ok(())

@@ -71,8 +71,6 @@ pub struct Processed {
     pub effective: usize,
     /// Events that had taken effect before.
     pub duplicates: usize,
-    /// Profiles that changed, now or when duplicates took effect: their cached answers must go.
-    pub touched: Vec<(BrandId, ProfileId)>,
 }
 
 /// Why a run came to nothing.
@@ -149,15 +147,8 @@ async fn once(
     let known = tx.known_events(events).await?;
     let mut fresh = first_of_each(events, &known);
     leave_out_replays(&mut *tx, clock, &mut fresh).await?;
-    // A worker may have died between its commit and dropping the cached answers: whoever gets its items does it.
-    let touched: BTreeSet<(BrandId, ProfileId)> =
-        known.iter().filter_map(|((brand, _), profile)| Some((*brand, (*profile)?))).collect();
     if fresh.is_empty() {
-        return Ok(Processed {
-            effective: 0,
-            duplicates: events.len(),
-            touched: touched.into_iter().collect(),
-        });
+        return Ok(Processed { effective: 0, duplicates: events.len() });
     }
     if try_.careful {
         forget_erased(&mut *tx, &mut fresh).await?;
@@ -166,7 +157,7 @@ async fn once(
     let groups = cast.settle(&mut *tx, clock, book, &fresh, try_.careful).await?;
     let merging = merging(&groups, &cast, &fresh);
     let now = from_ms(clock.now_ms());
-    let batch = Settled { count: events.len(), fresh, cast, groups, touched, now, try_ };
+    let batch = Settled { count: events.len(), fresh, cast, groups, now, try_ };
     if merging.is_empty() {
         return finish(tx, batch, book, &[], None).await;
     }
@@ -196,8 +187,6 @@ struct Settled<'e> {
     fresh: Vec<Cow<'e, Event>>,
     cast: Cast,
     groups: Vec<Group>,
-    /// Profiles whose cached answers must go.
-    touched: BTreeSet<(BrandId, ProfileId)>,
     now: Timestamp,
     try_: Try,
 }
@@ -210,7 +199,7 @@ async fn finish(
     merging: &[ProfileId],
     grant: Option<Grant>,
 ) -> Result<Processed, Lost> {
-    let Settled { count, fresh, cast, groups, mut touched, now, try_ } = batch;
+    let Settled { count, fresh, cast, groups, now, try_ } = batch;
     let mut profiles = lock(&mut *tx, &groups, &cast, try_.run).await?;
     stands(&groups, &cast, &fresh, &profiles, book, try_.careful)?;
     if let Some(grant) = &grant {
@@ -242,7 +231,6 @@ async fn finish(
         }
     }
     let relations = flag(&cast, &mut profiles, now);
-    touched.extend(profiles.values().map(|p| (p.brand, p.id)));
     if !profiles.is_empty() {
         tx.save_profiles(&profiles.into_values().collect::<Vec<_>>()).await?;
     }
@@ -257,7 +245,6 @@ async fn finish(
     }
     let mut changed = BTreeSet::new();
     save_orders(&mut *tx, &effective, &mut changed).await?;
-    touched.extend(&changed);
     save_the_rest(&mut *tx, book, &effective, now).await?;
     changed.extend(records.iter().map(|record| (record.brand, record.moved.into)));
     changed.extend(cast.taken.iter().map(|(place, from)| (cast.identifiers[*place].0, *from)));
@@ -273,11 +260,7 @@ async fn finish(
         }
     }
     tx.commit().await?;
-    Ok(Processed {
-        effective: effective.len(),
-        duplicates: count - effective.len(),
-        touched: touched.into_iter().collect(),
-    })
+    Ok(Processed { effective: effective.len(), duplicates: count - effective.len() })
 }
 
 /// The events that are not known, the first of each message id, sorted by it.
@@ -877,7 +860,7 @@ fn links(cast: &Cast, event: &Event, profile: ProfileId) -> bool {
 async fn save_orders(
     tx: &mut dyn StoreTx,
     rows: &[EventRow<'_>],
-    touched: &mut BTreeSet<(BrandId, ProfileId)>,
+    changed: &mut BTreeSet<(BrandId, ProfileId)>,
 ) -> Result<(), StoreError> {
     let updates = || rows.iter().filter_map(|row| Some((row, row.event.order.as_ref()?)));
     let keys: BTreeSet<OrderKey> =
@@ -900,12 +883,12 @@ async fn save_orders(
             unwanted.push((row.event.brand, row.event.message_id.clone()));
         }
         // Also when an order moves from one customer to another: the first one's answer is old, too.
-        touched.extend(record.profile.map(|profile| (row.event.brand, profile)));
+        changed.extend(record.profile.map(|profile| (row.event.brand, profile)));
         if row.event.erased {
             record.erase();
         }
         record.apply(update, &row.event.message_id, row.profile);
-        touched.extend(record.profile.map(|profile| (row.event.brand, profile)));
+        changed.extend(record.profile.map(|profile| (row.event.brand, profile)));
     }
     if !unwanted.is_empty() {
         tx.blank_events(&unwanted).await?;

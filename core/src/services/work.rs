@@ -18,7 +18,7 @@ use crate::ports::queue::{Item, Then, Unfinished};
 use crate::ports::store::StoreError;
 use crate::priority::others_first;
 use crate::sampled::Sampled;
-use crate::services::{customer360, process};
+use crate::services::process;
 
 /// How long a batch's transaction may take, its reruns included. A connection that died in silence answers nothing, ever.
 const PROCESS_TIMEOUT: Duration = Duration::from_secs(60);
@@ -115,8 +115,7 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
             Ok(done) => {
                 worked.effective += done.effective;
                 worked.duplicates += done.duplicates;
-                failpoint::reached("committed_before_invalidate");
-                invalidate(context, &done).await;
+                failpoint::reached("committed_before_ack");
                 note_uninstalled(context, &events[part.clone()]).await;
             }
             Err(error) if part.len() == 1 && !matches!(error, StoreError::Unavailable(_)) => {
@@ -207,14 +206,5 @@ async fn note_uninstalled(context: &Context, events: &[Event]) {
         if let Err(error) = context.tenants.shop_uninstalled(shop, event.timestamp).await {
             tracing::warn!(%error, shop, "that the app was uninstalled could not be noted");
         }
-    }
-}
-
-/// After the commit, and before the ack: a reader that asks after the ack sees the new state.
-async fn invalidate(context: &Context, done: &process::Processed) {
-    let keys: Vec<String> =
-        done.touched.iter().map(|(brand, id)| customer360::answer_key(*brand, *id)).collect();
-    if let Err(error) = context.cache.invalidate(&keys).await {
-        tracing::warn!(%error, answers = keys.len(), "cached answers could not be dropped; they grow old by themselves");
     }
 }

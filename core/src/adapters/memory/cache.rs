@@ -1,4 +1,4 @@
-//! The cache in the process, with the same rules as the one on Redis. The empty value is the mark of an invalidated key.
+//! The cache in the process, with the same rules as the one on Redis.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use moka::Expiry;
 use moka::sync::Cache as Moka;
 
-use crate::ports::cache::{Cache, CacheError, INVALIDATION_MARK};
+use crate::ports::cache::{Cache, CacheError};
 
 /// Most bytes of answers held; beyond it the least used go.
 pub const MAX_BYTES: u64 = 128 * 1024 * 1024;
@@ -57,30 +57,23 @@ impl Default for MemoryCache {
 #[async_trait]
 impl Cache for MemoryCache {
     async fn get(&self, key: &str) -> Result<Option<Bytes>, CacheError> {
-        Ok(self.0.get(key).map(|held| held.value).filter(|value| !value.is_empty()))
+        Ok(self.0.get(key).map(|held| held.value))
     }
 
     async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {
-        self.0.entry_by_ref(key).or_insert(Held { value, ttl });
-        Ok(())
-    }
-
-    async fn replace(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {
         self.0.insert(key.to_owned(), Held { value, ttl });
         Ok(())
     }
 
-    async fn invalidate(&self, keys: &[String]) -> Result<(), CacheError> {
-        for key in keys {
-            self.0.insert(key.clone(), Held { value: Bytes::new(), ttl: INVALIDATION_MARK });
-        }
+    async fn remove(&self, keys: &[String]) -> Result<(), CacheError> {
+        keys.iter().for_each(|key| self.0.invalidate(key));
         Ok(())
     }
 
-    async fn invalidate_prefix(&self, prefix: &str) -> Result<u64, CacheError> {
+    async fn remove_prefix(&self, prefix: &str) -> Result<u64, CacheError> {
         let keys: Vec<String> =
             self.0.iter().map(|(key, _)| key.to_string()).filter(|key| key.starts_with(prefix)).collect();
-        self.invalidate(&keys).await?;
+        self.remove(&keys).await?;
         Ok(keys.len() as u64)
     }
 

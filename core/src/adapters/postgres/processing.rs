@@ -289,7 +289,7 @@ impl StoreTx for PgTx {
                 events_count = excluded.events_count, traits = excluded.traits, merged_into = excluded.merged_into,
                 counts = excluded.counts, merges = excluded.merges, limited = excluded.limited,
                 related = excluded.related, name = excluded.name, surname = excluded.surname,
-                known = excluded.known, trusted = excluded.trusted",
+                known = excluded.known, trusted = excluded.trusted, revision = profiles.revision + 1",
         )
         .bind(profiles.iter().map(|p| p.id.0).collect::<Vec<_>>())
         .bind(profiles.iter().map(|p| p.brand.0).collect::<Vec<_>>())

@@ -1,14 +1,14 @@
-//! The cache on Redis. The empty string is the mark of an invalidated key.
+//! The cache on Redis.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redis::{Cmd, RedisResult, pipe};
+use redis::{Cmd, RedisResult};
 
 use super::client::RedisClient;
 use super::{escaped, keys, ttl_ms};
-use crate::ports::cache::{Cache, CacheError, INVALIDATION_MARK};
+use crate::ports::cache::{Cache, CacheError};
 
 /// Keys that one step of SCAN looks at.
 const SCAN_COUNT: usize = 500;
@@ -44,33 +44,28 @@ impl Cache for RedisCache {
         let mut command = Cmd::new();
         command.arg("GET").arg(self.key(key));
         let held: Option<Vec<u8>> = self.within(command.query_async(&mut self.redis.shared())).await?;
-        Ok(held.filter(|bytes| !bytes.is_empty()).map(Bytes::from))
+        Ok(held.map(Bytes::from))
     }
 
     async fn put(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {
-        let mut command = Cmd::new();
-        command.arg("SET").arg(self.key(key)).arg(&value[..]).arg("NX").arg("PX").arg(ttl_ms(ttl));
-        self.within(command.exec_async(&mut self.redis.shared())).await
-    }
-
-    async fn replace(&self, key: &str, value: Bytes, ttl: Duration) -> Result<(), CacheError> {
         let mut command = Cmd::new();
         command.arg("SET").arg(self.key(key)).arg(&value[..]).arg("PX").arg(ttl_ms(ttl));
         self.within(command.exec_async(&mut self.redis.shared())).await
     }
 
-    async fn invalidate(&self, keys: &[String]) -> Result<(), CacheError> {
+    async fn remove(&self, keys: &[String]) -> Result<(), CacheError> {
         if keys.is_empty() {
             return Ok(());
         }
-        let mut commands = pipe();
-        for key in keys {
-            commands.cmd("SET").arg(self.key(key)).arg("").arg("PX").arg(ttl_ms(INVALIDATION_MARK)).ignore();
-        }
-        self.within(commands.exec_async(&mut self.redis.shared())).await
+        let mut command = Cmd::new();
+        command.arg("UNLINK");
+        keys.iter().for_each(|key| {
+            command.arg(self.key(key));
+        });
+        self.within(command.exec_async(&mut self.redis.shared())).await
     }
 
-    async fn invalidate_prefix(&self, prefix: &str) -> Result<u64, CacheError> {
+    async fn remove_prefix(&self, prefix: &str) -> Result<u64, CacheError> {
         let pattern = format!("{}*", escaped(&self.key(prefix)));
         let (mut cursor, mut dropped) = (0_u64, 0_u64);
         loop {
@@ -79,11 +74,9 @@ impl Cache for RedisCache {
             let (next, found): (u64, Vec<String>) =
                 self.within(command.query_async(&mut self.redis.shared())).await?;
             if !found.is_empty() {
-                let mut commands = pipe();
-                for key in &found {
-                    commands.cmd("SET").arg(key).arg("").arg("PX").arg(ttl_ms(INVALIDATION_MARK)).ignore();
-                }
-                self.within(commands.exec_async(&mut self.redis.shared())).await?;
+                let mut command = Cmd::new();
+                command.arg("UNLINK").arg(&found);
+                self.within(command.exec_async(&mut self.redis.shared())).await?;
                 dropped += found.len() as u64;
             }
             if next == 0 {

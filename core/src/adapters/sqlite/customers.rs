@@ -11,7 +11,8 @@ use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 use super::db::{Db, failed};
 use super::processing::{ORDER, SqliteTx};
 use crate::domain::customer360::{
-    CustomerRecord, GROUPS, OrderTotals, RECENT_EVENTS, RelatedProfile, StoredConsent, StoredEvent,
+    Asked, CustomerRecord, GROUPS, OrderTotals, RECENT_EVENTS, RelatedProfile, Revision, StoredConsent,
+    StoredEvent,
 };
 use crate::domain::event::{EventKind, Source};
 use crate::domain::history::Retold;
@@ -62,6 +63,11 @@ impl Store for SqliteStore {
         found.map(|id| profile_id(&id)).transpose().map_err(failed)
     }
 
+    async fn revision(&self, brand: BrandId, asked: &Asked) -> Result<Option<Revision>, StoreError> {
+        let mut conn = self.db.read.acquire().await.map_err(failed)?;
+        revision(&mut conn, brand, asked).await
+    }
+
     async fn customer(&self, brand: BrandId, id: ProfileId) -> Result<Option<CustomerRecord>, StoreError> {
         // one snapshot: a merge between two of the reads must not tear the answer
         let mut tx = self.db.read.begin_with("begin").await.map_err(failed)?;
@@ -71,7 +77,9 @@ impl Store for SqliteStore {
         let orders = recent_orders(&mut tx, brand, id).await?;
         let related = if profile.standing.related { related(&mut tx, brand, id).await? } else { vec![] };
         let (all, trusted) = identifiers(&mut tx, brand, id).await?;
+        let Some(revision) = revision(&mut tx, brand, &Asked::Id(id)).await? else { return Ok(None) };
         Ok(Some(CustomerRecord {
+            revision,
             profile,
             identifiers: all,
             trusted,
@@ -130,6 +138,38 @@ impl Store for SqliteStore {
 }
 
 /// The profile itself, or the one that it was merged into.
+/// Where a question leads now: a signpost may lead to another, since each merge adds one.
+async fn revision(
+    conn: &mut SqliteConnection,
+    brand: BrandId,
+    asked: &Asked,
+) -> Result<Option<Revision>, StoreError> {
+    let (id, identifier) = match asked {
+        Asked::Id(id) => (Some(id.to_string()), None),
+        Asked::Identifier(identifier) => (None, Some(identifier)),
+    };
+    let row: Option<(String, i64, i64, i64)> = sqlx::query_as(
+        "with recursive trail as (
+            select id, merged_into, revision from profiles where brand_id = ?1 and id = coalesce(?2,
+                (select profile_id from identifiers where brand_id = ?1 and kind = ?3 and value = ?4))
+            union all
+            select p.id, p.merged_into, p.revision from profiles p join trail t on p.id = t.merged_into and p.brand_id = ?1
+        )
+        select trail.id, revision, count(o.id), coalesce(sum(o.version), 0)
+        from trail left join orders o on o.profile_id = trail.id where merged_into is null group by trail.id, revision",
+    )
+    .bind(brand.0)
+    .bind(id)
+    .bind(identifier.map(|identifier| identifier.kind.as_str()))
+    .bind(identifier.map(|identifier| identifier.value.as_str()))
+    .fetch_optional(conn)
+    .await
+    .map_err(failed)?;
+    row.map(|(id, profile, count, sum)| Ok(Revision { id: profile_id(&id)?, profile, orders: (count, sum) }))
+        .transpose()
+        .map_err(failed)
+}
+
 async fn survivor(
     tx: &mut SqliteConnection,
     brand: BrandId,

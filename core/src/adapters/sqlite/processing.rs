@@ -291,7 +291,7 @@ impl StoreTx for SqliteTx {
                 " on conflict (id) do update set first_seen = excluded.first_seen, last_seen = excluded.last_seen,
                 events_count = excluded.events_count, traits = excluded.traits, counts = excluded.counts,
                 merges = excluded.merges, limited = excluded.limited, related = excluded.related,
-                known = excluded.known, trusted = excluded.trusted",
+                known = excluded.known, trusted = excluded.trusted, revision = profiles.revision + 1",
             );
             insert.build().execute(&mut *self.tx).await.map_err(failed)?;
         }
