@@ -40,6 +40,7 @@ use crate::ports::store::{Store, StoreError, SuppressionKey};
 use crate::ports::tenants::Tenants;
 use crate::services::automations::languages::Languages;
 use crate::services::brands::Brands;
+use crate::services::customer360::StoreAway;
 use crate::services::outbox::Outlets;
 use crate::services::rounds::Rounds;
 use crate::services::seal::{SecretKeys, is_sealed};
@@ -158,6 +159,8 @@ pub struct Context {
     pub brands: Brands,
     /// When the housekeeping of this process last came round.
     pub rounds: Arc<Rounds>,
+    /// When the store was last found away.
+    pub store_away: Arc<StoreAway>,
     /// Where expressions and templates run.
     pub languages: Languages,
     /// The time.
@@ -267,6 +270,7 @@ impl Context {
                     suppression,
                     brands: Brands::new(tenants.clone(), automations.clone()),
                     rounds: Arc::default(),
+                    store_away: Arc::default(),
                     languages: Languages::default(),
                     automations,
                     tenants,
@@ -312,6 +316,7 @@ impl Context {
                     suppression,
                     brands: Brands::new(tenants.clone(), automations.clone()),
                     rounds: Arc::default(),
+                    store_away: Arc::default(),
                     languages: Languages::default(),
                     automations,
                     tenants,

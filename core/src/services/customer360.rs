@@ -22,6 +22,10 @@ const KEYS_AT_ONCE: usize = 1000;
 const LAST_COPY_TTL: Duration = Duration::from_secs(60 * 60);
 /// A read of the store that takes longer is given up.
 const READ_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a question waits for the store before the last known copy is looked for.
+const STALE_AFTER: Duration = Duration::from_secs(1);
+/// How long a store that was found away is taken to be so: copies are answered at once meanwhile.
+const STALE_FOR: Duration = Duration::from_secs(1);
 /// How long a question waits for the cache before it is put to the store. A Redis that flushes each write (`appendfsync always`)
 /// answers nobody while it flushes; the store does meanwhile.
 const CACHE_PATIENCE: Duration = Duration::from_millis(4);
@@ -137,13 +141,44 @@ pub async fn answer(
         tokio::spawn(remember(context.cache.clone(), ttl, brand, revision, json.clone(), way));
         Ok(Some((json, Freshness::Miss)))
     };
-    let away = match tokio::time::timeout_at(deadline, read).await {
-        Ok(Err(error @ StoreError::Invalid(_))) => return Err(error),
-        Ok(Err(away)) => away,
-        Ok(answer) => return answer,
-        Err(_) => StoreError::Unavailable(format!("no answer in {} s", READ_TIMEOUT.as_secs())),
+    let mut read = std::pin::pin!(read);
+    // Nobody waits long for a store that is away where there is a copy; least of all whoever asks after somebody has found out.
+    let patience = if context.store_away.lately() { Duration::ZERO } else { STALE_AFTER };
+    let in_time = tokio::time::timeout(patience, &mut read).await;
+    if in_time.is_err() {
+        context.store_away.note();
+        if let Some(copy) = last_copy(context, brand, asked).await {
+            return Ok(Some(copy));
+        }
+    }
+    let answer = match in_time {
+        Ok(answer) => answer,
+        Err(_) => tokio::time::timeout_at(deadline, read).await.unwrap_or_else(|_| {
+            Err(StoreError::Unavailable(format!("no answer in {} s", READ_TIMEOUT.as_secs())))
+        }),
     };
-    last_copy(context, brand, asked).await.ok_or(away).map(Some)
+    match answer {
+        Err(away) if !matches!(away, StoreError::Invalid(_)) => {
+            context.store_away.note();
+            last_copy(context, brand, asked).await.ok_or(away).map(Some)
+        }
+        answer => answer,
+    }
+}
+
+/// When the store was last found away.
+#[derive(Debug, Default)]
+pub struct StoreAway(std::sync::Mutex<Option<tokio::time::Instant>>);
+
+impl StoreAway {
+    fn note(&self) {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(tokio::time::Instant::now());
+    }
+
+    fn lately(&self) -> bool {
+        let found = *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        found.is_some_and(|at| at.elapsed() < STALE_FOR)
+    }
 }
 
 /// What a cached answer begins with: of which revision it is.

@@ -65,18 +65,8 @@ impl Db {
             .pragma("cache_size", "-65536")
             .pragma("wal_autocheckpoint", FOLD_AT_LAST.to_string());
         // The writer comes first: it makes the file, and the readers find it in WAL mode.
-        let write = SqlitePoolOptions::new()
-            .max_connections(1)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options.clone())
-            .await?;
-        let read = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(options.clone())
-            .await?;
+        let write = pool().max_connections(1).connect_with(options.clone()).await?;
+        let read = pool().max_connections(READERS).connect_with(options.clone()).await?;
         let turn = Arc::new(Mutex::new(()));
         let (until, ended) = oneshot::channel();
         let task = tokio::spawn(fold(options.connect().await?, turn.clone(), ended));
@@ -167,6 +157,15 @@ impl Db {
     }
 }
 
+/// A pool that hands out no connection that is within a transaction: one whose commit failed, on a full disk, and whose rollback failed
+/// then, because SQLite had undone it already, would refuse everybody from then on. It is closed, and another is opened.
+fn pool() -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
+}
+
 /// Folds a write-ahead log into its file whenever it has grown, until the file is closed.
 async fn fold(mut file: SqliteConnection, turn: Arc<Mutex<()>>, mut closed: oneshot::Receiver<()>) {
     while timeout(FOLD_EVERY, &mut closed).await.is_err() {
@@ -242,6 +241,23 @@ mod tests {
                 sqlx::query_scalar("pragma journal_mode").fetch_one(&mut *tx).await.unwrap();
             assert_eq!((synchronous, journal.as_str()), (2, "wal"), "FULL, in the connection that writes");
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_a_failed_commit_left_in_its_transaction_is_not_handed_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Db::open_store(&folder.path().join("store.db")).await.unwrap();
+        for ends in ["rollback", "commit"] {
+            let mut tx = db.begin().await.unwrap();
+            sqlx::query("pragma user_version = 9").execute(&mut *tx).await.unwrap();
+            // As SQLite does by itself when the disk is full.
+            sqlx::query(ends).execute(&mut *tx).await.unwrap();
+            assert!(tx.commit().await.is_err(), "there is nothing to commit any more");
+            db.begin().await.unwrap().commit().await.unwrap();
+        }
+        let reading = db.read.begin_with("begin").await.unwrap();
+        drop(reading);
+        db.read.begin_with("begin").await.unwrap().rollback().await.unwrap();
     }
 
     #[test]
