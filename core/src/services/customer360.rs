@@ -24,8 +24,10 @@ const LAST_COPY_TTL: Duration = Duration::from_secs(60 * 60);
 const READ_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a question waits for the store before the last known copy is looked for.
 const STALE_AFTER: Duration = Duration::from_secs(1);
-/// How long a store that was found away is taken to be so: copies are answered at once meanwhile.
+/// How long a store that was found away is taken to be so, and how long a question waits for it meanwhile.
 const STALE_FOR: Duration = Duration::from_secs(1);
+/// See [`STALE_FOR`].
+const STALE_SOON: Duration = Duration::from_millis(50);
 /// How long a question waits for the cache before it is put to the store. A Redis that flushes each write (`appendfsync always`)
 /// answers nobody while it flushes; the store does meanwhile.
 const CACHE_PATIENCE: Duration = Duration::from_millis(4);
@@ -143,10 +145,14 @@ pub async fn answer(
     };
     let mut read = std::pin::pin!(read);
     // Nobody waits long for a store that is away where there is a copy; least of all whoever asks after somebody has found out.
-    let patience = if context.store_away.lately() { Duration::ZERO } else { STALE_AFTER };
+    let is_away = context.store_away.lately();
+    let patience = if is_away { STALE_SOON } else { STALE_AFTER };
     let in_time = tokio::time::timeout(patience, &mut read).await;
     if in_time.is_err() {
-        context.store_away.note();
+        // Found out by whoever waited long: a store that is only slow must not be taken to be away for good.
+        if !is_away {
+            context.store_away.note();
+        }
         if let Some(copy) = last_copy(context, brand, asked).await {
             return Ok(Some(copy));
         }
