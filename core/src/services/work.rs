@@ -115,7 +115,7 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
             Ok(done) => {
                 worked.effective += done.effective;
                 worked.duplicates += done.duplicates;
-                failpoint::reached("committed_before_ack");
+                failpoint::reached("committed_in_part");
                 note_uninstalled(context, &events[part.clone()]).await;
             }
             Err(error) if part.len() == 1 && !matches!(error, StoreError::Unavailable(_)) => {

@@ -1,0 +1,27 @@
+-- What each table holds, for whoever looks at the database by hand.
+comment on table brands is 'The brands of this system, with their settings and sealed secrets';
+comment on table shops is 'Shopify shops, each of one brand, with their sealed secrets';
+comment on table api_keys is 'Write keys and secret keys, as hashes, with what they may do';
+comment on table system_secrets is 'Secrets of the system itself, sealed';
+comment on table profiles is 'Customers: one row each; merged_into leads from a profile that was merged away to where it went';
+comment on table identifiers is 'What customers are known by, and whose each is';
+comment on table events is 'Events as they came, once for each (brand_id, message_id)';
+comment on table orders is 'Orders: the newest report of each part of the state, refunds, fulfillments';
+comment on table products is 'Names and categories of products, each part from the newest report that mentions it';
+comment on table consents is 'What customers said of being written to';
+comment on table merges is 'Merges of profiles, with what moved, so that they can be undone';
+comment on table relations is 'Profiles that are kept apart, and why';
+comment on table suppressed is 'Keyed hashes of identifiers whose owners were erased';
+comment on table privacy_requests is 'Requests in the name of privacy: exports, erasures, redactions of shops';
+comment on table audit_log is 'Who did and looked at what';
+comment on table webhook_bodies is 'Digests of webhooks that took effect, by which a replay is known';
+comment on table outbox is 'Items that leave for a queue once their transaction has committed, or wait for a queue that is away';
+comment on table outbox_claims is 'Idempotency keys of items that were taken in while the queue was away';
+comment on table segments is 'Segments of customers, by rule';
+comment on table segment_members is 'Who belongs to a segment now';
+comment on table segment_changes is 'Who entered and left a segment, and when';
+comment on table segment_checks is 'Whose segments are to be looked at again, and when';
+comment on table automations is 'Automations and their state';
+comment on table automation_versions is 'Definitions of automations, a row for each version';
+comment on table automation_runs is 'Runs of automations: where each stands, and when it is due';
+comment on table automation_actions is 'What runs have done, and what became of it';
