@@ -14,6 +14,7 @@ use email_address::EmailAddress;
 use phonenumber::country;
 use serde::{Deserialize, Serialize};
 
+use super::gid;
 use super::ids::ProfileId;
 use super::settings::{BrandSettings, Limits};
 use super::telephone;
@@ -200,8 +201,7 @@ fn is_placeholder(value: &str) -> bool {
 
 /// Shopify's id of a thing of that type out of its global id, `gid://shopify/TYPE/ID`.
 fn without_gid<'a>(id: &'a str, of: &str) -> &'a str {
-    let bare = id.strip_prefix("gid://shopify/").and_then(|rest| rest.strip_prefix(of)?.strip_prefix('/'));
-    bare.unwrap_or(id)
+    gid::parts(id).filter(|(kind, _)| *kind == of).map_or(id, |(_, bare)| bare)
 }
 
 /// A cart's or checkout's token as orders name it. Storefronts have it as a global id, and with a key behind it (`TOKEN?key=…`).

@@ -14,6 +14,7 @@ use super::event::{
     BodyClaim, Channel, Consent, Event, EventKind, PrivacyAsk, Product, ProductPart, Rejection, SUBSCRIBED,
     Subject, TraitUpdate,
 };
+use super::gid;
 use super::identity::{Identifier, IdentifierKind, Rules};
 use super::json;
 use super::money;
@@ -322,7 +323,7 @@ fn order_update(
 /// The parts of an order's state that a body does not mention: a subscription may name the fields that it wants.
 fn left_out(body: &Value, topic: &str) -> Vec<Part> {
     let mentions = |part: &Part| {
-        let is_there = |fields: &[&str]| fields.iter().any(|field| body.get(*field).is_some());
+        let is_there = |fields: &[&str]| mentions_any(body, fields);
         let is_told = |fields: &[&str]| fields.iter().any(|field| !body[*field].is_null());
         match part {
             Part::Name => is_there(&["name"]),
@@ -464,7 +465,7 @@ fn paid_back(refund: &Value, updated_at: Timestamp, version: &Version) -> Result
 fn fulfillment(parcel: &Value, version: &Version) -> Option<(String, Fulfillment)> {
     let own = instant(parcel, "updated_at").map_or(version.at_ms, |at| at.timestamp_millis());
     let mentions = |part: &ParcelPart| {
-        let is_there = |fields: &[&str]| fields.iter().any(|field| parcel.get(*field).is_some());
+        let is_there = |fields: &[&str]| mentions_any(parcel, fields);
         match part {
             ParcelPart::Status => is_there(&["shipment_status", "status"]),
             ParcelPart::At => instant(parcel, "created_at").is_some(),
@@ -713,6 +714,10 @@ fn consents(body: &Value, topic: &str, event_at: Timestamp, rules: &Rules) -> Ve
     found
 }
 
+fn mentions_any(of: &Value, fields: &[&str]) -> bool {
+    fields.iter().any(|field| of.get(*field).is_some())
+}
+
 fn list<'a>(of: &'a Value, field: &str) -> &'a [Value] {
     of[field].as_array().map_or(&[], Vec::as_slice)
 }
@@ -730,16 +735,15 @@ fn text(of: &Value, field: &str) -> Option<String> {
 /// floating ones writes as `7.0`, as far as such a number is exact.
 fn id_in(of: &Value, field: &str) -> Option<String> {
     if let Some(number) = of[field].as_f64().filter(|_| of[field].is_f64()) {
-        let is_exact = number.fract() == 0.0 && (0.0..EXACT_FLOATS).contains(&number);
+        let is_exact = number.fract() == 0.0 && (0.0..EXACT_FLOATS as f64).contains(&number);
         return is_exact.then(|| format!("{number:.0}"));
     }
     let told = text(of, field)?;
-    let number = told.strip_prefix("gid://shopify/").and_then(|gid| gid.split_once('/')).map(|(_, id)| id);
-    Some(number.map_or(told.as_str(), |id| id.split('?').next().unwrap_or(id)).to_owned())
+    Some(gid::id(&told).unwrap_or(&told).to_owned())
 }
 
 /// Whole numbers below this are exact as floating ones.
-const EXACT_FLOATS: f64 = 9_007_199_254_740_992.0;
+pub const EXACT_FLOATS: u64 = 1 << 53;
 
 fn instant(of: &Value, field: &str) -> Option<Timestamp> {
     of[field].as_str().and_then(time::parse)

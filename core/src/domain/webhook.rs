@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::event::Rejection;
-use super::json;
+use super::{gid, json};
 
 /// The code of a body that is not of its topic's shape, or of another shop.
 pub const INVALID: &str = "invalid_webhook";
@@ -18,23 +18,6 @@ pub const INVALID: &str = "invalid_webhook";
 const SALE: &[&str] = &["line_items", "total_price", "total_price_set", "financial_status", "order_number"];
 /// What only the body of a product has, or of something else that is shown in the shop.
 const GOODS: &[&str] = &["title", "variants", "product_type", "vendor", "body_html", "handle"];
-/// What only the body of a customer has.
-const PERSON: &[&str] = &[
-    "first_name",
-    "last_name",
-    "default_address",
-    "addresses",
-    "orders_count",
-    "total_spent",
-    "verified_email",
-    "state",
-    "accepts_marketing",
-    "email_marketing_consent",
-    "sms_marketing_consent",
-    "tax_exempt",
-    "email",
-    "phone",
-];
 /// What only the body of a customer has, and no part of an order's.
 const CUSTOMER: &[&str] = &[
     "first_name",
@@ -48,18 +31,14 @@ const CUSTOMER: &[&str] = &[
     "accepts_marketing",
     "email_marketing_consent",
     "sms_marketing_consent",
-    "myshopify_domain",
 ];
-/// What a part of an order may say of it.
+/// What customers have, and orders, too.
+const CONTACT: &[&str] = &["tax_exempt", "email", "phone"];
+/// What a part of an order may say of it, beside what other sales have.
 const ORDER: &[&str] = &[
-    "line_items",
-    "total_price",
-    "total_price_set",
     "current_total_price",
     "current_total_price_set",
-    "financial_status",
     "fulfillment_status",
-    "order_number",
     "name",
     "email",
     "contact_email",
@@ -94,7 +73,7 @@ struct Shape {
     /// Fields that must be there and say something.
     told: &'static [&'static str],
     /// Fields of which one must be there; none, if there are none.
-    any: &'static [&'static str],
+    any: &'static [&'static [&'static str]],
     /// Fields of other bodies.
     never: &'static [&'static [&'static str]],
     /// What `admin_graphql_api_id` says of the resource, where it is there.
@@ -167,11 +146,9 @@ impl Shape {
                 return Err(format!("a body of {topic} has {name}, and this one does not"));
             }
         }
-        if !self.any.is_empty() && !self.any.iter().any(|name| fields.contains_key(*name)) {
-            return Err(format!(
-                "a body of {topic} has one of {}, and this one has none",
-                self.any.join(", ")
-            ));
+        let any = self.any.concat();
+        if !any.is_empty() && !any.iter().any(|name| fields.contains_key(*name)) {
+            return Err(format!("a body of {topic} has one of {}, and this one has none", any.join(", ")));
         }
         if let Some(name) = self.never.iter().copied().flatten().find(|name| fields.contains_key(**name)) {
             return Err(format!("a body of {topic} has no {name}, and this one does"));
@@ -179,8 +156,8 @@ impl Shape {
         if self.numbered && fields.get("id").is_some_and(|id| !id.is_null() && !is_number(id)) {
             return Err(format!("the id in a body of {topic} is a number, and this one is not"));
         }
-        let gid = |name: &str| fields.get(name).and_then(Value::as_str)?.strip_prefix("gid://shopify/");
-        let says = gid("admin_graphql_api_id").or_else(|| gid("id")).and_then(|gid| gid.split('/').next());
+        let kind = |name: &str| Some(gid::parts(fields.get(name).and_then(Value::as_str)?)?.0);
+        let says = kind("admin_graphql_api_id").or_else(|| kind("id"));
         match (self.resource, says) {
             (Some(meant), Some(said)) if meant != said => {
                 Err(format!("a body of {topic} tells of a {meant}, and this one of something else"))
@@ -195,10 +172,7 @@ fn is_number(id: &Value) -> bool {
         Value::Number(_) => true,
         // Newer versions of Shopify's API write ids with what they are of, which is looked at apart.
         Value::String(text) => {
-            let digits = text
-                .strip_prefix("gid://shopify/")
-                .and_then(|gid| gid.split_once('/'))
-                .map_or(&**text, |(_, id)| id);
+            let digits = gid::parts(text).map_or(&**text, |(_, id)| id);
             !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
         }
         _ => false,
@@ -211,12 +185,12 @@ fn shape(topic: &str) -> Option<Shape> {
     Some(match (resource, what) {
         ("customers", "redact") => Shape {
             told: &["shop_id", "shop_domain", "customer"],
-            never: &[&["id", "orders_requested", "data_request"], SALE, GOODS, PERSON, PART],
+            never: &[&["id", "orders_requested", "data_request"], SALE, GOODS, CUSTOMER, CONTACT, PART],
             ..Shape::default()
         },
         ("customers", "data_request") => Shape {
             told: &["shop_id", "shop_domain", "customer"],
-            never: &[&["id", "orders_to_redact"], SALE, GOODS, PERSON, PART],
+            never: &[&["id", "orders_to_redact"], SALE, GOODS, CUSTOMER, CONTACT, PART],
             ..Shape::default()
         },
         ("shop", "redact") => Shape {
@@ -225,7 +199,8 @@ fn shape(topic: &str) -> Option<Shape> {
                 &["id", "customer", "orders_requested", "orders_to_redact", "data_request"],
                 SALE,
                 GOODS,
-                PERSON,
+                CUSTOMER,
+                CONTACT,
                 PART,
             ],
             ..Shape::default()
@@ -233,7 +208,7 @@ fn shape(topic: &str) -> Option<Shape> {
         // A deletion says the id, and nothing of what there was.
         ("orders" | "products", "delete") => Shape {
             told: &["id"],
-            never: &[SALE, GOODS, PERSON, PART, PRIVACY, &["customer", "created_at", "status"]],
+            never: &[SALE, GOODS, CUSTOMER, CONTACT, PART, PRIVACY, &["customer", "created_at", "status"]],
             resource: Some(if resource == "orders" { "Order" } else { "Product" }),
             numbered: true,
             ..Shape::default()
@@ -280,32 +255,14 @@ fn shape(topic: &str) -> Option<Shape> {
         },
         ("customers", "create" | "update" | "enable" | "disable") => Shape {
             told: &["id"],
-            any: &[
-                "first_name",
-                "last_name",
-                "default_address",
-                "addresses",
-                "orders_count",
-                "total_spent",
-                "verified_email",
-                "state",
-                "accepts_marketing",
-                "email_marketing_consent",
-                "sms_marketing_consent",
-                "tax_exempt",
-                "email",
-                "phone",
-                "tags",
-                "note",
-                "updated_at",
-            ],
+            any: &[CUSTOMER, CONTACT, &["tags", "note", "updated_at"]],
             never: &[SALE, GOODS, PART, PRIVACY, ORDERS_OWN, &["customer", "myshopify_domain"]],
             resource: Some("Customer"),
             numbered: true,
         },
         ("customers", "merge") => Shape {
             told: &["admin_graphql_api_customer_kept_id", "admin_graphql_api_customer_deleted_id"],
-            never: &[SALE, GOODS, PART, PRIVACY, PERSON],
+            never: &[SALE, GOODS, PART, PRIVACY, CUSTOMER, CONTACT],
             ..Shape::default()
         },
         ("customer.tags_added" | "customer.tags_removed", "") => {
@@ -314,7 +271,7 @@ fn shape(topic: &str) -> Option<Shape> {
         // Others tell of a customer in few words, and Shopify adds to them: summaries.
         ("customers", _) => Shape { never: &[SALE, GOODS, PART, PRIVACY], ..Shape::default() },
         (resource, _) if resource.starts_with("customers_") => Shape {
-            any: &["email_marketing_consent", "sms_marketing_consent", "customer_id"],
+            any: &[&["email_marketing_consent", "sms_marketing_consent", "customer_id"]],
             never: &[SALE, GOODS, PART, PRIVACY],
             ..Shape::default()
         },
@@ -326,14 +283,14 @@ fn shape(topic: &str) -> Option<Shape> {
         ) => order(),
         ("refunds", _) => Shape {
             told: &["order_id"],
-            any: &[
+            any: &[&[
                 "transactions",
                 "refund_line_items",
                 "order_adjustments",
                 "note",
                 "processed_at",
                 "restock",
-            ],
+            ]],
             never: &[
                 SALE,
                 GOODS,
@@ -345,7 +302,7 @@ fn shape(topic: &str) -> Option<Shape> {
         },
         ("fulfillments", _) => Shape {
             told: &["order_id"],
-            any: &[
+            any: &[&[
                 "status",
                 "shipment_status",
                 "tracking_number",
@@ -353,7 +310,7 @@ fn shape(topic: &str) -> Option<Shape> {
                 "tracking_company",
                 "line_items",
                 "updated_at",
-            ],
+            ]],
             never: &[
                 &["transactions", "refund_line_items", "total_price", "financial_status", "order_number"],
                 GOODS,
@@ -364,30 +321,20 @@ fn shape(topic: &str) -> Option<Shape> {
         },
         ("products", _) => Shape {
             told: &["id"],
-            any: &[
-                "title",
-                "variants",
-                "product_type",
-                "vendor",
-                "body_html",
-                "handle",
-                "tags",
-                "images",
-                "updated_at",
-            ],
+            any: &[GOODS, &["tags", "images", "updated_at"]],
             never: &[
                 SALE,
                 PART,
                 PRIVACY,
                 ORDERS_OWN,
                 CUSTOMER,
-                &["customer", "sort_order", "disjunctive", "first_name", "last_name"],
+                &["customer", "sort_order", "disjunctive", "myshopify_domain"],
             ],
             resource: Some("Product"),
             numbered: true,
         },
         ("checkouts", _) => Shape {
-            any: &["token", "cart_token", "abandoned_checkout_url"],
+            any: &[&["token", "cart_token", "abandoned_checkout_url"]],
             never: &[
                 &["financial_status", "order_number", "order_status_url", "refund_line_items"],
                 GOODS,
@@ -397,12 +344,12 @@ fn shape(topic: &str) -> Option<Shape> {
             ..Shape::default()
         },
         ("carts", _) => Shape {
-            any: &["token", "line_items"],
+            any: &[&["token", "line_items"]],
             never: &[&["financial_status", "total_price", "order_number", "customer"], GOODS, PART, PRIVACY],
             ..Shape::default()
         },
         ("app", "uninstalled") | ("shop", _) => Shape {
-            any: &["myshopify_domain"],
+            any: &[&["myshopify_domain"]],
             never: &[SALE, PART, PRIVACY, &["customer", "variants", "first_name", "last_name"]],
             resource: Some("Shop"),
             ..Shape::default()
@@ -414,12 +361,19 @@ fn shape(topic: &str) -> Option<Shape> {
 fn order() -> Shape {
     Shape {
         told: &["id"],
-        any: ORDER,
+        any: &[SALE, ORDER],
         never: &[
             GOODS,
             PRIVACY,
             CUSTOMER,
-            &["order_id", "refund_line_items", "tracking_number", "abandoned_checkout_url", "invoice_url"],
+            &[
+                "myshopify_domain",
+                "order_id",
+                "refund_line_items",
+                "tracking_number",
+                "abandoned_checkout_url",
+                "invoice_url",
+            ],
         ],
         resource: Some("Order"),
         numbered: true,

@@ -1,6 +1,7 @@
 //! Orders as Shopify's GraphQL API gives them, in the form that its REST API and webhooks have.
 
 use serde_json::{Map, Value, json};
+use tributary_core::domain::gid;
 
 /// Whether an order is written as the GraphQL API does.
 pub(super) fn is_graphql(order: &Value) -> bool {
@@ -12,8 +13,8 @@ pub(super) fn is_graphql(order: &Value) -> bool {
 
 /// Puts a child into the node that it belongs to. What says nothing of a customer or an order is left out.
 pub(super) fn put(node: &mut Value, child: Value) {
-    let gid = child["id"].as_str().and_then(|id| id.strip_prefix("gid://shopify/")?.split('/').next());
-    let field = match gid.or(child["__typename"].as_str()) {
+    let kind = child["id"].as_str().and_then(gid::parts).map(|(kind, _)| kind);
+    let field = match kind.or(child["__typename"].as_str()) {
         Some("LineItem") => "lineItems",
         Some("Refund") => "refunds",
         Some("RefundLineItem") => "refundLineItems",
@@ -38,10 +39,9 @@ pub(super) fn put(node: &mut Value, child: Value) {
 /// # Errors
 /// When it is something else than an order.
 pub(super) fn order(order: Value) -> Result<Value, String> {
-    if let Some(gid) = order["id"].as_str().and_then(|id| id.strip_prefix("gid://shopify/"))
-        && !gid.starts_with("Order/")
+    if let Some((what, _)) = order["id"].as_str().and_then(gid::parts)
+        && what != "Order"
     {
-        let what = gid.split('/').next().unwrap_or_default();
         return Err(format!(
             "this is a {what}; an order is wanted, whose id begins with gid://shopify/Order/"
         ));
@@ -170,9 +170,8 @@ fn plain(value: Value) -> Value {
         }
         Value::Array(values) => Value::Array(values.into_iter().map(plain).collect()),
         Value::String(text) => {
-            let number =
-                text.strip_prefix("gid://shopify/").and_then(|gid| gid.split_once('/')).map(|(_, id)| id);
-            Value::String(number.map(|id| id.split('?').next().unwrap_or(id).to_owned()).unwrap_or(text))
+            let id = gid::id(&text).map(str::to_owned);
+            Value::String(id.unwrap_or(text))
         }
         other => other,
     }

@@ -24,8 +24,10 @@ use sha2::{Digest, Sha256};
 use tributary_core::adapters::folder::draft;
 use tributary_core::context::Context;
 use tributary_core::domain::envelope::{Envelope, Origin};
+use tributary_core::domain::gid;
 use tributary_core::domain::identity::Rules;
 use tributary_core::domain::ids::BrandId;
+use tributary_core::domain::shopify::EXACT_FLOATS;
 use tributary_core::ports::queue::{NewItem, QueueError, within_share};
 
 use crate::cli::ServeArgs;
@@ -225,11 +227,9 @@ fn order_id(told: &Value) -> Result<String, String> {
         Value::Number(number) => number.to_string(),
         _ => String::new(),
     };
-    let number = match written.strip_prefix("gid://shopify/") {
-        Some(gid) => match gid.split_once('/') {
-            Some(("Order", number)) => number.split('?').next().unwrap_or(number),
-            _ => return Err(format!("{written:?} is no order")),
-        },
+    let number = match gid::parts(&written) {
+        Some(("Order", _)) => gid::id(&written).unwrap_or_default(),
+        Some(_) => return Err(format!("{written:?} is no order")),
         None => &written,
     };
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -254,9 +254,6 @@ fn order_id(told: &Value) -> Result<String, String> {
         _ => Err(format!("the id is {number:?}; an order's id has digits only")),
     }
 }
-
-/// Whole numbers below this are exact as floating ones.
-const EXACT_FLOATS: u64 = 1 << 53;
 
 /// Whether an order says when it was placed, and what was sold: without them it would be one of nothing, placed now.
 fn complete(order: &Value) -> Result<(), String> {
