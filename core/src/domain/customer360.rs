@@ -31,8 +31,6 @@ pub const GROUPS: usize = 20;
 /// What a store holds of one customer.
 #[derive(Clone, Debug)]
 pub struct CustomerRecord {
-    /// Of which revision it is.
-    pub revision: Revision,
     /// The profile, never a merged-away one.
     pub profile: Profile,
     /// All its identifiers.

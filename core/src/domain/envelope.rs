@@ -12,6 +12,7 @@ use super::automation::emitted;
 use super::event::{Event, EventKind, Rejection, Source};
 use super::identity::{Identifier, Rules};
 use super::ids::BrandId;
+use super::json::is_default;
 use super::{segment, shopify};
 
 /// A message on its way to a worker.
@@ -45,7 +46,7 @@ pub enum Origin<'a> {
         #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
         sent_at: Option<Cow<'a, str>>,
         /// Which message of its batch it is, from 0: of two that say something at the same time, the later holds.
-        #[serde(default, skip_serializing_if = "is_first")]
+        #[serde(default, skip_serializing_if = "is_default")]
         place: u32,
         /// What the batch says for all its messages (`context`, `integrations`), as the text of a JSON object, to be
         /// merged under the message's own.
@@ -80,11 +81,6 @@ pub enum Origin<'a> {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         vouches: bool,
     },
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde hands over references
-fn is_first(place: &u32) -> bool {
-    *place == 0
 }
 
 impl<'a> Envelope<'a> {

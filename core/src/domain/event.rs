@@ -8,7 +8,7 @@ use super::identity::{Identifier, IdentifierKind};
 use super::ids::{BrandId, ProfileId};
 use super::order::OrderUpdate;
 use super::time::{self, Timestamp};
-use super::version::{Version, Versions};
+use super::version::Versions;
 
 /// What sort of message an event came as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -182,7 +182,7 @@ pub const SUBSCRIBED: &str = "subscribed";
 /// The state of an address that a mail server has refused for good: nothing is sent there until consent is given anew.
 pub const UNDELIVERABLE: &str = "undeliverable";
 
-/// What a customer said of being written to. The newest of a channel holds, by `at` and then as [`Version`] says.
+/// What a customer said of being written to. The newest of a channel holds, by `at` and then as [`Version`](super::version::Version) says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Consent {
     /// By which way.
@@ -238,22 +238,13 @@ pub struct Product {
 impl Product {
     /// Takes in another report of the same product.
     pub fn take_in(&mut self, other: &Self) {
-        for part in ProductPart::ALL {
-            if other.versions.of(part) <= self.versions.of(part) {
-                continue;
-            }
-            match part {
-                ProductPart::Title => self.title.clone_from(&other.title),
-                ProductPart::Category => self.category.clone_from(&other.category),
-                ProductPart::Vendor => self.vendor.clone_from(&other.vendor),
-                ProductPart::Price => self.price = other.price,
-            }
-        }
-        self.versions = self.versions.newer(&other.versions, &ProductPart::ALL);
-        self.deleted_at = match (self.deleted_at, other.deleted_at) {
-            (Some(held), Some(other)) => Some(held.min(other)),
-            (held, other) => held.or(other),
-        };
+        self.versions.take_in(&other.versions, &ProductPart::ALL, |part| match part {
+            ProductPart::Title => self.title.clone_from(&other.title),
+            ProductPart::Category => self.category.clone_from(&other.category),
+            ProductPart::Vendor => self.vendor.clone_from(&other.vendor),
+            ProductPart::Price => self.price = other.price,
+        });
+        self.deleted_at = self.deleted_at.into_iter().chain(other.deleted_at).min();
     }
 }
 
@@ -326,7 +317,7 @@ pub struct Event {
     /// From when what it says of traits and consent holds. Nearly always `timestamp`; of a sender whose clock is wrong it is so rounded
     /// that what the network does to two messages does not change which of them is the later.
     pub told_at: Timestamp,
-    /// What comes later of two with the same time: see [`Version`].
+    /// What comes later of two with the same time: see [`Version`](super::version::Version).
     pub sequence: i64,
     /// When it reached the server.
     pub received_at: Timestamp,
@@ -436,11 +427,6 @@ impl Event {
             self.message_id.insert_str(0, "public:");
         }
         self
-    }
-
-    /// What decides between what it says and what others say of the same.
-    pub fn version(&self, at: Timestamp) -> Version {
-        Version { at_ms: at.timestamp_millis(), sequence: self.sequence, message_id: self.message_id.clone() }
     }
 
     /// What may be kept of an event about somebody who was erased: that it was, and the order without the customer.

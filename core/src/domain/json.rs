@@ -11,6 +11,11 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+/// Whether a value is the one that is not written out.
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 /// How deep a JSON text is nested.
 pub(super) fn depth(text: &str) -> usize {
     let (mut depth, mut most, mut in_text, mut escaped) = (0_usize, 0, false, false);

@@ -208,18 +208,12 @@ impl ParcelPart {
 impl Fulfillment {
     /// Takes in another report of the same parcel.
     fn take_in(&mut self, other: &Self) {
-        for part in ParcelPart::ALL {
-            if other.versions.of(part) <= self.versions.of(part) {
-                continue;
-            }
-            match part {
-                ParcelPart::Status => self.status.clone_from(&other.status),
-                ParcelPart::At => self.at_ms = other.at_ms,
-                ParcelPart::Company => self.company.clone_from(&other.company),
-                ParcelPart::Number => self.number.clone_from(&other.number),
-            }
-        }
-        self.versions = self.versions.newer(&other.versions, &ParcelPart::ALL);
+        self.versions.take_in(&other.versions, &ParcelPart::ALL, |part| match part {
+            ParcelPart::Status => self.status.clone_from(&other.status),
+            ParcelPart::At => self.at_ms = other.at_ms,
+            ParcelPart::Company => self.company.clone_from(&other.company),
+            ParcelPart::Number => self.number.clone_from(&other.number),
+        });
     }
 }
 
@@ -343,36 +337,27 @@ impl OrderRecord {
         for (id, fulfillment) in update.fulfillments.iter().filter(|_| !self.erased) {
             self.fulfillments.entry(id.clone()).or_default().take_in(fulfillment);
         }
-        self.deleted_at = match (self.deleted_at, update.deleted_at) {
-            (Some(held), Some(other)) => Some(held.min(other)),
-            (held, other) => held.or(other),
-        };
+        self.deleted_at = self.deleted_at.into_iter().chain(update.deleted_at).min();
     }
 
     fn take_in(&mut self, state: &Order, told: &Versions<Part>, profile: Option<ProfileId>) {
         let (held, versions) = self.state.get_or_insert_with(|| (Order::unknown(), Versions::default()));
-        for part in Part::ALL {
-            if told.of(part) <= versions.of(part) {
-                continue;
+        versions.take_in(told, &Part::ALL, |part| match part {
+            Part::Name => held.name.clone_from(&state.name),
+            Part::OrderedAt => held.ordered_at = state.ordered_at,
+            Part::CancelledAt => held.cancelled_at = state.cancelled_at,
+            Part::Test => held.test = state.test,
+            Part::Currency => held.currency.clone_from(&state.currency),
+            Part::Total => {
+                held.total = state.total;
+                held.presentment.clone_from(&state.presentment);
             }
-            match part {
-                Part::Name => held.name.clone_from(&state.name),
-                Part::OrderedAt => held.ordered_at = state.ordered_at,
-                Part::CancelledAt => held.cancelled_at = state.cancelled_at,
-                Part::Test => held.test = state.test,
-                Part::Currency => held.currency.clone_from(&state.currency),
-                Part::Total => {
-                    held.total = state.total;
-                    held.presentment.clone_from(&state.presentment);
-                }
-                Part::CurrentTotal => held.current_total = state.current_total,
-                Part::Payment => held.financial_status.clone_from(&state.financial_status),
-                Part::Shipping => held.fulfillment_status.clone_from(&state.fulfillment_status),
-                Part::Items => held.items.clone_from(&state.items),
-                Part::Customer => self.profile = profile.filter(|_| !self.erased),
-            }
-        }
-        *versions = versions.newer(told, &Part::ALL);
+            Part::CurrentTotal => held.current_total = state.current_total,
+            Part::Payment => held.financial_status.clone_from(&state.financial_status),
+            Part::Shipping => held.fulfillment_status.clone_from(&state.fulfillment_status),
+            Part::Items => held.items.clone_from(&state.items),
+            Part::Customer => self.profile = profile.filter(|_| !self.erased),
+        });
     }
 
     /// Takes the customer out, for good.

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::event::{Event, Source};
 use super::identity::Standing;
 use super::ids::{BrandId, ProfileId};
+use super::json::is_default;
 use super::time::Timestamp;
 
 /// The most traits of a profile. Beyond it the newest are kept, by the same order that decides between two values.
@@ -28,7 +29,7 @@ pub struct Trait {
     #[serde(rename = "t")]
     pub at_ms: i64,
     /// What comes later of two with the same time.
-    #[serde(rename = "q", default, skip_serializing_if = "is_zero")]
+    #[serde(rename = "q", default, skip_serializing_if = "is_default")]
     pub sequence: i64,
     /// The event that said so.
     #[serde(rename = "m")]
@@ -46,11 +47,6 @@ impl Trait {
     fn weight(&self) -> (bool, i64, i64, &str) {
         (self.source.is_trusted(), self.at_ms, self.sequence, &self.message_id)
     }
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde hands over references
-fn is_zero(number: &i64) -> bool {
-    *number == 0
 }
 
 /// A profile as the store keeps it.

@@ -51,7 +51,7 @@ impl From<Written> for Version {
     }
 }
 
-/// Where the parts `P` of a state are from, of which a report may leave some out. `newer` of any sequence of reports is the same.
+/// Where the parts `P` of a state are from, of which a report may leave some out. Taken in in any sequence, reports come to the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versions<P: Ord> {
     /// The newest report of any part.
@@ -99,14 +99,26 @@ impl<P: Ord + Copy> Versions<P> {
         &self.newest
     }
 
-    /// Where the parts are from, once each is from the newer report of two.
-    #[must_use]
-    pub fn newer(&self, other: &Self, all: &[P]) -> Self {
+    /// What a part is from, as text that sorts; empty where none has mentioned it.
+    pub fn sortable(&self, part: P) -> String {
+        if self.tell(part) { self.of(part).sortable() } else { String::new() }
+    }
+
+    /// Takes in another report's, of which `take` is told the parts that are newer there.
+    pub fn take_in(&mut self, other: &Self, all: &[P], mut take: impl FnMut(P)) {
         let newest = (&self.newest).max(&other.newest).clone();
-        let newer = |part: &P| self.of(*part).max(other.of(*part));
-        let older = all.iter().map(|part| (*part, newer(part))).filter(|(_, version)| **version != newest);
-        let older = older.map(|(part, version)| (part, version.clone())).collect();
-        Self { newest, older }
+        let mut older = BTreeMap::new();
+        for part in all {
+            let (held, told) = (self.of(*part), other.of(*part));
+            if told > held {
+                take(*part);
+            }
+            let newer = held.max(told);
+            if *newer != newest {
+                older.insert(*part, newer.clone());
+            }
+        }
+        *self = Self { newest, older };
     }
 
     /// Changes each version that stands here.

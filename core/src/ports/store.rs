@@ -16,6 +16,7 @@ use crate::domain::event::{Consent, Event, Product, Source};
 use crate::domain::history::{Merge, Retold, Snapshot};
 use crate::domain::identity::{Counts, Identifier, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
+use crate::domain::json::is_default;
 use crate::domain::order::{Order, OrderRecord, Part, UNKNOWN_CURRENCY};
 use crate::domain::profile::Profile;
 use crate::domain::time::Timestamp;
@@ -86,17 +87,12 @@ pub(crate) struct OrderColumns<'a> {
 #[derive(Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub(crate) struct OrderParts {
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     sequence: i64,
     #[serde(skip_serializing_if = "Option::is_none")]
     current_total: Option<Decimal>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     older: BTreeMap<Part, Version>,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde hands over references
-fn is_zero(number: &i64) -> bool {
-    *number == 0
 }
 
 impl OrderParts {

@@ -133,14 +133,17 @@ pub async fn answer(
             return Ok(Some((held, Freshness::Hit)));
         }
         let Some(record) = context.store.customer(brand, now.id).await? else { return Ok(None) };
-        let revision = record.revision.clone();
+        // Read after the revision, it is as new or newer: what is kept as of the revision is never older.
         let found = Customer360::of(record, from_ms(context.clock.now_ms()));
         let json = serde_json::to_vec(&found).map_err(|error| StoreError::Invalid(error.to_string()))?;
         let json = Bytes::from(json);
-        let leads_on = !matches!(asked, Asked::Id(own) if *own == revision.id);
-        let way = leads_on.then(|| way_key(&context.suppression, brand, asked));
-        // Beside the answer, which need not wait for it.
-        tokio::spawn(remember(context.cache.clone(), ttl, brand, revision, json.clone(), way));
+        // Merged meanwhile, it is another's.
+        if found.id == now.id {
+            let leads_on = !matches!(asked, Asked::Id(own) if *own == now.id);
+            let way = leads_on.then(|| way_key(&context.suppression, brand, asked));
+            // Beside the answer, which need not wait for it.
+            tokio::spawn(remember(context.cache.clone(), ttl, brand, now, json.clone(), way));
+        }
         Ok(Some((json, Freshness::Miss)))
     };
     let mut read = std::pin::pin!(read);

@@ -76,9 +76,7 @@ impl Store for PgStore {
         let orders = recent_orders(&mut tx, brand, id).await?;
         let related = if profile.standing.related { related(&mut tx, brand, id).await? } else { vec![] };
         let (all, trusted) = identifiers(&mut tx, brand, id).await?;
-        let Some(revision) = revision(&mut tx, brand, &Asked::Id(id)).await? else { return Ok(None) };
         Ok(Some(CustomerRecord {
-            revision,
             profile,
             identifiers: all,
             trusted,

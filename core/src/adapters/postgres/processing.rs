@@ -16,7 +16,6 @@ use crate::domain::identity::{Counts, Identifier, IdentifierKind, Standing};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
 use crate::domain::time::{Timestamp, from_ms};
-use crate::domain::version::Version;
 use crate::ports::outbox::Stage;
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::{
@@ -521,11 +520,7 @@ impl StoreTx for PgTx {
 
     async fn save_products(&mut self, rows: &[ProductRow<'_>]) -> Result<(), StoreError> {
         let of = || rows.iter().map(|row| &row.product);
-        let told = |part: ProductPart| {
-            of().map(|p| Some(p.versions.of(part)).filter(|_| p.versions.tell(part)).map(Version::sortable))
-                .map(Option::unwrap_or_default)
-                .collect::<Vec<_>>()
-        };
+        let told = |part: ProductPart| of().map(|p| p.versions.sortable(part)).collect::<Vec<_>>();
         sqlx::query(
             "insert into products as p (brand_id, shop, id, title, category, vendor, price, deleted_at, title_told, category_told,
                 vendor_told, price_told)

@@ -77,9 +77,7 @@ impl Store for SqliteStore {
         let orders = recent_orders(&mut tx, brand, id).await?;
         let related = if profile.standing.related { related(&mut tx, brand, id).await? } else { vec![] };
         let (all, trusted) = identifiers(&mut tx, brand, id).await?;
-        let Some(revision) = revision(&mut tx, brand, &Asked::Id(id)).await? else { return Ok(None) };
         Ok(Some(CustomerRecord {
-            revision,
             profile,
             identifiers: all,
             trusted,

@@ -542,10 +542,7 @@ impl StoreTx for SqliteTx {
                     .push_bind(product.price.map(|price| price.to_string()))
                     .push_bind(product.deleted_at.map(|at| at.timestamp_millis()));
                 for part in ProductPart::ALL {
-                    let told = Some(product.versions.of(part))
-                        .filter(|_| product.versions.tell(part))
-                        .map(Version::sortable);
-                    row.push_bind(told.unwrap_or_default());
+                    row.push_bind(product.versions.sortable(part));
                 }
             });
             insert.push(" on conflict (brand_id, shop, id) do update set ");

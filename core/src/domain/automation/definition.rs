@@ -1,5 +1,6 @@
 //! An automation as people write it.
 
+use crate::domain::json::is_default;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -149,22 +150,17 @@ pub struct Cap {
 #[serde(default, deny_unknown_fields)]
 pub struct Span {
     /// Days of 24 hours.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     pub days: u32,
     /// Hours.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     pub hours: u32,
     /// Minutes.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     pub minutes: u32,
     /// Seconds.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     pub seconds: u32,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde wants")]
-fn is_zero(number: &u32) -> bool {
-    *number == 0
 }
 
 impl Span {
