@@ -128,16 +128,18 @@ fn properties(event: &Value) -> Value {
             ("products", list_of(&cart["lines"], line_of)),
         ]));
     }
-    for (field, name) in [("collection", "list_name"), ("searchResult", "query")] {
-        if let Some(found) = data.get(field) {
-            let title = if field == "collection" { &found["title"] } else { &found["query"] };
-            let list_id = if field == "collection" { found["id"].clone() } else { Value::Null };
-            add(told([
-                (name, title.clone()),
-                ("list_id", list_id),
-                ("products", list_of(&found["productVariants"], variant_of)),
-            ]));
-        }
+    if let Some(list) = data.get("collection") {
+        add(told([
+            ("list_name", list["title"].clone()),
+            ("list_id", list["id"].clone()),
+            ("products", list_of(&list["productVariants"], variant_of)),
+        ]));
+    }
+    if let Some(found) = data.get("searchResult") {
+        add(told([
+            ("query", found["query"].clone()),
+            ("products", list_of(&found["productVariants"], variant_of)),
+        ]));
     }
     if let Some(checkout) = data.get("checkout") {
         let order = &checkout["order"];
