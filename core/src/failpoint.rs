@@ -13,7 +13,7 @@ pub const POINTS: [&str; 9] = [
     "committed_in_part",
     "committed_before_ack",
     "acked_before_next",
-    "outbox_pushed_before_delete",
+    "outbox_enqueued_before_noted",
 ];
 
 /// Whether this build has failpoints.

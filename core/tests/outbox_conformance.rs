@@ -13,9 +13,9 @@ use tributary_core::domain::ids::BrandId;
 use tributary_core::ports::clock::SystemClock;
 use tributary_core::ports::outbox::Stage;
 use tributary_core::ports::queue::{
-    Enqueued, Idempotency, NewItem, Priority, Queue, QueueError, QueueSettings,
+    Enqueued, Idempotency, NewItem, Priority, Queue, QueueError, QueueSettings, Then, Unfinished,
 };
-use tributary_core::services::outbox::{DrainError, Outlets, drain};
+use tributary_core::services::outbox::{DrainError, Outlets, check, drain, ended};
 use tributary_core::services::spool::SpooledQueue;
 
 on_every_adapter!({ embedded: crate::embedded_context, services: crate::services_context } [
@@ -26,6 +26,8 @@ on_every_adapter!({ embedded: crate::embedded_context, services: crate::services
     a_key_with_another_body_is_set_aside_and_holds_nobody_up,
     a_queue_that_is_away_or_unknown_loses_nothing,
     drains_at_once_bring_each_item_once,
+    an_item_stays_until_its_job_has_ended,
+    what_a_queue_has_forgotten_it_gets_again,
     a_queue_with_room_for_a_few_gets_a_few,
     a_brand_over_its_share_waits_and_holds_up_nobody,
     what_waits_for_a_queue_that_is_away_has_shares_too,
@@ -100,6 +102,57 @@ async fn what_waits_reaches_its_queue_in_order_once_and_whole(u: &ContextUnderTe
     assert_eq!(u.context.queue.stats().await.unwrap().delayed, 1, "its delay goes on");
     let expected: Vec<String> = (0..2100).map(|n| n.to_string()).collect();
     assert_eq!(worked_off(u).await, expected);
+}
+
+/// Items that their queue is said to have: all of them are asked for at once.
+async fn sent(u: &ContextUnderTest) -> usize {
+    let all = u.context.outbox.to_check(i64::MAX, 100).await.unwrap();
+    let ids: Vec<_> = all.iter().map(|sent| sent.id).collect();
+    u.context.outbox.sent(&ids, 0).await.unwrap();
+    ids.len()
+}
+
+async fn an_item_stays_until_its_job_has_ended(u: &ContextUnderTest) {
+    add(u, &numbered(0..4)).await;
+    assert_eq!((drain(&u.context).await.unwrap(), sent(u).await), (4, 4));
+    let queue = &u.context.queue;
+    let batch = queue.fetch(4, Duration::ZERO).await.unwrap().unwrap();
+    assert_eq!((check(&u.context).await.unwrap(), sent(u).await), (0, 4), "they are in hand");
+    // One is buried, one is tried again, one is left to whoever comes next.
+    let [buried, retried, released] = [
+        Then::Bury { error: "no".into() },
+        Then::Retry { delay: Duration::ZERO, error: "no".into() },
+        Then::Release,
+    ];
+    let unfinished: Vec<Unfinished> = batch.items[1..]
+        .iter()
+        .cloned()
+        .zip([buried, retried, released])
+        .map(|(item, then)| Unfinished { item, then })
+        .collect();
+    ended(&u.context, &batch.items, &unfinished).await.unwrap();
+    assert_eq!(sent(u).await, 2);
+    queue.ack(&batch, &unfinished).await.unwrap();
+    // Acked by one who died before it could remove them: the queue says that they have ended.
+    while let Some(batch) = queue.fetch(4, Duration::from_millis(50)).await.unwrap() {
+        queue.ack(&batch, &[]).await.unwrap();
+    }
+    assert_eq!((check(&u.context).await.unwrap(), sent(u).await, waiting(u).await), (0, 0, (0, 0)));
+}
+
+async fn what_a_queue_has_forgotten_it_gets_again(u: &ContextUnderTest) {
+    add(u, &[keyed("1", "a"), item("2"), item("3")]).await;
+    drain(&u.context).await.unwrap();
+    let batch = u.context.queue.fetch(1, Duration::ZERO).await.unwrap().unwrap();
+    ended(&u.context, &batch.items, &[]).await.unwrap();
+    u.context.queue.ack(&batch, &[]).await.unwrap();
+    assert_eq!(sent(u).await, 2);
+    u.forget_queues().await;
+    assert_eq!((check(&u.context).await.unwrap(), waiting(u).await), (2, (2, 0)));
+    assert_eq!(
+        (drain(&u.context).await.unwrap(), worked_off(u).await),
+        (2, vec!["2".to_owned(), "3".to_owned()])
+    );
 }
 
 async fn whoever_dies_between_enqueue_and_removal_doubles_nothing(u: &ContextUnderTest) {

@@ -12,7 +12,8 @@ use support::{LEASE, QueueUnderTest, redis_lists, redis_streams, sqlite_queue};
 use tributary_core::domain::ids::BrandId;
 use tributary_core::ports::queue::{
     Acked, Audited, Batch, BatchId, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Holding, Idempotency,
-    MAX_DEAD_PAGE, MAX_LOSSES, NewItem, Outcome, Priority, QueueError, Reclaimed, Scope, Then, Unfinished,
+    MAX_DEAD_PAGE, MAX_LOSSES, MAX_SURVIVED, NewItem, Outcome, Priority, QueueError, Reclaimed, Scope, Then,
+    Unfinished,
 };
 
 on_every_adapter!({ sqlite: crate::sqlite_queue, redis_lists: crate::redis_lists, redis_streams: crate::redis_streams } [
@@ -23,6 +24,9 @@ on_every_adapter!({ sqlite: crate::sqlite_queue, redis_lists: crate::redis_lists
     whoever_lost_the_lease_changes_nothing,
     a_poison_item_takes_no_neighbour_along,
     losses_in_company_bury_nobody,
+    a_worker_that_was_only_cut_off_buries_nobody,
+    a_worker_that_comes_back_late_brings_its_item_back,
+    an_item_that_keeps_its_worker_from_beating_is_buried_in_the_end,
     a_retry_waits_for_its_time_and_uses_an_attempt,
     a_release_returns_at_once_unharmed_and_in_order,
     a_buried_item_keeps_its_payload_and_its_reason,
@@ -191,6 +195,62 @@ async fn losses_in_company_bury_nobody(u: &QueueUnderTest) {
         assert_eq!((payloads(&batch), batch.items[0].losses), (vec![expected], 0));
         done(u, &batch).await;
     }
+}
+
+async fn a_worker_that_was_only_cut_off_buries_nobody(u: &QueueUnderTest) {
+    put(u, &["1"]).await;
+    for round in 0..MAX_LOSSES * 2 {
+        let batch = fetch(u, 10).await.unwrap();
+        assert_eq!(batch.items[0].losses, u32::from(round > 0), "the last one is known when it comes back");
+        lose(u).await;
+        // Two ways to hear of it.
+        if round % 2 == 0 {
+            assert_eq!(u.queue.beat(std::slice::from_ref(&batch.id)).await.unwrap(), [batch.id]);
+        } else {
+            assert_eq!(u.queue.ack(&batch, &[]).await.unwrap(), Acked::Lost);
+        }
+    }
+    let batch = fetch(u, 10).await.unwrap();
+    done(u, &batch).await;
+    let stats = u.queue.stats().await.unwrap();
+    assert_eq!((stats.pending, stats.dead, stats.buried), (0, 0, 0));
+}
+
+async fn a_worker_that_comes_back_late_brings_its_item_back(u: &QueueUnderTest) {
+    put(u, &["1"]).await;
+    let mut lost = Vec::new();
+    for _ in 0..MAX_LOSSES {
+        lost.push(fetch(u, 10).await.unwrap());
+        lose(u).await;
+    }
+    assert_eq!(u.queue.stats().await.unwrap().dead, 1);
+    for _ in 0..2 {
+        assert_eq!(u.queue.beat(&[lost[1].id.clone()]).await.unwrap().len(), 1);
+    }
+    let stats = u.queue.stats().await.unwrap();
+    assert_eq!((stats.pending, stats.dead), (1, 0));
+    let batch = fetch(u, 10).await.unwrap();
+    assert_eq!((payloads(&batch), batch.items[0].losses), (vec!["1"], MAX_LOSSES - 1));
+    assert!(batch.items[0].suspect);
+    lose(u).await;
+    assert_eq!(u.queue.stats().await.unwrap().dead, 1, "the others' losses count still");
+    let id = &batch.items[0].id;
+    assert_eq!(u.queue.discard_dead(std::slice::from_ref(id)).await.unwrap(), 1);
+    u.queue.beat(&[batch.id]).await.unwrap();
+    assert_eq!(u.queue.stats().await.unwrap().pending, 0, "what was discarded stays so");
+    let held = u.queue.held_by(BrandId(1)).await.unwrap();
+    assert_eq!(held, Holding::default());
+}
+
+async fn an_item_that_keeps_its_worker_from_beating_is_buried_in_the_end(u: &QueueUnderTest) {
+    put(u, &["1"]).await;
+    for _ in 0..MAX_SURVIVED {
+        let batch = fetch(u, 10).await.unwrap();
+        lose(u).await;
+        u.queue.beat(&[batch.id]).await.unwrap();
+    }
+    let stats = u.queue.stats().await.unwrap();
+    assert_eq!((stats.pending, stats.dead), (0, 1));
 }
 
 async fn a_retry_waits_for_its_time_and_uses_an_attempt(u: &QueueUnderTest) {

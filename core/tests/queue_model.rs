@@ -398,11 +398,11 @@ fn redis_streams_keep_in_step_with_the_model() {
 }
 
 /// Guards of the scripts, each as a line that can be taken out.
-const GUARDS: [(&str, &str, &str); 17] = [
+const GUARDS: [(&str, &str, &str); 18] = [
     (
         "the token check of ack",
-        "if not redis.call('ZSCORE', LEASES, id) then return 0 end -- guard: token",
-        "",
+        "if not redis.call('ZSCORE', LEASES, id) then -- guard: token",
+        "if false then",
     ),
     (
         "the claim in the enqueue",
@@ -424,9 +424,10 @@ const GUARDS: [(&str, &str, &str); 17] = [
     ),
     (
         "the limit of losses",
-        "if item.losses >= tonumber(ARGV[5]) then",
-        "if item.losses > tonumber(ARGV[5]) then",
+        "if item.losses >= tonumber(ARGV[5]) or",
+        "if item.losses > tonumber(ARGV[5]) or",
     ),
+    ("the worker that comes back", "redis.call('HSET', key, batch, '1') -- guard: survived", ""),
     ("the owner of a claim", "if owner == id then", "if owner then"),
     ("the count of a share", "redis.call('HINCRBY', SHARES, brand, items) -- guard: share", ""),
     (
@@ -509,13 +510,14 @@ counter_tests!(
     suspects_alone: 5,
     the_wait_for_a_delay: 6,
     the_limit_of_losses: 7,
-    the_owner_of_a_claim: 8,
-    the_count_of_a_share: 9,
-    the_share_of_items: 10,
-    the_share_of_bytes: 11,
-    the_backlog: 12,
-    the_small_batches_of_low_priority: 13,
-    low_priority_by_itself: 14,
-    the_bound_of_dead_letters: 15,
-    the_turn_of_the_last: 16,
+    the_worker_that_comes_back: 8,
+    the_owner_of_a_claim: 9,
+    the_count_of_a_share: 10,
+    the_share_of_items: 11,
+    the_share_of_bytes: 12,
+    the_backlog: 13,
+    the_small_batches_of_low_priority: 14,
+    low_priority_by_itself: 15,
+    the_bound_of_dead_letters: 16,
+    the_turn_of_the_last: 17,
 );

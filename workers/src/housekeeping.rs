@@ -17,7 +17,7 @@ use tributary_core::ports::locks::Acquired;
 use tributary_core::ports::queue::Queue;
 use tributary_core::services::automations::waker::{fill_once, wake};
 use tributary_core::services::locks::acquire;
-use tributary_core::services::outbox::drain;
+use tributary_core::services::outbox::{check, drain};
 use tributary_core::services::privacy::{self, carry_out};
 use tributary_core::services::rounds::panicked;
 
@@ -25,6 +25,8 @@ use tributary_core::services::rounds::panicked;
 const RECLAIM_EVERY: Duration = Duration::from_millis(500);
 /// How often the outbox is looked into.
 const DRAIN_EVERY: Duration = Duration::from_millis(500);
+/// How often queues are asked whether they have what the outbox gave them.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
 /// How often what is due is looked for: three looks at the beginning of an index.
 const WAKE_EVERY: Duration = Duration::from_millis(200);
 /// How often requests in the name of privacy are looked for.
@@ -50,6 +52,7 @@ pub async fn beside_events(context: Context, queue: Arc<dyn Queue>, stop: Cancel
     loops.begin(Pace::even("reclaim", RECLAIM_EVERY), move |_| reclaim(own.clone()));
     loops.begin(Pace::spread("audit", AUDIT_EVERY), move |context| audit(context, queue.clone(), "audit"));
     loops.begin(Pace::even("outbox", DRAIN_EVERY), bring);
+    loops.begin(Pace::spread("outbox_check", CHECK_EVERY), look_after);
     loops.begin(Pace::even("privacy", PRIVACY_EVERY), carry);
     loops.begin(Pace::spread("retention", RETAIN_EVERY), retain);
     loops.ended().await;
@@ -187,8 +190,14 @@ async fn reclaim(queue: Arc<dyn Queue>) -> anyhow::Result<()> {
 async fn bring(context: Context) -> anyhow::Result<()> {
     let items = drain(&context).await?;
     if items > 0 {
-        tracing::info!(items, "brought items from the outbox to their queue");
+        tracing::debug!(items, "brought items from the outbox to their queue");
     }
+    Ok(())
+}
+
+/// What a queue has forgotten waits in the outbox again.
+async fn look_after(context: Context) -> anyhow::Result<()> {
+    check(&context).await?;
     Ok(())
 }
 

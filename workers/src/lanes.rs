@@ -17,7 +17,8 @@ use tributary_core::context::Context;
 use tributary_core::domain::backoff::jittered;
 use tributary_core::failpoint;
 use tributary_core::ports::queue::{Acked, Batch, Item, POLL, Queue, Then, Unfinished};
-use tributary_core::services::work::Worked;
+use tributary_core::services::outbox;
+use tributary_core::services::work::{Worked, try_later};
 
 /// The first wait when something is away, and the longest.
 const AWAY_BASE: Duration = Duration::from_millis(100);
@@ -25,6 +26,8 @@ const AWAY_BASE: Duration = Duration::from_millis(100);
 const AWAY_CAP: Duration = Duration::from_secs(2);
 /// After which a lane leaves a batch to go on by itself, and takes the next, where its line lets it.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// How long a queue that cannot be reached is to be told that the worker of a lost batch lives.
+const SURVIVES: Duration = Duration::from_secs(60 * 60);
 /// The part of a batch that a lane fetches first after the store was away; it doubles with each batch that works.
 const RAMP: usize = 16;
 
@@ -192,10 +195,9 @@ impl Lane {
             worked = AssertUnwindSafe(self.line.work(&self.context, &batch.items)).catch_unwind() => match worked {
                 Ok(worked) => worked,
                 Err(_) => {
-                    // As if the process had died: the lease ends, each item comes alone, and the one that does this is buried.
                     metrics::counter!("tributary_worker_panics_total").increment(1);
                     tracing::error!(items = batch.items.len(), "working off a batch panicked; its items will come again, alone");
-                    return true;
+                    to_blame(&batch)
                 }
             },
             () = self.lease_lost(&batch) => {
@@ -207,6 +209,9 @@ impl Lane {
         };
         record(self.line.name(), &worked, batch.items.len(), started.elapsed());
         failpoint::reached("committed_before_ack");
+        if let Err(error) = outbox::ended(&self.context, &batch.items, &worked.unfinished).await {
+            tracing::debug!(%error, "jobs that have ended stay in the outbox until a look at it");
+        }
         tokio::select! {
             () = self.ack(&batch, &worked.unfinished) => {}
             // Kept alive meanwhile: what is committed must not come again only because the queue was away for a moment.
@@ -221,7 +226,8 @@ impl Lane {
         false
     }
 
-    /// Returns when the lease is lost; keeps it alive until then.
+    /// Returns when the lease is lost; keeps it alive until then. Where the queue cannot be reached, it is told later that this worker
+    /// lives: the loss is not its item's.
     async fn lease_lost(&self, batch: &Batch) {
         let third = self.queue().lease() / 3;
         let mut held_until = Instant::now() + self.queue().lease();
@@ -232,10 +238,23 @@ impl Lane {
                 Ok(lost) if lost.is_empty() => held_until = asked + self.queue().lease(),
                 Ok(_) => return,
                 // Whether the beat arrived is unknown: what is known is how long the last one holds.
-                Err(_) if Instant::now() >= held_until => return,
+                Err(_) if Instant::now() >= held_until => return self.survives(batch),
                 Err(error) => tracing::debug!(%error, "a beat failed"),
             }
         }
+    }
+
+    /// Asks for a batch that is lost by now until the queue answers: so it hears that this worker lives.
+    fn survives(&self, batch: &Batch) {
+        let (line, context, id) = (self.line.clone(), self.context.clone(), batch.id.clone());
+        tokio::spawn(async move {
+            let until = Instant::now() + SURVIVES;
+            while line.queue(&context).beat(std::slice::from_ref(&id)).await.is_err()
+                && Instant::now() < until
+            {
+                sleep(AWAY_CAP).await;
+            }
+        });
     }
 
     /// Tries until there is an answer; the caller gives up when the lease is lost.
@@ -271,6 +290,18 @@ impl Lane {
 /// that waited for it, then more and more.
 fn ramp(want: usize, most: usize, store_was_there: bool) -> usize {
     if store_was_there { (want * 2).min(most) } else { most.div_ceil(RAMP) }
+}
+
+/// Each item comes again, alone; the one that makes its worker panic has failed.
+fn to_blame(batch: &Batch) -> Worked {
+    let unfinished = match &*batch.items {
+        [item] => vec![try_later(item, "working it off panicked; see the log")],
+        items => items
+            .iter()
+            .map(|item| Unfinished { item: Item { suspect: true, ..item.clone() }, then: Then::Release })
+            .collect(),
+    };
+    Worked { unfinished, ..Worked::default() }
 }
 
 fn given_back(batch: &Batch) -> Worked {

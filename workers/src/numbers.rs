@@ -153,6 +153,11 @@ pub const NUMBERS: &[Number] = &[
         "Jobs of automations that waited because their brand had its share",
     ),
     number(
+        "tributary_outbox_forgotten_total",
+        Counter,
+        "Jobs that a queue had forgotten and got again: its data was lost, or an old copy of it came back",
+    ),
+    number(
         "tributary_outbox_refused",
         Gauge,
         "Items in the outbox that no queue takes: one delivery id with two bodies",

@@ -1,8 +1,9 @@
-//! Items that wait in the store until a queue has them.
+//! Items that stay in the store until their job has ended.
 //!
 //! Two ways lead here: jobs that are born in a store's transaction ([`crate::ports::store::StoreTx::stage`]: they are there
-//! if and only if it commits), and items that come while the queue is away ([`Outbox::add`]). Both leave by
-//! [`crate::services::outbox`], in the order they came, each once.
+//! if and only if it commits), and items that come while the queue cannot be reached ([`Outbox::add`]).
+//! [`crate::services::outbox`] enqueues both, in the order they came, each once. An item stays in the outbox while it is in the queue: a
+//! queue that has forgotten it gets it again.
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -34,6 +35,17 @@ pub struct Staged {
     pub staged_ms: i64,
 }
 
+/// An item that was enqueued, and whose job has not ended as far as the store knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// [`Staged::id`].
+    pub id: Uuid,
+    /// The queue's name.
+    pub queue: String,
+    /// When it was staged, in milliseconds since 1970.
+    pub staged_ms: i64,
+}
+
 /// The outbox in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct OutboxStats {
@@ -60,7 +72,16 @@ pub trait Outbox: Send + Sync {
     /// How many of a brand's items wait.
     async fn waiting_of(&self, brand: BrandId) -> Result<u64, StoreError>;
 
-    /// Ends items: their queue has them.
+    /// Notes that a queue has these items, and when to ask it whether it still does (milliseconds since 1970).
+    async fn sent(&self, ids: &[Uuid], check_ms: i64) -> Result<(), StoreError>;
+
+    /// Items that a queue was to have, and that are to be asked for by now: at most `limit`.
+    async fn to_check(&self, now_ms: i64, limit: usize) -> Result<Vec<Sent>, StoreError>;
+
+    /// Notes that the queue has forgotten these items: they wait again.
+    async fn forgotten(&self, ids: &[Uuid]) -> Result<(), StoreError>;
+
+    /// Removes items: their jobs have ended.
     async fn remove(&self, ids: &[Uuid]) -> Result<(), StoreError>;
 
     /// Sets items aside that their queue refused; what was remembered of their keys is forgotten.

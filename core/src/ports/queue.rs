@@ -10,7 +10,9 @@
 //! - `reclaim` gives batches whose lease ran out back to pending. Any worker may call it at any time.
 //!
 //! An item that was lost with others is fetched alone from then on; only losses suffered alone count against it, and
-//! [`MAX_LOSSES`] of them bury it: so an item that kills its worker takes no neighbour along.
+//! [`MAX_LOSSES`] of them bury it: so an item that kills its worker takes no neighbour along. A worker that was only cut off says so by
+//! asking for its batch again, by `beat` or `ack`: that loss counts no more, and an item that was buried for it comes back. Up to
+//! [`MAX_SURVIVED`] losses: an item that keeps its worker from beating does not go round for ever.
 //!
 //! The order: within a priority, what was released comes first, then the rest as it went in; delayed items and retries go
 //! in when their time has come. Suspects come before all. Every [`FAIR_EVERY`]th fetch turns this round - the lowest priority
@@ -32,11 +34,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::domain::ids::BrandId;
 
 /// Losses suffered alone after which an item goes to the dead letters.
 pub const MAX_LOSSES: u32 = 3;
+/// Losses suffered alone after which it goes there although its workers have come back since.
+pub const MAX_SURVIVED: u32 = 30;
 /// The most items that one `fetch` takes.
 pub const MAX_FETCH: usize = 1000;
 /// The longest that `fetch` waits without looking again.
@@ -142,9 +147,32 @@ impl Idempotency {
     }
 }
 
-/// A key as the adapters store it: a hash, because keys are made from what senders write, of any length.
+/// A key as the adapters store it: a hash, because keys are made from what senders write, of any length. The outbox's own key stays
+/// readable: who ends an item finds its row by it.
 pub(crate) fn claim_name(key: &str) -> String {
-    short_hash(key.as_bytes())
+    if is_staged(key) { key.to_owned() } else { short_hash(key.as_bytes()) }
+}
+
+/// What the outbox's own keys begin with.
+const STAGED: &str = "outbox:";
+
+/// The key under which an item of the outbox is known.
+pub(crate) fn staged_key(id: Uuid) -> String {
+    format!("{STAGED}{id}")
+}
+
+/// How long the outbox's own key is remembered of an item that has ended: longer than anybody needs who died between enqueue and the
+/// note of it.
+pub(crate) const STAGED_TTL: Duration = Duration::from_secs(60 * 60);
+
+/// Whether a key is one of the outbox's own.
+pub(crate) fn is_staged(key: &str) -> bool {
+    staged_id(key).is_some()
+}
+
+/// Which item of the outbox has this key, if it is one of the outbox's own.
+fn staged_id(key: &str) -> Option<Uuid> {
+    key.strip_prefix(STAGED)?.parse().ok()
 }
 
 /// The first 128 bits of SHA-256, in hex.
@@ -248,7 +276,7 @@ pub struct Item {
     pub attempt: u32,
     /// It was lost with its worker before: it is fetched alone.
     pub suspect: bool,
-    /// Losses suffered alone.
+    /// Losses suffered alone, but those whose workers had come back by the last of them.
     pub losses: u32,
     /// Where it waits.
     pub priority: Priority,
@@ -263,6 +291,11 @@ pub struct Item {
 }
 
 impl Item {
+    /// Its id in the outbox, where it came out of the outbox.
+    pub fn staged(&self) -> Option<Uuid> {
+        self.claims.iter().find_map(|name| staged_id(name))
+    }
+
     /// The history with one failure more, within its limits.
     pub(crate) fn history_with(&self, at_ms: i64, error: &str) -> Vec<Failure> {
         let mut history = self.history.clone();
@@ -572,6 +605,9 @@ pub(crate) const LOST: &str = "its worker was lost";
 pub(crate) fn lost_alone() -> String {
     format!("its worker was lost {MAX_LOSSES} times while it worked on this item alone")
 }
+
+/// What an item's history says of a loss that counts no more.
+pub(crate) const SURVIVED: &str = "its worker was cut off, and has come back: that loss does not count";
 
 /// What the history says of an item that somebody put back from the dead letters.
 pub(crate) const PUT_BACK: &str = "put back from the dead letters";

@@ -207,14 +207,17 @@ async fn discard_of(
         let page = queue.dead(of, after.as_ref(), MAX_DEAD_PAGE).await?;
         let Some(last) = page.last() else { return Ok(discarded) };
         after = Some(last.place());
-        let mut ids: Vec<String> = Vec::new();
+        let (mut ids, mut staged): (Vec<String>, Vec<Uuid>) = Default::default();
         for letter in &page {
             if about.covers(context, letter).await? {
                 ids.push(letter.item.id.clone());
+                staged.extend(letter.item.staged());
             }
         }
         if !ids.is_empty() {
             discarded += queue.discard_dead(&ids).await?;
+            // Where a lost worker made it a dead letter, the outbox still has it.
+            context.outbox.remove(&staged).await?;
         }
         if page.len() < MAX_DEAD_PAGE {
             return Ok(discarded);

@@ -1,9 +1,10 @@
 //! Bringing what waits in the outbox to its queue: in order, each item once, by itself.
 //!
-//! An item is enqueued under a key made of its own id, and removed from the outbox afterwards. Whoever dies between the two
-//! leaves an item that is enqueued again, and known.
+//! An item is enqueued under a key made of its own id, and stays in the outbox until its job has ended. Whoever dies between the
+//! enqueue and the note of it leaves an item that is enqueued again, and known. A queue that does not know an item's key has forgotten the
+//! item, and gets it again.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,15 +14,27 @@ use crate::context::Context;
 use crate::domain::ids::BrandId;
 use crate::failpoint;
 use crate::ports::locks::{Acquired, Lock};
-use crate::ports::outbox::{Outbox, Staged};
-use crate::ports::queue::{Enqueued, Idempotency, NewItem, Queue, QueueError};
+use crate::ports::outbox::{Sent, Staged};
+use crate::ports::queue::{
+    Enqueued, Idempotency, Item, NewItem, Queue, QueueError, Then, Unfinished, staged_key,
+};
 use crate::ports::store::StoreError;
+use crate::sampled::Sampled;
 use crate::services::locks::acquire;
 
 /// Items that go at once.
 const PAGE: usize = 500;
-/// How long an item's own key is remembered: longer than anybody needs who died between enqueue and removal.
-const KEY_TTL: Duration = Duration::from_secs(60 * 60);
+/// How long an item's own key is remembered while it is in its queue: longer than any item waits there.
+const KEY_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// So many leases after it was enqueued, a queue is first asked whether it still has an item: whoever had the item under one has heard by
+/// then that the lease is gone. Then after as long as the item is old, up to [`CHECK_AT_MOST`].
+const CHECK_LEASES: u32 = 4;
+/// See [`CHECK_LEASES`].
+const CHECK_AT_MOST: Duration = Duration::from_secs(15 * 60);
+/// Items that are asked for at once.
+const CHECK_PAGE: usize = 500;
+/// Items that a queue had forgotten.
+static FORGOTTEN: Sampled = Sampled::new();
 /// Bytes after which a page is long enough.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// How long the store or a queue may take for a step. A connection that died in silence answers nothing, ever.
@@ -90,7 +103,7 @@ async fn drain_one(context: &Context, queue: &'static str) -> Result<usize, Drai
         let Some(lock) = lock(context, queue).await? else { return Ok(brought) };
         let done = async {
             let page = in_time(context.outbox.oldest(&[queue], &over, PAGE)).await?;
-            bring(&*context.outbox, &context.outlets, page, context.clock.now_ms(), &mut over).await
+            bring(context, page, &mut over).await
         };
         let done = done.await;
         if let Some(lock) = lock {
@@ -117,20 +130,15 @@ async fn lock(context: &Context, queue: &str) -> Result<Option<Option<Lock>>, St
     })
 }
 
-/// Brings one page, in pieces that a queue can take at once; answers how many items are out of the outbox. Notes brands that hold their
+/// Brings one page, in pieces that a queue can take at once; answers how many items their queue has. Notes brands that hold their
 /// share.
-async fn bring(
-    outbox: &dyn Outbox,
-    outlets: &Outlets,
-    page: Vec<Staged>,
-    now_ms: i64,
-    over: &mut Vec<BrandId>,
-) -> Result<usize, DrainError> {
+async fn bring(context: &Context, page: Vec<Staged>, over: &mut Vec<BrandId>) -> Result<usize, DrainError> {
+    let (outbox, now_ms) = (&context.outbox, context.clock.now_ms());
     let mut done = 0;
     let mut rest = page;
     let mut most = PAGE;
     while let Some(first) = rest.first() {
-        let Some(queue) = outlets.named(&first.queue) else { break };
+        let Some(queue) = context.outlets.named(&first.queue) else { break };
         let piece = &rest[..piece_of(&rest).min(most)];
         let items: Vec<NewItem> = piece.iter().map(|staged| known_again(staged, now_ms)).collect();
         let answer = tokio::time::timeout(STEP_TIMEOUT, queue.enqueue(&items)).await.unwrap_or_else(|_| {
@@ -144,7 +152,7 @@ async fn bring(
             }
             answer => answer?,
         };
-        failpoint::reached("outbox_pushed_before_delete");
+        failpoint::reached("outbox_enqueued_before_noted");
         let of = |what: &[Enqueued]| -> Vec<Uuid> {
             let both = piece.iter().zip(&results);
             both.filter(|(_, result)| what.contains(result)).map(|(staged, _)| staged.id).collect()
@@ -158,7 +166,7 @@ async fn bring(
             );
             in_time(outbox.refuse(&refused, "a key of its came before with another body")).await?;
         }
-        in_time(outbox.remove(&brought)).await?;
+        in_time(outbox.sent(&brought, later(now_ms, first_check(queue)))).await?;
         done += brought.len();
         let tried = piece.len();
         match waiting.len() {
@@ -180,6 +188,80 @@ async fn bring(
     Ok(done)
 }
 
+fn first_check(queue: &Arc<dyn Queue>) -> Duration {
+    (queue.lease() * CHECK_LEASES).min(CHECK_AT_MOST)
+}
+
+fn later(now_ms: i64, wait: Duration) -> i64 {
+    now_ms.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Removes items of a batch from the outbox whose jobs have ended: done, or buried. Called before the ack: whoever dies in between gets
+/// them again, and removes nothing.
+///
+/// # Errors
+/// When the store cannot be reached: [`check`] removes them later.
+pub async fn ended(context: &Context, items: &[Item], unfinished: &[Unfinished]) -> Result<(), StoreError> {
+    let go_on: HashSet<&str> = unfinished
+        .iter()
+        .filter(|other| !matches!(other.then, Then::Bury { .. }))
+        .map(|other| other.item.id.as_str())
+        .collect();
+    let ended = items.iter().filter(|item| !go_on.contains(item.id.as_str()));
+    let ids: Vec<Uuid> = ended.filter_map(Item::staged).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    in_time(context.outbox.remove(&ids)).await
+}
+
+/// Asks the queues whether they still have what the outbox gave them some time ago. What a queue has forgotten - its data was lost, or is
+/// an old copy - waits again; what has ended is removed. Answers how many items were forgotten.
+///
+/// # Errors
+/// When the store or a queue cannot be reached.
+pub async fn check(context: &Context) -> Result<usize, DrainError> {
+    let mut forgotten_in_all = 0;
+    loop {
+        let now_ms = context.clock.now_ms();
+        let page = in_time(context.outbox.to_check(now_ms, CHECK_PAGE)).await?;
+        if page.is_empty() {
+            return Ok(forgotten_in_all);
+        }
+        let (mut ended, mut forgotten) = (Vec::new(), Vec::new());
+        let mut there: BTreeMap<i64, Vec<Uuid>> = BTreeMap::new();
+        for Sent { id, queue, staged_ms } in page {
+            let claim = match context.outlets.named(&queue) {
+                Some(queue) => queue.claim(&staged_key(id)).await?.map(|claim| claim.finished.is_some()),
+                // Of a version that knows more queues.
+                None => Some(false),
+            };
+            match claim {
+                None => forgotten.push(id),
+                Some(true) => ended.push(id),
+                Some(false) => {
+                    let age = Duration::from_millis(u64::try_from(now_ms - staged_ms).unwrap_or_default());
+                    let wait = age.clamp(first_check(&context.queue), CHECK_AT_MOST);
+                    there.entry(later(now_ms, wait)).or_default().push(id);
+                }
+            }
+        }
+        in_time(context.outbox.remove(&ended)).await?;
+        for (at_ms, ids) in there {
+            in_time(context.outbox.sent(&ids, at_ms)).await?;
+        }
+        in_time(context.outbox.forgotten(&forgotten)).await?;
+        if forgotten.is_empty() {
+            continue;
+        }
+        forgotten_in_all += forgotten.len();
+        metrics::counter!("tributary_outbox_forgotten_total").increment(forgotten.len() as u64);
+        if let Some(times) = FORGOTTEN.happened(forgotten.len() as u64) {
+            tracing::warn!(times, "a queue has forgotten jobs that the store knows: they are enqueued again");
+        }
+    }
+}
+
 /// How many of the first items go together: neighbours for one queue, within [`PAGE_BYTES`], at least one.
 fn piece_of(items: &[Staged]) -> usize {
     let mut bytes = 0;
@@ -192,7 +274,7 @@ fn piece_of(items: &[Staged]) -> usize {
 
 /// The item with a key of its own beside those it has, and what is left of its delay.
 fn known_again(staged: &Staged, now_ms: i64) -> NewItem {
-    let own = format!("outbox:{}", staged.id);
+    let own = staged_key(staged.id);
     let idempotency = match &staged.item.idempotency {
         Some(known) => {
             let keys = known.keys.iter().cloned().chain([own]).collect();

@@ -179,7 +179,7 @@ pub(crate) fn release(worked: &mut Worked, items: &[&Item]) {
 }
 
 /// What becomes of an item that failed: another try, as long as there is one.
-pub(crate) fn try_later(item: &Item, error: &str) -> Unfinished {
+pub fn try_later(item: &Item, error: &str) -> Unfinished {
     let attempt = item.attempt + 1;
     let then = if attempt >= MAX_ATTEMPTS {
         Then::Bury { error: format!("failed {attempt} times, at last: {error}") }

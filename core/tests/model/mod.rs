@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use proptest::prelude::*;
 use proptest_state_machine::ReferenceStateMachine;
 use tributary_core::ports::queue::{
-    Acked, Enqueued, FAIR_EVERY, MAX_HISTORY, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, Outcome, Reclaimed,
+    Acked, Enqueued, FAIR_EVERY, MAX_HISTORY, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, MAX_SURVIVED, Outcome,
+    Reclaimed,
 };
 
 pub const LEASE_MS: i64 = 10_000;
@@ -39,6 +40,11 @@ pub struct Entry {
     pub brand: i64,
     /// Bytes of its payload.
     pub bytes: u64,
+}
+
+/// How many of these losses count.
+fn counted(lost: &BTreeMap<u64, bool>) -> u32 {
+    u32::try_from(lost.values().filter(|survived| !**survived).count()).unwrap()
 }
 
 impl Entry {
@@ -146,6 +152,10 @@ pub struct Model {
     fetches: u64,
     /// Who has put something in since the queue was last found empty.
     brands: BTreeSet<i64>,
+    /// Losses that items suffered alone, by item and batch: whether the worker has come back.
+    lost: BTreeMap<u64, BTreeMap<u64, bool>>,
+    /// Dead letters that were buried for them.
+    for_losses: BTreeSet<u64>,
 }
 
 impl Model {
@@ -293,6 +303,7 @@ impl Model {
 
     fn ack(&mut self, batch: usize, fates: &[Fate]) -> Reply {
         if self.holds.batches.remove(&(batch as u64)).is_none() {
+            self.survived(batch as u64);
             return Reply::Acked(Acked::Lost);
         }
         for (at, mut entry) in self.fetched[batch].clone().into_iter().enumerate() {
@@ -387,11 +398,19 @@ impl Model {
             let mut items = self.fetched[usize::try_from(batch).unwrap()].clone();
             // by priority; within one, what was released came first
             items.sort_by_key(|entry| entry.priority);
-            let alone = u32::from(items.len() == 1);
+            let alone = items.len() == 1;
             for mut entry in items {
                 entry.suspect = true;
-                entry.losses += alone;
-                if entry.losses >= MAX_LOSSES {
+                let lost = self.lost.entry(entry.n).or_default();
+                if alone {
+                    lost.insert(batch, false);
+                    entry.losses = counted(lost);
+                }
+                let in_all = lost.len() * usize::from(alone);
+                if entry.losses >= MAX_LOSSES || in_all >= MAX_SURVIVED as usize {
+                    if in_all < MAX_SURVIVED as usize {
+                        self.for_losses.insert(entry.n);
+                    }
                     self.bury(entry);
                     done.buried += 1;
                 } else {
@@ -403,6 +422,23 @@ impl Model {
         }
         self.count("reclaimed", done.returned);
         Reply::Reclaimed(done)
+    }
+
+    /// Whoever asks for a batch that was lost lives.
+    fn survived(&mut self, batch: u64) {
+        let Some((n, lost)) = self.lost.iter_mut().find(|(_, lost)| lost.get(&batch) == Some(&false)) else {
+            return;
+        };
+        lost.insert(batch, true);
+        let (n, losses) = (*n, counted(lost));
+        let dead = self.holds.dead.keys().find(|(_, dead)| *dead == n).copied();
+        if let Some(key) = dead.filter(|_| self.for_losses.remove(&n)) {
+            let mut entry = self.holds.dead.remove(&key).unwrap();
+            self.brands.insert(entry.brand);
+            entry.losses = losses;
+            entry.note();
+            self.holds.suspects.push_back(entry);
+        }
     }
 
     fn chosen_dead(&self, which: &[usize]) -> Vec<(i64, u64)> {
@@ -435,6 +471,8 @@ impl Model {
             let mut entry = self.holds.dead.remove(key).unwrap();
             self.brands.insert(entry.brand);
             (entry.attempt, entry.losses) = (0, 0);
+            self.lost.remove(&entry.n);
+            self.for_losses.remove(&entry.n);
             entry.note();
             if entry.suspect {
                 self.holds.suspects.push_back(entry);
@@ -467,6 +505,9 @@ impl Model {
                         Some((end, _)) => *end = self.now + LEASE_MS,
                         None => lost.push(*batch as u64),
                     }
+                }
+                for batch in &lost {
+                    self.survived(*batch);
                 }
                 Reply::Lost(lost)
             }
@@ -546,6 +587,8 @@ impl ReferenceStateMachine for Model {
             items: 0,
             fetches: 0,
             brands: BTreeSet::new(),
+            lost: BTreeMap::new(),
+            for_losses: BTreeSet::new(),
         })
         .boxed()
     }

@@ -222,6 +222,26 @@ impl ContextUnderTest {
         }
     }
 
+    /// Loses what the queues hold, as a Redis without its file would, or a queue's file that was not restored.
+    pub async fn forget_queues(&self) {
+        match &self.backend {
+            Backend::Embedded { data } => {
+                let file = format!("sqlite://{}", data.join("queue.db").display());
+                let mut file = SqliteConnection::connect(&file).await.unwrap();
+                for table in ["items", "bodies", "leases", "claims", "dead", "shares"] {
+                    let statement = AssertSqlSafe(format!("delete from {table}"));
+                    sqlx::query(statement).execute(&mut file).await.unwrap();
+                }
+            }
+            Backend::Services { key_space, .. } => {
+                let mut redis = redis().await.shared();
+                let keys: Vec<String> =
+                    redis::cmd("KEYS").arg(format!("*{key_space}*")).query_async(&mut redis).await.unwrap();
+                redis::cmd("UNLINK").arg(keys).exec_async(&mut redis).await.unwrap();
+            }
+        }
+    }
+
     /// All that a dump of the tables of tenants and of what is kept of the erased shows; embedded, all that lies in the folder.
     pub async fn dump(&self) -> String {
         if let Some(data) = self.data() {
@@ -243,7 +263,7 @@ impl ContextUnderTest {
         rows.join("\n")
     }
 
-    /// Puts items back into the outbox that were removed, under their own ids.
+    /// Puts items back into the outbox that were enqueued, under their own ids.
     pub async fn put_back(&self, items: &[Staged]) {
         for Staged { id, queue, item, staged_ms } in items {
             let id =
@@ -256,7 +276,8 @@ impl ContextUnderTest {
             };
             let insert = format!(
                 "insert into outbox (id, queue, priority, delay_ms, keys, payload, staged_ms)
-                values ({id}, '{queue}', 1, 0, '[]', {payload}, {staged_ms})"
+                values ({id}, '{queue}', 1, 0, '[]', {payload}, {staged_ms})
+                on conflict (id) do update set check_ms = null"
             );
             if self.store.starts_with("sqlite") {
                 let mut file = SqliteConnection::connect(&self.store).await.unwrap();

@@ -20,9 +20,9 @@ use crate::domain::ids::BrandId;
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
     Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Finished, Holding,
-    Item, LOST, LOW_STEP, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem, Outcome,
-    PUT_BACK, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Scope, Then, Unfinished, claim_name,
-    leaving, lost_alone, this_process,
+    Item, LOST, LOW_STEP, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, MAX_SURVIVED,
+    NewItem, Outcome, PUT_BACK, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, SURVIVED, Scope,
+    Then, Unfinished, claim_name, leaving, lost_alone, this_process,
 };
 
 /// How much longer than asked for the blocking command may take before its connection is given up.
@@ -374,7 +374,8 @@ impl Queue for RedisQueue {
         let now = self.clock.now_ms();
         let answer = self
             .run(&self.scripts.ack, |command| {
-                command.arg(&batch.id.0).arg(self.settings.max_dead).arg(self.settings.max_dead_bytes);
+                command.arg(&batch.id.0).arg(json(SURVIVED));
+                command.arg(self.settings.max_dead).arg(self.settings.max_dead_bytes);
                 command.arg(leave.len());
                 for (brand, (items, bytes)) in &leave {
                     command.arg(element::brand(*brand)).arg(items).arg(bytes);
@@ -417,7 +418,7 @@ impl Queue for RedisQueue {
     async fn beat(&self, batches: &[BatchId]) -> Result<Vec<BatchId>, QueueError> {
         let lost: Vec<String> = self
             .run(&self.scripts.beat, |command| {
-                command.arg(ms(self.settings.lease));
+                command.arg(ms(self.settings.lease)).arg(json(SURVIVED));
                 for batch in batches {
                     command.arg(&batch.0);
                 }
@@ -430,7 +431,7 @@ impl Queue for RedisQueue {
         let (returned, buried) = self
             .run(&self.scripts.reclaim, |command| {
                 command.arg(MAX_RECLAIM).arg(MAX_LOSSES).arg(json(LOST)).arg(json(&lost_alone()));
-                command.arg(self.settings.max_dead).arg(self.settings.max_dead_bytes);
+                command.arg(self.settings.max_dead).arg(self.settings.max_dead_bytes).arg(MAX_SURVIVED);
             })
             .await?;
         Ok(Reclaimed { returned, buried })

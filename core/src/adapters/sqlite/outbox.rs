@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::db::{Db, failed, pieces};
 use crate::domain::ids::BrandId;
-use crate::ports::outbox::{Outbox, OutboxStats, Stage, Staged};
+use crate::ports::outbox::{Outbox, OutboxStats, Sent, Stage, Staged};
 use crate::ports::queue::{Enqueued, Idempotency, NewItem, Priority};
 use crate::ports::store::StoreError;
 
@@ -58,7 +58,7 @@ impl Outbox for SqliteOutbox {
         limit: usize,
     ) -> Result<Vec<Staged>, StoreError> {
         let rows = sqlx::query(
-            "select * from outbox where refused is null and queue in (select value from json_each(?1))
+            "select * from outbox where refused is null and check_ms is null and queue in (select value from json_each(?1))
                 and (brand_id is null or brand_id not in (select value from json_each(?2)))
             order by seq limit ?3",
         )
@@ -72,13 +72,45 @@ impl Outbox for SqliteOutbox {
     }
 
     async fn waiting_of(&self, brand: BrandId) -> Result<u64, StoreError> {
-        let waiting: i64 =
-            sqlx::query_scalar("select count(*) from outbox where refused is null and brand_id = ?1")
-                .bind(brand.0)
-                .fetch_one(&self.db.read)
-                .await
-                .map_err(failed)?;
+        let waiting: i64 = sqlx::query_scalar(
+            "select count(*) from outbox where refused is null and check_ms is null and brand_id = ?1",
+        )
+        .bind(brand.0)
+        .fetch_one(&self.db.read)
+        .await
+        .map_err(failed)?;
         Ok(u64::try_from(waiting).unwrap_or_default())
+    }
+
+    async fn sent(&self, ids: &[Uuid], check_ms: i64) -> Result<(), StoreError> {
+        let statement =
+            sqlx::query("update outbox set check_ms = ?2 where id in (select value from json_each(?1))")
+                .bind(serde_json::json!(ids).to_string())
+                .bind(check_ms);
+        self.db.execute(statement).await.map(drop)
+    }
+
+    async fn to_check(&self, now_ms: i64, limit: usize) -> Result<Vec<Sent>, StoreError> {
+        let rows: Vec<(String, String, i64)> = sqlx::query_as(
+            "select id, queue, staged_ms from outbox where check_ms <= ?1 order by check_ms limit ?2",
+        )
+        .bind(now_ms)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(&self.db.read)
+        .await
+        .map_err(failed)?;
+        let sent = |(id, queue, staged_ms): (String, String, i64)| {
+            let id = id.parse().map_err(|error: uuid::Error| failed(sqlx::Error::Decode(error.into())))?;
+            Ok(Sent { id, queue, staged_ms })
+        };
+        rows.into_iter().map(sent).collect()
+    }
+
+    async fn forgotten(&self, ids: &[Uuid]) -> Result<(), StoreError> {
+        let statement =
+            sqlx::query("update outbox set check_ms = null where id in (select value from json_each(?1))")
+                .bind(serde_json::json!(ids).to_string());
+        self.db.execute(statement).await.map(drop)
     }
 
     async fn remove(&self, ids: &[Uuid]) -> Result<(), StoreError> {
@@ -93,7 +125,7 @@ impl Outbox for SqliteOutbox {
         })
         .await?;
         each(&self.db, ids, |id| {
-            sqlx::query("update outbox set refused = ?2 where id = ?1")
+            sqlx::query("update outbox set refused = ?2, check_ms = null where id = ?1")
                 .bind(id.to_string())
                 .bind(why.to_owned())
         })
@@ -114,9 +146,9 @@ impl Outbox for SqliteOutbox {
 
     async fn stats(&self) -> Result<OutboxStats, StoreError> {
         let (waiting, refused, oldest_ms): (i64, i64, Option<i64>) = sqlx::query_as(
-            "select (select count(*) from outbox where refused is null),
+            "select (select count(*) from outbox where refused is null and check_ms is null),
                 (select count(*) from outbox where refused is not null),
-                (select staged_ms from outbox where refused is null order by seq limit 1)",
+                (select staged_ms from outbox where refused is null and check_ms is null order by seq limit 1)",
         )
         .fetch_one(&self.db.read)
         .await

@@ -21,13 +21,16 @@ use crate::domain::ids::BrandId;
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
     Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Failure, Finished,
-    Holding, Item, LOST, LOW_STEP, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, NewItem,
-    Outcome, POLL, PUT_BACK, Priority, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Scope, Then,
-    Unfinished, claim_name, is_over_share, leaving, lost_alone, this_process,
+    Holding, Item, LOST, LOW_STEP, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM,
+    MAX_SURVIVED, NewItem, Outcome, POLL, PUT_BACK, Priority, Queue, QueueError, QueueSettings, QueueStats,
+    Reclaimed, STAGED_TTL, SURVIVED, Scope, Then, Unfinished, claim_name, is_over_share, is_staged, leaving,
+    lost_alone, this_process,
 };
 
 /// Claims that one enqueue clears away when their time is over.
 const CLAIMS_CLEARED: i64 = 100;
+/// How long losses are kept.
+const LOSSES_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// The columns of an item or a dead letter.
 const ITEM: &str = "id, enqueued_ms, attempt, suspect, losses, priority, brand, claims, history, body,
     (select payload from bodies where bodies.id = body) as payload";
@@ -453,6 +456,8 @@ impl Queue for SqliteQueue {
             .await
             .map_err(failed)?;
         if ours.rows_affected() == 0 {
+            survived(&mut tx, &batch.id.0, now).await?;
+            tx.commit().await.map_err(failed)?;
             return Ok(Acked::Lost);
         }
         for (brand, (items, bytes)) in leaving(batch, unfinished) {
@@ -496,11 +501,13 @@ impl Queue for SqliteQueue {
                 }
                 Then::Release => {
                     sqlx::query(
-                        "update items set batch = null, released = 1 - suspect, place = ?3 where batch = ?1 and id = ?2",
+                        "update items set batch = null, suspect = ?4, released = 1 - ?4, place = ?3
+                        where batch = ?1 and id = ?2",
                     )
                     .bind(&batch.id.0)
                     .bind(&item.id)
                     .bind(place)
+                    .bind(item.suspect)
                     .execute(&mut *tx)
                     .await
                     .map_err(failed)?;
@@ -541,6 +548,7 @@ impl Queue for SqliteQueue {
                 .await
                 .map_err(failed)?;
             if extended.rows_affected() == 0 {
+                survived(&mut tx, &batch.0, self.clock.now_ms()).await?;
                 lost.push(batch.clone());
             }
         }
@@ -578,11 +586,14 @@ impl Queue for SqliteQueue {
             .await
             .map_err(failed)?;
             let items: Vec<Item> = rows.iter().map(item).collect::<Result<_, _>>().map_err(failed)?;
-            let alone = u32::from(items.len() == 1);
+            let alone = items.len() == 1;
             let mut place = next_places(&mut tx, items.len()).await?;
             for mut item in items {
                 item.suspect = true;
-                item.losses += alone;
+                let mut in_all = 0;
+                if alone {
+                    (item.losses, in_all) = lose(&mut tx, &item.id, &batch, now).await?;
+                }
                 sqlx::query("update items set suspect = 1, losses = ?3 where batch = ?1 and id = ?2")
                     .bind(&batch)
                     .bind(&item.id)
@@ -590,9 +601,15 @@ impl Queue for SqliteQueue {
                     .execute(&mut *tx)
                     .await
                     .map_err(failed)?;
-                if item.losses >= MAX_LOSSES {
+                if item.losses >= MAX_LOSSES || in_all >= MAX_SURVIVED {
                     add_to_share(&mut tx, item.brand, -1, -signed(item.payload.len() as u64)).await?;
                     self.bury(&mut tx, &batch, &item, &lost_alone()).await?;
+                    sqlx::query("update dead set lost = ?2 where id = ?1")
+                        .bind(&item.id)
+                        .bind(in_all < MAX_SURVIVED)
+                        .execute(&mut *tx)
+                        .await
+                        .map_err(failed)?;
                     done.buried += 1;
                 } else {
                     sqlx::query(
@@ -699,25 +716,15 @@ impl Queue for SqliteQueue {
         let mut place = next_places(&mut tx, ids.len()).await?;
         let mut back = 0;
         for id in ids.iter().take(MAX_DEAD_PAGE) {
-            let Some(Exhumed { item, body, .. }) = exhume(&mut tx, id).await? else { continue };
-            sqlx::query(
-                "insert into items (id, place, priority, enqueued_ms, attempt, suspect, losses, not_before_ms, claims,
-                    history, body, brand)
-                values (?1, ?2, ?3, ?4, 0, ?5, 0, 0, ?6, ?7, ?8, ?9)",
-            )
-            .bind(&item.id)
-            .bind(place)
-            .bind(item.priority.index() as i64)
-            .bind(item.enqueued_ms)
-            .bind(item.suspect)
-            .bind(item.claims.join(","))
-            .bind(written(&item.history_with(now, PUT_BACK)))
-            .bind(body)
-            .bind(item.brand.map(|brand| brand.0))
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
-            add_to_share(&mut tx, item.brand, 1, signed(item.payload.len() as u64)).await?;
+            let Some(mut letter) = exhume(&mut tx, id).await? else { continue };
+            (letter.item.attempt, letter.item.losses) = (0, 0);
+            letter.item.history = letter.item.history_with(now, PUT_BACK);
+            sqlx::query("delete from losses where item = ?1")
+                .bind(id)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+            put_back(&mut tx, &letter, place).await?;
             place += 1;
             back += 1;
         }
@@ -964,6 +971,82 @@ async fn exhume(tx: &mut Tx, id: &str) -> Result<Option<Exhumed>, QueueError> {
     Ok(Some(Exhumed { item, body: row.try_get("body").map_err(failed)?, left }))
 }
 
+/// Puts a dead letter that was taken out back to pending, as it is, at a place.
+async fn put_back(tx: &mut Tx, letter: &Exhumed, place: i64) -> Result<(), QueueError> {
+    let Exhumed { item, body, .. } = letter;
+    sqlx::query(
+        "insert into items (id, place, priority, enqueued_ms, attempt, suspect, losses, not_before_ms, claims,
+            history, body, brand)
+        values (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?8, ?9, ?10, ?11)",
+    )
+    .bind(&item.id)
+    .bind(place)
+    .bind(item.priority.index() as i64)
+    .bind(item.enqueued_ms)
+    .bind(item.attempt)
+    .bind(item.suspect)
+    .bind(item.losses)
+    .bind(item.claims.join(","))
+    .bind(written(&item.history))
+    .bind(body)
+    .bind(item.brand.map(|brand| brand.0))
+    .execute(&mut **tx)
+    .await
+    .map_err(failed)?;
+    add_to_share(tx, item.brand, 1, signed(item.payload.len() as u64)).await
+}
+
+/// Notes a loss that an item suffered alone; answers how many count against it, and how many it suffered in all. Those of a day ago are
+/// forgotten.
+async fn lose(tx: &mut Tx, item: &str, batch: &str, now: i64) -> Result<(u32, u32), QueueError> {
+    sqlx::query("delete from losses where at_ms < ?1")
+        .bind(now.saturating_sub(ms(LOSSES_TTL)))
+        .execute(&mut **tx)
+        .await
+        .map_err(failed)?;
+    sqlx::query("insert or ignore into losses (batch, item, at_ms) values (?1, ?2, ?3)")
+        .bind(batch)
+        .bind(item)
+        .bind(now)
+        .execute(&mut **tx)
+        .await
+        .map_err(failed)?;
+    losses(tx, item).await
+}
+
+async fn losses(tx: &mut Tx, item: &str) -> Result<(u32, u32), QueueError> {
+    sqlx::query_as("select count(*) filter (where survived = 0), count(*) from losses where item = ?1")
+        .bind(item)
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(failed)
+}
+
+/// Whoever asks for a batch after it was lost lives: the loss was the worker's, and counts no more against the item. An item that was
+/// buried for it comes back.
+async fn survived(tx: &mut Tx, batch: &str, now: i64) -> Result<(), QueueError> {
+    let item: Option<String> =
+        sqlx::query_scalar("update losses set survived = 1 where batch = ?1 and survived = 0 returning item")
+            .bind(batch)
+            .fetch_optional(&mut **tx)
+            .await
+            .map_err(failed)?;
+    let Some(id) = item else { return Ok(()) };
+    let buried: bool = sqlx::query_scalar("select exists (select 1 from dead where id = ?1 and lost = 1)")
+        .bind(&id)
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(failed)?;
+    if !buried {
+        return Ok(());
+    }
+    let Some(mut letter) = exhume(tx, &id).await? else { return Ok(()) };
+    (letter.item.losses, _) = losses(tx, &id).await?;
+    letter.item.history = letter.item.history_with(now, SURVIVED);
+    let place = next_places(tx, 1).await?;
+    put_back(tx, &letter, place).await
+}
+
 /// Ends a dead letter, where there is one of that id; answers what its brand has left.
 async fn discard(tx: &mut Tx, id: &str, now: i64) -> Result<Option<(u64, u64)>, QueueError> {
     let Some(Exhumed { item, body, left }) = exhume(tx, id).await? else { return Ok(None) };
@@ -1002,15 +1085,19 @@ fn signed(n: u64) -> i64 {
 /// Writes how an item ended beside its claims, where they are still its own.
 async fn finish(tx: &mut Tx, id: &str, claims: &str, outcome: Outcome, now: i64) -> Result<(), QueueError> {
     for name in claims.split(',').filter(|name| !name.is_empty()) {
-        sqlx::query("update claims set finished_ms = ?3, outcome = ?4, by = ?5 where key = ?1 and item = ?2")
-            .bind(name)
-            .bind(id)
-            .bind(now)
-            .bind(outcome.as_str())
-            .bind(this_process())
-            .execute(&mut **tx)
-            .await
-            .map_err(failed)?;
+        sqlx::query(
+            "update claims set finished_ms = ?3, outcome = ?4, by = ?5, until_ms = min(until_ms, ?6)
+            where key = ?1 and item = ?2",
+        )
+        .bind(name)
+        .bind(id)
+        .bind(now)
+        .bind(outcome.as_str())
+        .bind(this_process())
+        .bind(if is_staged(name) { now.saturating_add(ms(STAGED_TTL)) } else { i64::MAX })
+        .execute(&mut **tx)
+        .await
+        .map_err(failed)?;
     }
     Ok(())
 }

@@ -58,6 +58,9 @@ local function wake()
   if redis.call('LLEN', WAKE) < 16 then redis.call('LPUSH', WAKE, '1') end
 end
 
+-- How long the outbox's own key is remembered of an item that has ended.
+local STAGED_TTL = 3600000
+
 -- Writes how an item ended beside its claims, where they are still its own.
 local function finish(id, claims, outcome)
   if claims == '-' then return end
@@ -65,13 +68,18 @@ local function finish(id, claims, outcome)
     local key = TAG .. ':claim:' .. name
     local first, owner = string.match(redis.call('GET', key) or '', '^(%S+ (%S+) %d+ %d+)')
     if owner == id then
-      redis.call('SET', key, first .. '\n' .. NOW .. ' ' .. outcome .. ' ' .. BY, 'KEEPTTL')
+      local ended = first .. '\n' .. NOW .. ' ' .. outcome .. ' ' .. BY
+      if string.sub(name, 1, 7) == 'outbox:' then
+        redis.call('SET', key, ended, 'PX', STAGED_TTL)
+      else
+        redis.call('SET', key, ended, 'KEEPTTL')
+      end
     end
   end
 end
 
--- How many items wait in a place: the layout says.
-local waiting
+-- How many items wait in a place, and how elements are put into one: the layout says.
+local waiting, put
 
 local function waiting_in_all()
   local items = 0
@@ -109,6 +117,48 @@ local function drop(brand)
 end
 
 -- `most` and `most_bytes` are a brand's bounds: the oldest letters go, and never the newest.
+-- Losses that an item suffered alone: batch -> '0', or '1' where the worker that had it has come back; `buried` where it was buried for
+-- them. And the item of a batch. Both are kept for a day.
+local LOSSES_TTL = 86400000
+local function losses_of(id) return TAG .. ':losses:' .. id end
+local function lone(batch) return TAG .. ':lone:' .. batch end
+
+-- Answers how many losses count against an item, and how many it suffered in all.
+local function losses(id)
+  local key, count = losses_of(id), 0
+  local values = redis.call('HVALS', key)
+  for _, survived in ipairs(values) do
+    if survived == '0' then count = count + 1 end
+  end
+  return count, #values
+end
+
+local function lose(id, batch)
+  redis.call('SET', lone(batch), id, 'PX', LOSSES_TTL)
+  redis.call('HSET', losses_of(id), batch, '0')
+  redis.call('PEXPIRE', losses_of(id), LOSSES_TTL)
+  return losses(id)
+end
+
+-- Whoever asks for a batch after it was lost lives: the loss was the worker's, and counts no more against the item. An item that was buried
+-- for it comes back. `said` is what its history says of that, as a JSON string.
+local function survived(batch, said)
+  local id = redis.call('GET', lone(batch))
+  if not id then return end
+  redis.call('DEL', lone(batch))
+  local key = losses_of(id)
+  if redis.call('HGET', key, batch) ~= '0' then return end
+  redis.call('HSET', key, batch, '1') -- guard: survived
+  if redis.call('HDEL', key, 'buried') == 0 then return end
+  local item = exhume(id)
+  if not item then return end
+  item.losses = losses(id)
+  note(item, said)
+  put(SUSPECT, {write(item)})
+  add_to_share(item.brand, 1, #item.payload)
+  wake()
+end
+
 local function bury(item, element, most, most_bytes)
   redis.call('ZADD', DEAD, NOW, item.id)
   redis.call('HSET', LETTERS, item.id, element)

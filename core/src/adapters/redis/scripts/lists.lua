@@ -1,7 +1,7 @@
 -- The layout on lists: a place is a list, pushed left and popped right; a batch is a list of its own.
 local function batch_key(id) return TAG .. ':batch:' .. id end
 
-local function put(place, elements)
+function put(place, elements)
   for from = 1, #elements, PIECE do
     redis.call('LPUSH', place, unpack(elements, from, math.min(from + PIECE - 1, #elements)))
   end

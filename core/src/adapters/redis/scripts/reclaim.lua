@@ -1,7 +1,7 @@
 -- Gives batches back whose lease ran out. Guards: each item ends in exactly one place, and an item that kills its worker is
 -- separated from its neighbours before losses count against it.
 -- ARGV: 4 most batches, 5 losses that bury, 6 what the history says of a loss, 7 and of the last one, as JSON strings,
---       8 most dead letters of a brand, 9 most bytes of them
+--       8 most dead letters of a brand, 9 most bytes of them, 10 losses that bury although the workers have come back since
 -- Answers {returned, buried}.
 begin()
 local returned, buried = 0, 0
@@ -13,11 +13,13 @@ for _, id in ipairs(expired) do
     local item = read(element) or {id = redis.sha1hex(element), at = NOW, attempt = 0, losses = 0, priority = 1,
       claims = '-', brand = '0', history = '', payload = element}
     item.suspect = 1
-    if #elements == 1 then item.losses = item.losses + 1 end
-    if item.losses >= tonumber(ARGV[5]) then
+    local in_all = 0
+    if #elements == 1 then item.losses, in_all = lose(item.id, id) end
+    if item.losses >= tonumber(ARGV[5]) or in_all >= tonumber(ARGV[10]) then
       note(item, ARGV[7])
       add_to_share(item.brand, -1, -#item.payload)
       bury(item, write(item), tonumber(ARGV[8]), tonumber(ARGV[9]))
+      if in_all < tonumber(ARGV[10]) then redis.call('HSET', losses_of(item.id), 'buried', '2') end
       buried = buried + 1
     else
       note(item, ARGV[6])

@@ -6,6 +6,7 @@ for i = 5, #ARGV do
   local item = exhume(ARGV[i])
   if item then
     item.attempt, item.losses = 0, 0
+    redis.call('DEL', losses_of(item.id))
     note(item, ARGV[4])
     put(item.suspect == '1' and SUSPECT or PENDING[item.priority + 1], {write(item)})
     add_to_share(item.brand, 1, #item.payload)

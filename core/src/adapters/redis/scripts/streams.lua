@@ -4,7 +4,7 @@
 local GROUP = 'workers'
 local MOST = 1000
 
-local function put(place, elements)
+function put(place, elements)
   for _, element in ipairs(elements) do redis.call('XADD', place, '*', 'e', element) end
 end
 
