@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use futures::{StreamExt, stream};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use simulator::ledger::Customer;
 use simulator::{Plan, simulate};
 use stack::client::Client;
 use stack::system::{Options, Profile, System};
@@ -23,6 +24,8 @@ const AT_ONCE: usize = 8;
 const LIVENESS: Duration = Duration::from_secs(120);
 /// How much later than its lease a batch comes to another worker, at the latest.
 const RECLAIMED_WITHIN: Duration = Duration::from_secs(1);
+/// Between two rounds of asking for all customers.
+const ASKED_EVERY: Duration = Duration::from_millis(20);
 /// How long a killed process stays away.
 const AWAY_MS: std::ops::Range<u64> = 50..600;
 
@@ -41,6 +44,10 @@ pub enum Victim {
     Redis,
     /// PostgreSQL.
     Postgres,
+    /// The network between the workers, and Redis and PostgreSQL: cut again and again, often for longer than a lease.
+    Network,
+    /// The disk of the embedded server: it takes no more for a while.
+    Disk,
     /// One of two workers is not killed but stopped, for longer than its lease, and then goes on as if nothing had been.
     FrozenWorker,
 }
@@ -109,10 +116,13 @@ impl Outcome {
 /// # Errors
 /// When the system cannot be brought up again, or does not come right in time.
 pub async fn run(drill: &Drill) -> anyhow::Result<Outcome> {
-    let profile = if drill.victim == Victim::EmbeddedServer { Profile::Embedded } else { Profile::Services };
+    let embedded = matches!(drill.victim, Victim::EmbeddedServer | Victim::Disk);
+    let profile = if embedded { Profile::Embedded } else { Profile::Services };
     let mut options = Options::new(profile, drill.binary.clone());
     options.lease = LEASE;
     options.workers = 2;
+    options.cuttable = drill.victim == Victim::Network;
+    options.fillable = drill.victim == Victim::Disk;
     options.queue.clone_from(&drill.queue);
     options.failpoints = drill
         .failpoint
@@ -141,12 +151,15 @@ pub async fn run(drill: &Drill) -> anyhow::Result<Outcome> {
             }
         })
         .buffer_unordered(AT_ONCE);
+    // Customers are asked for all the while: what is remembered of an answer must not be given once it is old.
+    let asking = tokio::spawn(ask(client.clone(), day.ledger.customers.clone(), sending.clone()));
     while let Some(answer) = answers.next().await {
         let (at, was_taken) = answer?;
         taken[at] = was_taken;
     }
     drop(answers);
     sending.store(false, Ordering::Relaxed);
+    asking.await?;
     let kills = faults.await??;
 
     let last_fault = Instant::now();
@@ -159,6 +172,21 @@ pub async fn run(drill: &Drill) -> anyhow::Result<Outcome> {
     Ok(Outcome { verdict, kills, given_up, recovered_in, dead })
 }
 
+/// Asks for one customer after the other. What is away meanwhile answers nothing, or something old that says so.
+async fn ask(client: Client, customers: Vec<Customer>, sending: Arc<AtomicBool>) {
+    while sending.load(Ordering::Relaxed) {
+        for customer in &customers {
+            if let Some((kind, value)) = customer.identifiers.first() {
+                let _ = client.read_customer(kind, value).await;
+            }
+            if !sending.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        tokio::time::sleep(ASKED_EVERY).await;
+    }
+}
+
 /// Kills and brings back, spread over the day's sending; always at least once, always brought back.
 async fn faults(drill: Drill, system: Arc<Mutex<System>>, sending: Arc<AtomicBool>) -> anyhow::Result<usize> {
     let mut rng = ChaCha8Rng::seed_from_u64(drill.seed);
@@ -167,8 +195,10 @@ async fn faults(drill: Drill, system: Arc<Mutex<System>>, sending: Arc<AtomicBoo
     while kills < drill.kills && (kills == 0 || sending.load(Ordering::Relaxed)) {
         tokio::time::sleep(pause.mul_f64(rng.random_range(0.5..1.0))).await;
         let mut away = Duration::from_millis(rng.random_range(AWAY_MS));
-        if drill.victim == Victim::FrozenWorker {
-            away += LEASE + RECLAIMED_WITHIN;
+        match drill.victim {
+            Victim::FrozenWorker => away += LEASE + RECLAIMED_WITHIN,
+            Victim::Network => away += (LEASE + RECLAIMED_WITHIN).mul_f64(rng.random_range(0.0..1.2)),
+            _ => {}
         }
         kill(drill.victim, &mut *system.lock().await)?;
         kills += 1;
@@ -212,6 +242,8 @@ fn kill(victim: Victim, system: &mut System) -> anyhow::Result<()> {
         (Victim::EmbeddedServer | Victim::Server, ..) => system.kill_server(),
         (Victim::StoppedWorker, ..) => system.stop_worker(),
         (Victim::FrozenWorker, ..) => system.freeze_worker(),
+        (Victim::Network, ..) => system.cut_network(),
+        (Victim::Disk, ..) => system.fill_disk(true),
         (Victim::Redis, Some(redis), _) => redis.kill(),
         (Victim::Postgres, _, Some(postgres)) => postgres.kill(),
         _ => system.kill_worker(),
@@ -222,6 +254,8 @@ async fn bring_back(victim: Victim, system: &mut System) -> anyhow::Result<()> {
     match (victim, &mut system.redis, &mut system.postgres) {
         (Victim::EmbeddedServer | Victim::Server, ..) => system.restart_server(),
         (Victim::FrozenWorker, ..) => system.thaw_worker(),
+        (Victim::Network, ..) => system.mend_network(),
+        (Victim::Disk, ..) => system.fill_disk(false),
         (Victim::Redis, Some(redis), _) => redis.restart().await,
         (Victim::Postgres, _, Some(postgres)) => postgres.restart().await,
         _ => system.start_workers(),

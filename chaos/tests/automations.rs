@@ -23,6 +23,8 @@ const PAUSE: Duration = Duration::from_millis(2500);
 enum Victim {
     AutomationWorker,
     Everything,
+    /// Redis forgets all jobs.
+    Jobs,
 }
 
 async fn fires_what_it_must(profile: Profile, victim: Victim, failpoint: Option<&str>) {
@@ -80,6 +82,7 @@ async fn kill_now_and_then(
                 system.restart_server().unwrap();
             }
             (Profile::Services, Victim::AutomationWorker) => system.kill_automation_worker().unwrap(),
+            (Profile::Services, Victim::Jobs) => system.forget_jobs().await.unwrap(),
             (Profile::Services, Victim::Everything) => {
                 system.kill_automation_worker().unwrap();
                 system.kill_worker().unwrap();
@@ -102,6 +105,11 @@ async fn killed_automation_workers_fire_what_they_must() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_workers_and_redis_fire_what_they_must() {
     fires_what_it_must(Profile::Services, Victim::Everything, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_that_redis_has_forgotten_are_done_all_the_same() {
+    fires_what_it_must(Profile::Services, Victim::Jobs, None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,7 +17,7 @@ const DRILLS: [(&str, &str, u32); 9] = [
     ("committed_in_part", "workers", 3),
     ("committed_before_ack", "workers", 3),
     ("acked_before_next", "workers", 3),
-    ("outbox_pushed_before_delete", "workers", 0),
+    ("outbox_enqueued_before_noted", "workers", 0),
 ];
 
 #[test]
@@ -77,7 +77,7 @@ drills!(
         committed_in_part,
         committed_before_ack,
         acked_before_next,
-        outbox_pushed_before_delete,
+        outbox_enqueued_before_noted,
     ]
 );
 

@@ -1,5 +1,6 @@
 //! A private PostgreSQL on a free port in a temporary folder, with its durable defaults.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -61,6 +62,11 @@ impl Postgres {
     /// `postgres://…`, of the superuser, to a database that is there.
     pub fn url(&self) -> String {
         format!("postgres://tributary@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// `127.0.0.1:port`
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
     /// Kills it as a power cut would.

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +28,8 @@ struct Shared {
     cuts: AtomicUsize,
     /// Changed to close every connection that is open.
     sever: watch::Sender<u64>,
+    /// Nobody gets through.
+    closed: AtomicBool,
 }
 
 impl Proxy {
@@ -42,6 +44,7 @@ impl Proxy {
             until_cut: AtomicI64::new(NEVER),
             cuts: AtomicUsize::new(0),
             sever: watch::Sender::new(0),
+            closed: AtomicBool::new(false),
         });
         let accepting = tokio::spawn(accept(listener, target, shared.clone()));
         Ok(Self { port, shared, accepting })
@@ -64,6 +67,17 @@ impl Proxy {
         self.shared.cuts.load(Ordering::SeqCst)
     }
 
+    /// Closes every connection that is open, and each that comes, until it is opened again.
+    pub fn close(&self) {
+        self.shared.closed.store(true, Ordering::SeqCst);
+        self.sever();
+    }
+
+    /// Lets connections through again.
+    pub fn open(&self) {
+        self.shared.closed.store(false, Ordering::SeqCst);
+    }
+
     /// Closes every connection that is open.
     pub fn sever(&self) {
         self.shared.sever.send_modify(|times| *times += 1);
@@ -79,6 +93,9 @@ impl Drop for Proxy {
 
 async fn accept(listener: TcpListener, target: SocketAddr, shared: Arc<Shared>) {
     while let Ok((client, _)) = listener.accept().await {
+        if shared.closed.load(Ordering::SeqCst) {
+            continue;
+        }
         let shared = shared.clone();
         tokio::spawn(async move {
             let mut severed = shared.sever.subscribe();

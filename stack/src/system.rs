@@ -8,9 +8,11 @@ use anyhow::{Context, bail};
 
 use crate::guard::Guarded;
 use crate::postgres::Postgres;
+use crate::proxy::Proxy;
 use crate::redis::{Fsync, Redis};
 use crate::roles;
 use crate::services::Services;
+use tributary_core::context::AUTOMATIONS_QUEUE;
 
 /// How long a process may take to say that it listens. Debug builds on a busy machine are slow.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -52,6 +54,10 @@ pub struct Options {
     pub fsync: Fsync,
     /// How the queue lies in Redis: `lists` or `streams`.
     pub queue: String,
+    /// Workers reach Redis and PostgreSQL by a network that can be cut: [`System::cut_network`] (services).
+    pub cuttable: bool,
+    /// The server outlives a disk that takes no more: [`System::fill_disk`] (embedded).
+    pub fillable: bool,
     /// Further arguments of the server.
     pub server_args: Vec<String>,
     /// `FAILPOINTS` of the first processes of a role (`server`, `workers`); those that come after them have none.
@@ -72,6 +78,8 @@ impl Options {
             lease: Duration::from_secs(15),
             fsync: Fsync::Always,
             queue: "lists".into(),
+            cuttable: false,
+            fillable: false,
             server_args: Vec::new(),
             failpoints: None,
             failpoints_again: false,
@@ -106,6 +114,8 @@ pub struct System {
     pub redis: Option<Redis>,
     /// The private PostgreSQL (services).
     pub postgres: Option<Postgres>,
+    /// Between the workers and Redis, and PostgreSQL.
+    network: Option<[Proxy; 2]>,
     database_url: String,
     key_space: String,
     folder: tempfile::TempDir,
@@ -133,6 +143,7 @@ impl System {
             automation_workers: Vec::new(),
             redis: None,
             postgres: None,
+            network: None,
             database_url: String::new(),
             key_space: Services::fresh_key_space(),
             folder,
@@ -145,6 +156,10 @@ impl System {
             )?;
             let postgres = Postgres::start().await?;
             system.database_url = postgres.url();
+            if system.options.cuttable {
+                system.network =
+                    Some([Proxy::to(redis.address()).await?, Proxy::to(postgres.address()).await?]);
+            }
             system.redis = Some(redis);
             system.postgres = Some(postgres);
         }
@@ -218,7 +233,7 @@ impl System {
     pub fn start_workers_up_to(&mut self, count: usize) -> anyhow::Result<()> {
         while self.options.profile == Profile::Services && self.workers.len() < count {
             let mut command = self.command("workers");
-            command.arg("event").args(self.services_args()).args(["--monitor-bind", "127.0.0.1:0"]);
+            command.arg("event").args(self.worker_args()?).args(["--monitor-bind", "127.0.0.1:0"]);
             let worker = Guarded::start("workers", &command, &self.folder.path().join("workers.log"))?;
             worker.line_after("monitor on ", START_TIMEOUT)?;
             self.workers.push(worker);
@@ -226,11 +241,61 @@ impl System {
         let automation = self.options.automation_workers;
         while self.options.profile == Profile::Services && self.automation_workers.len() < automation {
             let mut command = self.command("automation");
-            command.arg("automation").args(self.services_args()).args(["--monitor-bind", "127.0.0.1:0"]);
+            command.arg("automation").args(self.worker_args()?).args(["--monitor-bind", "127.0.0.1:0"]);
             command.args(&self.options.outside_args);
             let worker = Guarded::start("automation", &command, &self.folder.path().join("automation.log"))?;
             worker.line_after("monitor on ", START_TIMEOUT)?;
             self.automation_workers.push(worker);
+        }
+        Ok(())
+    }
+
+    /// Cuts the workers off from Redis and PostgreSQL, until the network is mended.
+    ///
+    /// # Errors
+    /// When the system was set up without such a network.
+    pub fn cut_network(&self) -> anyhow::Result<()> {
+        self.network.as_ref().context("no network that can be cut")?.iter().for_each(Proxy::close);
+        Ok(())
+    }
+
+    /// Lets the workers reach Redis and PostgreSQL again.
+    ///
+    /// # Errors
+    /// When the system was set up without such a network.
+    pub fn mend_network(&self) -> anyhow::Result<()> {
+        self.network.as_ref().context("no network that can be cut")?.iter().for_each(Proxy::open);
+        Ok(())
+    }
+
+    /// Lets the embedded server write nothing beyond the first page of any file, as on a full disk; or anything again.
+    ///
+    /// # Errors
+    /// When the server does not run, or this machine has no `prlimit`.
+    pub fn fill_disk(&self, full: bool) -> anyhow::Result<()> {
+        let pid = self.server_pid().context("the server is down")?.to_string();
+        let limit = if full { "--fsize=4096:" } else { "--fsize=unlimited:" };
+        let output = Command::new("prlimit")
+            .args(["--pid", &pid, limit])
+            .output()
+            .context("this drill needs prlimit (Debian: util-linux)")?;
+        if !output.status.success() {
+            bail!("prlimit: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+
+    /// Takes all keys of the automations queue out of Redis, as a Redis does whose data was lost.
+    ///
+    /// # Errors
+    /// When Redis does not answer, or there is none.
+    pub async fn forget_jobs(&self) -> anyhow::Result<()> {
+        let redis = redis::Client::open(self.redis.as_ref().context("no Redis")?.url())?;
+        let mut redis = redis.get_multiplexed_async_connection().await?;
+        let pattern = format!("*{}*{AUTOMATIONS_QUEUE}*", self.key_space);
+        let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut redis).await?;
+        if !keys.is_empty() {
+            redis::cmd("UNLINK").arg(keys).exec_async(&mut redis).await?;
         }
         Ok(())
     }
@@ -322,6 +387,9 @@ impl System {
         if self.options.profile == Profile::Embedded {
             command.args(&self.options.outside_args);
         }
+        if self.options.fillable {
+            command = without_signal(&command);
+        }
         let server = Guarded::start("server", &command, &self.folder.path().join("server.log"))?;
         self.access.url = server.line_after("listening on ", START_TIMEOUT)?;
         self.server = Some(server);
@@ -368,9 +436,30 @@ impl System {
 
     fn services_args(&self) -> Vec<String> {
         let redis_url = self.redis.as_ref().map(Redis::url).unwrap_or_default();
+        self.args_for(&redis_url, &self.database_url)
+    }
+
+    /// Workers go by the network that can be cut, where there is one.
+    fn worker_args(&self) -> anyhow::Result<Vec<String>> {
+        let (Some([to_redis, to_postgres]), Some(redis), Some(postgres)) =
+            (&self.network, &self.redis, &self.postgres)
+        else {
+            return Ok(self.services_args());
+        };
+        let by = |url: &str, port: u16, proxy: &Proxy| {
+            let (from, to) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{}", proxy.port()));
+            let other = url.replace(&from, &to);
+            if other == url { bail!("{url} is not at {from}") } else { Ok(other) }
+        };
+        let redis_url = by(&redis.url(), redis.address().port(), to_redis)?;
+        let database_url = by(&self.database_url, postgres.address().port(), to_postgres)?;
+        Ok(self.args_for(&redis_url, &database_url))
+    }
+
+    fn args_for(&self, redis_url: &str, database_url: &str) -> Vec<String> {
         let pairs = [
-            ("--database-url", self.database_url.as_str()),
-            ("--redis-url", &redis_url),
+            ("--database-url", database_url),
+            ("--redis-url", redis_url),
             ("--key-space", &self.key_space),
             ("--queue", &self.options.queue),
         ];
@@ -383,4 +472,20 @@ impl System {
     fn lease_args(&self) -> [String; 2] {
         ["--lease-ms".into(), self.options.lease.as_millis().to_string()]
     }
+}
+
+/// The same command, in a process that a file at its limit does not end by a signal: a write fails instead, as on a full disk.
+fn without_signal(command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", r#"trap "" XFSZ; exec "$@""#, "sh"])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
 }
