@@ -24,6 +24,10 @@ const AT_ONCE: usize = 8;
 const LIVENESS: Duration = Duration::from_secs(120);
 /// How much later than its lease a batch comes to another worker, at the latest.
 const RECLAIMED_WITHIN: Duration = Duration::from_secs(1);
+/// How long connections hold on a flapping network.
+const BREAK_EVERY_MS: std::ops::Range<u64> = 3..60;
+/// So many breaks, and there is no network for a while.
+const BREAKS_TO_A_CUT: usize = 60;
 /// Between two rounds of asking for all customers.
 const ASKED_EVERY: Duration = Duration::from_millis(20);
 /// How long a killed process stays away.
@@ -44,7 +48,8 @@ pub enum Victim {
     Redis,
     /// PostgreSQL.
     Postgres,
-    /// The network between the workers, and Redis and PostgreSQL: cut again and again, often for longer than a lease.
+    /// The network between the workers, and Redis and PostgreSQL: all connections break many times a second, and now and then there is
+    /// none for longer than a lease.
     Network,
     /// The disk of the embedded server: it takes no more for a while.
     Disk,
@@ -135,6 +140,9 @@ pub async fn run(drill: &Drill) -> anyhow::Result<Outcome> {
     let sending = Arc::new(AtomicBool::new(true));
     let faults = match drill.failpoint.clone() {
         Some(point) => tokio::spawn(ends_itself(point, system.clone())),
+        None if drill.victim == Victim::Network => {
+            tokio::spawn(flapping(drill.seed, system.clone(), sending.clone()))
+        }
         None => tokio::spawn(faults(drill.clone(), system.clone(), sending.clone())),
     };
 
@@ -195,10 +203,8 @@ async fn faults(drill: Drill, system: Arc<Mutex<System>>, sending: Arc<AtomicBoo
     while kills < drill.kills && (kills == 0 || sending.load(Ordering::Relaxed)) {
         tokio::time::sleep(pause.mul_f64(rng.random_range(0.5..1.0))).await;
         let mut away = Duration::from_millis(rng.random_range(AWAY_MS));
-        match drill.victim {
-            Victim::FrozenWorker => away += LEASE + RECLAIMED_WITHIN,
-            Victim::Network => away += (LEASE + RECLAIMED_WITHIN).mul_f64(rng.random_range(0.0..1.2)),
-            _ => {}
+        if drill.victim == Victim::FrozenWorker {
+            away += LEASE + RECLAIMED_WITHIN;
         }
         kill(drill.victim, &mut *system.lock().await)?;
         kills += 1;
@@ -206,6 +212,22 @@ async fn faults(drill: Drill, system: Arc<Mutex<System>>, sending: Arc<AtomicBoo
         bring_back(drill.victim, &mut *system.lock().await).await?;
     }
     Ok(kills)
+}
+
+/// Breaks all connections of the workers again and again, while the day is sent. Answers how often.
+async fn flapping(seed: u64, system: Arc<Mutex<System>>, sending: Arc<AtomicBool>) -> anyhow::Result<usize> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut breaks = 0;
+    while sending.load(Ordering::Relaxed) {
+        system.lock().await.cut_network()?;
+        if breaks % BREAKS_TO_A_CUT == 0 {
+            tokio::time::sleep((LEASE + RECLAIMED_WITHIN).mul_f64(rng.random_range(0.8..1.2))).await;
+        }
+        system.lock().await.mend_network()?;
+        breaks += 1;
+        tokio::time::sleep(Duration::from_millis(rng.random_range(BREAK_EVERY_MS))).await;
+    }
+    Ok(breaks)
 }
 
 /// Waits until processes have ended at the failpoint, and starts them again. Answers how many did.
@@ -242,7 +264,6 @@ fn kill(victim: Victim, system: &mut System) -> anyhow::Result<()> {
         (Victim::EmbeddedServer | Victim::Server, ..) => system.kill_server(),
         (Victim::StoppedWorker, ..) => system.stop_worker(),
         (Victim::FrozenWorker, ..) => system.freeze_worker(),
-        (Victim::Network, ..) => system.cut_network(),
         (Victim::Disk, ..) => system.fill_disk(true),
         (Victim::Redis, Some(redis), _) => redis.kill(),
         (Victim::Postgres, _, Some(postgres)) => postgres.kill(),
@@ -254,7 +275,6 @@ async fn bring_back(victim: Victim, system: &mut System) -> anyhow::Result<()> {
     match (victim, &mut system.redis, &mut system.postgres) {
         (Victim::EmbeddedServer | Victim::Server, ..) => system.restart_server(),
         (Victim::FrozenWorker, ..) => system.thaw_worker(),
-        (Victim::Network, ..) => system.mend_network(),
         (Victim::Disk, ..) => system.fill_disk(false),
         (Victim::Redis, Some(redis), _) => redis.restart().await,
         (Victim::Postgres, _, Some(postgres)) => postgres.restart().await,

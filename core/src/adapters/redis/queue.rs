@@ -2,7 +2,7 @@
 //! two layouts are what the steps are written in.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -42,6 +42,8 @@ pub struct RedisQueue {
     scripts: Scripts,
     /// Waiters take turns on it: whoever holds it is the one that blocks.
     waiting: Mutex<Option<MultiplexedConnection>>,
+    /// Batches that were asked for by a call without an answer.
+    in_doubt: StdMutex<Vec<String>>,
 }
 
 /// The protocol's steps, each with the common part and a layout before it.
@@ -104,6 +106,7 @@ impl RedisQueue {
             clock_is_given: false,
             scripts,
             waiting: Mutex::new(None),
+            in_doubt: StdMutex::default(),
         }
     }
 
@@ -166,14 +169,21 @@ impl RedisQueue {
     }
 
     async fn take(&self, want: usize) -> Result<Option<Batch>, QueueError> {
-        let id = Uuid::now_v7().simple().to_string();
+        // A batch may have been taken by a call whose answer was lost: it is asked for again, not left to the end of its lease.
+        let asked_before = self.in_doubt.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let in_doubt = asked_before.is_some();
+        let id = asked_before.unwrap_or_else(|| Uuid::now_v7().simple().to_string());
         let answer = self
             .run_raw(&self.scripts.fetch, |command| {
                 let lease = ms(self.settings.lease);
                 command.arg(want).arg(lease).arg(&id).arg(MAX_PROMOTE).arg(FAIR_EVERY);
                 command.arg(self.settings.low_batch).arg(self.settings.low_bytes).arg(LOW_STEP);
+                command.arg(u8::from(in_doubt)).arg(json(SURVIVED));
             })
-            .await?;
+            .await
+            .inspect_err(|_| {
+                self.in_doubt.lock().unwrap_or_else(PoisonError::into_inner).push(id.clone());
+            })?;
         let elements = byte_strings(answer)?;
         if elements.is_empty() {
             return Ok(None);

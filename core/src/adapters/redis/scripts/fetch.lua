@@ -2,10 +2,20 @@
 -- An item that was lost before is taken alone, and first. Nothing is taken while the queue is paused.
 -- ARGV: 4 most items, 5 lease in ms, 6 the batch's id, 7 most delayed items to promote, 8 every how many fetches the last
 --       are first: the lowest priority before the highest, and suspects after all; 9 most items of low priority, where more than one
---       brand has used the queue since it was last found empty, and 10 after how many bytes no further 11 items of it are taken
+--       brand has used the queue since it was last found empty, and 10 after how many bytes no further 11 items of it are taken;
+--       12 '1' where the batch may have been fetched before, by a call whose answer was lost, and 13 what the history says of an item
+--       whose loss counts no more, as a JSON string
 -- Answers the items.
-if redis.call('EXISTS', PAUSED) == 1 then return {} end -- guard: pause
 local want, lease, id = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+if ARGV[12] == '1' then
+  begin()
+  if count_held(id) > 0 then
+    redis.call('ZADD', LEASES, NOW + lease, id)
+    return held(id)
+  end
+  survived(id, ARGV[13])
+end
+if redis.call('EXISTS', PAUSED) == 1 then return {} end -- guard: pause
 begin()
 local due = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', NOW, 'LIMIT', 0, tonumber(ARGV[7]))
 for _, element in ipairs(due) do
