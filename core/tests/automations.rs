@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use support::{ContextUnderTest, embedded_context, services_context};
 use tributary_core::context::Context;
+use tributary_core::domain::addresses::Reach;
 use tributary_core::domain::automation::definition::Definition;
 use tributary_core::domain::automation::run::Status;
 use tributary_core::domain::envelope::{Envelope, Origin};
@@ -84,6 +85,8 @@ impl World {
         let brand = context.tenants.add_brand("b").await.unwrap();
         let notebook = Arc::new(Notebook::default());
         let outside = Outside {
+            sends_mail: true,
+            reach: Reach { private: true, http: true },
             courier: notebook.clone(),
             destinations: Arc::new(Destinations::new(DEFAULT_RATE)),
             public_url: Some("https://t.example".into()),
@@ -758,7 +761,7 @@ async fn a_dry_run_says_what_would_happen_and_does_nothing(w: World) {
     let id = admin::create(&w.context, w.brand, &definition).await.unwrap().id;
     w.subscriber("ada").await;
     let customer = w.id_of("ada").await;
-    let asked = DryRun { customer, message_id: None };
+    let asked = DryRun { customer: Some(customer), email: None, message_id: None };
     let told = admin::dry_run(&w.context, w.brand, id, &asked).await.unwrap();
     assert!(!told.starts && told.why.unwrap().contains("value"), "a made-up event has no value");
     w.send("ada", json!({"type": "track", "event": "E", "messageId": "m", "properties": {"value": 20}}))

@@ -118,9 +118,10 @@ async fn gathered(mut body: Body, limit: usize) -> Result<Whole, ApiError> {
 /// # Errors
 /// `invalid_json`; `invalid_text` where a text or a name has U+0000 in it, which PostgreSQL cannot hold.
 pub fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    let read = serde_json::from_slice(bytes).map_err(|error| {
-        ApiError::bad_request("invalid_json", format!("the body is not JSON of the right shape: {error}"))
-    })?;
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let read = serde_path_to_error::deserialize(&mut json).map_err(|error| misshapen(&error))?;
+    json.end()
+        .map_err(|error| ApiError::bad_request("invalid_json", format!("the body is not JSON: {error}")))?;
     match has_nul(bytes) {
         false => Ok(read),
         true => Err(ApiError::bad_request(
@@ -128,6 +129,19 @@ pub fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
             "the body has U+0000 in a text, which no text of the API may have",
         )),
     }
+}
+
+/// What is wrong, in which field.
+fn misshapen(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
+    let (path, inner) = (error.path().to_string(), error.inner());
+    if !inner.is_data() {
+        return ApiError::bad_request("invalid_json", format!("the body is not JSON: {inner}"));
+    }
+    let whole = inner.to_string();
+    let what = whole.rsplit_once(" at line ").map_or(&*whole, |(what, _)| what);
+    // A step says itself where it is.
+    let at = if path == "." || what.starts_with("step ") { String::new() } else { format!("{path}: ") };
+    ApiError::bad_request("invalid_json", format!("the body is not of the right shape: {at}{what}"))
 }
 
 /// Whether sound JSON has U+0000 in a text: only written as an escape can it.

@@ -110,6 +110,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(automations::activate))
         .routes(routes!(automations::pause))
         .routes(routes!(automations::dry_run))
+        .routes(routes!(automations::test))
         .routes(routes!(automations::runs))
         .routes(routes!(automations::run))
         .routes(routes!(automations::retry))

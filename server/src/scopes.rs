@@ -28,6 +28,7 @@ pub const TABLE: &[(&str, &str, Scope)] = &[
     ("POST", "/api/automations/{id}/dry-run", Read),
     ("POST", "/api/automations/{id}/pause", Write),
     ("GET", "/api/automations/{id}/runs", Read),
+    ("POST", "/api/automations/{id}/test", Write),
     ("GET", "/api/customers", Read),
     ("GET", "/api/customers/by/{kind}/{value}/360", Read),
     ("DELETE", "/api/customers/{id}", Privacy),

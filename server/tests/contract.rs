@@ -20,11 +20,13 @@ use stack::system::Access;
 use support::{On, SHOP, TestApp, answer, key_with, services_backend};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tributary_core::domain::addresses::Reach;
 use tributary_core::domain::automation::segment::MAX_SEGMENTS;
 use tributary_core::domain::scopes::Scope;
 use tributary_core::ports::queue::{NewItem, QueueSettings};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, key_id};
 use tributary_core::services::automations::admin::MAX_AUTOMATIONS;
+use tributary_core::services::automations::preflight::{self, Abilities};
 use tributary_core::services::tenants::{hash, new_key};
 
 /// A route that the document describes.
@@ -100,6 +102,7 @@ fn sound_body(route: &Route) -> Value {
         "/api/segments/{name}" | "/api/segment-preview" => json!({"expression": "orders.count > 0"}),
         "/api/automations" | "/api/automations/{id}" => automation("E"),
         "/api/automations/{id}/dry-run" => json!({"customer": "019b7f3e-0000-7000-8000-000000000000"}),
+        "/api/automations/{id}/test" => json!({"to": "writer@example.com"}),
         "/api/keys/{key}" => json!({"rate_limit": null}),
         _ => json!({}),
     }
@@ -107,6 +110,16 @@ fn sound_body(route: &Route) -> Value {
 
 fn automation(event: &str) -> Value {
     json!({"name": event, "trigger": {"on": "event", "event": event}, "steps": [{"do": "add_tag", "tag": "t"}]})
+}
+
+fn letter() -> Value {
+    json!({"name": "writes", "trigger": {"on": "event", "event": "E"}, "steps": [{"do": "email", "subject": "s", "text": "t"}]})
+}
+
+/// An automation that writes an e-mail.
+async fn writing(app: &TestApp) -> String {
+    let made = secretly(app, Method::POST, "/api/automations", &letter()).await;
+    made["id"].as_str().unwrap().to_owned()
 }
 
 /// With the secret key, as the brand's engineers would.
@@ -243,6 +256,11 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
             with(&wrong)
         }
         "invalid_expression" => with(&json!({"expression": "order.count > 1"})),
+        "invalid_automation" if route.path.ends_with("/dry-run") || route.path.ends_with("/test") => {
+            let path = filled(&route.path, &BTreeMap::from([("id", writing(app).await)]));
+            let body = if route.path.ends_with("/test") { json!({"to": "nobody"}) } else { json!({}) };
+            request(app, route, &path, "").bearer_auth(&app.secret_key).body(body.to_string())
+        }
         "invalid_automation" => {
             let mut wrong = automation("E");
             wrong["steps"] = json!([]);
@@ -273,6 +291,30 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
             let template = template["templates"][0]["name"].as_str().unwrap().to_owned();
             let path = filled(&route.path, &BTreeMap::from([("template", template)]));
             request(app, route, &path, "").bearer_auth(&key).body(sound_body(route).to_string())
+        }
+        // Workers have no mail server.
+        "refused" if route.path.starts_with("/api/automations/") => {
+            preflight::say(
+                &app.context,
+                Abilities { mail: false, public_url: false, reach: Reach::default() },
+            )
+            .await;
+            let id = match &*route.method {
+                "PUT" => {
+                    let made = secretly(app, Method::POST, "/api/automations", &automation("Edited")).await;
+                    let id = made["id"].as_str().unwrap().to_owned();
+                    secretly(app, Method::POST, &format!("/api/automations/{id}/activate"), &json!({})).await;
+                    id
+                }
+                _ if route.path.ends_with("/test") => {
+                    let made = secretly(app, Method::POST, "/api/automations", &automation("Silent")).await;
+                    made["id"].as_str().unwrap().to_owned()
+                }
+                _ => writing(app).await,
+            };
+            let path = filled(&route.path, &BTreeMap::from([("id", id)]));
+            let body = if route.method == "PUT" { letter() } else { sound_body(route) };
+            request(app, route, &path, "").bearer_auth(&app.secret_key).body(body.to_string())
         }
         "refused" if route.path.starts_with("/api/segments") => {
             let path = filled(&route.path, &BTreeMap::from([("name", "rfm_lost".to_owned())]));

@@ -17,6 +17,7 @@ use sqlx::{Connection, PgConnection};
 use stack::services::Services;
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::{Backend, Context, Layout};
+use tributary_core::domain::addresses::Reach;
 use tributary_core::domain::automation::definition::Definition;
 use tributary_core::domain::automation::plan::Plan;
 use tributary_core::domain::automation::run::{Cause, Run, Status};
@@ -108,6 +109,8 @@ async fn measure(name: &str, backend: &Backend, database: Option<&str>, rate: us
         courier: notes.clone(),
         destinations: Arc::new(Destinations::new(NonZeroU32::MAX)),
         public_url: None,
+        sends_mail: true,
+        reach: Reach { private: true, http: true },
     };
     let stop = CancellationToken::new();
     let options = Options { concurrency: 2, batch: 500, grace: Duration::from_secs(5) };

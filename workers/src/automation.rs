@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
 use tributary_core::ports::queue::{Item, Queue};
+use tributary_core::services::automations::preflight::{self, Abilities};
 use tributary_core::services::automations::runs::Outside;
 use tributary_core::services::automations::work::work;
 use tributary_core::services::work::Worked;
@@ -44,7 +45,10 @@ impl Line for Automations {
 /// gives back the rest.
 pub async fn run(context: Context, outside: Outside, options: Options, stop: CancellationToken) {
     let queue = context.automation_queue.clone();
-    let housekeeping = tokio::spawn(housekeeping::beside_automations(context.clone(), queue, stop.clone()));
+    let abilities = Abilities::of(&outside);
+    preflight::say(&context, abilities).await;
+    let housekeeping =
+        tokio::spawn(housekeeping::beside_automations(context.clone(), queue, abilities, stop.clone()));
     lanes::run(context, Arc::new(Automations { outside }), options, stop).await;
     let _ = housekeeping.await;
 }

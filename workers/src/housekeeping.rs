@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
 use tributary_core::ports::locks::Acquired;
 use tributary_core::ports::queue::Queue;
+use tributary_core::services::automations::preflight::{self, Abilities};
 use tributary_core::services::automations::waker::{fill_once, wake};
 use tributary_core::services::locks::acquire;
 use tributary_core::services::outbox::{check, drain};
@@ -59,7 +60,12 @@ pub async fn beside_events(context: Context, queue: Arc<dyn Queue>, stop: Cancel
 }
 
 /// Does what belongs to the automations queue, until `stop`: and puts into it what is due.
-pub async fn beside_automations(context: Context, queue: Arc<dyn Queue>, stop: CancellationToken) {
+pub async fn beside_automations(
+    context: Context,
+    queue: Arc<dyn Queue>,
+    abilities: Abilities,
+    stop: CancellationToken,
+) {
     let mut loops = Loops { context, stop, tasks: JoinSet::new() };
     let (own, filled) = (queue.clone(), Arc::new(AtomicBool::new(false)));
     loops.begin(Pace::even("reclaim_automations", RECLAIM_EVERY), move |_| reclaim(own.clone()));
@@ -69,6 +75,7 @@ pub async fn beside_automations(context: Context, queue: Arc<dyn Queue>, stop: C
     loops.begin(Pace::even("outbox_automations", DRAIN_EVERY), bring);
     loops.begin(Pace::even("fill", PRIVACY_EVERY), move |context| fill(context, filled.clone()));
     loops.begin(Pace::even("wake", WAKE_EVERY), wake_up);
+    loops.begin(Pace::even("preflight", preflight::SAID_EVERY), move |context| say(context, abilities));
     loops.ended().await;
 }
 
@@ -158,6 +165,12 @@ where
         }
         pace.pause().await;
     }
+}
+
+/// What this worker can do is known to those who activate automations.
+async fn say(context: Context, abilities: Abilities) -> anyhow::Result<()> {
+    preflight::say(&context, abilities).await;
+    Ok(())
 }
 
 /// What is due goes to its queue.

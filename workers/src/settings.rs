@@ -9,9 +9,10 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use clap::builder::FalseyValueParser;
+use tributary_core::adapters::outbound::Outbound;
 use tributary_core::adapters::outbound::smtp::refuse_plain_password;
-use tributary_core::adapters::outbound::{Outbound, Reach};
 use tributary_core::context::{Backend, KEY_SPACE, Layout};
+use tributary_core::domain::addresses::Reach;
 use tributary_core::ports::queue::{MAX_FETCH, QueueSettings};
 
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
@@ -362,6 +363,8 @@ impl OutsideArgs {
             destinations: Arc::new(Destinations::new(self.destination_rate)),
             // Compose sets a variable that is not set to nothing.
             public_url: self.public_url.clone().filter(|url| !url.is_empty()),
+            sends_mail: smtp_url.is_some(),
+            reach,
         })
     }
 }

@@ -3,6 +3,53 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use serde::{Deserialize, Serialize};
+
+/// Where parcels may go besides `https://` on the open internet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// To private and local addresses.
+    pub private: bool,
+    /// To `http://` addresses anywhere. To one's own machine they go wherever `private` is.
+    pub http: bool,
+}
+
+impl Reach {
+    /// Why nothing goes to a URL, as far as its text says: names are not resolved.
+    pub fn refusal(self, url: &url::Url) -> Option<&'static str> {
+        if url.scheme() != "https" && !self.http && !(self.private && is_own_machine(url)) {
+            return Some(PLAIN);
+        }
+        let address = match url.host() {
+            Some(url::Host::Ipv4(ip)) => Some(IpAddr::V4(ip)),
+            Some(url::Host::Ipv6(ip)) => Some(IpAddr::V6(ip)),
+            _ => None,
+        };
+        address.filter(|ip| !self.private && !is_global(*ip)).map(|_| PRIVATE)
+    }
+}
+
+/// What is said of an address that is not on the open internet.
+pub(crate) const PRIVATE: &str = "the URL's address is not on the open internet; whoever runs the system may allow others with \
+                       --allow-private-destinations";
+/// What is said of a URL in clear text.
+pub(crate) const PLAIN: &str = "the URL begins with http://, and would carry what is known of a customer in clear text; use https://. \
+                     Whoever runs the system may allow it with --allow-http-destinations";
+
+/// Whether a URL leads to this machine itself, by an address or by the name that always does.
+pub(crate) fn is_own_machine(url: &url::Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        // Of smtp://, which no browser knows, addresses are read as names.
+        Some(url::Host::Domain(name)) => {
+            let ip = name.parse::<std::net::IpAddr>();
+            ip.map_or_else(|_| name.eq_ignore_ascii_case("localhost"), |ip| ip.is_loopback())
+        }
+        None => false,
+    }
+}
+
 /// IPv4 that is not globally reachable, or not one machine: network, length of the prefix, what it is.
 const NOT_GLOBAL_V4: &[([u8; 4], u32, &str)] = &[
     ([0, 0, 0, 0], 8, "this network"),

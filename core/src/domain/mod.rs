@@ -3,6 +3,7 @@
 //! Invariant: nothing in here does IO, is async, reads a clock or draws random numbers. Values go in, values come out,
 //! so every rule of this folder can be tested as a table and fed permutations.
 
+pub mod addresses;
 pub mod automation;
 pub mod backoff;
 pub mod contact;

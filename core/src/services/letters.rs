@@ -100,7 +100,7 @@ impl Person<'_> {
         let gone = match &job {
             Job::Signal(signal) => self.profiles.contains(&signal.profile),
             Job::Run { brand, run, .. } => context.automations.run(*brand, *run).await?.is_none(),
-            Job::Schedule { .. } | Job::Fill { .. } => false,
+            Job::Schedule { .. } | Job::Fill { .. } | Job::Trial { .. } => false,
         };
         Ok(gone || told())
     }

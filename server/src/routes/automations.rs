@@ -16,6 +16,7 @@ use tributary_core::ports::automations::{AutomationStatus, RunFilter};
 use tributary_core::ports::tenants::BrandSecrets;
 use tributary_core::services::automations::admin::{self, AutomationAnswer, DryAnswer, DryRun, RunAnswer};
 use tributary_core::services::automations::signing;
+use tributary_core::services::automations::trial::{self, Trial, TrialAnswer};
 use tributary_core::services::privacy::{Action, note};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -34,8 +35,9 @@ use crate::state::AppState;
 errors!(ListErrors: SECRET);
 errors!(OneErrors: SECRET, &["not_found"]);
 errors!(NewErrors: SECRET, BODY, &["invalid_gzip", "invalid_automation", "invalid_expression", "refused"]);
-errors!(EditErrors: SECRET, BODY, &["invalid_gzip", "invalid_automation", "invalid_expression", "not_found"]);
-errors!(DryErrors: SECRET, BODY, &["invalid_gzip", "not_found"]);
+errors!(EditErrors: SECRET, BODY, &["invalid_gzip", "invalid_automation", "invalid_expression", "not_found", "refused"]);
+errors!(DryErrors: SECRET, BODY, &["invalid_gzip", "not_found", "invalid_automation"]);
+errors!(TestErrors: SECRET, BODY, &["invalid_gzip", "not_found", "invalid_automation", "refused"]);
 errors!(RunsErrors: SECRET, &["not_found", "invalid_query", "invalid_limit", "invalid_after"]);
 errors!(SigningErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings"]);
 errors!(UseErrors: SECRET, &["not_found", "refused"]);
@@ -121,9 +123,10 @@ pub async fn delete(
     Ok(Json(AutomationDeleted { deleted: id }))
 }
 
-/// Lets an automation run. It listens everywhere within 5 s.
+/// Lets an automation run. It listens everywhere within 5 s. Refused where a step would fail for every customer: without a mail server, a
+/// public address, a sender, or with an address that nothing may be posted to.
 #[utoipa::path(post, path = "/api/automations/{id}/activate", tag = "Automations", security(("secret_key" = [])),
-    params(("id" = String, Path)), responses((status = 200, body = AutomationAnswer), OneErrors))]
+    params(("id" = String, Path)), responses((status = 200, body = AutomationAnswer), ChangeErrors))]
 pub async fn activate(
     State(state): State<AppState>,
     Path(id): Path<String>,
@@ -169,6 +172,24 @@ pub async fn dry_run(
     let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let asked: DryRun = read_json(&bytes)?;
     Ok(Json(admin::dry_run(&state.context, secret.brand, automation_id(&id)?, &asked).await?))
+}
+
+/// Sends an automation's e-mails to an address of yours, as a customer would get them: those of all its branches, at once. No run begins,
+/// and no link in them works. Waits up to 15 s for the mail server's answers.
+#[utoipa::path(post, path = "/api/automations/{id}/test", tag = "Automations", security(("secret_key" = [])),
+    params(("id" = String, Path)), request_body = Trial, responses((status = 200, body = TrialAnswer), TestErrors))]
+pub async fn test(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    secret: Secret,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<TrialAnswer>, ApiError> {
+    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
+    let trial: Trial = read_json(&bytes)?;
+    let id = automation_id(&id)?;
+    let deed = trial::ask(&state.context, secret.brand, id, trial);
+    Ok(Json(state.audited(&secret, "automation_tested", json!({"automation": id}), deed).await?))
 }
 
 /// Which runs.

@@ -16,8 +16,9 @@ use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tributary_core::adapters::outbound::{Outbound, Reach};
+use tributary_core::adapters::outbound::Outbound;
 use tributary_core::context::{Backend, Context, Layout};
+use tributary_core::domain::addresses::Reach;
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::scopes::Scopes;
 use tributary_core::ports::clock::Clock;
@@ -279,8 +280,11 @@ pub async fn key_with(context: &Context, grant: KeyGrant) -> String {
 
 /// To private addresses, and to a mailbox if there is one.
 pub fn outside(smtp_url: Option<&str>, public_url: &str) -> Outside {
+    let reach = Reach { private: true, http: false };
     Outside {
-        courier: Arc::new(Outbound::new(smtp_url, Reach { private: true, http: false }).unwrap()),
+        courier: Arc::new(Outbound::new(smtp_url, reach).unwrap()),
+        sends_mail: smtp_url.is_some(),
+        reach,
         destinations: Arc::new(Destinations::new(DEFAULT_RATE)),
         public_url: Some(public_url.to_owned()),
     }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::domain::addresses::Reach;
 use crate::ports::courier::{Content, Courier, Delivery, Parcel};
 
-pub mod addresses;
 pub mod smtp;
 pub mod webhook;
 
@@ -33,15 +33,6 @@ pub enum OutboundError {
     Http(String),
 }
 
-/// Where parcels may go besides `https://` on the open internet.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Reach {
-    /// To private and local addresses.
-    pub private: bool,
-    /// To `http://` addresses anywhere. To one's own machine they go wherever `private` is.
-    pub http: bool,
-}
-
 /// Carries everything.
 pub struct Outbound {
     webhooks: Webhooks,
@@ -56,20 +47,6 @@ impl Outbound {
     pub fn new(smtp_url: Option<&str>, reach: Reach) -> Result<Self, OutboundError> {
         let smtp = smtp_url.map(Smtp::new).transpose()?;
         Ok(Self { webhooks: Webhooks::new(reach)?, smtp })
-    }
-}
-
-/// Whether a URL leads to this machine itself, by an address or by the name that always does.
-pub(crate) fn is_own_machine(url: &url::Url) -> bool {
-    match url.host() {
-        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-        // Of smtp://, which no browser knows, addresses are read as names.
-        Some(url::Host::Domain(name)) => {
-            let ip = name.parse::<std::net::IpAddr>();
-            ip.map_or_else(|_| name.eq_ignore_ascii_case("localhost"), |ip| ip.is_loopback())
-        }
-        None => false,
     }
 }
 

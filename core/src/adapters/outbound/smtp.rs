@@ -5,7 +5,8 @@ use lettre::message::{Mailbox, MultiPart, SinglePart};
 use lettre::transport::smtp::Error;
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 
-use super::{OutboundError, TIMEOUT, is_own_machine};
+use super::{OutboundError, TIMEOUT};
+use crate::domain::addresses::is_own_machine;
 use crate::ports::courier::{Delivery, Email};
 
 /// How much of a receiver's name stands in a letter, in characters.

@@ -1,8 +1,8 @@
 //! Posting JSON to URLs that brands have written. Nobody is to reach, by way of this system, what only this system can reach: a
-//! name is resolved here, what is not on the open internet is taken out ([`super::addresses`]), and the connection goes to what is
+//! name is resolved here, what is not on the open internet is taken out ([`crate::domain::addresses`]), and the connection goes to what is
 //! left; redirects are not followed.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Client, StatusCode, redirect};
 use sha2::Sha256;
 
-use super::addresses::is_global;
-use super::{OutboundError, Reach, TIMEOUT, is_own_machine};
+use super::{OutboundError, TIMEOUT};
+use crate::domain::addresses::{Reach, is_global};
 use crate::domain::time::Timestamp;
 use crate::ports::courier::Delivery;
 
@@ -58,18 +58,9 @@ impl Webhooks {
         let Ok(parsed) = url::Url::parse(url) else {
             return Delivery::Refused("the URL cannot be read".to_owned());
         };
-        let in_the_clear = parsed.scheme() != "https";
-        if in_the_clear && !self.reach.http && !(self.reach.private && is_own_machine(&parsed)) {
-            return Delivery::Refused(PLAIN.to_owned());
-        }
         // An address is not resolved, so it is looked at here.
-        let address = match parsed.host() {
-            Some(url::Host::Ipv4(ip)) => Some(IpAddr::V4(ip)),
-            Some(url::Host::Ipv6(ip)) => Some(IpAddr::V6(ip)),
-            _ => None,
-        };
-        if address.is_some_and(|ip| !self.reach.private && !is_global(ip)) {
-            return Delivery::Refused(PRIVATE.to_owned());
+        if let Some(why) = self.reach.refusal(&parsed) {
+            return Delivery::Refused(why.to_owned());
         }
         let mut request = self
             .client
@@ -138,13 +129,6 @@ pub fn signature(secret: &str, id: &str, at_s: i64, body: &str) -> String {
     format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()))
 }
 
-/// What is said of an address that is not on the open internet.
-const PRIVATE: &str = "the URL's address is not on the open internet; whoever runs the system may allow others with \
-                       --allow-private-destinations";
-/// What is said of a URL in clear text.
-const PLAIN: &str = "the URL begins with http://, and would carry what is known of a customer in clear text; use https://. \
-                     Whoever runs the system may allow it with --allow-http-destinations";
-
 /// A name that leads nowhere on the open internet. Whether there is such a name inside is nobody's business: what is not there and
 /// what is private are told, and tried again, alike. The log says which it was.
 #[derive(Debug, thiserror::Error)]
@@ -187,6 +171,7 @@ impl Resolve for Guarded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::addresses::{PLAIN, PRIVATE};
 
     #[test]
     fn a_signature_is_that_of_the_scheme() {

@@ -3,8 +3,9 @@
 use crate::domain::json::is_default;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 /// An automation: what starts it, for whom, and what it does.
@@ -31,6 +32,7 @@ pub struct Definition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frequency_cap: Option<Cap>,
     /// What it does, in order.
+    #[serde(deserialize_with = "first_steps")]
     pub steps: Vec<Step>,
 }
 
@@ -98,7 +100,7 @@ impl From<Weekday> for chrono::Weekday {
 
 /// An event by its name, and by what it says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object like {\"event\": \"Order Created\"}")]
 pub struct EventMatch {
     /// The event's name.
     pub event: String,
@@ -112,7 +114,7 @@ pub struct EventMatch {
 
 /// Whether a customer may come in again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object like {\"mode\": \"once\"}")]
 pub struct Reentry {
     /// When.
     #[serde(default)]
@@ -137,7 +139,7 @@ pub enum ReentryMode {
 
 /// At most so many in so many days.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object like {\"messages\": 1, \"days\": 7}")]
 pub struct Cap {
     /// How many marketing messages.
     pub messages: u32,
@@ -147,7 +149,11 @@ pub struct Cap {
 
 /// A span of time: the sum of its parts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "a time like {\"hours\": 1}, of days, hours, minutes and seconds"
+)]
 pub struct Span {
     /// Days of 24 hours.
     #[serde(skip_serializing_if = "is_default")]
@@ -183,7 +189,7 @@ impl Span {
 }
 
 /// One step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Step {
     /// Waits.
@@ -231,6 +237,111 @@ pub enum Step {
     /// Does something.
     #[serde(untagged)]
     Act(Action),
+}
+
+/// The steps that are no actions, for reading: of an enum with an untagged part serde says only that nothing of it fits.
+#[derive(Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
+enum Control {
+    Wait {
+        #[serde(rename = "for")]
+        span: Span,
+    },
+    WaitUntil {
+        event: String,
+        #[serde(default)]
+        condition: Option<String>,
+        #[serde(default)]
+        trusted: bool,
+        within: Span,
+        #[serde(default, deserialize_with = "then")]
+        then: Vec<Step>,
+        #[serde(default, deserialize_with = "otherwise")]
+        otherwise: Vec<Step>,
+    },
+    Branch {
+        condition: String,
+        #[serde(default, deserialize_with = "then")]
+        then: Vec<Step>,
+        #[serde(default, deserialize_with = "otherwise")]
+        otherwise: Vec<Step>,
+    },
+    Exit {},
+}
+
+impl From<Control> for Step {
+    fn from(control: Control) -> Self {
+        match control {
+            Control::Wait { span } => Self::Wait { span },
+            Control::WaitUntil { event, condition, trusted, within, then, otherwise } => {
+                Self::WaitUntil { event, condition, trusted, within, then, otherwise }
+            }
+            Control::Branch { condition, then, otherwise } => Self::Branch { condition, then, otherwise },
+            Control::Exit {} => Self::Exit,
+        }
+    }
+}
+
+/// Their names.
+const CONTROL: [&str; 4] = ["wait", "wait_until", "branch", "exit"];
+
+/// Reads steps one by one, so that an error names the step and the field: serde would say of a wrong one only that it is none of them all.
+/// What is said begins with where the step is, from `under` on.
+fn read_steps<'de, D: Deserializer<'de>>(given: D, under: &str) -> Result<Vec<Step>, D::Error> {
+    let steps = Vec::<Value>::deserialize(given)?;
+    let read = |(at, step): (usize, Value)| {
+        read_step(step).map_err(|wrong| Error::custom(format!("{under}{}{wrong}", at + 1)))
+    };
+    steps.into_iter().enumerate().map(read).collect()
+}
+
+fn first_steps<'de, D: Deserializer<'de>>(given: D) -> Result<Vec<Step>, D::Error> {
+    read_steps(given, "step ")
+}
+
+fn then<'de, D: Deserializer<'de>>(given: D) -> Result<Vec<Step>, D::Error> {
+    read_steps(given, ".then.")
+}
+
+fn otherwise<'de, D: Deserializer<'de>>(given: D) -> Result<Vec<Step>, D::Error> {
+    read_steps(given, ".otherwise.")
+}
+
+fn read_step(step: Value) -> Result<Step, String> {
+    let kinds = || CONTROL.iter().chain(&Action::KINDS).copied().collect::<Vec<_>>().join(", ");
+    let Value::Object(fields) = step else {
+        return Err(": it must be an object, like {\"do\": \"exit\"}".to_owned());
+    };
+    let kind = match fields.get("do") {
+        Some(Value::String(kind)) => kind.clone(),
+        Some(other) => return Err(format!(": \"do\" is {other}; it must be one of {}", kinds())),
+        None => return Err(format!(": \"do\" is missing; it is one of {}", kinds())),
+    };
+    match &*kind {
+        control if CONTROL.contains(&control) => of_kind::<Control>(&kind, fields).map(Step::from),
+        action if Action::KINDS.contains(&action) => of_kind(&kind, fields).map(Step::Act),
+        _ => Err(format!(": there is no step {kind:?}; \"do\" must be one of {}", kinds())),
+    }
+}
+
+/// The step, or what is wrong with it and in which field.
+fn of_kind<T: DeserializeOwned>(kind: &str, fields: Map<String, Value>) -> Result<T, String> {
+    let read =
+        |fields: Map<String, Value>| serde_json::from_value::<T>(fields.into()).map_err(|e| e.to_string());
+    let wrong = match read(fields.clone()) {
+        Ok(step) => return Ok(step),
+        // Of a step within this one.
+        Err(wrong) if wrong.starts_with(".then.") || wrong.starts_with(".otherwise.") => return Err(wrong),
+        Err(wrong) => wrong,
+    };
+    // The field without which something else is wrong, or nothing.
+    let to_blame = fields.keys().find(|field| {
+        let mut others = fields.clone();
+        others.remove(*field);
+        *field != "do" && !wrong.starts_with("missing field") && read(others).err().as_ref() != Some(&wrong)
+    });
+    let field = to_blame.map(|field| format!(", {field}")).unwrap_or_default();
+    Err(format!(" ({kind}){field}: {wrong}"))
 }
 
 /// Something that is done.
@@ -310,6 +421,10 @@ fn yes() -> bool {
 }
 
 impl Action {
+    /// All names.
+    pub const KINDS: [&str; 7] =
+        ["webhook", "email", "confirm", "chat", "set_trait", "add_tag", "emit_event"];
+
     /// Its name.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -329,5 +444,94 @@ impl Action {
             Self::Webhook { marketing, .. } | Self::Email { marketing, .. } => *marketing,
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn wrong(steps: Value) -> String {
+        let definition = json!({"name": "n", "trigger": {"on": "event", "event": "E"}, "steps": steps});
+        serde_json::from_value::<Definition>(definition).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_wrong_step_is_named_with_its_field_and_what_would_be_right() {
+        for (steps, says) in [
+            (
+                json!([{"do": "delay"}]),
+                "step 1: there is no step \"delay\"; \"do\" must be one of wait, wait_until,",
+            ),
+            (json!([{"for": {"hours": 1}}]), "step 1: \"do\" is missing; it is one of wait,"),
+            (json!([{"do": 3}]), "step 1: \"do\" is 3;"),
+            (json!(["exit"]), "step 1: it must be an object"),
+            (
+                json!([{"do": "exit"}, {"do": "wait", "for": "1h"}]),
+                "step 2 (wait), for: invalid type: string \"1h\", expected a time like {\"hours\": 1}",
+            ),
+            (
+                json!([{"do": "wait", "for": {"hour": 1}}]),
+                "step 1 (wait), for: unknown field `hour`, expected one of `days`, `hours`",
+            ),
+            (
+                json!([{"do": "wait", "for": {"hours": -1}}]),
+                "step 1 (wait), for: invalid value: integer `-1`",
+            ),
+            (
+                json!([{"do": "wait", "hours": 1}]),
+                "step 1 (wait), hours: unknown field `hours`, expected `for`",
+            ),
+            (json!([{"do": "wait"}]), "step 1 (wait): missing field `for`"),
+            (json!([{"do": "email", "subject": "Hi"}]), "step 1 (email): missing field `text`"),
+            (
+                json!([{"do": "email", "subject": "Hi", "text": 5}]),
+                "step 1 (email), text: invalid type: integer `5`, expected a string",
+            ),
+            (
+                json!([{"do": "branch", "if": "true"}]),
+                "step 1 (branch), if: unknown field `if`, expected one of `condition`, `then`, `otherwise`",
+            ),
+            (
+                json!([{"do": "set_trait", "trait": "a", "value": 1}]),
+                "step 1 (set_trait), trait: unknown field `trait`, expected `name` or `value`",
+            ),
+            (json!([{"do": "exit", "until": 1}]), "step 1 (exit), until: unknown field `until`"),
+            (
+                json!([{"do": "branch", "condition": "true", "otherwise": [{"do": "exit"}, {"do": "branch", "condition": "true", "then": [{"do": "chat", "url": 1, "text": ""}]}]}]),
+                "step 1.otherwise.2.then.1 (chat), url: invalid type: integer `1`, expected a string",
+            ),
+        ] {
+            let message = wrong(steps);
+            assert!(message.starts_with(says), "{message}");
+        }
+        assert!(wrong(json!({"do": "exit"})).contains("expected a sequence"));
+    }
+
+    #[test]
+    fn every_kind_of_step_is_read_and_written() {
+        let steps = json!([
+            {"do": "wait", "for": {"minutes": 1}},
+            {"do": "wait_until", "event": "E", "within": {"days": 1}, "then": [{"do": "exit"}]},
+            {"do": "branch", "condition": "true", "then": [{"do": "add_tag", "tag": "a"}]},
+            {"do": "webhook", "url": "https://x.example", "marketing": false},
+            {"do": "email", "subject": "s", "text": "t", "marketing": true},
+            {"do": "confirm", "subject": "s", "text": "t"},
+            {"do": "chat", "url": "https://x.example", "text": "t"},
+            {"do": "set_trait", "name": "n", "value": 1},
+            {"do": "add_tag", "tag": "t"},
+            {"do": "emit_event", "event": "e"},
+            {"do": "exit"},
+        ]);
+        let definition = json!({"name": "n", "trigger": {"on": "event", "event": "E"}, "reentry": {"mode": "after_end"}, "steps": steps});
+        let read: Definition = serde_json::from_value(definition.clone()).unwrap();
+        assert_eq!(json!(read), definition);
+        let acts = read.steps.iter().filter_map(|step| match step {
+            Step::Act(action) => Some(action.kind()),
+            _ => None,
+        });
+        assert_eq!(acts.collect::<Vec<_>>(), Action::KINDS);
     }
 }

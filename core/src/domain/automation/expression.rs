@@ -12,7 +12,7 @@ use moka::sync::Cache;
 
 use super::facts::{Facts, LISTED, Trigger};
 use super::meter::{self, EXPRESSION, Overrun};
-use super::metered;
+use super::{kinds, metered};
 use crate::domain::event::Rejection;
 use crate::domain::settings::BrandSettings;
 use crate::domain::time::{self, Timestamp};
@@ -212,8 +212,11 @@ impl Expression {
         let known =
             |name: &str| OPERATORS.contains(&name) || STANDARD.contains(&name) || FUNCTIONS.contains(&name);
         if let Some(name) = functions.iter().find(|name| !known(name)) {
-            return Err(wrong(format!("{}: there is no function {name:?}", place(text, name))));
+            let own = FUNCTIONS.iter().chain(&STANDARD).copied().collect::<Vec<_>>().join(", ");
+            let place = place(text, name);
+            return Err(wrong(format!("{place}: there is no function {name:?}; there are {own}")));
         }
+        kinds::check(text, program.expression(), program.source_info()).map_err(wrong)?;
         let read = Self { paying: metered::paying(program.expression()), variables, functions };
         read.rehearse()?;
         Ok(read)
@@ -375,8 +378,33 @@ fn first_error(text: &str, errors: &cel::ParseErrors) -> String {
         text.lines().nth(usize::try_from(line - 1).unwrap_or_default()).unwrap_or_default().to_owned();
     let from = usize::try_from(column - 1).unwrap_or_default().min(near.chars().count());
     let rest: String = near.chars().skip(from).take(20).collect();
+    let hint = hint(text, &near, &rest).map(|hint| format!("; {hint}")).unwrap_or_default();
     let near = if rest.is_empty() { "at the end".to_owned() } else { format!("near {rest:?}") };
-    format!("line {line}, column {column}, {near}: {what}")
+    format!("line {line}, column {column}, {near}: {what}{hint}")
+}
+
+/// What people mean who write in the way of another language. `line` is where it is wrong, from `rest` on.
+fn hint(text: &str, line: &str, rest: &str) -> Option<&'static str> {
+    let words: Vec<&str> = line.split(|c: char| !c.is_alphanumeric()).collect();
+    let has = |word: &str| words.iter().any(|own| own.eq_ignore_ascii_case(word));
+    let day = words.iter().any(|word| {
+        word.strip_suffix(['d', 'h', 'w', 'm']).is_some_and(|number| number.parse::<u32>().is_ok())
+    });
+    Some(match () {
+        () if text.contains(['\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}', '\u{ab}', '\u{bb}']) => {
+            "texts stand in straight quotes, like 'vip'"
+        }
+        () if rest.starts_with('=') && !rest.starts_with("==") => "equality is written ==",
+        () if has("and") => "and is written &&",
+        () if has("or") => "or is written ||",
+        () if has("not") => "not is written !",
+        () if line.contains("<>") => "inequality is written !=",
+        () if day => "how long ago a time was is asked like this: days_since(orders.last) < 90",
+        () if text.matches('\'').count() % 2 == 1 || text.matches('"').count() % 2 == 1 => {
+            "a quote is not closed"
+        }
+        () => return None,
+    })
 }
 
 /// Where a name stands first.
@@ -497,7 +525,20 @@ mod tests {
             ("event.name == 'x'", "line 1, column 1: no event is meant here"),
             ("orders.count > 2 && shout(email)", "line 1, column 21: there is no function \"shout\""),
             ("orders.count + 1", "must be true or false"),
-            ("orders.count > 'many'", "no matching overload"),
+            ("orders.count > 'many'", "line 1, column 14: orders.count is a whole number"),
+            (
+                "orders.count = 3",
+                "near \"= 3\": Syntax error: token recognition error at: '= '; equality is written ==",
+            ),
+            ("orders.count >= 3 AND consent.email", "and is written &&"),
+            ("not consent.email", "not is written !"),
+            ("traits.plan == 'gold", "a quote is not closed"),
+            ("days_since(orders.last) < 90d", "days_since(orders.last) < 90"),
+            ("\u{201c}vip\u{201d} in tags", "straight quotes"),
+            (
+                "email.matches('.*@gmail.com')",
+                "there is no function \"matches\"; there are days_since, hours_since, size,",
+            ),
             (&"a".repeat(3000), "3000 characters"),
             (&format!("{}true{}", "(".repeat(1000), ")".repeat(900)), "nested deeper"),
             ("events.exists(a, events.exists(b, events.exists(c, true)))", "nested 3 deep"),

@@ -9,6 +9,7 @@ pub mod emitted;
 pub mod expression;
 pub mod facts;
 pub mod interests;
+mod kinds;
 pub mod meter;
 mod metered;
 pub mod plan;

@@ -291,8 +291,9 @@ pub fn check_url(what: &str, url: &str) -> Result<(), Rejection> {
 }
 
 fn check(what: &str, action: &Action) -> Result<(), Rejection> {
+    let more: &[&str] = if matches!(action, Action::Confirm { .. }) { &["confirm_url"] } else { &[] };
     let template = |field: &str, text: &str, escape| {
-        template::check(text, escape).map_err(|error| wrong(format!("{what}, {field}: {error}")))
+        template::check(text, escape, more).map_err(|error| wrong(format!("{what}, {field}: {error}")))
     };
     match action {
         Action::Webhook { url, data, .. } => {

@@ -17,6 +17,7 @@ use super::unlinked::unlinked;
 use crate::domain::event::Channel;
 
 mod filters;
+mod names;
 mod shape;
 
 pub use filters::FILTERS;
@@ -136,12 +137,13 @@ fn json(value: &Value, context: &Value, texts: &mut usize, depth: usize) -> Resu
     })
 }
 
-/// Whether a template can be read, and written for a made-up customer.
+/// Whether a template can be read, and written for a made-up customer, and speaks of nothing but the customer, the event and `more`.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check(template: &str, escape: bool) -> Result<(), String> {
-    render(template, &context(&Facts::example(), Some(&Trigger::example())), escape).map(drop)
+pub fn check(template: &str, escape: bool, more: &[&str]) -> Result<(), String> {
+    render(template, &context(&Facts::example(), Some(&Trigger::example())), escape)?;
+    meter::deep(|| names::check(template, more)).unwrap_or_else(|error| Err(error.to_string()))
 }
 
 /// The same for all texts of some JSON.
@@ -149,7 +151,18 @@ pub fn check(template: &str, escape: bool) -> Result<(), String> {
 /// # Errors
 /// What is wrong with one of them.
 pub fn check_json(value: &Value) -> Result<(), String> {
-    render_json(value, &context(&Facts::example(), Some(&Trigger::example()))).map(drop)
+    render_json(value, &context(&Facts::example(), Some(&Trigger::example())))?;
+    meter::deep(|| texts(value, &|text| names::check(text, &[])))
+        .unwrap_or_else(|error| Err(error.to_string()))
+}
+
+fn texts(value: &Value, look: &impl Fn(&str) -> Result<(), String>) -> Result<(), String> {
+    match value {
+        Value::String(text) => look(text),
+        Value::Array(items) => items.iter().try_for_each(|item| texts(item, look)),
+        Value::Object(fields) => fields.values().try_for_each(|value| texts(value, look)),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses what is beyond [`MAX_BYTES`].

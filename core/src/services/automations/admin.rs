@@ -20,6 +20,7 @@ use crate::domain::automation::run::{
 use crate::domain::automation::segment::{self, MAX_SEGMENTS, RFM, SegmentInput, SegmentRow};
 use crate::domain::customer360::StoredEvent;
 use crate::domain::event::{Rejection, Source};
+use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::settings::BrandSettings;
 use crate::domain::time::{self, Timestamp, from_ms};
@@ -27,7 +28,8 @@ use crate::ports::automations::{AutomationRow, AutomationStatus, RunFilter};
 use crate::ports::store::StoreError;
 use crate::services::automations::jobs::Job;
 use crate::services::automations::languages::LanguageError;
-use crate::services::automations::runs::described;
+use crate::services::automations::preflight;
+use crate::services::automations::runs::{Effect, described};
 use crate::services::automations::waker::fires;
 use crate::services::privacy::{Action, entry};
 
@@ -311,6 +313,9 @@ pub struct AutomationAnswer {
     /// How many runs stand how; only where one automation is asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runs: Option<BTreeMap<String, i64>>,
+    /// What could not be looked at when it was activated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 fn answer(row: AutomationRow) -> Result<AutomationAnswer, AdminError> {
@@ -326,6 +331,7 @@ fn answer(row: AutomationRow) -> Result<AutomationAnswer, AdminError> {
         created_at: at(row.created_ms),
         updated_at: at(row.updated_ms),
         runs: None,
+        warning: None,
     })
 }
 
@@ -361,16 +367,51 @@ fn segment_of(definition: &Definition) -> Option<&str> {
     }
 }
 
+/// What an automation does, as it stands.
+///
+/// # Errors
+/// When there is none, an older program wrote it otherwise, or the store is away.
+pub(super) async fn plan(context: &Context, brand: BrandId, id: Uuid) -> Result<Plan, AdminError> {
+    let definition = answer(found(context, brand, id).await?)?.definition;
+    planned(context, brand, &definition).await
+}
+
+/// What would make steps fail, as far as the workers have said what they can; and what is not known of that.
+async fn unready(
+    context: &Context,
+    brand: BrandId,
+    plan: &Plan,
+) -> Result<(Vec<String>, Option<String>), StoreError> {
+    if !preflight::goes_outside(plan) {
+        return Ok((Vec::new(), None));
+    }
+    let Some(abilities) = preflight::heard(context).await else {
+        let unknown = "no automation worker has been there for a minute: whether e-mails and webhooks can leave is not known";
+        return Ok((Vec::new(), Some(unknown.to_owned())));
+    };
+    let settings = context.brands.settings(brand).await?;
+    Ok((preflight::problems(plan, &settings, abilities), None))
+}
+
+/// Refuses an automation whose steps would fail for every customer.
+async fn ready(context: &Context, brand: BrandId, plan: &Plan) -> Result<Option<String>, AdminError> {
+    let (problems, unknown) = unready(context, brand, plan).await?;
+    if problems.is_empty() {
+        return Ok(unknown);
+    }
+    Err(AdminError::Refused(format!("the automation cannot run yet: {}", problems.join("; "))))
+}
+
 /// Whether a definition makes sense for this brand.
-async fn checked(context: &Context, brand: BrandId, definition: &Definition) -> Result<(), AdminError> {
-    planned(context, brand, definition).await?;
+async fn checked(context: &Context, brand: BrandId, definition: &Definition) -> Result<Plan, AdminError> {
+    let plan = planned(context, brand, definition).await?;
     if let Some(name) = segment_of(definition)
         && !segments(context, brand).await?.iter().any(|segment| segment.name == name)
     {
         let message = format!("trigger.segment is {name:?}, and the brand has no such segment");
         return Err(Rejection::new("invalid_automation", message).into());
     }
-    Ok(())
+    Ok(plan)
 }
 
 /// Makes an automation: a draft.
@@ -413,10 +454,13 @@ pub async fn edit(
     id: Uuid,
     definition: &Definition,
 ) -> Result<AutomationAnswer, AdminError> {
-    checked(context, brand, definition).await?;
+    let plan = checked(context, brand, definition).await?;
     let text = json!(definition).to_string();
     for _ in 0..MAX_TRIES {
         let row = found(context, brand, id).await?;
+        if row.status == AutomationStatus::Active {
+            ready(context, brand, &plan).await?;
+        }
         let old = row.version;
         let version = if text == row.definition { old } else { old + 1 };
         let now = context.clock.now();
@@ -470,9 +514,11 @@ pub async fn set_status(
 ) -> Result<AutomationAnswer, AdminError> {
     let row = found(context, brand, id).await?;
     let definition = answer(row.clone())?.definition;
+    let mut warning = None;
     if status == AutomationStatus::Active {
         // It may have been written by an older program, or its segment is gone.
-        checked(context, brand, &definition).await?;
+        let plan = checked(context, brand, &definition).await?;
+        warning = ready(context, brand, &plan).await?;
     }
     let now = context.clock.now();
     let due = row.fires_ms.filter(|at| *at <= now.timestamp_millis() && status == AutomationStatus::Active);
@@ -484,7 +530,7 @@ pub async fn set_status(
         return Err(AdminError::Unknown("automation"));
     }
     context.brands.forget(brand);
-    automation(context, brand, id).await
+    Ok(AutomationAnswer { warning, ..automation(context, brand, id).await? })
 }
 
 /// Takes an automation out. Its live runs are cancelled; the others stay to be looked at.
@@ -682,8 +728,14 @@ async fn change(
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DryRun {
-    /// The customer's id.
-    pub customer: ProfileId,
+    /// The customer's id. One of `customer` and `email` is needed.
+    #[serde(default)]
+    #[schema(nullable = false)]
+    pub customer: Option<ProfileId>,
+    /// The customer's e-mail address.
+    #[serde(default)]
+    #[schema(nullable = false)]
+    pub email: Option<String>,
     /// The event that starts it, by its message id: the customer's newest of that name, if absent; a made-up one, if there is none.
     #[serde(default)]
     pub message_id: Option<String>,
@@ -698,6 +750,36 @@ pub struct DryAnswer {
     pub why: Option<String>,
     /// Every step and why it would be taken or skipped, as if every wait were over and nothing were to come.
     pub log: Vec<EntryAnswer>,
+    /// What the actions in the log would send or change, in the same order.
+    pub effects: Vec<DryEffect>,
+    /// What would make steps fail for every customer, with the step and what would be right.
+    pub problems: Vec<String>,
+}
+
+/// What an action would send or change.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct DryEffect {
+    /// Which step, like `2.then.1`.
+    pub step: String,
+    /// Its kind, like `email`.
+    pub kind: &'static str,
+    /// What it comes to.
+    #[serde(flatten)]
+    pub effect: Effect,
+}
+
+/// Whom a dry run is for.
+async fn meant(context: &Context, brand: BrandId, asked: &DryRun) -> Result<ProfileId, AdminError> {
+    let wrong = |message: &str| AdminError::from(Rejection::new("invalid_automation", message.to_owned()));
+    match (asked.customer, &asked.email) {
+        (Some(id), None) => Ok(id),
+        (None, Some(email)) => {
+            let email = Identifier::new(IdentifierKind::Email, email);
+            let email = email.ok_or_else(|| wrong("email is no e-mail address"))?;
+            context.store.owner(brand, &email).await?.ok_or(AdminError::Unknown("customer"))
+        }
+        _ => Err(wrong("either customer (an id) or email is needed")),
+    }
 }
 
 /// What an automation would do for a customer, by what is known of them now. Nothing is done.
@@ -712,8 +794,10 @@ pub async fn dry_run(
 ) -> Result<DryAnswer, AdminError> {
     let definition = answer(found(context, brand, id).await?)?.definition;
     let plan = planned(context, brand, &definition).await?;
-    let record =
-        context.store.customer(brand, asked.customer).await?.ok_or(AdminError::Unknown("customer"))?;
+    let (mut problems, unknown) = unready(context, brand, &plan).await?;
+    problems.extend(unknown);
+    let customer = meant(context, brand, asked).await?;
+    let record = context.store.customer(brand, customer).await?.ok_or(AdminError::Unknown("customer"))?;
     let profile = record.profile.id;
     let settings = context.brands.settings(brand).await?;
     let now = context.clock.now();
@@ -747,7 +831,7 @@ pub async fn dry_run(
     let sent: Vec<(Uuid, i64)> = sent.iter().map(|row| (row.automation, row.first_ms)).collect();
     drop(tx);
     let past = past.get(&(id, profile)).cloned().unwrap_or_default();
-    let tried = Tried { brand, id, plan, facts, trigger, past, events, sent, settings, at_ms, now };
+    let tried = Tried { brand, id, plan, facts, trigger, past, events, sent, settings, at_ms, now, problems };
     worked_out(context, brand, "invalid_automation", move || meter::within(PAGE_EFFORT, || tried.answer()).0)
         .await
 }
@@ -765,12 +849,19 @@ struct Tried {
     settings: Arc<BrandSettings>,
     at_ms: i64,
     now: Timestamp,
+    problems: Vec<String>,
 }
 
 impl Tried {
     fn answer(&self) -> DryAnswer {
         let Self { plan, facts, trigger, settings, now, .. } = self;
-        let refused = |why: String| DryAnswer { starts: false, why: Some(why), log: Vec::new() };
+        let refused = |why: String| DryAnswer {
+            starts: false,
+            why: Some(why),
+            log: Vec::new(),
+            effects: Vec::new(),
+            problems: self.problems.clone(),
+        };
         if let Some(condition) = &plan.condition {
             let verdict = condition.holds(facts, trigger.as_ref(), settings, *now);
             if !verdict.holds {
@@ -791,6 +882,7 @@ impl Tried {
         let profile = facts.profile.id;
         let mut run = Run::new(self.brand, self.id, 0, plan, profile, &cause, now.timestamp_millis());
         let mut then = *now;
+        let mut effects = Vec::new();
         for _ in 0..DRY_WAITS {
             let situation = Situation {
                 plan,
@@ -803,7 +895,9 @@ impl Tried {
             };
             match run.advance(&situation) {
                 Some(doing) => {
-                    let what = described(&doing.action, facts, trigger.as_ref());
+                    let (what, effect) = described(&doing.action, facts, trigger.as_ref());
+                    let step = plan.nodes[doing.node].path.clone();
+                    effects.push(DryEffect { step, kind: doing.action.kind(), effect });
                     run.done(plan, doing.node, then.timestamp_millis(), then.timestamp_millis(), Some(what));
                 }
                 None => match run.due_ms {
@@ -812,7 +906,13 @@ impl Tried {
                 },
             }
         }
-        DryAnswer { starts: true, why: None, log: run.state.log.iter().map(EntryAnswer::from).collect() }
+        DryAnswer {
+            starts: true,
+            why: None,
+            log: run.state.log.iter().map(EntryAnswer::from).collect(),
+            effects,
+            problems: self.problems.clone(),
+        }
     }
 }
 

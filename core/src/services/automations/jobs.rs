@@ -50,6 +50,13 @@ pub enum Job {
         /// Those after this one.
         after: Option<ProfileId>,
     },
+    /// An automation's e-mails are to be sent to whoever writes it.
+    Trial {
+        /// Whose.
+        brand: BrandId,
+        /// Under which id it was asked for.
+        trial: Uuid,
+    },
 }
 
 /// Something happened to a customer.
@@ -82,13 +89,17 @@ impl Job {
     pub fn brand(&self) -> BrandId {
         match self {
             Self::Signal(signal) => signal.brand,
-            Self::Run { brand, .. } | Self::Schedule { brand, .. } | Self::Fill { brand, .. } => *brand,
+            Self::Run { brand, .. }
+            | Self::Schedule { brand, .. }
+            | Self::Fill { brand, .. }
+            | Self::Trial { brand, .. } => *brand,
         }
     }
 
     /// The job for the outbox.
     pub fn stage(&self) -> Stage {
         let priority = match self {
+            Self::Trial { .. } => Priority::High,
             Self::Run { .. } | Self::Signal(_) => Priority::Normal,
             Self::Schedule { .. } | Self::Fill { .. } => Priority::Low,
         };
@@ -141,6 +152,7 @@ mod tests {
             Job::Run { brand: BrandId(1), run: Uuid::nil(), revision: 3 },
             Job::Schedule { brand: BrandId(1), automation: Uuid::nil(), at_ms: 5, after: Some(id) },
             Job::Fill { brand: BrandId(1), segments: vec!["a".into()], after: None },
+            Job::Trial { brand: BrandId(1), trial: Uuid::nil() },
         ] {
             assert_eq!(Job::read(&job.stage().item.payload), Ok(job));
         }

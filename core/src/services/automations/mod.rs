@@ -8,7 +8,8 @@
 //!    waits costs nothing but its row.
 //!
 //! Jobs leave through the outbox. A job says which run, at which revision; whatever the queue delivers twice does nothing twice.
-//! [`playbook`] is what a brand has set up, read once and remembered; [`admin`] is what its API does. Expressions and templates run
+//! [`playbook`] is what a brand has set up, read once and remembered; [`admin`] is what its API does, [`preflight`] what
+//! would make steps fail, [`trial`] sends an automation's e-mails to whoever writes it. Expressions and templates run
 //! through [`languages`].
 
 pub mod admin;
@@ -18,9 +19,11 @@ pub mod jobs;
 pub mod languages;
 pub mod links;
 pub mod playbook;
+pub mod preflight;
 pub mod runs;
 pub mod signals;
 pub mod signing;
+pub mod trial;
 pub mod unsubscribe;
 pub mod waker;
 pub mod work;

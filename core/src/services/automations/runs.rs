@@ -12,17 +12,22 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::sync::Semaphore;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::context::{Context, EVENTS_QUEUE};
+use crate::domain::addresses::Reach;
 use crate::domain::automation::definition::Action;
 use crate::domain::automation::emitted;
 use crate::domain::automation::facts::{Facts, Trigger};
 use crate::domain::automation::meter::{self, CUSTOMER};
-use crate::domain::automation::plan::Plan;
-use crate::domain::automation::run::{ActionRow, ActionStatus, Doing, Run, Situation, Status, action_key};
+use crate::domain::automation::plan::{Op, Plan};
+use crate::domain::automation::run::{
+    ActionRow, ActionStatus, Cause, Doing, Run, Situation, Status, action_key,
+};
 use crate::domain::automation::template;
 use crate::domain::backoff::{MAX_ATTEMPTS, full_jitter};
 use crate::domain::customer360::StoredEvent;
@@ -67,6 +72,10 @@ pub struct Outside {
     pub destinations: Arc<Destinations>,
     /// Where customers reach this system: links to unsubscribe begin with it.
     pub public_url: Option<String>,
+    /// Whether e-mails can leave.
+    pub sends_mail: bool,
+    /// Where webhooks and chats may go.
+    pub reach: Reach,
 }
 
 /// A run that is to go on, at a revision.
@@ -383,7 +392,7 @@ async fn round(
             };
             let key = (run.id, doing.node);
             let mut row = rows.get(&key).cloned().unwrap_or_else(|| record(run, &doing, now_ms));
-            let ready = Ready { outside, known, book, facts, trigger: trigger.as_ref(), now };
+            let ready = Ready { outside, known, book, facts, trigger: trigger.as_ref(), now, instead: None };
             let prepare = || prepared(&ready, run, &doing).unwrap_or_else(Prepared::Fail);
             let prepared = context.languages.work(run.brand, prepare);
             match prepared.unwrap_or_else(|error| Prepared::Fail(error.to_string())) {
@@ -573,6 +582,57 @@ struct Ready<'a> {
     facts: &'a Facts,
     trigger: Option<&'a Trigger>,
     now: Timestamp,
+    /// Who gets e-mails in place of the customer.
+    instead: Option<&'a str>,
+}
+
+impl Ready<'_> {
+    /// Who is written to, or why nobody is.
+    fn reader(&self) -> Result<String, String> {
+        self.instead.map_or_else(|| reachable(self.facts), |to| Ok(to.to_owned()))
+    }
+}
+
+/// Whether an automation writes e-mails.
+pub(super) fn writes(plan: &Plan) -> bool {
+    plan.nodes.iter().any(|node| matches!(&node.op, Op::Act(Action::Email { .. } | Action::Confirm { .. })))
+}
+
+/// An automation's e-mails as a customer would get them, written to another address: each with its step, or why it cannot be written.
+/// Their links are for nobody.
+pub(super) async fn letters(
+    context: &Context,
+    outside: &Outside,
+    (brand, automation): (BrandId, Uuid),
+    plan: &Plan,
+    (facts, trigger): (&Facts, &Trigger),
+    to: &str,
+) -> Result<Vec<(String, Result<Email, String>)>, StoreError> {
+    let now = context.clock.now();
+    let known = Known {
+        playbooks: playbooks(context, BTreeSet::from([brand])).await?,
+        plans: HashMap::new(),
+        profiles: HashMap::new(),
+        automations: Vec::new(),
+        secrets: HashMap::from([(brand, signing::secrets(context, brand).await?)]),
+    };
+    let Some(book) = known.playbooks.get(&brand) else { return Ok(Vec::new()) };
+    let ready = Ready { outside, known: &known, book, facts, trigger: Some(trigger), now, instead: Some(to) };
+    let cause = Cause { key: "trial".to_owned(), message_id: None, at_ms: 0, why: "a trial".to_owned() };
+    let run = Run::new(brand, automation, 0, plan, ProfileId::new(0), &cause, now.timestamp_millis());
+    let mut letters = Vec::new();
+    for (node, laid) in plan.nodes.iter().enumerate().rev() {
+        let Op::Act(action @ (Action::Email { .. } | Action::Confirm { .. })) = &laid.op else { continue };
+        let doing = Doing { node, action: action.clone() };
+        let prepared = context.languages.work(brand, || prepared(&ready, &run, &doing));
+        let written = match prepared.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(Prepared::Outside { content: Content::Email(email), .. }) => Ok(email),
+            Ok(Prepared::Skip(why) | Prepared::Fail(why)) | Err(why) => Err(why),
+            Ok(_) => continue,
+        };
+        letters.push((laid.path.clone(), written));
+    }
+    Ok(letters)
 }
 
 /// An action, ready to be done.
@@ -634,7 +694,7 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
             Prepared::Outside { destination: host(url)?, content: Content::Chat { url: url.clone(), body } }
         }
         Action::Confirm { subject, text, html } => {
-            let to = match reachable(facts) {
+            let to = match ready.reader() {
                 Ok(to) => to,
                 Err(why) => return Ok(Prepared::Skip(why)),
             };
@@ -645,7 +705,7 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
             written(book, to, (subject, text, html.as_deref()), &values, None, facts, run)?
         }
         Action::Email { subject, text, html, marketing } => {
-            let to = match reachable(facts) {
+            let to = match ready.reader() {
                 Ok(to) => to,
                 Err(why) => return Ok(Prepared::Skip(why)),
             };
@@ -717,28 +777,79 @@ fn spoken_of(action: &Action, facts: &Facts, trigger: Option<&Trigger>) -> serde
     }
 }
 
-/// What a dry run would send, in words.
-pub(super) fn described(action: &Action, facts: &Facts, trigger: Option<&Trigger>) -> String {
-    let values = spoken_of(action, facts, trigger);
-    let text = |template: &str| {
-        template::render(template, &values, false).unwrap_or_else(|error| format!("({error})"))
+/// What an action would send or change, with its texts as they would be.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct Effect {
+    /// Who gets the e-mail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// The e-mail's subject.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// The e-mail's text, or the chat's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The e-mail's HTML.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub html: Option<String>,
+    /// Where the webhook goes, or the chat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The webhook's `data.custom`, the trait's value, or the event's properties.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<Value>,
+}
+
+/// What a dry run would do: in words, and in full.
+pub(super) fn described(action: &Action, facts: &Facts, trigger: Option<&Trigger>) -> (String, Effect) {
+    let mut values = spoken_of(action, facts, trigger);
+    let failed = |error: String| format!("({error})");
+    if matches!(action, Action::Confirm { .. }) {
+        values["confirm_url"] = "(a link of its own)".into();
+    }
+    let text = |template: &str| template::render(template, &values, false).unwrap_or_else(failed);
+    let html = |template: &Option<String>| {
+        template.as_deref().map(|html| template::render(html, &values, true).unwrap_or_else(failed))
+    };
+    let data =
+        |value: &Value| template::render_json(value, &values).unwrap_or_else(|error| failed(error).into());
+    let to = || facts.email().unwrap_or_else(|| "nobody".to_owned());
+    let letter = |subject: &str, body: &str, markup: &Option<String>| Effect {
+        to: facts.email(),
+        subject: Some(text(subject)),
+        text: Some(text(body)),
+        html: html(markup),
+        ..Effect::default()
     };
     match action {
-        Action::Webhook { url, .. } => format!("would post to {url}"),
-        Action::Chat { url, text: template } => format!("would say {:?} at {url}", text(template)),
-        Action::Email { subject, .. } => {
-            format!("would write to {}: {:?}", facts.email().as_deref().unwrap_or("nobody"), text(subject))
+        Action::Webhook { url, data: custom, .. } => {
+            let effect =
+                Effect { url: Some(url.clone()), data: custom.as_ref().map(data), ..Effect::default() };
+            (format!("would post to {url}"), effect)
         }
-        Action::Confirm { subject, .. } => {
-            let to = facts.email();
-            format!(
-                "would ask {} to confirm the address: {:?}",
-                to.as_deref().unwrap_or("nobody"),
-                text(subject)
+        Action::Chat { url, text: template } => {
+            let said = text(template);
+            let what = format!("would say {said:?} at {url}");
+            (what, Effect { url: Some(url.clone()), text: Some(said), ..Effect::default() })
+        }
+        Action::Email { subject, text: body, html, .. } => {
+            (format!("would write to {}: {:?}", to(), text(subject)), letter(subject, body, html))
+        }
+        Action::Confirm { subject, text: body, html } => {
+            let what = format!("would ask {} to confirm the address: {:?}", to(), text(subject));
+            (what, letter(subject, body, html))
+        }
+        Action::SetTrait { name, value } => {
+            let value = data(value);
+            (
+                format!("would set the trait {name} to {value}"),
+                Effect { data: Some(value), ..Effect::default() },
             )
         }
-        Action::SetTrait { name, value } => format!("would set the trait {name} to {value}"),
-        Action::AddTag { tag } => format!("would tag the customer {tag}"),
-        Action::EmitEvent { event, .. } => format!("would make the event {event}"),
+        Action::AddTag { tag } => (format!("would tag the customer {tag}"), Effect::default()),
+        Action::EmitEvent { event, properties } => (
+            format!("would make the event {event}"),
+            Effect { data: Some(data(properties)), ..Effect::default() },
+        ),
     }
 }

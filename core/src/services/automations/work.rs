@@ -12,7 +12,7 @@ use crate::ports::store::StoreError;
 use crate::sampled::Sampled;
 use crate::services::automations::jobs::{Job, Signal};
 use crate::services::automations::runs::{self, Next, Outside, Wanted};
-use crate::services::automations::signals;
+use crate::services::automations::{signals, trial};
 use crate::services::work::{Worked, panicked, release, try_later};
 
 /// How often a transaction is run again that lost a race.
@@ -103,6 +103,9 @@ impl Jobs<'_> {
             }
             Self::Page(Job::Fill { brand, segments, after }) => {
                 signals::fill(context, *brand, segments, *after).await.map(|()| all_done)
+            }
+            Self::Page(Job::Trial { brand, trial }) => {
+                trial::send(context, outside, *brand, *trial).await.map(|()| all_done)
             }
             Self::Page(Job::Signal(_) | Job::Run { .. }) => Ok(all_done),
         }
