@@ -228,6 +228,23 @@ impl Context {
     /// # Errors
     /// When any of it fails.
     pub async fn open(backend: &Backend, settings: QueueSettings) -> Result<Self, OpenError> {
+        Self::open_with(backend, settings, true).await
+    }
+
+    /// The same, for a command of an operator: where Redis cannot be reached, what needs it fails, and the rest works. Keys can be revoked
+    /// while Redis is away.
+    ///
+    /// # Errors
+    /// As [`Context::open`], but for a Redis that cannot be reached.
+    pub async fn open_for_command(backend: &Backend, settings: QueueSettings) -> Result<Self, OpenError> {
+        Self::open_with(backend, settings, false).await
+    }
+
+    async fn open_with(
+        backend: &Backend,
+        settings: QueueSettings,
+        needs_redis: bool,
+    ) -> Result<Self, OpenError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         match backend {
             Backend::Embedded { data } => {
@@ -282,12 +299,21 @@ impl Context {
                 })
             }
             Backend::Services { database_url, redis_url, key_space, connections, layout, keys } => {
-                let redis = RedisClient::connect(redis_url, key_space).await?;
+                let (redis, is_there) = match RedisClient::connect(redis_url, key_space).await {
+                    Ok(redis) => (redis, true),
+                    Err(error @ RedisStartError::NoAnswer { .. }) if !needs_redis => {
+                        tracing::warn!("{error}; what needs it fails");
+                        (RedisClient::lazily(redis_url, key_space)?, false)
+                    }
+                    Err(error) => return Err(error.into()),
+                };
                 let queue = RedisQueue::new(redis.clone(), EVENTS_QUEUE, *layout, settings, clock.clone());
-                queue.refuse_other_layout(EVENTS_QUEUE).await?;
                 let jobs =
                     RedisQueue::new(redis.clone(), AUTOMATIONS_QUEUE, *layout, settings, clock.clone());
-                jobs.refuse_other_layout(AUTOMATIONS_QUEUE).await?;
+                if is_there {
+                    queue.refuse_other_layout(EVENTS_QUEUE).await?;
+                    jobs.refuse_other_layout(AUTOMATIONS_QUEUE).await?;
+                }
                 let jobs: Arc<dyn Queue> = Arc::new(jobs);
                 let pool = postgres::db::open(database_url, *connections).await?;
                 let direct: Arc<dyn Queue> = Arc::new(queue);

@@ -139,6 +139,10 @@ impl Store for Lax {
     async fn ping(&self) -> Result<(), StoreError> {
         self.0.ping().await
     }
+
+    async fn now_ms(&self) -> Result<i64, StoreError> {
+        self.0.now_ms().await
+    }
 }
 
 #[async_trait]

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use crate::report::{Latency, Report, Sample};
 use crate::target::{DRAIN_TIMEOUT, Target, TargetArgs};
-use crate::{progress, report};
+use crate::{progress, report, speed};
 
 /// How often the queue is looked at, for the charts.
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
@@ -52,6 +52,9 @@ pub(crate) struct DayArgs {
     /// Visitors and webhook senders at once
     #[arg(long, default_value_t = 20)]
     senders: usize,
+    /// For how many seconds, after the day, as much is sent as the system takes, to measure its capacity; 0 for not at all
+    #[arg(long, default_value_t = 10)]
+    capacity_seconds: u64,
     /// Dashboard users at once
     #[arg(long, default_value_t = 4)]
     readers: usize,
@@ -107,7 +110,19 @@ pub(crate) async fn run(target: &TargetArgs, args: &DayArgs, out: &Path) -> anyh
     let before = target.own.then_some(brand_events_before);
     let verdict = verify(&client, &stage.day, &taken, before, || bar.inc(1)).await?;
     bar.finish();
+    let capacity = match args.capacity_seconds {
+        0 => None,
+        seconds => {
+            let bar = progress::bar("measuring the capacity", 1);
+            // Other customers than the day's.
+            let measured =
+                speed::sustained(&target.access, args.seed + 1, Duration::from_secs(seconds)).await?;
+            bar.finish();
+            Some(measured)
+        }
+    };
     let report = Report::of_day(report::Facts {
+        capacity,
         target: target.name.clone(),
         seed: args.seed,
         sent_in,

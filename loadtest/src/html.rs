@@ -17,7 +17,7 @@ h1 { font-size: 26px; margin: 0 } h2 { font-size: 17px; margin: 34px 0 12px } p 
 .card .name { color: var(--soft); font-size: 13px } .card .value { font-size: 22px; font-weight: 600; margin: 4px 0 }
 .card .target { color: var(--soft); font-size: 13px }
 .pass { color: var(--good) } .fail { color: var(--bad) } .not_built { color: var(--wait) } .tag { font-weight: 600 }
-table { border-collapse: collapse; width: 100%; background: var(--card); border: 1px solid var(--line) }
+table { border-collapse: collapse; width: 100%; display: block; overflow-x: auto; background: var(--card); border: 1px solid var(--line) }
 th, td { padding: 8px 12px; text-align: right; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums }
 th { color: var(--soft); font-weight: 500; font-size: 13px } th:first-child, td:first-child { text-align: left }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px }
@@ -28,17 +28,21 @@ svg text { fill: var(--soft); font-size: 11px } .charts { display: grid; gap: 14
 
 /// The page.
 pub(crate) fn page(report: &Report) -> String {
-    let verdict =
-        if report.passed() { ("pass", "Every KPI that exists passes") } else { ("fail", "A KPI fails") };
+    let verdict = if report.passed() {
+        ("pass", "Every KPI that was measured passes")
+    } else {
+        ("fail", "A KPI fails")
+    };
     let mut html = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>Tributary load test</title><style>{STYLE}</style><main><h1>Tributary load test</h1>\
-         <p>{} &middot; seed {} &middot; sent in {:.1} s, worked off after {:.1} s</p>\
+         <p>{} &middot; seed {} &middot; sent in {:.1} s, processed after {:.1} s</p><p>{}</p>\
          <p class=\"tag {}\">{}</p><div class=\"cards\">",
         escaped(&report.target),
         report.seed,
         report.sent_in_s,
         report.drained_in_s,
+        escaped(&report.made.text()),
         verdict.0,
         verdict.1
     );
@@ -67,7 +71,7 @@ fn card(kpi: &Kpi) -> String {
     let class = match kpi.verdict {
         KpiVerdict::Pass => "pass",
         KpiVerdict::Fail => "fail",
-        KpiVerdict::NotBuilt => "not_built",
+        KpiVerdict::NotBuilt | KpiVerdict::NotMeasured => "not_built",
     };
     format!(
         "<div class=\"card\"><div class=\"name\">{}</div><div class=\"value\">{}</div>\

@@ -32,6 +32,10 @@ use crate::target::{DRAIN_TIMEOUT, Stack, Target, TargetArgs};
 
 /// Events a batch.
 const BATCH: usize = 100;
+/// Most events that a measurement of capacity sends, and over how many connections.
+const CAPACITY_EVENTS: usize = 400_000;
+/// See [`CAPACITY_EVENTS`].
+const CAPACITY_CONNECTIONS: usize = 4;
 /// Customers read for the response times.
 const READS: usize = 2000;
 /// Events a second that come in while customers are read.
@@ -138,6 +142,39 @@ pub(crate) async fn run(target: &TargetArgs, args: &SpeedArgs, out: &Path) -> an
     );
     target.close()?;
     Ok(there >= sent)
+}
+
+/// Sends as much as a system takes for so long, and waits until all of it is processed; answers how many events a second that were, from the
+/// first post to the empty queue.
+pub(crate) async fn sustained(access: &Access, seed: u64, time: Duration) -> anyhow::Result<f64> {
+    let day = simulate(&Plan { seed, events: CAPACITY_EVENTS, duplicates_percent: 0, ..Plan::default() });
+    let posts: Arc<[Post]> = batched(&messages(&day)).into();
+    let (sender, client) = (Sender { access: Arc::new(access.clone()) }, Client::new(access.clone())?);
+    let next = Arc::new(AtomicUsize::new(0));
+    let began = Instant::now();
+    let mut running = JoinSet::new();
+    for _ in 0..CAPACITY_CONNECTIONS {
+        let (sender, posts, next) = (sender.clone(), posts.clone(), next.clone());
+        running.spawn(async move {
+            let mut connection = sender.connect().await?;
+            let mut sent = 0;
+            while began.elapsed() < time
+                && let Some((path, body)) = posts.get(next.fetch_add(1, Ordering::Relaxed))
+            {
+                sender
+                    .call(&mut connection, Method::POST, path, &sender.access.write_key, body.clone())
+                    .await?;
+                sent += BATCH;
+            }
+            anyhow::Ok(sent)
+        });
+    }
+    let mut sent = 0;
+    while let Some(ended) = running.join_next().await {
+        sent += ended??;
+    }
+    client.drain(DRAIN_TIMEOUT, |_| {}).await?;
+    Ok(rate(sent, began.elapsed()))
 }
 
 /// Every message of the day's SDKs, one by one.

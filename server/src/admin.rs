@@ -23,7 +23,11 @@ use crate::cli::{Admin, BrandCommand, KeyCommand, ServeArgs, ShopCommand};
 /// # Errors
 /// When a name is taken or unknown, or the store fails.
 pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
-    let context = Context::open(&args.backend()?, args.queue.settings()).await?;
+    // A brand may be added before the first start; all else is about one that is there.
+    if !matches!(command, Admin::Brand(BrandCommand::Add { .. })) {
+        args.refuse_missing_folder()?;
+    }
+    let context = Context::open_for_command(&args.backend()?, args.queue.settings()).await?;
     let tenants = &*context.tenants;
     match command {
         Admin::Brand(BrandCommand::Add { name }) => {
@@ -32,7 +36,10 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
             }
             let id = tenants.add_brand(name.trim()).await?;
             println!("{id}");
-            eprintln!("added the brand {name:?}; next: server admin key add --brand {name:?} --kind write");
+            let place = if args.embedded { format!(" to {}", args.data.display()) } else { String::new() };
+            eprintln!(
+                "added the brand {name:?}{place}; next: server admin key add --brand {name:?} --kind write"
+            );
         }
         Admin::Brand(BrandCommand::List) => {
             for (id, name) in tenants.brands().await? {
@@ -81,7 +88,7 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
                 let state = match (shop.redacted_at, shop.uninstalled_at) {
                     (Some(at), _) => format!("erased at {}", time::format(at)),
                     (None, Some(at)) => format!("uninstalled at {}", time::format(at)),
-                    (None, None) => "installed".to_owned(),
+                    (None, None) => "added".to_owned(),
                 };
                 println!("{}\t{state}", shop.domain);
             }
@@ -101,7 +108,20 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
             )?;
             let details = serde_json::json!({"shop": domain});
             note(&context, brand, ACTOR, Action { what: "shop_added", subject: None, details }).await?;
+            let known = tenants.shop(&domain).await?.is_some();
             add_shop(&context, &domain, brand, &secret).await?;
+            if known {
+                eprintln!(
+                    "{domain} was there, and has a new secret; the one before stays good until the next."
+                );
+                return Ok(());
+            }
+            if !domain.ends_with(".myshopify.com") {
+                eprintln!(
+                    "Shopify's webhooks name a shop by its domain at myshopify.com, and {domain} is none: if webhooks are refused, add \
+                     the shop under that one."
+                );
+            }
             eprintln!("{}", what_to_configure(&domain, &address));
         }
     }
@@ -190,7 +210,11 @@ fn what_to_configure(domain: &str, address: &str) -> String {
     )
 }
 
-async fn brand_named(tenants: &dyn Tenants, name: &str) -> anyhow::Result<BrandId> {
+/// The brand of a name.
+///
+/// # Errors
+/// When there is none, or the store's own.
+pub(crate) async fn brand_named(tenants: &dyn Tenants, name: &str) -> anyhow::Result<BrandId> {
     let brand = tenants.brand(name.trim()).await?;
     brand.with_context(|| {
         format!("there is no brand named {name:?}; add it with: server admin brand add {name:?}")

@@ -24,6 +24,7 @@ use tributary_core::services::tenants::{Maker, hash};
 
 use crate::bucket::Bucket;
 use crate::error::ApiError;
+use crate::refusals;
 use crate::scopes;
 use crate::state::AppState;
 
@@ -311,8 +312,13 @@ impl Keys {
                 let _ = stranger().take(1);
                 Err(unknown())
             }
-            Some(grant) if grant.expires_at.is_some_and(|end| end <= now) => Err(unknown()),
-            Some(grant) => Ok((hash, grant)),
+            Some(grant) => {
+                refusals::is_of(grant.brand, || format!("key {}", key_id(&hash)));
+                match grant.expires_at.is_some_and(|end| end <= now) {
+                    true => Err(unknown()),
+                    false => Ok((hash, grant)),
+                }
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use tributary_core::services::tenants::{MAX_KEY_DAYS, MAX_ROTATION_GRACE, hash};
 use workers::http::Bounds;
 use workers::settings::{OutsideArgs, QueueArgs, Secret, ServicesArgs, WorkerArgs};
 
+use crate::demo::DEMO_BRAND;
 use crate::inside::Monitor;
 use crate::routes::settings::MAX_RATE_LIMIT;
 use crate::state::Settings;
@@ -106,6 +107,20 @@ impl ServeArgs {
         }
     }
 
+    /// Refuses to make a data folder where a command was meant for one that is there.
+    ///
+    /// # Errors
+    /// When there is no such folder.
+    pub fn refuse_missing_folder(&self) -> anyhow::Result<()> {
+        if self.embedded && !self.data.join("store.db").exists() {
+            bail!(
+                "there is no data folder {}: say where it is with --data (TRIBUTARY_DATA). The server makes it at its first start",
+                self.data.display()
+            );
+        }
+        Ok(())
+    }
+
     /// The settings of the routes.
     ///
     /// # Errors
@@ -151,6 +166,39 @@ pub enum Command {
     /// Brings in what happened before Tributary did
     #[command(subcommand)]
     Import(Import),
+    /// Copies the data of a running or stopped server into a new folder (--embedded)
+    Backup {
+        /// The folder, which must not be there yet
+        folder: PathBuf,
+    },
+    /// Looks at everything that the server needs, and says what is wrong and how to mend it
+    Doctor,
+    /// Sends a running server what Shopify would send of a visitor, signed, as in docs/WALKTHROUGH.md
+    Demo(DemoArgs),
+}
+
+/// A visitor's part of the walkthrough.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Which part
+    pub part: Part,
+    /// The brand that gets the shop tributary-demo.myshopify.com
+    #[arg(long, default_value = DEMO_BRAND)]
+    pub brand: String,
+    /// Where the server listens
+    #[arg(long, default_value = "http://127.0.0.1:3000")]
+    pub url: String,
+}
+
+/// What the visitor does at the shop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Puts a mug into the cart cart-1, and begins a checkout as ada@example.com
+    Cart,
+    /// Buys what is in the cart
+    Order,
+    /// Gets the money back
+    Refund,
 }
 
 /// What can be imported.

@@ -6,11 +6,13 @@
 pub mod admin;
 pub mod audit;
 pub mod auth;
+pub mod backup;
 pub mod body;
 pub mod bucket;
 pub mod cli;
 pub mod codes;
 pub mod demo;
+pub mod doctor;
 pub mod error;
 pub mod guards;
 pub mod import;
@@ -18,10 +20,12 @@ pub mod inside;
 pub mod measured;
 pub mod openapi;
 pub mod queues;
+pub mod refusals;
 pub mod router;
 pub mod routes;
 pub mod scopes;
 pub mod state;
+pub mod visitor;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -62,6 +66,9 @@ pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Resu
         Some(Command::Import(Import::ShopifyOrders { file, shop, restart })) => {
             import::shopify_orders(&cli.serve, &file, &shop, restart).await
         }
+        Some(Command::Backup { folder }) => backup::run(&cli.serve, &folder).await,
+        Some(Command::Doctor) => doctor::run(&cli.serve).await,
+        Some(Command::Demo(asked)) => visitor::run(&cli.serve, &asked).await,
         None => run(&cli.serve).await,
     }
 }
@@ -79,6 +86,8 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
         demo::seed_if_empty(&*context.tenants, &format!("http://{}", listener.local_addr()?), show).await?;
     }
     warn_of_shared_secrets(&context).await?;
+    // What is wrong with it is said before the server says that it listens.
+    let outside = if args.embedded { Some(args.outside.outside()?) } else { None };
     let monitor = match args.monitor_bind {
         Some(bind) => {
             let told = || format!("cannot listen on {bind} (--monitor-bind)");
@@ -89,14 +98,14 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
         None => None,
     };
     telemetry::say(format_args!("listening on http://{}", listener.local_addr()?));
+    telemetry::say(format_args!("the API is described at http://{}/docs", listener.local_addr()?));
     let stop = shutdown::on_signals();
     let stop_workers = CancellationToken::new();
     let mut workers = Vec::new();
-    if args.embedded {
+    if let Some(outside) = outside {
         let options = args.worker.options();
         let events = event::run(context.clone(), options, stop_workers.clone());
-        let automations =
-            automation::run(context.clone(), args.outside.outside()?, options, stop_workers.clone());
+        let automations = automation::run(context.clone(), outside, options, stop_workers.clone());
         workers.extend([tokio::spawn(events), tokio::spawn(automations)]);
     }
     let state = AppState::new(context.clone(), metrics, args.settings()?);

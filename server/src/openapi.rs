@@ -167,8 +167,9 @@ fn pascal_case(name: &str) -> String {
 /// Names every operation by its method and path, as the standard wants it: each by another name.
 pub fn name_operations(document: &mut Document) {
     for (path, item) in &mut document.paths.paths {
-        let PathItem { get, put, post, delete, .. } = item;
-        for (method, operation) in [("get", get), ("put", put), ("post", post), ("delete", delete)] {
+        let PathItem { get, put, post, patch, delete, .. } = item;
+        let all = [("get", get), ("put", put), ("post", post), ("patch", patch), ("delete", delete)];
+        for (method, operation) in all {
             let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
             if let Some(operation) = operation {
                 let words: Vec<&str> = [method].into_iter().chain(words).collect();
@@ -187,6 +188,11 @@ pub fn document(json: &Arc<str>) -> Response {
 pub async fn page() -> Response {
     ([(header::CONTENT_SECURITY_POLICY, guards::READS)], Html(include_str!("pages/docs.html")))
         .into_response()
+}
+
+/// What a browser sees at the server's own address.
+pub async fn start() -> Html<String> {
+    Html(include_str!("pages/start.html").replace("VERSION", env!("CARGO_PKG_VERSION")))
 }
 
 /// The page's script.
@@ -213,8 +219,9 @@ fn css(text: &'static str) -> Response {
 pub fn operations(document: &Document) -> Vec<(&'static str, String, Operation)> {
     let mut all = Vec::new();
     for (path, item) in &document.paths.paths {
-        let PathItem { get, put, post, delete, .. } = item.clone();
-        for (method, operation) in [("GET", get), ("PUT", put), ("POST", post), ("DELETE", delete)] {
+        let PathItem { get, put, post, patch, delete, .. } = item.clone();
+        let all_of_it = [("GET", get), ("PUT", put), ("POST", post), ("PATCH", patch), ("DELETE", delete)];
+        for (method, operation) in all_of_it {
             if let Some(operation) = operation {
                 all.push((method, path.clone(), operation));
             }

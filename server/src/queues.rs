@@ -21,6 +21,7 @@ const ERROR_CHARS: usize = 70;
 /// # Errors
 /// When there is no such queue or letter, or the queue fails.
 pub async fn run(args: &ServeArgs, command: QueuesArgs) -> anyhow::Result<()> {
+    args.refuse_missing_folder()?;
     let context = Context::open(&args.backend()?, args.queue.settings()).await?;
     let name = &command.name;
     let queue = &**context.queue_named(name).with_context(|| format!("there is no queue {name:?}"))?;

@@ -18,6 +18,7 @@ use crate::guards;
 use crate::inside;
 use crate::measured;
 use crate::openapi::{self, Base, also_at, name_operations};
+use crate::refusals;
 use crate::routes::{
     automations, browser, customers, events, monitoring, privacy, queues, segment, segments, settings,
     shopify, unsubscribe,
@@ -44,6 +45,7 @@ pub fn router(state: AppState) -> Router {
         .merge(documented)
         .merge(monitoring())
         .route("/openapi.json", get(async move || openapi::document(&document)))
+        .route("/", get(openapi::start))
         .route("/docs", get(openapi::page))
         .route("/docs.js", get(openapi::script))
         .route("/docs.css", get(openapi::style))
@@ -52,6 +54,7 @@ pub fn router(state: AppState) -> Router {
         .fallback(async || ApiError::not_found("there is no such route; /docs lists them"))
         .method_not_allowed_fallback(other_method)
         .layer(axum::middleware::from_fn(guards::guard))
+        .layer(axum::middleware::from_fn_with_state(state.clone(), refusals::told))
         .layer(axum::middleware::from_fn(measured::measured))
         .with_state(state)
 }
@@ -95,10 +98,11 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(privacy::request_export))
         .routes(routes!(privacy::stop))
         .routes(routes!(privacy::audit))
-        .routes(routes!(settings::get, settings::put))
+        .routes(routes!(settings::get, settings::put, settings::patch))
         .routes(routes!(settings::keys, settings::add_key))
         .routes(routes!(settings::limit_key, settings::revoke))
         .routes(routes!(settings::rotate))
+        .routes(routes!(settings::refusals))
         .routes(routes!(segments::list))
         .routes(routes!(segments::show, segments::put, segments::delete))
         .routes(routes!(segments::preview))
@@ -112,6 +116,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(automations::dry_run))
         .routes(routes!(automations::test))
         .routes(routes!(automations::runs))
+        .routes(routes!(automations::all_runs))
         .routes(routes!(automations::run))
         .routes(routes!(automations::retry))
         .routes(routes!(automations::cancel))

@@ -64,6 +64,8 @@ pub const TABLE: &[(&str, &str, Scope)] = &[
     ("POST", "/api/queues/{queue}/dead/{id}/retry", Write),
     ("POST", "/api/queues/{queue}/pause", Admin),
     ("POST", "/api/queues/{queue}/resume", Admin),
+    ("GET", "/api/refusals", Read),
+    ("GET", "/api/runs", Read),
     ("GET", "/api/runs/{run}", Read),
     ("POST", "/api/runs/{run}/cancel", Write),
     ("POST", "/api/runs/{run}/retry", Write),
@@ -76,6 +78,7 @@ pub const TABLE: &[(&str, &str, Scope)] = &[
     ("GET", "/api/segments/{name}/customers", Read),
     ("GET", "/api/settings", Admin),
     ("PUT", "/api/settings", Admin),
+    ("PATCH", "/api/settings", Admin),
     ("GET", "/api/signing-secret", Admin),
     ("POST", "/api/signing-secret/rotate", Admin),
 ];
@@ -96,10 +99,14 @@ pub fn of_request(parts: &Parts) -> Option<Scope> {
 /// Writes the scopes into the document, where the routes say that they take a secret key.
 pub fn describe(document: &mut Document) {
     for (path, item) in &mut document.paths.paths {
-        let PathItem { get, put, post, delete, .. } = item;
-        for (method, operation) in
-            [(Method::GET, get), (Method::PUT, put), (Method::POST, post), (Method::DELETE, delete)]
-        {
+        let PathItem { get, put, post, patch, delete, .. } = item;
+        for (method, operation) in [
+            (Method::GET, get),
+            (Method::PUT, put),
+            (Method::POST, post),
+            (Method::PATCH, patch),
+            (Method::DELETE, delete),
+        ] {
             let Some(operation) = operation else { continue };
             let (Some(scope), Some(security)) = (needed(&method, path), &mut operation.security) else {
                 continue;

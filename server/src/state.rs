@@ -16,6 +16,7 @@ use workers::telemetry::PrometheusHandle;
 use crate::audit::{Looks, NOTED_EVERY};
 use crate::auth::{Keys, USED_EVERY};
 use crate::inside::Monitor;
+use crate::refusals::{Refusals, WRITTEN_EVERY};
 
 /// The routes' settings.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +52,8 @@ pub struct AppState {
     pub started: Instant,
     /// Who looked at what, until it is noted.
     pub looks: Arc<Looks>,
+    /// What was refused, until it is written.
+    pub refusals: Arc<Refusals>,
     /// What the queue did lately.
     pub rates: Arc<RateMeter>,
     /// The last verdict that a stranger asked for, and when.
@@ -72,8 +75,11 @@ impl AppState {
         tokio::spawn(tell_used(Arc::downgrade(&keys)));
         let looks = Arc::new(Looks::default());
         tokio::spawn(tell_looks(context.clone(), Arc::downgrade(&looks)));
+        let refusals = Arc::new(Refusals::default());
+        tokio::spawn(write_refusals(context.clone(), Arc::downgrade(&refusals)));
         Self {
             looks,
+            refusals,
             rates,
             health: Arc::default(),
             ingest: Ingest::start(context.queue.clone()),
@@ -118,6 +124,15 @@ async fn tell_used(keys: Weak<Keys>) {
         tokio::time::sleep(USED_EVERY).await;
         let Some(keys) = keys.upgrade() else { return };
         keys.tell_used().await;
+    }
+}
+
+/// Writes what was refused, as long as anybody serves.
+async fn write_refusals(context: Context, refusals: Weak<Refusals>) {
+    loop {
+        tokio::time::sleep(WRITTEN_EVERY).await;
+        let Some(refusals) = refusals.upgrade() else { return };
+        refusals.write(&*context.tenants).await;
     }
 }
 

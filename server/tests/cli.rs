@@ -393,3 +393,80 @@ fn secrets_come_from_files_and_standard_input_and_one_place_at_a_time() {
         assert!(told.contains("TRIBUTARY_SECRET_KEY") && told.contains("head -c 32 /dev/urandom"), "{told}");
     }
 }
+
+#[test]
+fn a_command_for_a_folder_that_is_not_there_makes_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    for args in [&["shop", "list", "--brand", "demo"][..], &["brand", "list"]] {
+        let refused = admin(&data, args);
+        assert!(!refused.status.success());
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("there is no data folder"), "{refused:?}");
+    }
+    assert!(!queues(&data, &["stats"]).status.success());
+    assert!(!data.exists());
+}
+
+fn command(data: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
+    command.args(args).args(["--embedded", "--data"]).arg(data).output().unwrap()
+}
+
+async fn found(url: &str, key: &str, path: &str) -> serde_json::Value {
+    let get = reqwest::Client::new().get(format!("{url}{path}")).bearer_auth(key);
+    get.send().await.unwrap().json().await.unwrap()
+}
+
+/// The visitor of docs/WALKTHROUGH.md buys; the data is copied while it is written; the copy serves, and knows her.
+#[tokio::test]
+async fn a_visitor_is_demonstrated_looked_after_and_backed_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut first = server(&data);
+    first.arg("--demo");
+    let running = Guarded::start("server", &first, &folder.path().join("log")).unwrap();
+    let key = running.line_after("  secret key  ", START).unwrap();
+    let url = running.line_after("listening on ", START).unwrap();
+    for (part, topics) in [("cart", 2), ("order", 1), ("refund", 2)] {
+        let sent = stdout(&command(&data, &["demo", part, "--url", &url]));
+        assert_eq!(sent.lines().filter(|line| line.contains("\"success\":true")).count(), topics, "{sent}");
+    }
+    let nowhere = command(&data, &["demo", "cart", "--url", "http://127.0.0.1:1"]);
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("--url"), "{nowhere:?}");
+    let ada = "/api/customers/by/email/ada@example.com/360";
+    let end = std::time::Instant::now() + START;
+    while found(&url, &key, ada).await["refunded"]["USD"] != "50.00" {
+        assert!(std::time::Instant::now() < end, "{}", found(&url, &key, ada).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    let seen = stdout(&command(&data, &["doctor"]));
+    assert!(seen.lines().count() > 8 && seen.lines().all(|line| line.starts_with("ok ")), "{seen}");
+    let ill =
+        command(&data, &["--smtp-url", "smtp://127.0.0.1:1", "--public-url", "http://127.0.0.1:1", "doctor"]);
+    let told = String::from_utf8_lossy(&ill.stdout).into_owned();
+    assert!(
+        !ill.status.success() && told.contains("WRONG e-mail") && told.contains("WRONG public"),
+        "{told}"
+    );
+
+    let copy = folder.path().join("copy");
+    let copied = stdout(&command(&data, &["backup", copy.to_str().unwrap()]));
+    assert_eq!(copied.lines().count(), 4, "{copied}");
+    assert!(!command(&data, &["backup", copy.to_str().unwrap()]).status.success(), "nothing is written over");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        for file in std::fs::read_dir(&copy).unwrap() {
+            let mode = file.unwrap().metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "nobody else reads a backup");
+        }
+    }
+    running.stop().unwrap();
+    let restored = Guarded::start("server", &server(&copy), &folder.path().join("log2")).unwrap();
+    let url = restored.line_after("listening on ", START).unwrap();
+    assert_eq!(found(&url, &key, ada).await["refunded"]["USD"], "50.00");
+    // Its secrets open: a signed webhook is taken.
+    stdout(&command(&copy, &["demo", "refund", "--url", &url]));
+    restored.stop().unwrap();
+}

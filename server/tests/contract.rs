@@ -299,7 +299,7 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
                 Abilities { mail: false, public_url: false, reach: Reach::default() },
             )
             .await;
-            let id = match &*route.method {
+            let id = match route.method {
                 "PUT" => {
                     let made = secretly(app, Method::POST, "/api/automations", &automation("Edited")).await;
                     let id = made["id"].as_str().unwrap().to_owned();

@@ -160,6 +160,24 @@ async fn settings_change_who_is_who(on: On) {
         "what is left out has its usual value"
     );
     assert_eq!(get(&app, "/api/settings").await, set);
+    // A part of them, by a merge patch: what is left out stays, null gives the usual value.
+    let part = json!({"limits": {"merges": 100}, "default_country": "FR"});
+    let (status, patched) = secret(&app, reqwest::Method::PATCH, "/api/settings", part).await;
+    assert_eq!(
+        (
+            status,
+            &patched["limits"]["kinds"]["user_id"],
+            &patched["limits"]["merges"],
+            &patched["alias_links"]
+        ),
+        (200, &json!(1), &json!(100), &json!(true))
+    );
+    let back = json!({"limits": {"merges": null}, "default_country": "DE"});
+    assert_eq!(secret(&app, reqwest::Method::PATCH, "/api/settings", back).await, (200, set));
+    for (wrong, says) in [(json!([1]), "object"), (json!({"default_contry": "DE"}), "default_contry")] {
+        let (status, refused) = secret(&app, reqwest::Method::PATCH, "/api/settings", wrong).await;
+        assert!(status == 400 && refused["message"].as_str().unwrap().contains(says), "{refused}");
+    }
     send(&app, json!([
         {"type": "identify", "userId": "u1", "messageId": "1", "traits": {"email": "test@example.com", "phone": "0170 1234567"}},
         {"type": "identify", "userId": "u2", "messageId": "2", "traits": {"email": "TEST@example.com"}},

@@ -131,7 +131,7 @@ async fn nothing_of_a_person_is_found_after_an_erasure(on: On) {
     )
     .await;
     let definition = json!({"name": "mail", "trigger": {"on": "event", "event": "Go"}, "steps": [
-        {"do": "email", "marketing": false, "subject": "Hello {{ traits.firstName }}", "text": "{{ traits.lastName }}"}]});
+        {"do": "email", "marketing": false, "subject": "Hello {{ customer.traits.firstName }}", "text": "{{ customer.traits.lastName }}"}]});
     let made = secretly(&app, Method::POST, "/api/automations", &definition).await;
     let path = format!("/api/automations/{}/activate", made["id"].as_str().unwrap());
     secretly(&app, Method::POST, &path, &json!({})).await;

@@ -66,6 +66,10 @@ impl Store for Slow {
     async fn ping(&self) -> Result<(), StoreError> {
         self.inner.ping().await
     }
+
+    async fn now_ms(&self) -> Result<i64, StoreError> {
+        self.inner.now_ms().await
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

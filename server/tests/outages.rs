@@ -120,3 +120,25 @@ async fn without_postgresql_ingestion_goes_on_and_customers_are_answered_from_th
     assert_eq!(answer(app.get(C360)).await.1["events_count"], 2);
     app.stop().await;
 }
+
+/// A key that has leaked is revoked whether Redis is there or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_are_looked_after_without_redis() {
+    let postgres = Postgres::start().await.unwrap();
+    let database = postgres.url();
+    let admin = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_server"));
+        command.env_remove("TRIBUTARY_EMBEDDED").env("TRIBUTARY_SECRET_KEY", stack::system::SECRET_KEY);
+        command.args(["--database-url", &database, "--redis-url", "redis://127.0.0.1:1", "admin"]).args(args);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && said.contains("Redis at 127.0.0.1:1 cannot be reached"), "{said}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    admin(&["brand", "add", "Acme"]);
+    admin(&["key", "add", "--brand", "Acme", "--kind", "secret"]);
+    let listed = admin(&["key", "list", "--brand", "Acme"]);
+    let id = listed.split('\t').next().unwrap();
+    admin(&["key", "revoke", "--brand", "Acme", id]);
+    assert!(!admin(&["key", "list", "--brand", "Acme"]).contains("ends never"));
+}

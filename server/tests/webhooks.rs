@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use stack::client::Client;
+use stack::system::Access;
 use support::{On, SHOP, SHOP_SECRET, TestApp, answer};
 use tributary_core::context::Context;
 use tributary_core::ports::clock::ManualClock;
@@ -24,6 +26,7 @@ on_both_profiles!(
     a_shops_redaction_waits_is_shown_and_can_be_stopped,
     a_redaction_that_ended_can_be_asked_for_again,
     shops_of_two_brands_share_no_secret,
+    what_is_refused_is_told_to_its_brand,
 );
 
 const HOUR_MS: i64 = 3_600_000;
@@ -202,5 +205,49 @@ async fn shops_of_two_brands_share_no_secret(on: On) {
     assert!(matches!(before, Err(ShopError::SharedSecret)), "good for an hour more: {before:?}");
     add_shop(&app.context, "b.myshopify.com", other, "own").await.unwrap();
     add_shop(&app.context, "c.myshopify.com", app.brand, "newer").await.unwrap();
+    app.stop().await;
+}
+
+async fn what_is_refused_is_told_to_its_brand(on: On) {
+    let app = TestApp::start(on).await;
+    let client = app.client();
+    assert_eq!(post(&app, "orders/create", "sound", &order()).await, taken(false));
+    for n in 0..3 {
+        // Another body than the one that was signed.
+        let forged = client.webhook(client.http(), "orders/create", &format!("f{n}"), order().to_string());
+        assert_eq!(answer(forged.body("{}")).await.0, 401);
+    }
+    let faulty = json!({"batch": [{"type": "track", "userId": "u"}, {"type": "page", "userId": "u"}]});
+    assert_eq!(answer(app.post("/v1/batch", faulty.to_string())).await.0, 200);
+    assert_eq!(answer(app.post("/v1/track", "not json".to_owned())).await.0, 400);
+    assert_eq!(answer(app.get("/api/customers/by/user_id/nobody/360")).await.0, 404);
+    let (status, found) = answer(app.get("/api/refusals")).await;
+    assert_eq!(status, 200, "{found}");
+    let mut told: Vec<(String, String, u64)> = found["refusals"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| {
+            assert!(row["last_at"].as_str().unwrap().ends_with('Z') && row["meaning"] != "", "{row}");
+            let source = row["source"].as_str().unwrap().split(' ').next().unwrap().to_owned();
+            (source, row["code"].as_str().unwrap().to_owned(), row["count"].as_u64().unwrap())
+        })
+        .collect();
+    told.sort();
+    let row = |source: &str, code: &str, count| (source.to_owned(), code.to_owned(), count);
+    assert_eq!(
+        told,
+        [row("key", "invalid_json", 1), row("key", "no_event", 1), row("shop", "invalid_hmac", 3)],
+        "an answer that there is nobody is no refusal"
+    );
+    // Nobody else is told, and a stranger's shop is nobody's.
+    let other = app.context.tenants.add_brand("other").await.unwrap();
+    assert_eq!(app.context.tenants.refusals(other).await.unwrap(), []);
+    let elsewhere = Access { shop_domain: "stranger.myshopify.com".to_owned(), ..client.access().clone() };
+    let stranger = Client::new(elsewhere).unwrap();
+    let sent = stranger.webhook(stranger.http(), "orders/create", "s", order().to_string());
+    assert_eq!(answer(sent).await.0, 401);
+    let (_, again) = answer(app.get("/api/refusals")).await;
+    assert_eq!(again["refusals"].as_array().unwrap().len(), 3);
     app.stop().await;
 }

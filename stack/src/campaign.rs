@@ -101,8 +101,8 @@ fn request(client: &Client, act: &Act, began_ms: i64) -> reqwest::RequestBuilder
     }
 }
 
-/// `2026-01-31T12:00:00.000Z`
-fn iso(ms: i64) -> String {
+/// `2026-01-31T12:00:00.000Z`, of milliseconds since 1970.
+pub fn iso(ms: i64) -> String {
     tributary_core::domain::time::format(tributary_core::domain::time::from_ms(ms))
 }
 

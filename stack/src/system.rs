@@ -422,6 +422,21 @@ impl System {
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
+    /// The variables by which the programs find this system, as an operator would set them.
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        match self.options.profile {
+            Profile::Embedded => vec![
+                ("TRIBUTARY_EMBEDDED", "true".to_owned()),
+                ("TRIBUTARY_DATA", self.folder.path().join("data").display().to_string()),
+            ],
+            Profile::Services => vec![
+                ("DATABASE_URL", self.database_url.clone()),
+                ("REDIS_URL", self.redis.as_ref().map(Redis::url).unwrap_or_default()),
+                ("TRIBUTARY_KEY_SPACE", self.key_space.clone()),
+            ],
+        }
+    }
+
     fn profile_args(&self) -> Vec<String> {
         match self.options.profile {
             Profile::Embedded => {

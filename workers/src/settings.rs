@@ -336,22 +336,42 @@ impl std::fmt::Debug for OutsideArgs {
 }
 
 impl OutsideArgs {
-    /// What carries parcels.
+    /// The SMTP server's URL, if one is set.
     ///
     /// # Errors
-    /// When a URL cannot be read.
-    pub fn outside(&self) -> anyhow::Result<Outside> {
+    /// When its file cannot be read.
+    pub fn smtp_url(&self) -> anyhow::Result<Option<String>> {
         let smtp = Secret {
             flag: "--smtp-url",
             variable: "TRIBUTARY_SMTP_URL",
             value: self.smtp_url.as_deref(),
             file: self.smtp_url_file.as_deref(),
         };
-        let smtp_url = smtp.read()?;
+        smtp.read()
+    }
+
+    /// Where webhooks and chats may go.
+    pub fn reach(&self) -> Reach {
+        Reach { private: self.allow_private_destinations, http: self.allow_http_destinations }
+    }
+
+    /// What carries parcels.
+    ///
+    /// # Errors
+    /// When a URL cannot be read.
+    pub fn outside(&self) -> anyhow::Result<Outside> {
+        let smtp_url = self.smtp_url()?;
         if let Some(url) = smtp_url.as_deref().filter(|_| !self.allow_plain_smtp) {
             refuse_plain_password(url)?;
         }
-        let reach = Reach { private: self.allow_private_destinations, http: self.allow_http_destinations };
+        let reach = self.reach();
+        if let Some(url) = self.public_url.as_deref().filter(|url| !url.is_empty())
+            && !["https://", "http://"].iter().any(|begin| url.len() > begin.len() && url.starts_with(begin))
+        {
+            bail!(
+                "--public-url (TRIBUTARY_PUBLIC_URL) is {url:?}; it must be like https://events.shop.example"
+            );
+        }
         let courier = Outbound::new(smtp_url.as_deref(), reach)?;
         if self.public_url.as_deref().is_some_and(|url| url.starts_with("http://")) {
             tracing::warn!(

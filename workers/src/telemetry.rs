@@ -30,7 +30,14 @@ pub struct Log(#[expect(dead_code, reason = "it is there for its end")] WorkerGu
 /// Nobody waits for stderr, and nobody learns whether it takes the line: whoever reads it may be slow, or gone, and a process that cannot
 /// log still serves, and still stops.
 pub fn log_to_stderr() -> Log {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // PostgreSQL notes at each start that the table of migrations is there.
+    let usual = "info,sqlx::postgres::notice=warn";
+    let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|asked| !asked.is_empty());
+    let (filter, wrong) = match asked.as_deref().map(filter) {
+        None => (EnvFilter::new(usual), None),
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(wrong)) => (EnvFilter::new(usual), Some(wrong)),
+    };
     let (writer, guard) =
         NonBlockingBuilder::default().buffered_lines_limit(LINES).lossy(true).finish(std::io::stderr());
     let log =
@@ -40,7 +47,30 @@ pub fn log_to_stderr() -> Log {
         Ok("json") => log.json().try_init(),
         _ => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
     };
+    if let Some(wrong) = wrong {
+        tracing::warn!("RUST_LOG is {:?}: {wrong}; the log is as usual (info)", asked.unwrap_or_default());
+    }
+    let format = std::env::var("TRIBUTARY_LOG").unwrap_or_default();
+    if !["", "text", "json"].contains(&format.as_str()) {
+        tracing::warn!("TRIBUTARY_LOG is {format:?}; it may be text or json");
+    }
     Log(guard)
+}
+
+/// A filter as it was asked for. A word that is no level would be read as a module of that name, whose lines alone are logged.
+fn filter(asked: &str) -> Result<EnvFilter, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let alone =
+        |word: &&str| word.chars().all(char::is_alphanumeric) && !word.chars().all(|c| c.is_ascii_digit());
+    let word = asked
+        .split(',')
+        .map(str::trim)
+        .filter(alone)
+        .find(|word| !LEVELS.contains(&word.to_lowercase().as_str()));
+    if let Some(word) = word.filter(|_| !asked.contains('=')) {
+        return Err(format!("{word:?} is no level; there are {}", LEVELS.join(", ")));
+    }
+    EnvFilter::try_new(asked).map_err(|error| error.to_string())
 }
 
 /// Says something at the start, on stdout, to whoever still reads it.

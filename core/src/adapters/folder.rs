@@ -39,6 +39,66 @@ pub fn make(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)
 }
 
+/// Why there is no backup.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The folder is there.
+    #[error("there is something already: name a folder that is not there yet")]
+    There,
+    /// A copy is not whole.
+    #[error("the copy of {0} is damaged: {1}")]
+    Damaged(&'static str, String),
+    /// The system's own.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// SQLite's own.
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+}
+
+/// Copies a data folder into a new one, while its server runs or not; answers the files. The queues first: what is in both a queue and
+/// the store has no effect twice, what is in neither would be lost. Every copy is read through before it counts.
+///
+/// # Errors
+/// When the new folder is there already, or a file cannot be copied or read.
+pub async fn back_up(data: &Path, into: &Path) -> Result<Vec<&'static str>, BackupError> {
+    use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+
+    if into.exists() {
+        return Err(BackupError::There);
+    }
+    make(into)?;
+    let mut copied = Vec::new();
+    for name in ["queue.db", "automations.db", "store.db"] {
+        let (from, to) = (data.join(name), into.join(name));
+        let open = |path: &Path| {
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+            let options = options.busy_timeout(std::time::Duration::from_secs(30));
+            async move { SqliteConnection::connect_with(&options).await }
+        };
+        let mut source = open(&from).await?;
+        // One state of the file, whoever writes meanwhile. A quote in a path is doubled.
+        let target = to.display().to_string().replace('\'', "''");
+        sqlx::query(AssertSqlSafe(format!("vacuum into '{target}'"))).execute(&mut source).await?;
+        source.close().await?;
+        let mut copy = open(&to).await?;
+        let sound: String = sqlx::query_scalar("pragma integrity_check").fetch_one(&mut copy).await?;
+        copy.close().await?;
+        if sound != "ok" {
+            return Err(BackupError::Damaged(name, sound));
+        }
+        fs::File::open(&to)?.sync_all()?;
+        copied.push(name);
+    }
+    if data.join(KEY_FILE).exists() {
+        fs::copy(data.join(KEY_FILE), into.join(KEY_FILE))?;
+        copied.push(KEY_FILE);
+    }
+    // Closes what SQLite and the copy made.
+    make(into)?;
+    Ok(copied)
+}
+
 /// Takes from others what they may do; answers whether there was anything.
 #[cfg(unix)]
 fn tighten(path: &Path, mode: u32) -> io::Result<bool> {

@@ -16,7 +16,7 @@ use super::insights::{self, Activity, Affinity, Cadence, KnownProduct, Lifecycle
 use super::json;
 use super::money::{self, Amounts};
 use super::order::{Item, Order, OrderRecord};
-use super::profile::Profile;
+use super::profile::{Profile, TAG};
 use super::time::{self, Timestamp, from_ms};
 
 /// How many of the newest events an answer lists.
@@ -199,8 +199,11 @@ pub struct Customer360 {
     pub id: ProfileId,
     /// Sorted by kind and value.
     pub identifiers: Vec<Identifier>,
-    /// Traits that are set, by name.
+    /// Traits that are set, by name; tags are not among them.
     pub traits: BTreeMap<String, Value>,
+    /// The customer's tags, sorted.
+    #[serde(default)]
+    pub tags: Vec<String>,
     /// When the customer was first there; null if never.
     #[serde(with = "time::iso")]
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -267,10 +270,11 @@ impl Customer360 {
         Self {
             id: profile.id,
             identifiers,
+            tags: profile.tags().into_iter().map(str::to_owned).collect(),
             traits: profile
                 .traits
                 .into_iter()
-                .filter(|(_, held)| !held.value.is_null())
+                .filter(|(name, held)| !held.value.is_null() && !name.starts_with(TAG))
                 .map(|(name, held)| (name, held.value))
                 .collect(),
             first_seen: profile.first_seen,

@@ -3,10 +3,10 @@
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 
-use super::automation::facts::TAG;
 use super::identity::{Identifier, IdentifierKind};
 use super::ids::{BrandId, ProfileId};
 use super::order::OrderUpdate;
+use super::profile::TAG;
 use super::time::{self, Timestamp};
 use super::version::Versions;
 

@@ -14,6 +14,10 @@ use super::ids::{BrandId, ProfileId};
 use super::json::is_default;
 use super::time::Timestamp;
 
+/// Traits of this prefix are tags: `tag:vip` is true for whoever is tagged `vip`. Each is a trait of its own, so that tags that
+/// are given at once do not overwrite each other.
+pub const TAG: &str = "tag:";
+
 /// The most traits of a profile. Beyond it the newest are kept, by the same order that decides between two values.
 pub const MAX_TRAITS: usize = 300;
 /// The largest trait, in bytes of JSON. A larger one stays in its event and is not taken over.
@@ -71,6 +75,25 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// The tags that it has, sorted: its own, and those that Shopify lists in one text.
+    pub fn tags(&self) -> Vec<&str> {
+        let traits = &self.traits;
+        let given = traits.iter().filter(|(_, held)| held.value == Value::Bool(true));
+        let mut tags: Vec<&str> = given.filter_map(|(name, _)| name.strip_prefix(TAG)).collect();
+        // Shopify's older bodies and its order files list them in one text, which is old where a tag was taken away since.
+        if let Some(list) = traits.get("tags").filter(|list| list.source.is_trusted()) {
+            let is_gone = |tag: &str| {
+                let own = traits.get(&format!("{TAG}{tag}"));
+                own.is_some_and(|own| own.value == Value::Bool(false) && own.at_ms >= list.at_ms)
+            };
+            let listed = list.value.as_str().unwrap_or_default().split(',').map(str::trim);
+            tags.extend(listed.filter(|tag| !tag.is_empty() && !is_gone(tag)));
+        }
+        tags.sort_unstable();
+        tags.dedup();
+        tags
+    }
+
     /// A profile of nobody yet.
     pub fn new(id: ProfileId, brand: BrandId) -> Self {
         Self {

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use rust_decimal::Decimal;
 use serde_json::Value;
 
-use super::automation::facts::TAG;
 use super::envelope::{Envelope, Origin};
 use super::event::{
     BodyClaim, Channel, Consent, Event, EventKind, PrivacyAsk, Product, ProductPart, Rejection, SUBSCRIBED,
@@ -22,6 +21,7 @@ use super::order::{
     Amount, Fulfillment, Item, Order, OrderUpdate, ParcelPart, Part, Refund, SUM, UNKNOWN_CURRENCY,
 };
 use super::profile::MAX_TRAIT_BYTES;
+use super::profile::TAG;
 use super::time::{self, Timestamp};
 use super::version::{Version, Versions};
 use super::webhook;

@@ -369,6 +369,9 @@ pub trait Store: Send + Sync {
 
     /// Whether it answers.
     async fn ping(&self) -> Result<(), StoreError>;
+
+    /// What its own clock says, in milliseconds since 1970.
+    async fn now_ms(&self) -> Result<i64, StoreError>;
 }
 
 /// The steps of one transaction. Each is one statement, whatever the batch's size.

@@ -104,6 +104,29 @@ pub fn key_id(hash: &[u8; 32]) -> String {
     hex::encode(&hash[..6])
 }
 
+/// Requests or messages of a brand's key or shop that were refused for one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Whose.
+    pub brand: BrandId,
+    /// Who sent them: `key 0123…` or `shop example.myshopify.com`.
+    pub source: String,
+    /// The code of the answer.
+    pub code: String,
+    /// How many.
+    pub count: u64,
+    /// When the last was, in milliseconds since 1970.
+    pub last_ms: i64,
+}
+
+/// Refusals that are listed.
+pub const REFUSALS_LISTED: i64 = 500;
+
+/// A refusal as the stores keep it: source, code, count, last.
+pub(crate) fn refusal(brand: BrandId, (source, code, count, last_ms): (String, String, i64, i64)) -> Refusal {
+    Refusal { brand, source, code, count: u64::try_from(count).unwrap_or_default(), last_ms }
+}
+
 /// A shop that sends webhooks.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Shop {
@@ -292,6 +315,12 @@ pub trait Tenants: Send + Sync {
 
     /// Notes when keys were last used.
     async fn keys_used(&self, used: &[(String, Timestamp)]) -> Result<(), StoreError>;
+
+    /// Adds to what was refused.
+    async fn add_refusals(&self, refusals: &[Refusal]) -> Result<(), StoreError>;
+
+    /// What was refused of a brand's, the newest first: at most [`REFUSALS_LISTED`].
+    async fn refusals(&self, brand: BrandId) -> Result<Vec<Refusal>, StoreError>;
 
     /// A brand's secrets; what `fresh` has becomes them where there are none.
     async fn secrets(&self, brand: BrandId, fresh: &BrandSecrets) -> Result<BrandSecrets, StoreError>;

@@ -159,6 +159,10 @@ fn staged(stats: Option<OutboxStats>, now_ms: i64, max_lag: Duration) -> Check {
 fn of_jobs(stats: Option<&QueueStats>, alarms: Alarms) -> Check {
     let detail = match stats {
         None => Some("the automations queue did not answer".to_owned()),
+        Some(stats) if stats.paused => Some(format!(
+            "the automations queue is paused, and {} jobs wait: server queues --name automations resume ends it",
+            stats.pending
+        )),
         Some(stats) if u128::from(stats.oldest_age_ms) > alarms.max_lag.as_millis() => Some(format!(
             "the oldest job of automations has waited {} s: does workers automation run?",
             stats.oldest_age_ms / 1000
@@ -185,6 +189,13 @@ fn dead(stats: Option<&QueueStats>, most: u64) -> Check {
 
 fn lag(stats: Option<&QueueStats>, max_lag: Duration) -> Check {
     match stats {
+        Some(stats) if stats.paused => Check {
+            status: Status::Degraded,
+            detail: Some(format!(
+                "the queue is paused, and {} events wait: server queues resume ends it",
+                stats.pending
+            )),
+        },
         Some(stats) if u128::from(stats.oldest_age_ms) > max_lag.as_millis() => Check {
             status: Status::Degraded,
             detail: Some(format!(

@@ -11,7 +11,7 @@ use crate::domain::time::Timestamp;
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
 use crate::ports::tenants::{
-    BrandSecrets, Ended, KeyGrant, KeyRecord, NewKey, SecretPlace, Shop, StoredSecret, Tenants,
+    BrandSecrets, Ended, KeyGrant, KeyRecord, NewKey, Refusal, SecretPlace, Shop, StoredSecret, Tenants,
 };
 use crate::services::seal::{SealError, SecretKeys};
 
@@ -164,6 +164,14 @@ impl Tenants for SealedTenants {
 
     async fn keys_used(&self, used: &[(String, Timestamp)]) -> Result<(), StoreError> {
         self.inner.keys_used(used).await
+    }
+
+    async fn add_refusals(&self, refusals: &[Refusal]) -> Result<(), StoreError> {
+        self.inner.add_refusals(refusals).await
+    }
+
+    async fn refusals(&self, brand: BrandId) -> Result<Vec<Refusal>, StoreError> {
+        self.inner.refusals(brand).await
     }
 
     async fn secrets(&self, brand: BrandId, fresh: &BrandSecrets) -> Result<BrandSecrets, StoreError> {

@@ -75,6 +75,7 @@ struct Found {
 /// # Errors
 /// When the shop is unknown, the file cannot be read or is none of the two kinds, or the queue stays away.
 pub async fn shopify_orders(args: &ServeArgs, file: &Path, shop: &str, restart: bool) -> anyhow::Result<()> {
+    args.refuse_missing_folder()?;
     let context = Context::open(&args.backend()?, args.queue.settings()).await?;
     let shop = shop.to_lowercase();
     let known = context.tenants.shop(&shop).await?;

@@ -39,6 +39,7 @@ errors!(EditErrors: SECRET, BODY, &["invalid_gzip", "invalid_automation", "inval
 errors!(DryErrors: SECRET, BODY, &["invalid_gzip", "not_found", "invalid_automation"]);
 errors!(TestErrors: SECRET, BODY, &["invalid_gzip", "not_found", "invalid_automation", "refused"]);
 errors!(RunsErrors: SECRET, &["not_found", "invalid_query", "invalid_limit", "invalid_after"]);
+errors!(AllRunsErrors: SECRET, &["invalid_query", "invalid_limit", "invalid_after"]);
 errors!(SigningErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings"]);
 errors!(UseErrors: SECRET, &["not_found", "refused"]);
 errors!(ChangeErrors: SECRET, &["not_found", "refused"]);
@@ -226,15 +227,51 @@ pub async fn runs(
     query: Result<Query<RunsQuery>, QueryRejection>,
 ) -> Result<Json<RunPage>, ApiError> {
     let Query(query) = query.map_err(invalid_query)?;
-    let id = automation_id(&id)?;
-    let profile: Option<ProfileId> = query.customer.as_deref().map(customer_id).transpose()?;
-    let limit = limit(query.limit)?;
-    let before = cursor(query.after.as_deref())?;
-    admin::automation(&state.context, secret.brand, id).await?;
-    let filter = RunFilter { automation: Some(id), profile, status: query.status };
-    let page = state.context.automations.runs(secret.brand, filter, before, limit as i64).await?;
-    let next = page.last().filter(|_| page.len() == limit).map(|run| run.id);
-    Ok(Json(RunPage { runs: page.iter().map(RunAnswer::from).collect(), next }))
+    let asked = RunsAsked::of(&query, Some(automation_id(&id)?))?;
+    if let Some(id) = asked.filter.automation {
+        admin::automation(&state.context, secret.brand, id).await?;
+    }
+    asked.page(&state, &secret).await
+}
+
+/// The runs of all automations, newest first: those that have failed, with `status=failed`.
+#[utoipa::path(get, path = "/api/runs", tag = "Automations", security(("secret_key" = [])), params(RunsQuery),
+    responses((status = 200, body = RunPage), AllRunsErrors))]
+pub async fn all_runs(
+    State(state): State<AppState>,
+    secret: Secret,
+    query: Result<Query<RunsQuery>, QueryRejection>,
+) -> Result<Json<RunPage>, ApiError> {
+    let Query(query) = query.map_err(invalid_query)?;
+    RunsAsked::of(&query, None)?.page(&state, &secret).await
+}
+
+/// Which page of which runs.
+struct RunsAsked {
+    filter: RunFilter,
+    before: Option<Uuid>,
+    limit: usize,
+}
+
+impl RunsAsked {
+    fn of(query: &RunsQuery, automation: Option<Uuid>) -> Result<Self, ApiError> {
+        let profile = query.customer.as_deref().map(customer_id).transpose();
+        let profile: Option<ProfileId> = profile.map_err(|_| {
+            ApiError::bad_request("invalid_query", "customer must be a customer's id, a UUID")
+        })?;
+        Ok(Self {
+            filter: RunFilter { automation, profile, status: query.status },
+            before: cursor(query.after.as_deref())?,
+            limit: limit(query.limit)?,
+        })
+    }
+
+    async fn page(self, state: &AppState, secret: &Secret) -> Result<Json<RunPage>, ApiError> {
+        let Self { filter, before, limit } = self;
+        let page = state.context.automations.runs(secret.brand, filter, before, limit as i64).await?;
+        let next = page.last().filter(|_| page.len() == limit).map(|run| run.id);
+        Ok(Json(RunPage { runs: page.iter().map(RunAnswer::from).collect(), next }))
+    }
 }
 
 /// One run, with what it did outside.

@@ -57,7 +57,11 @@ pub async fn by_identifier(
     Path((kind, value)): Path<(String, String)>,
     secret: Secret,
 ) -> Result<Response, ApiError> {
-    let nobody = || ApiError::not_found(format!("no customer has the {kind} {value:?}"));
+    let nobody = || {
+        ApiError::not_found(format!(
+            "no customer has the {kind} {value:?}; what was sent in the last seconds may still be on its way"
+        ))
+    };
     let identifier = identifier(&state, secret.brand, &kind, &value).await?.ok_or_else(nobody)?;
     answer(&state, &secret, &Asked::Identifier(identifier)).await?.ok_or_else(nobody)
 }

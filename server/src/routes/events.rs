@@ -12,13 +12,14 @@ use tributary_core::domain::{pixel, segment};
 use tributary_core::ports::queue::NewItem;
 use tributary_core::priority::others_first;
 
-use super::segment::{MAX_BATCH_EVENTS, Reception, count, json, key_in, writer};
+use super::segment::{MAX_BATCH_EVENTS, Reception, count, json, key_in, of_whom, writer};
 use crate::auth::{Peer, Sender};
 use crate::body::{self, MAX_BATCH_BYTES};
 use crate::bucket::cost;
 use crate::codes::TAKING;
 use crate::error::ApiError;
 use crate::errors;
+use crate::refusals;
 use crate::state::AppState;
 
 errors!(TakeErrors: TAKING, &["too_many_events"]);
@@ -34,7 +35,7 @@ pub async fn take(
     body: Body,
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
-    let whole: &RawValue = json(&bytes)?;
+    let whole: &RawValue = of_whom(&state, &headers, peer, json(&bytes)).await?;
     let sender = writer(&state, &headers, peer, || key_in(whole)).await?;
     let Sender { brand, source, .. } = sender;
     let events: Vec<&RawValue> =
@@ -62,6 +63,7 @@ pub async fn take(
             Ok(has_id) => items.push(reception.item(event, index, has_id)),
             Err(fault) => {
                 metrics::counter!("tributary_events_faulty_total", "code" => fault.code).increment(1);
+                refusals::message(fault.code);
                 rejected.push(json!({"index": index, "code": fault.code, "error": fault.message}));
             }
         }

@@ -27,6 +27,7 @@ use crate::bucket::cost;
 use crate::codes::{EVENT, TAKING};
 use crate::error::ApiError;
 use crate::errors;
+use crate::refusals;
 use crate::state::AppState;
 
 /// The most events a batch (Segment's limit).
@@ -108,6 +109,19 @@ pub(super) async fn writer(
     Ok(sender)
 }
 
+/// What was read of a body. Where it could not be, the key in the headers still says whose it is, and its owner is told.
+pub(super) async fn of_whom<T>(
+    state: &AppState,
+    headers: &HeaderMap,
+    peer: Peer,
+    read: Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    if read.is_err() {
+        let _ = writer(state, headers, peer, || None).await;
+    }
+    read
+}
+
 /// The `writeKey` of a message.
 pub(super) fn key_in(message: &RawValue) -> Option<String> {
     serde_json::from_str::<Keyed<'_>>(message.get()).ok()?.write_key.map(Cow::into_owned)
@@ -131,7 +145,7 @@ pub async fn one(
     body: Body,
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, MAX_BATCH_BYTES).await?;
-    let message: &RawValue = json(&bytes)?;
+    let message: &RawValue = of_whom(&state, &headers, peer, json(&bytes)).await?;
     let sender = writer(&state, &headers, peer, || key_in(message)).await?;
     state.keys.charge(&sender, cost(1, bytes.len()))?;
     let Sender { brand, source, .. } = sender;
@@ -161,7 +175,7 @@ pub async fn batch(
             "a batch must be a JSON object, {\"batch\": […]}".to_owned(),
         ));
     }
-    let batch: Batch<'_> = json(&bytes)?;
+    let batch: Batch<'_> = of_whom(&state, &headers, peer, json(&bytes)).await?;
     let sender = writer(&state, &headers, peer, || batch.write_key.as_deref().map(str::to_owned)).await?;
     let Sender { brand, source, .. } = sender;
     let count_of = batch.batch.len();
@@ -185,6 +199,7 @@ pub async fn batch(
             }
             Err(fault) => {
                 metrics::counter!("tributary_events_faulty_total", "code" => fault.code).increment(1);
+                refusals::message(fault.code);
                 // One over the limit is not kept among the dead letters either: anybody with a public key could fill
                 // the queue's memory. Segment's limit is documented, and its SDKs hold it.
                 if fault.code == TOO_LARGE {

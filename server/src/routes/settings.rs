@@ -8,10 +8,11 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tributary_core::domain::scopes::{Scope, Scopes};
 use tributary_core::domain::settings::BrandSettings;
 use tributary_core::domain::time;
-use tributary_core::ports::tenants::{KeyGrant, KeyKind, KeyRecord};
+use tributary_core::ports::tenants::{KeyGrant, KeyKind, KeyRecord, Refusal};
 use tributary_core::services::automations::admin::{refill, reschedule};
 use tributary_core::services::brands::check_sender;
 use tributary_core::services::privacy::{Action, entry};
@@ -21,7 +22,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::auth::Secret;
 use crate::body::json as read_json;
 use crate::body::{self, MAX_BODY_BYTES};
-use crate::codes::{BODY, SECRET};
+use crate::codes::{BODY, CODES, SECRET};
 use crate::error::ApiError;
 use crate::errors;
 use crate::state::AppState;
@@ -53,7 +54,53 @@ pub async fn put(
     body: Body,
 ) -> Result<Json<BrandSettings>, ApiError> {
     let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    let settings: BrandSettings = read_json(&bytes)?;
+    set(&state, &secret, read_json(&bytes)?).await
+}
+
+/// Changes some of the brand's settings: what is left out stays, null gives a setting its usual value (JSON Merge Patch, RFC 7396). They
+/// hold everywhere within 5 s.
+#[utoipa::path(patch, path = "/api/settings", tag = "Settings", security(("secret_key" = [])), request_body = BrandSettings,
+    responses((status = 200, body = BrandSettings), PutErrors))]
+pub async fn patch(
+    State(state): State<AppState>,
+    secret: Secret,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<BrandSettings>, ApiError> {
+    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
+    let changes: Value = read_json(&bytes)?;
+    if !changes.is_object() {
+        return Err(wrong("the body must be an object of the settings that change".to_owned()));
+    }
+    let mut whole = json!(state.context.tenants.settings(secret.brand).await?);
+    merge_patch(&mut whole, changes);
+    set(&state, &secret, read_json(whole.to_string().as_bytes())?).await
+}
+
+/// RFC 7396.
+fn merge_patch(target: &mut Value, changes: Value) {
+    let Value::Object(changes) = changes else {
+        *target = changes;
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    let Some(fields) = target.as_object_mut() else { return };
+    for (name, change) in changes {
+        if change.is_null() {
+            fields.remove(&name);
+        } else {
+            merge_patch(fields.entry(name).or_insert(Value::Null), change);
+        }
+    }
+}
+
+async fn set(
+    state: &AppState,
+    secret: &Secret,
+    settings: BrandSettings,
+) -> Result<Json<BrandSettings>, ApiError> {
     settings.check()?;
     check_sender(&*state.context.tenants, secret.brand, &settings).await??;
     let before = state.context.tenants.settings(secret.brand).await?;
@@ -184,6 +231,47 @@ pub async fn add_key(
     };
     let key = tenants::add_key(&state.context, grant, secret.maker()).await?;
     Ok((StatusCode::CREATED, Json(KeyText { key })))
+}
+
+/// Requests and messages of a key or a shop that were refused for one reason.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RefusalAnswer {
+    /// Who sent them: `key ID` or `shop DOMAIN`.
+    source: String,
+    /// The code of the answer.
+    code: String,
+    /// What it means.
+    meaning: &'static str,
+    /// How many there have been.
+    count: u64,
+    /// When the last was.
+    last_at: String,
+}
+
+/// What was refused.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RefusalList {
+    /// The newest first.
+    refusals: Vec<RefusalAnswer>,
+}
+
+/// Lists what was refused of the brand's keys and shops, with its reason: requests, and messages of batches. Anybody may send with a key that
+/// pages show, and name a shop. What is refused is listed within 5 s.
+#[utoipa::path(get, path = "/api/refusals", tag = "Settings", security(("secret_key" = [])),
+    responses((status = 200, body = RefusalList), GetErrors))]
+pub async fn refusals(State(state): State<AppState>, secret: Secret) -> Result<Json<RefusalList>, ApiError> {
+    state.refusals.write(&*state.context.tenants).await;
+    let rows = state.context.tenants.refusals(secret.brand).await?;
+    let meaning =
+        |code: &str| CODES.iter().find(|known| known.name == code).map_or("", |known| known.meaning);
+    let answer = |row: Refusal| RefusalAnswer {
+        meaning: meaning(&row.code),
+        source: row.source,
+        code: row.code,
+        count: row.count,
+        last_at: time::format(time::from_ms(row.last_ms)),
+    };
+    Ok(Json(RefusalList { refusals: rows.into_iter().map(answer).collect() }))
 }
 
 /// How to rotate.

@@ -30,6 +30,7 @@ use crate::body::{self, MAX_WEBHOOK_BYTES};
 use crate::bucket::cost;
 use crate::error::ApiError;
 use crate::errors;
+use crate::refusals;
 use crate::state::AppState;
 
 /// How long the store may take to say whether a body came before: Shopify waits for five seconds in all.
@@ -72,6 +73,10 @@ pub async fn take(
     required(&headers, "x-shopify-api-version")?;
     let began = Instant::now();
     let shop = state.keys.shop(&domain).await?;
+    match &shop {
+        Some(shop) => refusals::is_of(shop.brand, || format!("shop {}", shop.domain)),
+        None => refusals::stranger(&domain),
+    }
     let bytes = body::read_raw(body, MAX_WEBHOOK_BYTES).await?;
     let is_signed = signed(shop.as_ref(), &bytes, signature);
     let Some(shop) = shop.filter(|_| is_signed) else {

@@ -48,6 +48,17 @@ impl Outbound {
         let smtp = smtp_url.map(Smtp::new).transpose()?;
         Ok(Self { webhooks: Webhooks::new(reach)?, smtp })
     }
+
+    /// Connects to the SMTP server, signs in, and goes.
+    ///
+    /// # Errors
+    /// What went wrong; that there is no such server.
+    pub async fn greet_mail_server(&self) -> Result<(), String> {
+        match &self.smtp {
+            Some(smtp) => smtp.greet().await,
+            None => Err("no SMTP server is set".to_owned()),
+        }
+    }
 }
 
 #[async_trait]

@@ -28,6 +28,16 @@ impl Smtp {
         Ok(Self { transport: builder.timeout(Some(TIMEOUT)).build() })
     }
 
+    /// Connects, signs in, and goes.
+    pub(super) async fn greet(&self) -> Result<(), String> {
+        match tokio::time::timeout(TIMEOUT, self.transport.test_connection()).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err("the SMTP server does not answer a NOOP".to_owned()),
+            Ok(Err(error)) => Err(format!("the SMTP server cannot be reached: {error}")),
+            Err(_) => Err(format!("the SMTP server gives no answer in {} s", TIMEOUT.as_secs())),
+        }
+    }
+
     /// Sends an e-mail; `key` is in its Message-ID, so that what is sent twice is one to whoever reads it.
     pub(super) async fn send(&self, email: &Email, key: &str) -> Delivery {
         let message = match compose(email, key) {

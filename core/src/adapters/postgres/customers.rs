@@ -133,6 +133,13 @@ impl Store for PgStore {
         sqlx::query("select 1").execute(&self.pool).await.map_err(failed)?;
         Ok(())
     }
+
+    async fn now_ms(&self) -> Result<i64, StoreError> {
+        sqlx::query_scalar("select (extract(epoch from clock_timestamp()) * 1000)::bigint")
+            .fetch_one(&self.pool)
+            .await
+            .map_err(failed)
+    }
 }
 
 /// The profile itself, or the one that it was merged into.

@@ -4,13 +4,16 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection, PgPool, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Postgres, Transaction};
 
+use crate::adapters::migration;
 use crate::domain::ids::BrandId;
 use crate::ports::store::StoreError;
 
 /// How long a caller waits for a free connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the first connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one statement may take.
 const STATEMENT_TIMEOUT: &str = "30s";
 /// How long a statement waits for a lock that another transaction holds.
@@ -35,6 +38,7 @@ pub async fn open(url: &str, connections: u32) -> Result<PgPool, StoreError> {
         ("tcp_keepalives_interval", "2"),
         ("tcp_keepalives_count", "3"),
     ]);
+    migrate(&options).await?;
     let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -43,13 +47,27 @@ pub async fn open(url: &str, connections: u32) -> Result<PgPool, StoreError> {
         .connect_with(options)
         .await
         .map_err(failed)?;
-    sqlx::migrate!("migrations/postgres")
-        .run(&pool)
-        .await
-        .map_err(|error| StoreError::Unavailable(format!("migrations: {error}")))?;
     warn_of_weak_durability(&pool).await?;
     warn_of_a_role_without_wall(&pool).await?;
     Ok(pool)
+}
+
+/// Brings the tables up to date, on a connection of its own without limits of time: a large table may take long, and of processes that
+/// start together one migrates while the others wait.
+async fn migrate(options: &PgConnectOptions) -> Result<(), StoreError> {
+    let patient = options.clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
+    let (host, port) = (options.get_host().to_owned(), options.get_port());
+    let connecting = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&patient)).await;
+    let mut connection = connecting
+        .map_err(|_| StoreError::Unavailable(format!("PostgreSQL at {host}:{port} gives no answer")))?
+        .map_err(|error| match error {
+            sqlx::Error::Io(error) => {
+                StoreError::Unavailable(format!("PostgreSQL at {host}:{port}: {error}"))
+            }
+            other => failed(other),
+        })?;
+    sqlx::migrate!("migrations/postgres").run(&mut connection).await.map_err(migration)?;
+    connection.close().await.map_err(failed)
 }
 
 /// Opens a transaction. In a task of its own: if the caller is dropped while BEGIN is under way, the

@@ -13,7 +13,8 @@ use crate::domain::time::Timestamp;
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
 use crate::ports::tenants::{
-    BrandSecrets, Ended, KeyGrant, KeyKind, KeyRecord, NewKey, SecretPlace, Shop, StoredSecret, Tenants,
+    BrandSecrets, Ended, KeyGrant, KeyKind, KeyRecord, NewKey, REFUSALS_LISTED, Refusal, SecretPlace, Shop,
+    StoredSecret, Tenants, refusal,
 };
 
 /// The columns of a brand's secrets, as [`secrets`] reads them.
@@ -271,6 +272,36 @@ impl Tenants for PgTenants {
         .await
         .map_err(failed)?;
         Ok(())
+    }
+
+    async fn add_refusals(&self, refusals: &[Refusal]) -> Result<(), StoreError> {
+        sqlx::query(
+            "insert into refusals (brand_id, source, code, count, last_ms)
+            select * from unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::bigint[])
+            on conflict (brand_id, source, code) do update set count = refusals.count + excluded.count,
+                last_ms = greatest(refusals.last_ms, excluded.last_ms)",
+        )
+        .bind(refusals.iter().map(|refusal| refusal.brand.0).collect::<Vec<_>>())
+        .bind(refusals.iter().map(|refusal| refusal.source.as_str()).collect::<Vec<_>>())
+        .bind(refusals.iter().map(|refusal| refusal.code.as_str()).collect::<Vec<_>>())
+        .bind(refusals.iter().map(|r| i64::try_from(r.count).unwrap_or(i64::MAX)).collect::<Vec<_>>())
+        .bind(refusals.iter().map(|refusal| refusal.last_ms).collect::<Vec<_>>())
+        .execute(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+
+    async fn refusals(&self, brand: BrandId) -> Result<Vec<Refusal>, StoreError> {
+        let rows: Vec<(String, String, i64, i64)> = sqlx::query_as(
+            "select source, code, count, last_ms from refusals where brand_id = $1 order by last_ms desc, source, code limit $2",
+        )
+        .bind(brand.0)
+        .bind(REFUSALS_LISTED)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        Ok(rows.into_iter().map(|row| refusal(brand, row)).collect())
     }
 
     async fn secrets(&self, brand: BrandId, fresh: &BrandSecrets) -> Result<BrandSecrets, StoreError> {

@@ -43,6 +43,14 @@ pub enum RedisStartError {
     /// It cannot be reached.
     #[error("Redis cannot be reached: {0}")]
     Unavailable(#[from] RedisError),
+    /// It cannot be reached at the start.
+    #[error("Redis at {address} cannot be reached: {error}")]
+    NoAnswer {
+        /// Host and port.
+        address: String,
+        /// Why.
+        error: RedisError,
+    },
     /// It may throw the queue away when memory is short.
     #[error(
         "Redis has maxmemory-policy {0}, which may evict the queue: events would be lost. Set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in redis.conf)."
@@ -73,6 +81,15 @@ pub struct RedisClient {
     closed: Arc<AtomicBool>,
 }
 
+/// How the shared connection comes about, and comes about again.
+fn manager() -> ConnectionManagerConfig {
+    ConnectionManagerConfig::new()
+        .set_connection_timeout(Some(CONNECT_TIMEOUT))
+        .set_response_timeout(Some(RESPONSE_TIMEOUT))
+        .set_max_delay(RECONNECT_CAP)
+        .set_number_of_retries(RECONNECT_TRIES)
+}
+
 impl RedisClient {
     /// Connects to `url`; every key will begin with `space`.
     ///
@@ -80,17 +97,24 @@ impl RedisClient {
     /// When Redis does not answer, or is set up to evict.
     pub async fn connect(url: &str, space: &str) -> Result<Self, RedisStartError> {
         let client = Client::open(with_timeouts(url.into_connection_info()?))?;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(RESPONSE_TIMEOUT))
-            .set_max_delay(RECONNECT_CAP)
-            .set_number_of_retries(RECONNECT_TRIES);
-        let shared = client.get_connection_manager_with_config(config).await?;
+        let address = client.get_connection_info().addr().to_string();
+        let shared = client.get_connection_manager_with_config(manager()).await;
+        let shared = shared.map_err(|error| RedisStartError::NoAnswer { address, error })?;
         let mut this =
             Self { client, shared, space: space.to_owned(), max_memory: 0, closed: Arc::default() };
         this.max_memory = this.memory().await?;
         this.warn_of_weak_durability().await;
         Ok(this)
+    }
+
+    /// For commands that may not need Redis at all: connects when something first does. Nothing is known of its memory then.
+    ///
+    /// # Errors
+    /// When the URL cannot be read.
+    pub fn lazily(url: &str, space: &str) -> Result<Self, RedisStartError> {
+        let client = Client::open(with_timeouts(url.into_connection_info()?))?;
+        let shared = client.get_connection_manager_lazy(manager())?;
+        Ok(Self { client, shared, space: space.to_owned(), max_memory: 0, closed: Arc::default() })
     }
 
     /// What every key begins with.

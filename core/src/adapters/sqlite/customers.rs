@@ -133,6 +133,13 @@ impl Store for SqliteStore {
         sqlx::query("select 1").execute(&self.db.read).await.map_err(failed)?;
         Ok(())
     }
+
+    async fn now_ms(&self) -> Result<i64, StoreError> {
+        sqlx::query_scalar("select cast(unixepoch('subsec') * 1000 as integer)")
+            .fetch_one(&self.db.read)
+            .await
+            .map_err(failed)
+    }
 }
 
 /// The profile itself, or the one that it was merged into.

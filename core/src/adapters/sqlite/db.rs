@@ -14,6 +14,7 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::adapters::migration;
 use crate::ports::store::StoreError;
 
 /// How long a transaction waits for another process (an `admin` command) that writes to the same file.
@@ -198,10 +199,6 @@ pub(super) fn pieces<T>(mut rows: &[T]) -> Vec<&[T]> {
         }
     }
     cut
-}
-
-fn migration(error: sqlx::migrate::MigrateError) -> StoreError {
-    StoreError::Unavailable(format!("migrations: {error}"))
 }
 
 /// What an error means to a caller.

@@ -13,7 +13,8 @@ use crate::domain::time::{Timestamp, from_ms};
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
 use crate::ports::tenants::{
-    BrandSecrets, Ended, KeyGrant, KeyKind, KeyRecord, NewKey, SecretPlace, Shop, StoredSecret, Tenants,
+    BrandSecrets, Ended, KeyGrant, KeyKind, KeyRecord, NewKey, REFUSALS_LISTED, Refusal, SecretPlace, Shop,
+    StoredSecret, Tenants, refusal,
 };
 
 /// The columns of a brand's secrets, as [`secrets`] reads them.
@@ -270,6 +271,33 @@ impl Tenants for SqliteTenants {
         .bind(serde_json::json!(used).to_string());
         self.db.execute(statement).await?;
         Ok(())
+    }
+
+    async fn add_refusals(&self, refusals: &[Refusal]) -> Result<(), StoreError> {
+        let rows: Vec<_> = refusals
+            .iter()
+            .map(|r| serde_json::json!([r.brand.0, r.source, r.code, r.count, r.last_ms]))
+            .collect();
+        let statement = sqlx::query(
+            "insert into refusals (brand_id, source, code, count, last_ms)
+            select value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 from json_each(?1) where true
+            on conflict (brand_id, source, code) do update set count = refusals.count + excluded.count,
+                last_ms = max(refusals.last_ms, excluded.last_ms)",
+        )
+        .bind(serde_json::json!(rows).to_string());
+        self.db.execute(statement).await.map(drop)
+    }
+
+    async fn refusals(&self, brand: BrandId) -> Result<Vec<Refusal>, StoreError> {
+        let rows: Vec<(String, String, i64, i64)> = sqlx::query_as(
+            "select source, code, count, last_ms from refusals where brand_id = ?1 order by last_ms desc, source, code limit ?2",
+        )
+        .bind(brand.0)
+        .bind(REFUSALS_LISTED)
+        .fetch_all(&self.db.read)
+        .await
+        .map_err(failed)?;
+        Ok(rows.into_iter().map(|row| refusal(brand, row)).collect())
     }
 
     async fn secrets(&self, brand: BrandId, fresh: &BrandSecrets) -> Result<BrandSecrets, StoreError> {

@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::facts::TAG;
 use crate::domain::envelope::{Envelope, Origin};
 use crate::domain::event::{Channel, Consent, Event, EventKind, Rejection, UNDELIVERABLE};
 use crate::domain::identity::Identifier;
 use crate::domain::ids::BrandId;
+use crate::domain::profile::TAG;
 use crate::domain::segment::{consents_again, traits_again};
 use crate::domain::time;
 

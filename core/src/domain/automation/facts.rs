@@ -30,9 +30,6 @@ pub const EVENTS_BYTES: usize = 256 * 1024;
 pub const CONSENTS_SEEN: usize = 200;
 /// How many entries of a list or an object in a trait or an event expressions see.
 pub const LISTED: usize = 200;
-/// Traits of this prefix are tags: `tag:vip` is true for whoever is tagged `vip`. Each is a trait of its own, so that tags that
-/// are given at once do not overwrite each other.
-pub const TAG: &str = "tag:";
 
 /// What is known of a customer.
 #[derive(Clone, Debug)]
@@ -117,24 +114,6 @@ impl Facts {
         self.profile.traits.get(name).map(|held| &held.value).filter(|value| !value.is_null())
     }
 
-    fn tags(&self) -> Vec<&str> {
-        let traits = &self.profile.traits;
-        let given = traits.iter().filter(|(_, held)| held.value == Json::Bool(true));
-        let mut tags: Vec<&str> = given.filter_map(|(name, _)| name.strip_prefix(TAG)).collect();
-        // Shopify's older bodies and its order files list them in one text, which is old where a tag was taken away since.
-        if let Some(list) = traits.get("tags").filter(|list| list.source.is_trusted()) {
-            let is_gone = |tag: &str| {
-                let own = traits.get(&format!("{TAG}{tag}"));
-                own.is_some_and(|own| own.value == Json::Bool(false) && own.at_ms >= list.at_ms)
-            };
-            let listed = list.value.as_str().unwrap_or_default().split(',').map(str::trim);
-            tags.extend(listed.filter(|tag| !tag.is_empty() && !is_gone(tag)));
-        }
-        tags.sort_unstable();
-        tags.dedup();
-        tags
-    }
-
     /// The sums of the currency that most orders are in.
     pub fn main_totals(&self) -> Option<&OrderTotals> {
         // Of two with as many orders, the first by name: the same on every store.
@@ -157,7 +136,7 @@ impl Facts {
                 let set = self.profile.traits.iter().filter(|(_, held)| !held.value.is_null());
                 map(set.map(|(name, held)| (name.as_str(), of_json(&held.value))))
             }
-            "tags" => list(self.tags().into_iter().map(text)),
+            "tags" => list(self.profile.tags().into_iter().map(text)),
             "segments" => list(self.segments.keys().map(|name| text(name))),
             "email" => self.email().map_or(Value::Null, |email| text(&email)),
             "phone" => self.phone().map_or(Value::Null, |phone| text(&phone)),
@@ -229,7 +208,7 @@ impl Facts {
             "email": self.email(),
             "phone": self.phone(),
             "traits": traits,
-            "tags": self.tags(),
+            "tags": self.profile.tags(),
             "segments": self.segments.keys().collect::<Vec<_>>(),
             "first_seen": self.profile.first_seen.map(time::format),
             "last_seen": self.profile.last_seen.map(time::format),
@@ -252,7 +231,9 @@ impl Facts {
             ("plan", json!("gold")),
             ("age", json!(30)),
             ("first_name", json!("Ada")),
+            ("firstName", json!("Ada")),
             ("last_name", json!("Lovelace")),
+            ("lastName", json!("Lovelace")),
             ("tag:vip", json!(true)),
             ("timezone", json!("Europe/Berlin")),
         ];

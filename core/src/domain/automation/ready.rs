@@ -29,11 +29,11 @@ pub fn all() -> Vec<Ready> {
                     {"do": "wait", "for": {"hours": 1}},
                     {"do": "email",
                      "subject": "You left something behind",
-                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hello{% if name %} {{ name }}{% endif %},\n\nyour cart is still here{% if event.properties.abandoned_checkout_url %}: {{ event.properties.abandoned_checkout_url }}{% endif %}\n"},
+                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hi{% if name %} {{ name }}{% endif %},\n\nyou left something in your cart. We have saved it for you{% if event.properties.abandoned_checkout_url %}:\n{{ event.properties.abandoned_checkout_url }}{% else %}.{% endif %}\n\nQuestions about size, delivery or returns? Just reply to this e-mail.\n"},
                     {"do": "wait", "for": {"days": 1}},
                     {"do": "email",
-                     "subject": "Your cart will not wait for ever",
-                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hello{% if name %} {{ name }}{% endif %},\n\nthis is the last we say of it{% if event.properties.abandoned_checkout_url %}: {{ event.properties.abandoned_checkout_url }}{% endif %}\n"}
+                     "subject": "Still thinking it over?",
+                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hi{% if name %} {{ name }}{% endif %},\n\nyour cart is still saved, and this is our last reminder{% if event.properties.abandoned_checkout_url %}:\n{{ event.properties.abandoned_checkout_url }}{% else %}.{% endif %}\n"}
                 ]
             }),
         ),
@@ -48,7 +48,7 @@ pub fn all() -> Vec<Ready> {
                     {"do": "wait", "for": {"minutes": 5}},
                     {"do": "email",
                      "subject": "{% set name = customer.traits.firstName or customer.traits.first_name %}Welcome{% if name %}, {{ name }}{% endif %}",
-                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hello{% if name %} {{ name }}{% endif %},\n\ngood to have you here.\n"},
+                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hi{% if name %} {{ name }}{% endif %},\n\nthank you for joining us. You will be the first to hear about new arrivals and offers.\n\nReply to this e-mail whenever you have a question.\n"},
                     {"do": "add_tag", "tag": "welcomed"}
                 ]
             }),
@@ -63,8 +63,8 @@ pub fn all() -> Vec<Ready> {
                 "reentry": {"mode": "after_end", "after": {"days": 90}},
                 "steps": [
                     {"do": "email",
-                     "subject": "We have missed you",
-                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hello{% if name %} {{ name }}{% endif %},\n\nit has been a while since {{ customer.orders.last }}. Come and see what is new.\n"},
+                     "subject": "We miss you",
+                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hi{% if name %} {{ name }}{% endif %},\n\nyour last order was on {{ customer.orders.last | date }}, and a lot is new since then. Come and have a look.\n"},
                     {"do": "wait_until", "event": "Order Created", "trusted": true, "within": {"days": 14},
                      "otherwise": [{"do": "add_tag", "tag": "win_back_failed"}]}
                 ]
@@ -82,7 +82,7 @@ pub fn all() -> Vec<Ready> {
                     {"do": "wait", "for": {"days": 14}},
                     {"do": "email",
                      "subject": "How do you like it?",
-                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hello{% if name %} {{ name }}{% endif %},\n\nwe should be glad to hear what you think of order {{ event.properties.name }}.\n"}
+                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hi{% if name %} {{ name }}{% endif %},\n\nyour order {{ event.properties.name }} has been with you for a while. Are you happy with it? A short review helps other customers, and us.\n"}
                 ]
             }),
         ),
@@ -97,7 +97,7 @@ pub fn all() -> Vec<Ready> {
                     {"do": "add_tag", "tag": "vip"},
                     {"do": "email",
                      "subject": "Thank you",
-                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hello{% if name %} {{ name }}{% endif %},\n\nyou are one of our best customers. We have not overlooked it.\n"}
+                     "text": "{% set name = customer.traits.firstName or customer.traits.first_name %}Hi{% if name %} {{ name }}{% endif %},\n\nyou are one of our best customers. Thank you for your loyalty!\n\nFrom now on you will hear about new arrivals before everyone else.\n"}
                 ]
             }),
         ),

@@ -270,6 +270,7 @@ mod tests {
             ),
             ("{{ customer | indent }}", "indent"),
             ("{{ 'a' | format('b') }}", "format"),
+            ("{{ customer.orders.last | date('%Q') }}", "strftime's letters"),
         ] {
             let wrong = example(template, false).unwrap_err();
             assert!(wrong.contains(says), "{template}: {wrong}");
@@ -296,6 +297,10 @@ mod tests {
             (
                 "{{ 'Dear ' ~ customer.traits.first_name ~ '!' }} {{ customer.tags | join(', ') }}",
                 "Dear Ada! vip",
+            ),
+            (
+                "{{ customer.orders.last | date }} {{ customer.orders.last | date('%d.%m.%Y') }} {{ 'soon' | date }}",
+                "10 June 2026 10.06.2026 soon",
             ),
             (
                 "{{ 'a-b' | replace('-', '+') }} {{ customer.traits.age + 1 }} {{ customer.email is defined }}",

@@ -142,7 +142,7 @@ async fn in_halves(
                             if let Some(times) = UNDONE.happened(1) {
                                 tracing::warn!(
                                     times,
-                                    item = item.id,
+                                    job = %String::from_utf8_lossy(&item.payload),
                                     "actions cannot be done: their runs have failed, and their dead letters say why; this is the last"
                                 );
                             }

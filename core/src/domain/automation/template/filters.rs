@@ -2,15 +2,18 @@
 
 use std::borrow::Cow;
 
+use chrono::format::StrftimeItems;
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, filters, tests};
 
 use crate::domain::automation::meter;
+use crate::domain::time;
 
 /// The names of the filters, for people.
-pub const FILTERS: [&str; 25] = [
+pub const FILTERS: [&str; 26] = [
     "abs",
     "capitalize",
+    "date",
     "default",
     "e",
     "escape",
@@ -42,6 +45,7 @@ const MAX_TEXT: usize = 64 * 1024;
 pub(super) fn add(engine: &mut Environment<'static>) {
     engine.add_filter("abs", filters::abs);
     engine.add_filter("capitalize", filters::capitalize);
+    engine.add_filter("date", date);
     engine.add_filter("default", filters::default);
     engine.add_filter("e", filters::escape);
     engine.add_filter("escape", filters::escape);
@@ -87,6 +91,20 @@ fn pay(bytes: Option<usize>) -> Result<(), Error> {
     let bytes = bytes.filter(|bytes| *bytes <= MAX_TEXT);
     let bytes = bytes.ok_or_else(|| wrong(format!("a filter makes a text of more than {MAX_TEXT} bytes")))?;
     meter::pay(meter::steps(bytes), bytes as u64).map_err(|over| wrong(over.to_string()))
+}
+
+/// A time as a date, like `5 March 2026`, or by strftime's letters. What is no time stays as it is.
+fn date(at: &Value, format: Option<Cow<'_, str>>) -> Result<Value, Error> {
+    let Some(time) = at.as_str().and_then(time::parse) else { return Ok(at.clone()) };
+    let format = format.as_deref().unwrap_or("%-d %B %Y");
+    let items = StrftimeItems::new(format).parse().map_err(|_| {
+        wrong(format!(
+            "date does not know the format {format:?}; it is made of strftime's letters, like %d.%m.%Y"
+        ))
+    })?;
+    // The longest letter writes some thirty characters.
+    pay(Some(format.len().saturating_mul(32)))?;
+    Ok(time.format_with_items(items.iter()).to_string().into())
 }
 
 fn join(values: &Value, between: Option<Cow<'_, str>>) -> Result<String, Error> {
