@@ -252,6 +252,13 @@ impl Context {
                 folder::make(data).map_err(fault)?;
                 let [store, queue, jobs] =
                     ["store.db", "queue.db", "automations.db"].map(|name| data.join(name));
+                if !store.exists() && [&queue, &jobs].iter().any(|file| file.exists()) {
+                    let error = "store.db is missing, and the queues are there: restore the whole backup";
+                    return Err(fault(std::io::Error::other(error)));
+                }
+                for file in [&queue, &jobs].into_iter().filter(|file| store.exists() && !file.exists()) {
+                    tracing::warn!(file = %file.display(), "a queue's file is missing: what waited in it is gone");
+                }
                 for file in [&store, &queue, &jobs] {
                     folder::own_file(file).map_err(fault)?;
                 }

@@ -27,6 +27,7 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
     if !matches!(command, Admin::Brand(BrandCommand::Add { .. })) {
         args.refuse_missing_folder()?;
     }
+    let is_new = args.embedded && !args.data.exists();
     let context = Context::open_for_command(&args.backend()?, args.queue.settings()).await?;
     let tenants = &*context.tenants;
     match command {
@@ -36,9 +37,12 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
             }
             let id = tenants.add_brand(name.trim()).await?;
             println!("{id}");
-            let place = if args.embedded { format!(" to {}", args.data.display()) } else { String::new() };
+            if is_new {
+                eprintln!("there was no data folder, so one is made: start the server on the same one");
+            }
             eprintln!(
-                "added the brand {name:?}{place}; next: server admin key add --brand {name:?} --kind write"
+                "added the brand {name:?} ({}); next: server admin key add --brand {name:?} --kind write",
+                args.place()
             );
         }
         Admin::Brand(BrandCommand::List) => {
@@ -50,10 +54,11 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
             let brand = brand_named(tenants, &name).await?;
             println!("{}", serde_json::to_string_pretty(&tenants.settings(brand).await?)?);
         }
-        Admin::Brand(BrandCommand::Set { name, settings }) => {
+        Admin::Brand(BrandCommand::Set { name, settings, all }) => {
             let brand = brand_named(tenants, &name).await?;
-            let settings: BrandSettings =
-                serde_json::from_str(&settings).context("the settings are not JSON of the right shape")?;
+            let before = if all { BrandSettings::default() } else { tenants.settings(brand).await? };
+            let changes = serde_json::from_str(&settings).context("the settings are not JSON")?;
+            let settings = before.patched(changes).context("the settings are not of the right shape")?;
             settings.check()?;
             check_sender(tenants, brand, &settings).await??;
             let action = Action { what: "settings", subject: None, details: settings.in_short() };

@@ -135,10 +135,13 @@ pub fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
 fn misshapen(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
     let (path, inner) = (error.path().to_string(), error.inner());
     if !inner.is_data() {
-        return ApiError::bad_request("invalid_json", format!("the body is not JSON: {inner}"));
+        let what = if inner.is_eof() { "it is empty, or ends early".to_owned() } else { inner.to_string() };
+        return ApiError::bad_request("invalid_json", format!("the body is not JSON: {what}"));
     }
     let whole = inner.to_string();
     let what = whole.rsplit_once(" at line ").map_or(&*whole, |(what, _)| what);
+    let what = what.replace("a sequence", "a list").replace("type: sequence", "type: list");
+    let what = what.replace("type: map", "type: object");
     // A step says itself where it is.
     let at = if path == "." || what.starts_with("step ") { String::new() } else { format!("{path}: ") };
     ApiError::bad_request("invalid_json", format!("the body is not of the right shape: {at}{what}"))

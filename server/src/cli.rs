@@ -101,6 +101,11 @@ impl ServeArgs {
     /// When neither is complete.
     pub fn backend(&self) -> anyhow::Result<Backend> {
         if self.embedded {
+            if self.services.names_services() {
+                tracing::warn!(
+                    "--embedded (TRIBUTARY_EMBEDDED) is set, so DATABASE_URL and REDIS_URL are not used: leave out one or the other"
+                );
+            }
             Ok(Backend::Embedded { data: self.data.clone() })
         } else {
             self.services.backend()
@@ -119,6 +124,16 @@ impl ServeArgs {
             );
         }
         Ok(())
+    }
+
+    /// Where the data is, for people.
+    pub fn place(&self) -> String {
+        if self.embedded {
+            let data = std::path::absolute(&self.data).unwrap_or_else(|_| self.data.clone());
+            format!("embedded, data in {}", data.display())
+        } else {
+            "on PostgreSQL and Redis".to_owned()
+        }
     }
 
     /// The settings of the routes.
@@ -333,12 +348,15 @@ pub enum BrandCommand {
         #[arg(long, conflicts_with = "domains")]
         clear: bool,
     },
-    /// Sets all of a brand's settings: what is left out has its usual value
+    /// Changes a brand's settings: what is left out stays, null gives the usual value
     Set {
         /// Its name
         name: String,
         /// The settings, as JSON, like {"default_country":"DE","limits":{"kinds":{"user_id":1}}}
         settings: String,
+        /// Gives what is left out its usual value
+        #[arg(long)]
+        all: bool,
     },
 }
 

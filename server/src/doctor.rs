@@ -55,6 +55,7 @@ pub async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let mut found = Findings { wrong: 0 };
     args.refuse_missing_folder()?;
     let context = Context::open(&args.backend()?, args.queue.settings()).await?;
+    found.ok("place", &args.place());
     found.ok(
         "stores",
         if args.embedded {
@@ -95,7 +96,7 @@ pub async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     found.look("public address", public(args).await);
     context.close().await;
     if found.wrong > 0 {
-        bail!("{} things are wrong", found.wrong);
+        bail!("{} of these lines say what is wrong", found.wrong);
     }
     Ok(())
 }
@@ -130,6 +131,12 @@ async fn public(args: &ServeArgs) -> Result<String, String> {
     match response.map(|response| response.status()) {
         Ok(status) if status.is_success() => Ok(format!("{url} leads here")),
         Ok(status) => Err(format!("{url}/healthz answers {status}: the proxy must pass it on")),
-        Err(error) => Err(format!("{url} cannot be reached: {error}")),
+        Err(error) => Err(format!("{url} cannot be reached: {}", whole(&error))),
     }
+}
+
+/// An error with what caused it: the last of them says most.
+fn whole(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    std::iter::once(error.to_string()).chain(causes.map(ToString::to_string)).collect::<Vec<_>>().join(": ")
 }

@@ -98,7 +98,11 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
         None => None,
     };
     telemetry::say(format_args!("listening on http://{}", listener.local_addr()?));
-    telemetry::say(format_args!("the API is described at http://{}/docs", listener.local_addr()?));
+    telemetry::say(format_args!(
+        "{}; the API is described at http://{}/docs",
+        args.place(),
+        listener.local_addr()?
+    ));
     let stop = shutdown::on_signals();
     let stop_workers = CancellationToken::new();
     let mut workers = Vec::new();

@@ -191,8 +191,9 @@ pub async fn page() -> Response {
 }
 
 /// What a browser sees at the server's own address.
-pub async fn start() -> Html<String> {
-    Html(include_str!("pages/start.html").replace("VERSION", env!("CARGO_PKG_VERSION")))
+pub async fn start() -> Response {
+    let page = include_str!("pages/start.html").replace("VERSION", env!("CARGO_PKG_VERSION"));
+    ([(header::CONTENT_SECURITY_POLICY, guards::ASKS)], Html(page)).into_response()
 }
 
 /// The page's script.

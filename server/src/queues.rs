@@ -24,7 +24,9 @@ pub async fn run(args: &ServeArgs, command: QueuesArgs) -> anyhow::Result<()> {
     args.refuse_missing_folder()?;
     let context = Context::open(&args.backend()?, args.queue.settings()).await?;
     let name = &command.name;
-    let queue = &**context.queue_named(name).with_context(|| format!("there is no queue {name:?}"))?;
+    let queue = &**context
+        .queue_named(name)
+        .with_context(|| format!("there is no queue {name:?}; there are events and automations"))?;
     let mut out = std::io::stdout().lock();
     match command.command {
         QueuesCommand::Stats => {
@@ -35,7 +37,7 @@ pub async fn run(args: &ServeArgs, command: QueuesArgs) -> anyhow::Result<()> {
         QueuesCommand::Dead(command) => dead(&mut out, queue, command).await?,
         QueuesCommand::Pause => {
             queue.set_paused(true).await?;
-            eprintln!("paused: nobody fetches from {name} until server queues resume");
+            eprintln!("paused: nobody fetches from {name} until: server queues resume --name {name}");
         }
         QueuesCommand::Resume => {
             queue.set_paused(false).await?;

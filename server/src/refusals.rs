@@ -14,11 +14,14 @@ use tributary_core::domain::ids::BrandId;
 use tributary_core::ports::tenants::{Refusal, Tenants};
 use tributary_core::sampled::Sampled;
 
+use crate::codes::CODES;
 use crate::error::ErrorCode;
 use crate::state::AppState;
 
 /// How often what was refused is written to the store.
 pub const WRITTEN_EVERY: Duration = Duration::from_secs(5);
+/// What senders use: whoever calls the API otherwise sees the answer.
+const INGESTION: [&str; 3] = ["/v1/", "/api/events", "/api/webhooks/"];
 /// Most rows that wait to be written; what is refused beyond is in the metrics alone.
 const MAX_WAITING: usize = 10_000;
 /// Refusals of those who are known.
@@ -104,6 +107,10 @@ pub fn stranger(domain: &str) {
 
 /// The layer around all routes.
 pub async fn told(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    if !INGESTION.iter().any(|begin| path.starts_with(begin)) {
+        return next.run(request).await;
+    }
     let work = async {
         let answer = next.run(request).await;
         let Seen { whose, mut messages } = SEEN.with(|seen| std::mem::take(&mut *seen.borrow_mut()));
@@ -120,7 +127,12 @@ pub async fn told(State(state): State<AppState>, request: Request, next: Next) -
         }
         if let Some(times) = KNOWN.happened(messages.len() as u64) {
             let code = messages.last().map_or("", |(code, _)| *code);
-            tracing::warn!(times, %brand, "what keys and shops send is refused, at last {code} of {source}; GET /api/refusals lists it");
+            let meaning = CODES.iter().find(|known| known.name == code).map_or("", |known| known.meaning);
+            tracing::warn!(
+                times,
+                %brand,
+                "what keys and shops send is refused, at last {code} ({meaning}) of {source}; GET /api/refusals lists a brand's"
+            );
         }
         answer
     };

@@ -92,6 +92,10 @@ fn deliveries(part: Part, now: Timestamp) -> Vec<(&'static str, Value)> {
         Part::Order => vec![("orders/create", order)],
         Part::Refund => {
             let mut refunded = order;
+            // When it was placed is known, and stays.
+            if let Some(fields) = refunded.as_object_mut() {
+                fields.remove("created_at");
+            }
             refunded["financial_status"] = "refunded".into();
             refunded["refunds"] = json!([refund]);
             vec![("refunds/create", refund), ("orders/updated", refunded)]

@@ -858,3 +858,18 @@ async fn a_defect_is_500_and_says_nothing_of_the_inside() {
     assert!(!body.to_string().contains("hand"), "{body}");
     app.stop().await;
 }
+
+/// What a browser sees at the server's own address: a page that is let load its looks, and leads on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_servers_own_address_is_a_page() {
+    let app = TestApp::start(On::Embedded).await;
+    let response = app.http.get(format!("{}/", app.url)).send().await.unwrap();
+    let policy = response.headers()["content-security-policy"].to_str().unwrap().to_owned();
+    assert!(response.status() == 200 && policy.contains("style-src 'self'"), "{policy}");
+    let page = response.text().await.unwrap();
+    for path in ["/page.css", "/docs", "/openapi.json", "/readyz"] {
+        assert!(page.contains(&format!("\"{path}\"")), "{page}");
+        assert_eq!(app.http.get(format!("{}{path}", app.url)).send().await.unwrap().status(), 200, "{path}");
+    }
+    app.stop().await;
+}

@@ -76,6 +76,10 @@ async fn an_answer_has_every_field_and_is_found_by_id_and_identifier(on: On) {
     for (field, value) in expected.as_object().unwrap() {
         assert_eq!(&found[field], value, "{field}");
     }
+    // A buyer belongs to one of the segments that every brand has, and the answer from before that is not served.
+    let segments = found["segments"].as_array().unwrap();
+    assert!(segments.len() == 1 && segments[0].as_str().unwrap().starts_with("rfm_"), "{segments:?}");
+    assert_eq!(found["tags"], json!([]));
     let names: Vec<_> =
         found["recent_events"].as_array().unwrap().iter().map(|e| e["name"].as_str()).collect();
     assert_eq!(names, [Some("Order Created"), None, Some("Product Viewed")]);

@@ -18,7 +18,7 @@ use tributary_core::ports::queue::{MAX_FETCH, QueueSettings};
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outside;
 use tributary_core::services::health::Alarms;
-use tributary_core::services::seal::{KeyFault, SecretKey, SecretKeys};
+use tributary_core::services::seal::{SecretKey, SecretKeys};
 
 use crate::lanes::Options;
 
@@ -168,14 +168,25 @@ impl ServicesArgs {
                  server with --embedded"
             )
         };
+        let database_url = database.read()?.ok_or_else(|| missing(database))?;
+        let redis_url = redis.read()?.ok_or_else(|| missing(redis))?;
+        is_of(database.variable, &database_url, &["postgres://", "postgresql://"])?;
+        is_of(redis.variable, &redis_url, &["redis://", "rediss://"])?;
         Ok(Backend::Services {
-            database_url: database.read()?.ok_or_else(|| missing(database))?,
-            redis_url: redis.read()?.ok_or_else(|| missing(redis))?,
+            database_url,
+            redis_url,
             key_space: self.key_space.clone(),
             connections: self.database_connections,
             layout: self.queue.into(),
             keys: keys(key, previous)?,
         })
+    }
+
+    /// Whether any service is named.
+    pub fn names_services(&self) -> bool {
+        [&self.database_url, &self.redis_url]
+            .iter()
+            .any(|url| url.as_deref().is_some_and(|url| !url.is_empty()))
     }
 
     fn secrets(&self) -> [Secret<'_>; 4] {
@@ -218,11 +229,20 @@ fn keys(key: Secret<'_>, previous: Secret<'_>) -> anyhow::Result<SecretKeys> {
     };
     let current = parsed(key)?.with_context(|| {
         format!(
-            "{} is not set: it seals secrets in the store. {KeyFault}, and give every process the same",
+            "{} is not set: it seals secrets in the store. Make one with: head -c 32 /dev/urandom | base64, and give every \
+             process the same",
             key.variable
         )
     })?;
     Ok(SecretKeys::new(current, parsed(previous)?.into_iter().collect()))
+}
+
+/// Refuses a URL of another service. It may hold a password, so it is not shown.
+fn is_of(variable: &str, url: &str, begins: &[&str]) -> anyhow::Result<()> {
+    if begins.iter().any(|begin| url.starts_with(begin) && url.len() > begin.len()) {
+        return Ok(());
+    }
+    bail!("{variable} must be a URL like {}user:password@host:port/name", begins[0])
 }
 
 /// How the events queue behaves. Every process of one system should be given the same.
@@ -306,22 +326,22 @@ impl WorkerArgs {
 #[derive(Args)]
 pub struct OutsideArgs {
     /// The server that e-mails leave by: `smtps://user:password@host`, or `smtp://host:587?tls=required`
-    #[arg(long, env = "TRIBUTARY_SMTP_URL", hide_env_values = true)]
+    #[arg(long, global = true, env = "TRIBUTARY_SMTP_URL", hide_env_values = true)]
     pub smtp_url: Option<String>,
     /// A file that holds it
-    #[arg(long, env = "TRIBUTARY_SMTP_URL_FILE")]
+    #[arg(long, global = true, env = "TRIBUTARY_SMTP_URL_FILE")]
     pub smtp_url_file: Option<PathBuf>,
     /// Let a password go to the SMTP server in clear text
-    #[arg(long, env = "TRIBUTARY_ALLOW_PLAIN_SMTP", value_parser = FalseyValueParser::new())]
+    #[arg(long, global = true, env = "TRIBUTARY_ALLOW_PLAIN_SMTP", value_parser = FalseyValueParser::new())]
     pub allow_plain_smtp: bool,
     /// Where customers reach this system, like `https://events.shop.example`: links to unsubscribe begin with it
-    #[arg(long, env = "TRIBUTARY_PUBLIC_URL")]
+    #[arg(long, global = true, env = "TRIBUTARY_PUBLIC_URL")]
     pub public_url: Option<String>,
     /// Let automations post to private and local addresses
-    #[arg(long, env = "TRIBUTARY_ALLOW_PRIVATE_DESTINATIONS", value_parser = FalseyValueParser::new())]
+    #[arg(long, global = true, env = "TRIBUTARY_ALLOW_PRIVATE_DESTINATIONS", value_parser = FalseyValueParser::new())]
     pub allow_private_destinations: bool,
     /// Let automations post to http:// addresses: what they send crosses the network in clear text
-    #[arg(long, env = "TRIBUTARY_ALLOW_HTTP_DESTINATIONS", value_parser = FalseyValueParser::new())]
+    #[arg(long, global = true, env = "TRIBUTARY_ALLOW_HTTP_DESTINATIONS", value_parser = FalseyValueParser::new())]
     pub allow_http_destinations: bool,
     /// Most posts and e-mails a second to one destination, for each process
     #[arg(long, env = "TRIBUTARY_DESTINATION_RATE", default_value_t = DEFAULT_RATE)]

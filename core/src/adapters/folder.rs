@@ -78,6 +78,7 @@ pub async fn back_up(data: &Path, into: &Path) -> Result<Vec<&'static str>, Back
         };
         let mut source = open(&from).await?;
         // One state of the file, whoever writes meanwhile. A quote in a path is doubled.
+        own_file(&to)?;
         let target = to.display().to_string().replace('\'', "''");
         sqlx::query(AssertSqlSafe(format!("vacuum into '{target}'"))).execute(&mut source).await?;
         source.close().await?;
@@ -91,11 +92,10 @@ pub async fn back_up(data: &Path, into: &Path) -> Result<Vec<&'static str>, Back
         copied.push(name);
     }
     if data.join(KEY_FILE).exists() {
+        own_file(&into.join(KEY_FILE))?;
         fs::copy(data.join(KEY_FILE), into.join(KEY_FILE))?;
         copied.push(KEY_FILE);
     }
-    // Closes what SQLite and the copy made.
-    make(into)?;
     Ok(copied)
 }
 

@@ -51,6 +51,8 @@ pub struct CustomerRecord {
     pub consents: Vec<StoredConsent>,
     /// Its group calls, the newest of each group.
     pub groups: Vec<StoredEvent>,
+    /// The segments that it belongs to, sorted by code point.
+    pub segments: Vec<String>,
     /// Profiles that it was split from, or that a limit kept from it.
     pub related: Vec<RelatedProfile>,
 }
@@ -204,6 +206,9 @@ pub struct Customer360 {
     /// The customer's tags, sorted.
     #[serde(default)]
     pub tags: Vec<String>,
+    /// The segments that the customer belongs to, sorted: as of the last events that automation workers have seen.
+    #[serde(default)]
+    pub segments: Vec<String>,
     /// When the customer was first there; null if never.
     #[serde(with = "time::iso")]
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -260,9 +265,18 @@ impl Customer360 {
         let consent = consent(&record);
         let computed = computed(&record, &sessions, &affinity, &cadence, now);
         let CustomerRecord {
-            profile, mut identifiers, totals, recent_events, orders, groups, related, ..
+            profile,
+            mut identifiers,
+            totals,
+            recent_events,
+            orders,
+            groups,
+            mut segments,
+            related,
+            ..
         } = record;
         identifiers.sort();
+        segments.sort();
         let sums = |pick: fn(&OrderTotals) -> Decimal| -> Amounts {
             totals.iter().map(|t| (t.currency.clone(), pick(t))).collect()
         };
@@ -271,6 +285,7 @@ impl Customer360 {
             id: profile.id,
             identifiers,
             tags: profile.tags().into_iter().map(str::to_owned).collect(),
+            segments,
             traits: profile
                 .traits
                 .into_iter()

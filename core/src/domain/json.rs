@@ -16,6 +16,25 @@ pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+/// Changes a value by a JSON Merge Patch (RFC 7396).
+pub(super) fn merge_patch(target: &mut Value, changes: Value) {
+    let Value::Object(changes) = changes else {
+        *target = changes;
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(serde_json::Map::new());
+    }
+    let Some(fields) = target.as_object_mut() else { return };
+    for (name, change) in changes {
+        if change.is_null() {
+            fields.remove(&name);
+        } else {
+            merge_patch(fields.entry(name).or_insert(Value::Null), change);
+        }
+    }
+}
+
 /// How deep a JSON text is nested.
 pub(super) fn depth(text: &str) -> usize {
     let (mut depth, mut most, mut in_text, mut escaped) = (0_usize, 0, false, false);

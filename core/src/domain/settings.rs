@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::automation::definition::Cap;
 use super::automation::quiet::{QuietHours, zone};
 use super::event::Rejection;
 use super::identity::{IdentifierKind, country_of};
+use super::json;
 
 /// The most values that a brand may block.
 pub const MAX_BLOCKED: usize = 1000;
@@ -77,6 +79,16 @@ impl Default for RfmBounds {
 }
 
 impl BrandSettings {
+    /// These settings with some changed: what is left out stays, null gives the usual value (JSON Merge Patch, RFC 7396).
+    ///
+    /// # Errors
+    /// When the result is not of the settings' shape.
+    pub fn patched(&self, changes: Value) -> Result<Self, serde_json::Error> {
+        let mut whole = serde_json::to_value(self)?;
+        json::merge_patch(&mut whole, changes);
+        serde_json::from_value(whole)
+    }
+
     /// How many hours a shop's redaction waits, within its bounds.
     pub fn shop_redaction_hours(&self) -> u32 {
         self.shop_redaction_hours.unwrap_or(SHOP_REDACTION_HOURS).clamp(1, MAX_SHOP_REDACTION_HOURS)

@@ -60,10 +60,12 @@ pub async fn check_sender(
     if allowed {
         return Ok(Ok(()));
     }
-    let named = named.filter(|named| !named.is_empty()).map_or("none".to_owned(), |named| named.join(", "));
+    let named = named.unwrap_or_default();
+    let may = if named.is_empty() { "none".to_owned() } else { named.join(", ") };
+    let all = [&named[..], std::slice::from_ref(&domain)].concat().join(" ");
     let message = format!(
-        "email_from is of the domain {domain}, from which this brand may not send; it may from: {named}. Whoever runs the \
-         system names them: server admin brand domains NAME {domain}"
+        "email_from is of the domain {domain}, from which this brand may not send; it may from: {may}. Whoever runs the system names \
+         all of them in one command: server admin brand domains NAME {all}"
     );
     Ok(Err(Rejection::new("invalid_settings", message)))
 }

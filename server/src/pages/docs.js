@@ -6,6 +6,15 @@ const make = (tag, attributes = {}, ...children) => {
 };
 // Backticks become code; everything else stays text.
 const prose = (text) => (text || "").split(/`([^`]*)`/).map((part, at) => at % 2 ? make("code", { textContent: part }) : part);
+// What a schema may be, where it may be several things, with the names that lead there; nothing where it is one.
+const alternatives = (schema, all, seen) => {
+  const variants = (schema.oneOf || schema.anyOf)?.filter((one) => one.type !== "null");
+  return variants?.flatMap((one) => {
+    if (!one.$ref) return alternatives(one, all, seen) || [[one, seen]];
+    const name = one.$ref.split("/").pop();
+    return seen.includes(name) ? [] : alternatives(all[name], all, [...seen, name]) || [[all[name], [...seen, name]]];
+  });
+};
 // What a value of a schema looks like.
 const sample = (schema, all, seen = []) => {
   if (!schema) return null;
@@ -13,11 +22,16 @@ const sample = (schema, all, seen = []) => {
     const name = schema.$ref.split("/").pop();
     return seen.includes(name) ? {} : sample(all[name], all, [...seen, name]);
   }
-  const variants = schema.oneOf || schema.anyOf || schema.allOf;
-  if (variants) return sample(variants.find((one) => one.type !== "null") || variants[0], all, seen);
+  if (schema.allOf) return Object.assign({}, ...schema.allOf.map((one) => sample(one, all, seen)));
+  const kinds = alternatives(schema, all, seen);
+  if (kinds?.length > 1 && kinds.every(([one]) => one.properties)) return { "one of": kinds.map(([one, names]) => sample(one, all, names)) };
+  if (kinds) return kinds.length ? sample(kinds[0][0], all, kinds[0][1]) : null;
   if (schema.enum) return schema.enum.join(" | ");
   const type = Array.isArray(schema.type) ? schema.type.find((one) => one !== "null") : schema.type;
-  if (type === "array") return [sample(schema.items, all, seen)];
+  if (type === "array") {
+    const of = sample(schema.items, all, seen);
+    return of?.["one of"] || [of];
+  }
   if (type === "integer" || type === "number") return 0;
   if (type === "boolean") return true;
   if (type === "string") return schema.format === "date-time" ? "2026-01-31T12:00:00.000Z" : schema.format === "uuid" ? "019b7f3e-…" : "…";

@@ -195,6 +195,7 @@ pub async fn test(
 
 /// Which runs.
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct RunsQuery {
     /// The `next` of the page before

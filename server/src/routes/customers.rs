@@ -92,6 +92,7 @@ struct Whom {
 
 /// What to list.
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
     /// The beginning of an e-mail address, telephone number, user id or name (first or last), or the number of an order
@@ -209,6 +210,7 @@ pub(super) fn limit(asked: Option<usize>) -> Result<usize, ApiError> {
 
 /// Which part of a timeline.
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct TimelineQuery {
     /// The `next` of the page before

@@ -243,6 +243,7 @@ pub async fn request_export(
 
 /// Which part of the log.
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct AuditQuery {
     /// The `next` of the page before

@@ -28,6 +28,7 @@ const PAGE: usize = 20;
 
 /// Which page.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Paging {
     after: Option<String>,
@@ -36,6 +37,7 @@ pub struct Paging {
 
 /// Which delivery: the headers that Shopify sent.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct DeliveryIds {
     shop: String,

@@ -8,7 +8,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tributary_core::domain::scopes::{Scope, Scopes};
 use tributary_core::domain::settings::BrandSettings;
 use tributary_core::domain::time;
@@ -72,28 +72,9 @@ pub async fn patch(
     if !changes.is_object() {
         return Err(wrong("the body must be an object of the settings that change".to_owned()));
     }
-    let mut whole = json!(state.context.tenants.settings(secret.brand).await?);
-    merge_patch(&mut whole, changes);
-    set(&state, &secret, read_json(whole.to_string().as_bytes())?).await
-}
-
-/// RFC 7396.
-fn merge_patch(target: &mut Value, changes: Value) {
-    let Value::Object(changes) = changes else {
-        *target = changes;
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    let Some(fields) = target.as_object_mut() else { return };
-    for (name, change) in changes {
-        if change.is_null() {
-            fields.remove(&name);
-        } else {
-            merge_patch(fields.entry(name).or_insert(Value::Null), change);
-        }
-    }
+    let before = state.context.tenants.settings(secret.brand).await?;
+    let patched = before.patched(changes).map_err(|error| wrong(error.to_string()))?;
+    set(&state, &secret, patched).await
 }
 
 async fn set(
@@ -349,6 +330,7 @@ pub struct KeyLimitSet {
 
 /// How to revoke.
 #[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Revocation {
     /// Whether every key that it made ends, too, and those that these made. For a key that somebody else may have had

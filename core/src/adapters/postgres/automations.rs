@@ -70,6 +70,9 @@ impl Automations for PgAutomations {
         let mut tx = begin_for(&self.pool, brand).await?;
         let mut gone = false;
         for statement in [
+            // Customer360 lists it no more
+            "update profiles set revision = revision + 1 where brand_id = $1 and id in (
+                select profile_id from segment_members where brand_id = $1 and segment = $2)",
             "delete from segment_members where brand_id = $1 and segment = $2",
             "delete from segment_changes where brand_id = $1 and segment = $2",
             "delete from segments where brand_id = $1 and name = $2",
@@ -648,6 +651,10 @@ impl AutomationsTx for Tx {
                 unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::boolean[], $6::bigint[])
                 as given (i, b, s, p, entered, at)
             where not given.entered and brand_id = b and segment = s and profile_id = p",
+            // Customer360 lists them: an answer from before is old
+            "update profiles set revision = revision + 1 where id in (
+                select p from unnest($1::uuid[], $2::bigint[], $3::text[], $4::uuid[], $5::boolean[], $6::bigint[])
+                    as given (i, b, s, p, entered, at))",
         ] {
             sqlx::query(statement)
                 .bind(changes.iter().map(|c| c.id).collect::<Vec<_>>())

@@ -85,6 +85,7 @@ impl Store for PgStore {
             products: products(&mut tx, brand, &product_ids(&activity, &orders)).await?,
             consents: consents(&mut tx, brand, id, None, CONSENTS).await?,
             groups: groups(&mut tx, brand, id).await?,
+            segments: segments(&mut tx, id).await?,
             activity,
             orders,
             related,
@@ -359,6 +360,15 @@ pub(super) fn consent(row: &PgRow) -> Result<StoredConsent, sqlx::Error> {
         address: row.try_get("address")?,
         source: Source::from_code(row.try_get("source")?, ""),
     })
+}
+
+/// The segments that it belongs to, sorted.
+async fn segments(tx: &mut PgConnection, id: ProfileId) -> Result<Vec<String>, StoreError> {
+    sqlx::query_scalar("select segment from segment_members where profile_id = $1 order by segment")
+        .bind(id.0)
+        .fetch_all(tx)
+        .await
+        .map_err(failed)
 }
 
 async fn groups(

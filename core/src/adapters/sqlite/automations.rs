@@ -67,6 +67,9 @@ impl Automations for SqliteAutomations {
         let mut tx = self.db.begin().await.map_err(failed)?;
         let mut gone = false;
         for statement in [
+            // Customer360 lists it no more
+            "update profiles set revision = revision + 1 where brand_id = ?1 and id in (
+                select profile_id from segment_members where brand_id = ?1 and segment = ?2)",
             "delete from segment_members where brand_id = ?1 and segment = ?2",
             "delete from segment_changes where brand_id = ?1 and segment = ?2",
             "delete from segments where brand_id = ?1 and name = ?2",
@@ -664,6 +667,12 @@ impl AutomationsTx for Tx {
         self.each(
             "delete from segment_members where (brand_id, segment, profile_id) in (
                 select value ->> 1, value ->> 2, value ->> 3 from json_each(?1) where not value ->> 4)",
+            rows.clone(),
+        )
+        .await?;
+        // Customer360 lists them: an answer from before is old
+        self.each(
+            "update profiles set revision = revision + 1 where id in (select value ->> 3 from json_each(?1))",
             rows,
         )
         .await

@@ -86,6 +86,7 @@ impl Store for SqliteStore {
             products: products(&mut tx, brand, &product_ids(&activity, &orders)).await?,
             consents: consents(&mut tx, brand, id, None, CONSENTS).await?,
             groups: groups(&mut tx, brand, id).await?,
+            segments: segments(&mut tx, id).await?,
             activity,
             orders,
             related,
@@ -385,6 +386,15 @@ pub(super) fn consent(row: &SqliteRow) -> Result<StoredConsent, sqlx::Error> {
         address: row.try_get("address")?,
         source: Source::from_code(row.try_get("source")?, ""),
     })
+}
+
+/// The segments that it belongs to, sorted.
+async fn segments(tx: &mut SqliteConnection, id: ProfileId) -> Result<Vec<String>, StoreError> {
+    sqlx::query_scalar("select segment from segment_members where profile_id = ?1 order by segment")
+        .bind(id.to_string())
+        .fetch_all(tx)
+        .await
+        .map_err(failed)
 }
 
 async fn groups(

@@ -91,6 +91,16 @@ const STANDARD: [&str; 24] = [
     "max",
 ];
 
+/// When something was written that is read: what is checked more strictly than in former versions is read all the same where it was
+/// stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Written {
+    /// Somebody writes it now.
+    Now,
+    /// It was stored, perhaps by an older version.
+    Before,
+}
+
 /// Where an expression stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
@@ -139,18 +149,26 @@ impl Expression {
     /// # Errors
     /// `invalid_expression`, with the line and column of what is wrong.
     pub fn parse(text: &str, scope: Scope) -> Result<Arc<Self>, Rejection> {
-        static READ: LazyLock<Cache<(String, Scope), Arc<Expression>>> =
+        Self::parse_as(text, scope, Written::Now)
+    }
+
+    /// The same, of one that may have been written for an older version: what that let in is read.
+    ///
+    /// # Errors
+    /// As [`Expression::parse`].
+    pub fn parse_as(text: &str, scope: Scope, written: Written) -> Result<Arc<Self>, Rejection> {
+        static READ: LazyLock<Cache<(String, Scope, Written), Arc<Expression>>> =
             LazyLock::new(|| Cache::new(REMEMBERED));
-        let key = (text.to_owned(), scope);
+        let key = (text.to_owned(), scope, written);
         if let Some(known) = READ.get(&key) {
             return Ok(known);
         }
-        let read = Arc::new(Self::read(text, scope)?);
+        let read = Arc::new(Self::read(text, scope, written)?);
         READ.insert(key, read.clone());
         Ok(read)
     }
 
-    fn read(text: &str, scope: Scope) -> Result<Self, Rejection> {
+    fn read(text: &str, scope: Scope, written: Written) -> Result<Self, Rejection> {
         if text.trim().is_empty() {
             return Err(wrong("an expression is empty; one that always holds is: true".to_owned()));
         }
@@ -164,11 +182,11 @@ impl Expression {
             return Err(wrong(format!("an expression is nested deeper than {MAX_DEPTH} brackets")));
         }
         // On a deep stack: the parser calls itself often for each bracket, and whoever goes through the tree for each level.
-        meter::deep(|| Self::compiled(text, scope))
+        meter::deep(|| Self::compiled(text, scope, written))
             .map_err(|error| wrong(format!("an expression could not be read: {error}")))?
     }
 
-    fn compiled(text: &str, scope: Scope) -> Result<Self, Rejection> {
+    fn compiled(text: &str, scope: Scope, written: Written) -> Result<Self, Rejection> {
         let program = Program::compile(text).map_err(|errors| wrong(first_error(text, &errors)))?;
         let (nodes, loops) = size(program.expression());
         if nodes > MAX_NODES {
@@ -216,7 +234,9 @@ impl Expression {
             let place = place(text, name);
             return Err(wrong(format!("{place}: there is no function {name:?}; there are {own}")));
         }
-        kinds::check(text, program.expression(), program.source_info()).map_err(wrong)?;
+        if written == Written::Now {
+            kinds::check(text, program.expression(), program.source_info()).map_err(wrong)?;
+        }
         let read = Self { paying: metered::paying(program.expression()), variables, functions };
         read.rehearse()?;
         Ok(read)
@@ -502,6 +522,15 @@ mod tests {
         ] {
             assert!(holds(text), "{text}");
         }
+    }
+
+    #[test]
+    fn what_an_older_version_stored_is_read() {
+        let text = "orders.counts >= 3";
+        assert!(Expression::parse(text, Scope::Customer).is_err());
+        let read = Expression::parse_as(text, Scope::Customer, Written::Before).unwrap();
+        assert!(!read.holds(&Facts::example(), None, &BrandSettings::default(), now()).holds);
+        assert!(Expression::parse_as("orders.count >", Scope::Customer, Written::Before).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::definition::{Action, Definition, EventMatch, Step, Trigger};
-use super::expression::{Expression, Scope};
+use super::expression::{Expression, Scope, Written};
 use super::template;
 use crate::domain::event::Rejection;
 use crate::domain::profile::MAX_TRAIT_BYTES;
@@ -98,6 +98,14 @@ impl Plan {
     /// # Errors
     /// `invalid_automation` or `invalid_expression`, which say what is wrong, where, and what would be right.
     pub fn of(definition: &Definition) -> Result<Self, Rejection> {
+        Self::written(definition, Written::Now)
+    }
+
+    /// The same, of one that may have been written for an older version.
+    ///
+    /// # Errors
+    /// As [`Plan::of`].
+    pub fn written(definition: &Definition, written: Written) -> Result<Self, Rejection> {
         let size = serde_json::to_vec(definition).map_or(0, |json| json.len());
         if size > MAX_BYTES {
             return Err(wrong(format!("the automation has {size} bytes; at most {MAX_BYTES} are taken")));
@@ -120,7 +128,7 @@ impl Plan {
                 Scope::Customer
             }
         };
-        let condition = optional("condition", definition.condition.as_deref(), scope)?;
+        let condition = optional("", definition.condition.as_deref(), (scope, written))?;
         if definition.cancel_on.len() > MAX_CANCEL_ON {
             return Err(wrong(format!("cancel_on has more than {MAX_CANCEL_ON} events")));
         }
@@ -129,7 +137,7 @@ impl Plan {
             .iter()
             .enumerate()
             .map(|(at, EventMatch { event, condition, trusted })| {
-                matching(&format!("cancel_on {}", at + 1), event, condition.as_deref(), *trusted)
+                matching(&format!("cancel_on {}", at + 1), event, condition.as_deref(), *trusted, written)
             })
             .collect::<Result<_, _>>()?;
         span("reentry.after", definition.reentry.after.ms(), true)?;
@@ -148,7 +156,7 @@ impl Plan {
                 "a step makes the event {event:?}, which would start the automation again without end"
             )));
         }
-        plan.first = plan.lay(&definition.steps, "", None, scope, 0)?;
+        plan.first = plan.lay(&definition.steps, "", None, (scope, written), 0)?;
         Ok(plan)
     }
 
@@ -158,7 +166,7 @@ impl Plan {
         steps: &[Step],
         before: &str,
         after: Option<usize>,
-        scope: Scope,
+        (scope, written): (Scope, Written),
         depth: usize,
     ) -> Result<Option<usize>, Rejection> {
         if depth > MAX_DEPTH {
@@ -175,20 +183,32 @@ impl Plan {
                 }
                 Step::WaitUntil { event, condition, trusted, within, then, otherwise } => {
                     span(&named, within.ms(), false)?;
-                    let event = matching(&named, event, condition.as_deref(), *trusted)?;
-                    let came = self.lay(then, &format!("{path}.then."), next, scope, depth + 1)?;
-                    let not = self.lay(otherwise, &format!("{path}.otherwise."), next, scope, depth + 1)?;
+                    let event = matching(&named, event, condition.as_deref(), *trusted, written)?;
+                    let came = self.lay(then, &format!("{path}.then."), next, (scope, written), depth + 1)?;
+                    let not = self.lay(
+                        otherwise,
+                        &format!("{path}.otherwise."),
+                        next,
+                        (scope, written),
+                        depth + 1,
+                    )?;
                     (Op::WaitUntil { event, ms: within.ms(), came }, not)
                 }
                 Step::Branch { condition, then, otherwise } => {
-                    let condition = expression(&named, condition, scope)?;
-                    let then = self.lay(then, &format!("{path}.then."), next, scope, depth + 1)?;
-                    let not = self.lay(otherwise, &format!("{path}.otherwise."), next, scope, depth + 1)?;
+                    let condition = expression(&named, condition, (scope, written))?;
+                    let then = self.lay(then, &format!("{path}.then."), next, (scope, written), depth + 1)?;
+                    let not = self.lay(
+                        otherwise,
+                        &format!("{path}.otherwise."),
+                        next,
+                        (scope, written),
+                        depth + 1,
+                    )?;
                     (Op::Branch { condition, then }, not)
                 }
                 Step::Exit => (Op::Exit, None),
                 Step::Act(action) => {
-                    check(&named, action)?;
+                    check(&named, action, written)?;
                     (Op::Act(action.clone()), next)
                 }
             };
@@ -258,18 +278,38 @@ fn span(what: &str, ms: i64, may_be_nothing: bool) -> Result<(), Rejection> {
     Ok(())
 }
 
-fn expression(what: &str, text: &str, scope: Scope) -> Result<Arc<Expression>, Rejection> {
-    Expression::parse(text, scope)
-        .map_err(|error| Rejection::new(error.code, format!("{what}, condition: {}", error.message)))
+fn expression(
+    what: &str,
+    text: &str,
+    (scope, written): (Scope, Written),
+) -> Result<Arc<Expression>, Rejection> {
+    Expression::parse_as(text, scope, written).map_err(|error| {
+        let what = if what.is_empty() { "condition".to_owned() } else { format!("{what}, condition") };
+        Rejection::new(error.code, format!("{what}: {}", error.message))
+    })
 }
 
-fn optional(what: &str, text: Option<&str>, scope: Scope) -> Result<Option<Arc<Expression>>, Rejection> {
-    text.map(|text| expression(what, text, scope)).transpose()
+fn optional(
+    what: &str,
+    text: Option<&str>,
+    read: (Scope, Written),
+) -> Result<Option<Arc<Expression>>, Rejection> {
+    text.map(|text| expression(what, text, read)).transpose()
 }
 
-fn matching(what: &str, event: &str, condition: Option<&str>, trusted: bool) -> Result<Match, Rejection> {
+fn matching(
+    what: &str,
+    event: &str,
+    condition: Option<&str>,
+    trusted: bool,
+    written: Written,
+) -> Result<Match, Rejection> {
     name(&format!("{what}, event"), event, MAX_NAME_CHARS)?;
-    Ok(Match { event: event.to_owned(), condition: optional(what, condition, Scope::Event)?, trusted })
+    Ok(Match {
+        event: event.to_owned(),
+        condition: optional(what, condition, (Scope::Event, written))?,
+        trusted,
+    })
 }
 
 /// Whether a URL may be posted to, as far as its text says.
@@ -290,20 +330,24 @@ pub fn check_url(what: &str, url: &str) -> Result<(), Rejection> {
     Ok(())
 }
 
-fn check(what: &str, action: &Action) -> Result<(), Rejection> {
+fn check(what: &str, action: &Action, written: Written) -> Result<(), Rejection> {
     let more: &[&str] = if matches!(action, Action::Confirm { .. }) { &["confirm_url"] } else { &[] };
     let template = |field: &str, text: &str, escape| {
-        template::check(text, escape, more).map_err(|error| wrong(format!("{what}, {field}: {error}")))
+        template::check(text, escape, more, written)
+            .map_err(|error| wrong(format!("{what}, {field}: {error}")))
     };
     match action {
         Action::Webhook { url, data, .. } => {
             check_url(what, url)?;
             data.as_ref().map_or(Ok(()), |data| {
-                template::check_json(data).map_err(|e| wrong(format!("{what}, data: {e}")))
+                template::check_json(data, written).map_err(|e| wrong(format!("{what}, data: {e}")))
             })
         }
         Action::Confirm { text, .. } if !text.contains("confirm_url") => {
             Err(wrong(format!("{what}, text: it needs the link, written {{{{ confirm_url }}}}")))
+        }
+        Action::Email { subject, .. } | Action::Confirm { subject, .. } if subject.trim().is_empty() => {
+            Err(wrong(format!("{what}, subject: it is empty")))
         }
         Action::Email { subject, text, html, .. } | Action::Confirm { subject, text, html } => {
             template("subject", subject, false)?;
@@ -319,7 +363,7 @@ fn check(what: &str, action: &Action) -> Result<(), Rejection> {
             if serde_json::to_vec(value).map_or(0, |json| json.len()) > MAX_TRAIT_BYTES {
                 return Err(wrong(format!("{what}: a trait has at most {MAX_TRAIT_BYTES} bytes")));
             }
-            template::check_json(value).map_err(|error| wrong(format!("{what}, value: {error}")))
+            template::check_json(value, written).map_err(|error| wrong(format!("{what}, value: {error}")))
         }
         Action::AddTag { tag } => name(&format!("{what}, tag"), tag, MAX_TAG_CHARS),
         Action::EmitEvent { event, properties } => {
@@ -327,7 +371,8 @@ fn check(what: &str, action: &Action) -> Result<(), Rejection> {
             if !properties.is_object() && !properties.is_null() {
                 return Err(wrong(format!("{what}: properties must be an object")));
             }
-            template::check_json(properties).map_err(|error| wrong(format!("{what}, properties: {error}")))
+            template::check_json(properties, written)
+                .map_err(|error| wrong(format!("{what}, properties: {error}")))
         }
     }
 }

@@ -16,7 +16,7 @@ const LEAP: TimeDelta = match TimeDelta::try_hours(1) {
 
 /// Hours in which nobody is written to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object like {\"from\": \"22:00\", \"to\": \"08:00\"}")]
 pub struct QuietHours {
     /// From when, like `21:00`.
     pub from: String,

@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use serde_json::{Map, Value};
 
+use super::expression::Written;
 use super::facts::{Facts, Trigger};
 use super::meter::{self, TEMPLATE};
 use super::unlinked::unlinked;
@@ -141,8 +142,11 @@ fn json(value: &Value, context: &Value, texts: &mut usize, depth: usize) -> Resu
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check(template: &str, escape: bool, more: &[&str]) -> Result<(), String> {
+pub fn check(template: &str, escape: bool, more: &[&str], written: Written) -> Result<(), String> {
     render(template, &context(&Facts::example(), Some(&Trigger::example())), escape)?;
+    if written == Written::Before {
+        return Ok(());
+    }
     meter::deep(|| names::check(template, more)).unwrap_or_else(|error| Err(error.to_string()))
 }
 
@@ -150,8 +154,11 @@ pub fn check(template: &str, escape: bool, more: &[&str]) -> Result<(), String> 
 ///
 /// # Errors
 /// What is wrong with one of them.
-pub fn check_json(value: &Value) -> Result<(), String> {
+pub fn check_json(value: &Value, written: Written) -> Result<(), String> {
     render_json(value, &context(&Facts::example(), Some(&Trigger::example())))?;
+    if written == Written::Before {
+        return Ok(());
+    }
     meter::deep(|| texts(value, &|text| names::check(text, &[])))
         .unwrap_or_else(|error| Err(error.to_string()))
 }

@@ -31,6 +31,7 @@ use crate::services::automations::languages::LanguageError;
 use crate::services::automations::preflight;
 use crate::services::automations::runs::{Effect, described};
 use crate::services::automations::waker::fires;
+use crate::services::brands::check_sender;
 use crate::services::privacy::{Action, entry};
 
 /// Most automations of a brand.
@@ -385,12 +386,19 @@ async fn unready(
     if !preflight::goes_outside(plan) {
         return Ok((Vec::new(), None));
     }
-    let Some(abilities) = preflight::heard(context).await else {
-        let unknown = "no automation worker has been there for a minute: whether e-mails and webhooks can leave is not known";
-        return Ok((Vec::new(), Some(unknown.to_owned())));
+    let abilities = preflight::heard(context).await;
+    let unknown = abilities.is_none().then(|| {
+        "no automation worker has been there for a minute: whether e-mails and webhooks can leave is not known"
+            .to_owned()
+    });
+    let sender = match context.tenants.settings(brand).await? {
+        BrandSettings { email_from: None, .. } => {
+            Err("the brand's setting email_from is not set: PATCH /api/settings".to_owned())
+        }
+        set => check_sender(&*context.tenants, brand, &set).await?.map_err(|wrong| wrong.message),
     };
-    let settings = context.brands.settings(brand).await?;
-    Ok((preflight::problems(plan, &settings, abilities), None))
+    let sender = sender.as_ref().copied().map_err(String::as_str);
+    Ok((preflight::problems(plan, sender, abilities), unknown))
 }
 
 /// Refuses an automation whose steps would fail for every customer.

@@ -221,6 +221,11 @@ fn later<T>(
 }
 
 impl Permit {
+    /// Where the parcel goes.
+    pub fn destination(&self) -> &str {
+        &self.destination
+    }
+
     /// Tells whether the destination was there.
     pub fn tell(self, was_there: bool, now_ms: i64) {
         let mut known = self.all.known.lock().unwrap_or_else(PoisonError::into_inner);

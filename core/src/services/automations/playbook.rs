@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use moka::sync::Cache;
 use uuid::Uuid;
 
-use crate::domain::automation::expression::{Expression, Scope};
+use crate::domain::automation::expression::{Expression, Scope, Written};
 use crate::domain::automation::interests::Interests;
 use crate::domain::automation::plan::Plan;
 use crate::domain::automation::segment::{Segment, own};
@@ -57,7 +57,7 @@ pub async fn read(
 ) -> Result<Playbook, StoreError> {
     let mut segments = own();
     for row in automations.segments(brand).await? {
-        match Expression::parse(&row.expression, Scope::Segment) {
+        match Expression::parse_as(&row.expression, Scope::Segment, Written::Before) {
             Ok(expression) => segments.push(Segment { name: row.name, expression }),
             Err(error) => tracing::error!(segment = row.name, %error, "a segment cannot be read"),
         }
@@ -83,7 +83,9 @@ fn planned(id: Uuid, version: i32, definition: &str) -> Option<Arc<Plan>> {
         return Some(plan);
     }
     let read = serde_json::from_str(definition).map_err(|error| error.to_string());
-    match read.and_then(|definition| Plan::of(&definition).map_err(|error| error.to_string())) {
+    match read
+        .and_then(|definition| Plan::written(&definition, Written::Before).map_err(|error| error.to_string()))
+    {
         Ok(plan) => {
             let plan = Arc::new(plan);
             PLANS.insert((id, version), plan.clone());

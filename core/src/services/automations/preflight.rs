@@ -11,7 +11,6 @@ use crate::context::Context;
 use crate::domain::addresses::Reach;
 use crate::domain::automation::definition::Action;
 use crate::domain::automation::plan::{Op, Plan};
-use crate::domain::settings::BrandSettings;
 use crate::services::automations::runs::Outside;
 
 /// How often workers say what they can.
@@ -54,7 +53,11 @@ pub async fn heard(context: &Context) -> Option<Abilities> {
 }
 
 /// What would make steps of an automation fail, each with its step and what would be right.
-pub fn problems(plan: &Plan, settings: &BrandSettings, abilities: Abilities) -> Vec<String> {
+///
+/// `sender`: why the brand has none to write from, if it has none. Where no worker has said what it can, only the brand's part is looked at.
+pub fn problems(plan: &Plan, sender: Result<(), &str>, abilities: Option<Abilities>) -> Vec<String> {
+    let all = Abilities { mail: true, public_url: true, reach: Reach { private: true, http: true } };
+    let abilities = abilities.unwrap_or(all);
     let mut found = Vec::new();
     // Nodes are laid from the last step to the first.
     for node in plan.nodes.iter().rev() {
@@ -72,8 +75,8 @@ pub fn problems(plan: &Plan, settings: &BrandSettings, abilities: Abilities) -> 
                 if links && !abilities.public_url {
                     wrong("its link needs an address that customers reach: give the automation workers --public-url (TRIBUTARY_PUBLIC_URL)".to_owned());
                 }
-                if settings.email_from.is_none() {
-                    wrong("the brand's setting email_from is not set, or of a domain that the operator does not let it send from: PATCH /api/settings".to_owned());
+                if let Err(why) = sender {
+                    wrong(why.to_owned());
                 }
             }
             Action::Webhook { url, .. } | Action::Chat { url, .. } => {
@@ -125,7 +128,7 @@ mod tests {
             {"do": "add_tag", "tag": "a"},
         ]));
         let nothing = Abilities { mail: false, public_url: false, reach: Reach::default() };
-        let found = problems(&plan, &BrandSettings::default(), nothing);
+        let found = problems(&plan, Err("email_from is not set"), Some(nothing));
         let says = [
             ("step 1 (email)", "--smtp-url"),
             ("step 1 (email)", "--public-url"),
@@ -140,8 +143,11 @@ mod tests {
             assert!(problem.starts_with(step) && problem.contains(what), "{problem}");
         }
         let all = Abilities { mail: true, public_url: true, reach: Reach { private: true, http: true } };
-        let settings =
-            BrandSettings { email_from: Some("a@shop.example".into()), ..BrandSettings::default() };
-        assert_eq!(problems(&plan, &settings, all), Vec::<String>::new());
+        assert_eq!(problems(&plan, Ok(()), Some(all)), Vec::<String>::new());
+        assert_eq!(
+            problems(&plan, Err("email_from"), None).len(),
+            2,
+            "the brand's part is known without a worker"
+        );
     }
 }

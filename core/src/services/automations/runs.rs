@@ -42,11 +42,14 @@ use crate::ports::outbox::Stage;
 use crate::ports::queue::NewItem;
 use crate::ports::store::StoreError;
 use crate::ports::tenants::BrandSecrets;
+use crate::sampled::Sampled;
 use crate::services::automations::destinations::{Destinations, Permit};
 use crate::services::automations::playbook::Playbook;
 use crate::services::automations::signals::{Playbooks, playbooks};
 use crate::services::automations::{confirm, signing, unsubscribe};
 
+/// Destinations that gave no answer.
+static UNREACHED: Sampled = Sampled::new();
 /// Parcels of a batch that are carried at once.
 const AT_ONCE: usize = 200;
 /// How long what has come to its end waits for others, to be recorded with them.
@@ -538,6 +541,17 @@ async fn carry(
     let delivery = readable(outside.courier.carry(&parcel).await);
     // A refusal is an answer, and so is to be told when to come again: the destination is there.
     let was_there = !matches!(delivery, Delivery::Later { after: None, .. });
+    if let (Delivery::Later { error, .. }, false) = (&delivery, was_there)
+        && let Some(times) = UNREACHED.happened(1)
+    {
+        let destination = permit.destination();
+        tracing::warn!(
+            times,
+            destination,
+            error,
+            "what automations send does not arrive, and is tried again; this is the last"
+        );
+    }
     permit.tell(was_there, context.clock.now_ms());
     let outcome = match delivery {
         Delivery::Done(_) => "done",

@@ -3,8 +3,11 @@
 //! The API asks, a worker sends: only workers reach the mail server. What was asked and what came of it are in the cache for a while, and
 //! nowhere else: no queue and no store keeps the address.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -23,10 +26,15 @@ use crate::services::automations::runs::{self, Outside};
 
 /// How long a worker may take.
 pub const PATIENCE: Duration = Duration::from_secs(15);
+/// Trials of a brand in an hour, for each server process: they go to whatever address is named, without its consent.
+pub const MAX_AN_HOUR: u32 = 60;
 /// How often it is looked whether it is done.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long what was asked, and what came of it, is kept.
 const KEPT: Duration = Duration::from_secs(600);
+const HOUR: Duration = Duration::from_secs(60 * 60);
+/// Brands whose trials are counted.
+const BRANDS: u64 = 10_000;
 
 /// Whom to send an automation's e-mails to, and as if for whom.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -96,6 +104,12 @@ pub async fn ask(
     }
     if let Some(customer) = trial.customer {
         context.store.customer(brand, customer).await?.ok_or(AdminError::Unknown("customer"))?;
+    }
+    static OF_THE_HOUR: LazyLock<Cache<BrandId, Arc<AtomicU32>>> =
+        LazyLock::new(|| Cache::builder().max_capacity(BRANDS).time_to_live(HOUR).build());
+    let asked_before = OF_THE_HOUR.get_with(brand, Arc::default);
+    if asked_before.fetch_add(1, Ordering::Relaxed) >= MAX_AN_HOUR {
+        return Err(AdminError::Busy(format!("a brand may ask for {MAX_AN_HOUR} tests an hour")));
     }
     if preflight::heard(context).await.is_none() {
         let why = "no automation worker has been there for a minute: start `workers automation`";

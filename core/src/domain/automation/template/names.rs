@@ -188,6 +188,7 @@ impl<'t> Names<'t> {
 mod tests {
     use super::super::{check, context};
     use super::*;
+    use crate::domain::automation::expression::Written;
     use crate::domain::automation::facts::{Facts, Trigger};
 
     #[test]
@@ -208,7 +209,7 @@ mod tests {
             ("{{ first_name }}", "there is no \"first_name\""),
             ("{{ confirm_url }}", "there is no \"confirm_url\""),
         ] {
-            let wrong = check(template, false, &[]).unwrap_err();
+            let wrong = check(template, false, &[], Written::Now).unwrap_err();
             assert!(wrong.contains(says), "{template}: {wrong}");
         }
         for template in [
@@ -216,9 +217,14 @@ mod tests {
             "{% for key, value in customer.traits | items %}{{ loop.index }}{{ key }}{{ value.a }}{% endfor %}",
             "{{ event.properties.any.thing }} {{ customer.orders.last }} {{ customer.consent.sms }}",
         ] {
-            assert_eq!(check(template, false, &[]), Ok(()), "{template}");
+            assert_eq!(check(template, false, &[], Written::Now), Ok(()), "{template}");
         }
-        assert_eq!(check("{{ confirm_url }}", false, &["confirm_url"]), Ok(()));
+        assert_eq!(
+            check("{{ custommer }}", false, &[], Written::Before),
+            Ok(()),
+            "stored before it was checked"
+        );
+        assert_eq!(check("{{ confirm_url }}", false, &["confirm_url"], Written::Now), Ok(()));
     }
 
     #[test]
