@@ -207,7 +207,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         let mut command = Command::new("sh");
-        command.arg("-c").arg("echo ready $WORD; echo trouble >&2; sleep 600").env("WORD", "now");
+        command.arg("-c").arg("echo trouble >&2; echo ready $WORD; sleep 600").env("WORD", "now");
         let process = Guarded::start("sleeper", &command, &log).unwrap();
         assert_eq!(process.line_after("ready ", Duration::from_secs(5)).unwrap(), "now");
         assert_eq!(process.log_end(), "trouble");
