@@ -118,6 +118,8 @@ async fn mail(args: &ServeArgs) -> Result<String, String> {
     let Some(url) = args.outside.smtp_url().map_err(|error| error.to_string())? else {
         return Ok("no SMTP server is set (--smtp-url): automations send no e-mails from here".to_owned());
     };
+    // As the processes would refuse it at their start.
+    args.outside.outside().map_err(|error| error.to_string())?;
     let outbound = Outbound::new(Some(&url), args.outside.reach()).map_err(|error| error.to_string())?;
     outbound.greet_mail_server().await.map(|()| "the SMTP server answers".to_owned())
 }

@@ -62,11 +62,29 @@ pub enum BackupError {
 /// # Errors
 /// When the new folder is there already, or a file cannot be copied or read.
 pub async fn back_up(data: &Path, into: &Path) -> Result<Vec<&'static str>, BackupError> {
-    use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
-
     if into.exists() {
         return Err(BackupError::There);
     }
+    // What has the name of a backup is whole.
+    let mut name = into.as_os_str().to_owned();
+    name.push(".partial");
+    let partial = PathBuf::from(name);
+    let _ = fs::remove_dir_all(&partial);
+    match copy(data, &partial).await {
+        Ok(copied) => {
+            fs::rename(&partial, into)?;
+            Ok(copied)
+        }
+        Err(error) => {
+            let _ = fs::remove_dir_all(&partial);
+            Err(error)
+        }
+    }
+}
+
+async fn copy(data: &Path, into: &Path) -> Result<Vec<&'static str>, BackupError> {
+    use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+
     make(into)?;
     let mut copied = Vec::new();
     for name in ["queue.db", "automations.db", "store.db"] {
@@ -94,6 +112,7 @@ pub async fn back_up(data: &Path, into: &Path) -> Result<Vec<&'static str>, Back
     if data.join(KEY_FILE).exists() {
         own_file(&into.join(KEY_FILE))?;
         fs::copy(data.join(KEY_FILE), into.join(KEY_FILE))?;
+        fs::File::open(into.join(KEY_FILE))?.sync_all()?;
         copied.push(KEY_FILE);
     }
     Ok(copied)
