@@ -70,9 +70,6 @@ impl Automations for PgAutomations {
         let mut tx = begin_for(&self.pool, brand).await?;
         let mut gone = false;
         for statement in [
-            // Customer360 lists it no more
-            "update profiles set revision = revision + 1 where brand_id = $1 and id in (
-                select profile_id from segment_members where brand_id = $1 and segment = $2)",
             "delete from segment_members where brand_id = $1 and segment = $2",
             "delete from segment_changes where brand_id = $1 and segment = $2",
             "delete from segments where brand_id = $1 and name = $2",
