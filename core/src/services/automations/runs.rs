@@ -715,7 +715,12 @@ fn prepared(ready: &Ready<'_>, run: &Run, doing: &Doing) -> Result<Prepared, Str
             let url = ready.outside.public_url.as_deref();
             let url = url.ok_or("a link to confirm needs TRIBUTARY_PUBLIC_URL, which is not set")?;
             let mut values = values.clone();
-            values["confirm_url"] = confirm::link(url, &secrets()?.link, run.brand, &to).into();
+            // Of a trial, a link that nobody's secret has signed: whoever reads it is no customer.
+            let secret = match ready.instead {
+                Some(_) => Uuid::new_v4().to_string(),
+                None => secrets()?.link.clone(),
+            };
+            values["confirm_url"] = confirm::link(url, &secret, run.brand, &to).into();
             written(book, to, (subject, text, html.as_deref()), &values, None, facts, run)?
         }
         Action::Email { subject, text, html, marketing } => {
