@@ -73,6 +73,7 @@ pub async fn beside_automations(
         audit(context, queue.clone(), "audit-automations")
     });
     loops.begin(Pace::even("outbox_automations", DRAIN_EVERY), bring);
+    loops.begin(Pace::spread("outbox_check_automations", CHECK_EVERY), look_after);
     loops.begin(Pace::even("fill", PRIVACY_EVERY), move |context| fill(context, filled.clone()));
     loops.begin(Pace::even("wake", WAKE_EVERY), wake_up);
     loops.begin(Pace::even("preflight", preflight::SAID_EVERY), move |context| say(context, abilities));

@@ -209,11 +209,14 @@ impl Lane {
         };
         record(self.line.name(), &worked, batch.items.len(), started.elapsed());
         failpoint::reached("committed_before_ack");
-        if let Err(error) = outbox::ended(&self.context, &batch.items, &worked.unfinished).await {
-            tracing::debug!(%error, "jobs that have ended stay in the outbox until a look at it");
-        }
+        let ending = async {
+            if let Err(error) = outbox::ended(&self.context, &batch.items, &worked.unfinished).await {
+                tracing::debug!(%error, "jobs that have ended stay in the outbox until a look at it");
+            }
+            self.ack(&batch, &worked.unfinished).await;
+        };
         tokio::select! {
-            () = self.ack(&batch, &worked.unfinished) => {}
+            () = ending => {}
             // Kept alive meanwhile: what is committed must not come again only because the queue was away for a moment.
             () = self.lease_lost(&batch) => {
                 tracing::warn!(items = batch.items.len(), "a batch could not be acked; it will come again, without effect");
@@ -244,14 +247,14 @@ impl Lane {
         }
     }
 
-    /// Asks for a batch that is lost by now until the queue answers: so it hears that this worker lives.
+    /// Gives a batch back that is lost by now, until the queue answers: so it hears that this worker lives.
     fn survives(&self, batch: &Batch) {
-        let (line, context, id) = (self.line.clone(), self.context.clone(), batch.id.clone());
+        let (line, context, batch) = (self.line.clone(), self.context.clone(), batch.clone());
         tokio::spawn(async move {
             let until = Instant::now() + SURVIVES;
-            while line.queue(&context).beat(std::slice::from_ref(&id)).await.is_err()
-                && Instant::now() < until
-            {
+            // Where nobody has reclaimed it yet, it goes back as it was.
+            let back = given_back(&batch).unfinished;
+            while line.queue(&context).ack(&batch, &back).await.is_err() && Instant::now() < until {
                 sleep(AWAY_CAP).await;
             }
         });
