@@ -28,6 +28,8 @@ on_every_adapter!({ embedded: crate::embedded_context, services: crate::services
     drains_at_once_bring_each_item_once,
     an_item_stays_until_its_job_has_ended,
     what_a_queue_has_forgotten_it_gets_again,
+    what_came_another_way_is_not_brought_again_and_again,
+    an_item_is_known_for_as_long_as_it_waits,
     a_queue_with_room_for_a_few_gets_a_few,
     a_brand_over_its_share_waits_and_holds_up_nobody,
     what_waits_for_a_queue_that_is_away_has_shares_too,
@@ -153,6 +155,28 @@ async fn what_a_queue_has_forgotten_it_gets_again(u: &ContextUnderTest) {
         (drain(&u.context).await.unwrap(), worked_off(u).await),
         (2, vec!["2".to_owned(), "3".to_owned()])
     );
+}
+
+/// The queue took a delivery, and its answer came too late: the outbox has it, too.
+async fn what_came_another_way_is_not_brought_again_and_again(u: &ContextUnderTest) {
+    let delivery = keyed("1", "a");
+    // Past the decorator that would put it into the outbox.
+    let outlets = &u.context.outlets.0;
+    let (_, queue) = outlets.iter().find(|(name, _)| *name == EVENTS_QUEUE).unwrap();
+    assert_eq!(queue.enqueue(std::slice::from_ref(&delivery)).await.unwrap(), [Enqueued::Accepted]);
+    add(u, &[delivery]).await;
+    assert_eq!((drain(&u.context).await.unwrap(), sent(u).await, waiting(u).await), (1, 0, (0, 0)));
+    assert_eq!((check(&u.context).await.unwrap(), worked_off(u).await), (0, vec!["1".to_owned()]));
+}
+
+async fn an_item_is_known_for_as_long_as_it_waits(u: &ContextUnderTest) {
+    let short =
+        Idempotency { ttl: Some(Duration::from_millis(20)), ..Idempotency::new(vec!["a".into()], b"1") };
+    add(u, &[NewItem { idempotency: Some(short), ..item("1") }]).await;
+    drain(&u.context).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!((sent(u).await, check(&u.context).await.unwrap(), waiting(u).await), (1, 0, (0, 0)));
+    assert_eq!(worked_off(u).await, ["1"]);
 }
 
 async fn whoever_dies_between_enqueue_and_removal_doubles_nothing(u: &ContextUnderTest) {

@@ -406,7 +406,7 @@ const GUARDS: [(&str, &str, &str); 18] = [
     ),
     (
         "the claim in the enqueue",
-        "redis.call('SET', TAG .. ':claim:' .. name, claim, 'PX', ttl) -- guard: claim",
+        "redis.call('SET', TAG .. ':claim:' .. name, claim, 'PX', string.format('%.0f', kept)) -- guard: claim",
         "",
     ),
     ("the lease with the pop", "redis.call('ZADD', LEASES, NOW + lease, id) -- guard: lease", ""),

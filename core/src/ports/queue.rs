@@ -161,6 +161,8 @@ pub(crate) fn staged_key(id: Uuid) -> String {
     format!("{STAGED}{id}")
 }
 
+/// How long the outbox's own key is remembered while its item is in the queue: longer than any item waits there.
+pub(crate) const STAGED_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// How long the outbox's own key is remembered of an item that has ended: longer than anybody needs who died between enqueue and the
 /// note of it.
 pub(crate) const STAGED_TTL: Duration = Duration::from_secs(60 * 60);

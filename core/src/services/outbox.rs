@@ -16,7 +16,7 @@ use crate::failpoint;
 use crate::ports::locks::{Acquired, Lock};
 use crate::ports::outbox::{Sent, Staged};
 use crate::ports::queue::{
-    Enqueued, Idempotency, Item, NewItem, Queue, QueueError, Then, Unfinished, staged_key,
+    Enqueued, Idempotency, Item, NewItem, Queue, QueueError, STAGED_KEPT, Then, Unfinished, staged_key,
 };
 use crate::ports::store::StoreError;
 use crate::sampled::Sampled;
@@ -24,8 +24,6 @@ use crate::services::locks::acquire;
 
 /// Items that go at once.
 const PAGE: usize = 500;
-/// How long an item's own key is remembered while it is in its queue: longer than any item waits there.
-const KEY_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// So many leases after it was enqueued, a queue is first asked whether it still has an item: whoever had the item under one has heard by
 /// then that the lease is gone. Then after as long as the item is old, up to [`CHECK_AT_MOST`].
 const CHECK_LEASES: u32 = 4;
@@ -157,7 +155,16 @@ async fn bring(context: &Context, page: Vec<Staged>, over: &mut Vec<BrandId>) ->
             let both = piece.iter().zip(&results);
             both.filter(|(_, result)| what.contains(result)).map(|(staged, _)| staged.id).collect()
         };
-        let (brought, refused) = (of(&[Enqueued::Accepted, Enqueued::Duplicate]), of(&[Enqueued::Conflict]));
+        let (accepted, known, refused) =
+            (of(&[Enqueued::Accepted]), of(&[Enqueued::Duplicate]), of(&[Enqueued::Conflict]));
+        let (mut brought, mut elsewhere) = (accepted, Vec::new());
+        for id in known {
+            // Known by the outbox's own key, it was brought before; by another of its keys, the same delivery came another way.
+            match queue.claim(&staged_key(id)).await? {
+                Some(_) => brought.push(id),
+                None => elsewhere.push(id),
+            }
+        }
         let waiting: HashSet<Uuid> = of(&[Enqueued::OverShare]).into_iter().collect();
         if !refused.is_empty() {
             tracing::error!(
@@ -167,7 +174,10 @@ async fn bring(context: &Context, page: Vec<Staged>, over: &mut Vec<BrandId>) ->
             in_time(outbox.refuse(&refused, "a key of its came before with another body")).await?;
         }
         in_time(outbox.sent(&brought, later(now_ms, first_check(queue)))).await?;
-        done += brought.len();
+        if !elsewhere.is_empty() {
+            in_time(outbox.remove(&elsewhere)).await?;
+        }
+        done += brought.len() + elsewhere.len();
         let tried = piece.len();
         match waiting.len() {
             0 => {}
@@ -280,7 +290,7 @@ fn known_again(staged: &Staged, now_ms: i64) -> NewItem {
             let keys = known.keys.iter().cloned().chain([own]).collect();
             Idempotency { keys, ..known.clone() }
         }
-        None => Idempotency { keys: vec![own], digest: "outbox".into(), ttl: Some(KEY_TTL) },
+        None => Idempotency { keys: vec![own], digest: "outbox".into(), ttl: Some(STAGED_KEPT) },
     };
     let waited = Duration::from_millis(u64::try_from(now_ms - staged.staged_ms).unwrap_or_default());
     NewItem {

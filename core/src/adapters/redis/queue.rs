@@ -171,8 +171,15 @@ impl RedisQueue {
     async fn take(&self, want: usize) -> Result<Option<Batch>, QueueError> {
         // A batch may have been taken by a call whose answer was lost: it is asked for again, not left to the end of its lease.
         let asked_before = self.in_doubt.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let in_doubt = asked_before.is_some();
-        let id = asked_before.unwrap_or_else(|| Uuid::now_v7().simple().to_string());
+        if let Some(id) = asked_before
+            && let Some(batch) = self.take_as(id, want, true).await?
+        {
+            return Ok(Some(batch));
+        }
+        self.take_as(Uuid::now_v7().simple().to_string(), want, false).await
+    }
+
+    async fn take_as(&self, id: String, want: usize, in_doubt: bool) -> Result<Option<Batch>, QueueError> {
         let answer = self
             .run_raw(&self.scripts.fetch, |command| {
                 let lease = ms(self.settings.lease);

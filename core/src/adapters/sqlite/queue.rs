@@ -23,8 +23,8 @@ use crate::ports::queue::{
     Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Failure, Finished,
     Holding, Item, LOST, LOW_STEP, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM,
     MAX_SURVIVED, NewItem, Outcome, POLL, PUT_BACK, Priority, Queue, QueueError, QueueSettings, QueueStats,
-    Reclaimed, STAGED_TTL, SURVIVED, Scope, Then, Unfinished, claim_name, is_over_share, is_staged, leaving,
-    lost_alone, this_process,
+    Reclaimed, STAGED_KEPT, STAGED_TTL, SURVIVED, Scope, Then, Unfinished, claim_name, is_over_share,
+    is_staged, leaving, lost_alone, this_process,
 };
 
 /// Claims that one enqueue clears away when their time is over.
@@ -356,12 +356,14 @@ impl SqliteQueue {
         if is_over {
             return Ok(fresh);
         }
+        let ttl = known.ttl.unwrap_or(self.settings.claim_ttl);
         for key in known.names() {
+            let kept = if is_staged(&key) { ttl.max(STAGED_KEPT) } else { ttl };
             sqlx::query(
                 "insert or replace into claims (key, until_ms, digest, item, claimed_ms) values (?1, ?2, ?3, ?4, ?5)",
             )
             .bind(key)
-            .bind(now.saturating_add(ms(known.ttl.unwrap_or(self.settings.claim_ttl)).max(1)))
+            .bind(now.saturating_add(ms(kept).max(1)))
             .bind(&known.digest)
             .bind(id)
             .bind(now)

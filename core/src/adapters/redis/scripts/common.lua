@@ -58,8 +58,8 @@ local function wake()
   if redis.call('LLEN', WAKE) < 16 then redis.call('LPUSH', WAKE, '1') end
 end
 
--- How long the outbox's own key is remembered of an item that has ended.
-local STAGED_TTL = 3600000
+-- How long the outbox's own key is remembered while its item is in the queue, and after it has ended.
+local STAGED_KEPT, STAGED_TTL = 2592000000, 3600000
 
 -- Writes how an item ended beside its claims, where they are still its own.
 local function finish(id, claims, outcome)

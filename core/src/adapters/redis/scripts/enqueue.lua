@@ -63,9 +63,11 @@ for i = 1, items do
     answer[#answer + 1] = 4 * i + 3
   else
     if claims ~= '-' then
-      local claim = string.format('%s %s %.0f %.0f', digest, string.match(element, '^%S+'), NOW, NOW + ttl)
       for name in string.gmatch(claims, '[^,]+') do
-        redis.call('SET', TAG .. ':claim:' .. name, claim, 'PX', ttl) -- guard: claim
+        local kept = tonumber(ttl)
+        if string.sub(name, 1, 7) == 'outbox:' then kept = math.max(kept, STAGED_KEPT) end
+        local claim = string.format('%s %s %.0f %.0f', digest, string.match(element, '^%S+'), NOW, NOW + kept)
+        redis.call('SET', TAG .. ':claim:' .. name, claim, 'PX', string.format('%.0f', kept)) -- guard: claim
       end
     end
     added = added + 1

@@ -3,8 +3,8 @@
 -- ARGV: 4 most items, 5 lease in ms, 6 the batch's id, 7 most delayed items to promote, 8 every how many fetches the last
 --       are first: the lowest priority before the highest, and suspects after all; 9 most items of low priority, where more than one
 --       brand has used the queue since it was last found empty, and 10 after how many bytes no further 11 items of it are taken;
---       12 '1' where the batch may have been fetched before, by a call whose answer was lost, and 13 what the history says of an item
---       whose loss counts no more, as a JSON string
+--       12 '1' where the batch may have been fetched before, by a call whose answer was lost: then it is answered again, and nothing is
+--       taken, because that call may still come; and 13 what the history says of an item whose loss counts no more, as a JSON string
 -- Answers the items.
 local want, lease, id = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 if ARGV[12] == '1' then
@@ -14,6 +14,7 @@ if ARGV[12] == '1' then
     return held(id)
   end
   survived(id, ARGV[13])
+  return {}
 end
 if redis.call('EXISTS', PAUSED) == 1 then return {} end -- guard: pause
 begin()
