@@ -237,9 +237,14 @@ fn keys(key: Secret<'_>, previous: Secret<'_>) -> anyhow::Result<SecretKeys> {
     Ok(SecretKeys::new(current, parsed(previous)?.into_iter().collect()))
 }
 
+/// Whether something follows one of these schemes.
+fn begins_with(url: &str, schemes: &[&str]) -> bool {
+    schemes.iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme))
+}
+
 /// Refuses a URL of another service. It may hold a password, so it is not shown.
 fn is_of(variable: &str, url: &str, begins: &[&str]) -> anyhow::Result<()> {
-    if begins.iter().any(|begin| url.starts_with(begin) && url.len() > begin.len()) {
+    if begins_with(url, begins) {
         return Ok(());
     }
     bail!("{variable} must be a URL like {}user:password@host:port/name", begins[0])
@@ -386,7 +391,7 @@ impl OutsideArgs {
         }
         let reach = self.reach();
         if let Some(url) = self.public_url.as_deref().filter(|url| !url.is_empty())
-            && !["https://", "http://"].iter().any(|begin| url.len() > begin.len() && url.starts_with(begin))
+            && !begins_with(url, &["https://", "http://"])
         {
             bail!(
                 "--public-url (TRIBUTARY_PUBLIC_URL) is {url:?}; it must be like https://events.shop.example"

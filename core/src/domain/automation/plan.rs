@@ -176,6 +176,9 @@ impl Plan {
         for (at, step) in steps.iter().enumerate().rev() {
             let path = format!("{before}{}", at + 1);
             let named = format!("step {path}");
+            let side = |plan: &mut Self, steps: &[Step], name: &str| {
+                plan.lay(steps, &format!("{path}.{name}."), next, (scope, written), depth + 1)
+            };
             let (op, leads) = match step {
                 Step::Wait { span: wait } => {
                     span(&named, wait.ms(), false)?;
@@ -184,26 +187,14 @@ impl Plan {
                 Step::WaitUntil { event, condition, trusted, within, then, otherwise } => {
                     span(&named, within.ms(), false)?;
                     let event = matching(&named, event, condition.as_deref(), *trusted, written)?;
-                    let came = self.lay(then, &format!("{path}.then."), next, (scope, written), depth + 1)?;
-                    let not = self.lay(
-                        otherwise,
-                        &format!("{path}.otherwise."),
-                        next,
-                        (scope, written),
-                        depth + 1,
-                    )?;
+                    let came = side(self, then, "then")?;
+                    let not = side(self, otherwise, "otherwise")?;
                     (Op::WaitUntil { event, ms: within.ms(), came }, not)
                 }
                 Step::Branch { condition, then, otherwise } => {
                     let condition = expression(&named, condition, (scope, written))?;
-                    let then = self.lay(then, &format!("{path}.then."), next, (scope, written), depth + 1)?;
-                    let not = self.lay(
-                        otherwise,
-                        &format!("{path}.otherwise."),
-                        next,
-                        (scope, written),
-                        depth + 1,
-                    )?;
+                    let then = side(self, then, "then")?;
+                    let not = side(self, otherwise, "otherwise")?;
                     (Op::Branch { condition, then }, not)
                 }
                 Step::Exit => (Op::Exit, None),
