@@ -13,7 +13,7 @@ use rand::RngExt;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use stack::services::Services;
-use tributary_core::adapters::postgres::customers::PgStore;
+use tributary_core::adapters::sql::{Database, SqlStore};
 use tributary_core::context::{Backend, Context, Layout};
 use tributary_core::domain::customer360::Customer360;
 use tributary_core::domain::event::{Event, EventKind, TraitUpdate};
@@ -266,7 +266,7 @@ async fn row_level_security(database: &mut PgConnection, url: &str, context: &Co
         println!("\nrow-level security: the role could not connect");
         return;
     };
-    let store = PgStore::new(pool, SuppressionKey::new([7; 32]));
+    let store = SqlStore::new(Database::Postgres(pool), SuppressionKey::new([7; 32]));
     let mut ratios = Vec::new();
     for _ in 0..5 {
         let mut took = Vec::new();

@@ -9,24 +9,15 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::adapters::memory::cache::MemoryCache;
 use crate::adapters::memory::locks::MemoryLocks;
-use crate::adapters::postgres::automations::PgAutomations;
-use crate::adapters::postgres::customers::PgStore;
-use crate::adapters::postgres::directory::PgDirectory;
-use crate::adapters::postgres::outbox::PgOutbox;
-use crate::adapters::postgres::privacy::PgPrivacy;
-use crate::adapters::postgres::tenants::PgTenants;
 use crate::adapters::redis::cache::RedisCache;
 use crate::adapters::redis::client::{RedisClient, RedisStartError};
 pub use crate::adapters::redis::keys::Layout;
 use crate::adapters::redis::locks::RedisLocks;
 use crate::adapters::redis::queue::RedisQueue;
-use crate::adapters::sqlite::automations::SqliteAutomations;
-use crate::adapters::sqlite::customers::SqliteStore;
-use crate::adapters::sqlite::directory::SqliteDirectory;
-use crate::adapters::sqlite::outbox::SqliteOutbox;
-use crate::adapters::sqlite::privacy::SqlitePrivacy;
+use crate::adapters::sql::{
+    Database, SqlAutomations, SqlDirectory, SqlOutbox, SqlPrivacy, SqlStore, SqlTenants,
+};
 use crate::adapters::sqlite::queue::SqliteQueue;
-use crate::adapters::sqlite::tenants::SqliteTenants;
 use crate::adapters::{folder, postgres, sqlite};
 use crate::ports::automations::Automations;
 use crate::ports::cache::Cache;
@@ -44,7 +35,7 @@ use crate::services::customer360::StoreAway;
 use crate::services::outbox::Outlets;
 use crate::services::rounds::Rounds;
 use crate::services::seal::{SecretKeys, is_sealed};
-use crate::services::sealed::SealedTenants;
+use crate::services::sealed;
 use crate::services::spool::SpooledQueue;
 
 /// The queue that events wait in.
@@ -138,7 +129,7 @@ pub struct Context {
     /// What keys the hashes that are kept of identifiers.
     pub suppression: SuppressionKey,
     /// Brands, keys and shops.
-    pub tenants: Arc<dyn Tenants>,
+    pub tenants: Tenants,
     /// Segments, automations and runs.
     pub automations: Arc<dyn Automations>,
     /// The events queue.
@@ -268,29 +259,36 @@ impl Context {
                 let open = Open::Embedded { store: store.clone(), queues: [queue.clone(), jobs.clone()] };
                 let queue: Arc<dyn Queue> = Arc::new(SqliteQueue::new(queue, settings, clock.clone()));
                 let jobs: Arc<dyn Queue> = Arc::new(SqliteQueue::new(jobs, settings, clock.clone()));
-                let automations: Arc<dyn Automations> = Arc::new(SqliteAutomations::new(store.clone()));
-                let plain: Arc<dyn Tenants> = Arc::new(SqliteTenants::new(store.clone()));
+                let db = Database::Sqlite(store);
+                let automations: Arc<dyn Automations> = Arc::new(SqlAutomations::new(db.clone()));
+                let plain: Tenants = SqlTenants::ports(db.clone());
                 let keys = match folder::keys(data).map_err(fault)? {
                     Some(keys) => keys,
-                    None if plain.stored_secrets().await?.iter().any(|secret| is_sealed(&secret.held)) => {
+                    None if plain
+                        .secrets
+                        .stored_secrets()
+                        .await?
+                        .iter()
+                        .any(|secret| is_sealed(&secret.held)) =>
+                    {
                         return Err(OpenError::NoKey { path: data.clone(), file: folder::KEY_FILE });
                     }
                     None => folder::make_key(data).map_err(fault)?,
                 };
                 let tenants = sealed(plain, keys).await?;
-                let suppression = suppression_key(&*tenants).await?;
-                let privacy = SqlitePrivacy::new(store.clone(), suppression.clone());
+                let suppression = suppression_key(&tenants).await?;
+                let privacy = SqlPrivacy::new(db.clone(), suppression.clone());
                 key_suppressions(&privacy).await?;
                 Ok(Self {
                     open,
-                    outbox: Arc::new(SqliteOutbox::new(store.clone())),
+                    outbox: Arc::new(SqlOutbox::new(db.clone())),
                     // the queue is a file beside the store's: neither is away without the other
                     spools: false,
                     outlets: Outlets(vec![(EVENTS_QUEUE, queue.clone()), (AUTOMATIONS_QUEUE, jobs.clone())]),
                     locks: Arc::new(MemoryLocks::default()),
-                    directory: Arc::new(SqliteDirectory::new(store.clone())),
+                    directory: Arc::new(SqlDirectory::new(db.clone())),
                     privacy: Arc::new(privacy),
-                    store: Arc::new(SqliteStore::new(store, suppression.clone())),
+                    store: Arc::new(SqlStore::new(db, suppression.clone())),
                     suppression,
                     brands: Brands::new(tenants.clone(), automations.clone()),
                     rounds: Arc::default(),
@@ -323,13 +321,14 @@ impl Context {
                 }
                 let jobs: Arc<dyn Queue> = Arc::new(jobs);
                 let pool = postgres::db::open(database_url, *connections).await?;
+                let db = Database::Postgres(pool.clone());
                 let direct: Arc<dyn Queue> = Arc::new(queue);
-                let outbox: Arc<dyn Outbox> = Arc::new(PgOutbox::new(pool.clone()));
-                let tenants = sealed(Arc::new(PgTenants::new(pool.clone())), keys.clone()).await?;
-                let suppression = suppression_key(&*tenants).await?;
-                let privacy = PgPrivacy::new(pool.clone(), suppression.clone());
+                let outbox: Arc<dyn Outbox> = Arc::new(SqlOutbox::new(db.clone()));
+                let tenants = sealed(SqlTenants::ports(db.clone()), keys.clone()).await?;
+                let suppression = suppression_key(&tenants).await?;
+                let privacy = SqlPrivacy::new(db.clone(), suppression.clone());
                 key_suppressions(&privacy).await?;
-                let automations: Arc<dyn Automations> = Arc::new(PgAutomations::new(pool.clone()));
+                let automations: Arc<dyn Automations> = Arc::new(SqlAutomations::new(db.clone()));
                 let queue = SpooledQueue::new(
                     direct.clone(),
                     EVENTS_QUEUE,
@@ -338,14 +337,14 @@ impl Context {
                     settings.max_depth,
                 );
                 Ok(Self {
-                    open: Open::Services { redis: Box::new(redis.clone()), pool: pool.clone() },
+                    open: Open::Services { redis: Box::new(redis.clone()), pool },
                     outbox,
                     spools: true,
                     outlets: Outlets(vec![(EVENTS_QUEUE, direct), (AUTOMATIONS_QUEUE, jobs.clone())]),
                     locks: Arc::new(RedisLocks::new(redis.clone())),
-                    directory: Arc::new(PgDirectory::new(pool.clone())),
+                    directory: Arc::new(SqlDirectory::new(db.clone())),
                     privacy: Arc::new(privacy),
-                    store: Arc::new(PgStore::new(pool, suppression.clone())),
+                    store: Arc::new(SqlStore::new(db, suppression.clone())),
                     suppression,
                     brands: Brands::new(tenants.clone(), automations.clone()),
                     rounds: Arc::default(),
@@ -368,8 +367,8 @@ impl Context {
 const SUPPRESSIONS: i64 = 500;
 
 /// The system's suppression key, made at the first start.
-async fn suppression_key(tenants: &dyn Tenants) -> Result<SuppressionKey, StoreError> {
-    let held = tenants.suppression_key(&STANDARD.encode(rand::random::<[u8; 32]>())).await?;
+async fn suppression_key(tenants: &Tenants) -> Result<SuppressionKey, StoreError> {
+    let held = tenants.secrets.suppression_key(&STANDARD.encode(rand::random::<[u8; 32]>())).await?;
     let key = STANDARD.decode(held).ok().and_then(|bytes| bytes.try_into().ok());
     key.map(SuppressionKey::new)
         .ok_or_else(|| StoreError::Invalid("the suppression key is not 32 bytes".into()))
@@ -382,10 +381,10 @@ async fn key_suppressions(privacy: &dyn Privacy) -> Result<(), StoreError> {
 }
 
 /// The tenants, with their secrets sealed; those from before are sealed now.
-async fn sealed(plain: Arc<dyn Tenants>, keys: SecretKeys) -> Result<Arc<dyn Tenants>, StoreError> {
-    let (tenants, count) = SealedTenants::open(plain, keys).await?;
+async fn sealed(plain: Tenants, keys: SecretKeys) -> Result<Tenants, StoreError> {
+    let (tenants, count) = sealed::open(plain, keys).await?;
     if count > 0 {
         tracing::info!(count, "sealed secrets that lay plain in the store, or under an older key");
     }
-    Ok(Arc::new(tenants))
+    Ok(tenants)
 }

@@ -82,7 +82,7 @@ impl World {
         let clock = ManualClock::at(SystemClock.now_ms());
         let mut context = u.context.clone();
         context.clock = Arc::new(clock.clone());
-        let brand = context.tenants.add_brand("b").await.unwrap();
+        let brand = context.tenants.brands.add_brand("b").await.unwrap();
         let notebook = Arc::new(Notebook::default());
         let outside = Outside {
             sends_mail: true,

@@ -14,9 +14,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use support::services;
-use tributary_core::adapters::postgres::{self, customers::PgStore};
+use tributary_core::adapters::postgres;
 use tributary_core::adapters::redis::client::RedisClient;
 use tributary_core::adapters::redis::locks::RedisLocks;
+use tributary_core::adapters::sql::{Database, SqlStore};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::profile::Profile;
 use tributary_core::ports::locks::Locks;
@@ -29,11 +30,12 @@ const WORK: Duration = Duration::from_millis(300);
 const BRAND: BrandId = BrandId(1);
 
 /// The store and the locks that `HOLDER` names, and the profile to be merged.
-async fn open(holder: &str) -> (PgStore, RedisLocks, ProfileId) {
+async fn open(holder: &str) -> (SqlStore, RedisLocks, ProfileId) {
     let [database, redis, space, profile] = holder.split('|').collect::<Vec<_>>()[..] else {
         panic!("{holder}")
     };
-    let store = PgStore::new(postgres::db::open(database, 4).await.unwrap(), SuppressionKey::new([7; 32]));
+    let db = Database::Postgres(postgres::db::open(database, 4).await.unwrap());
+    let store = SqlStore::new(db, SuppressionKey::new([7; 32]));
     let locks = RedisLocks::new(RedisClient::connect(redis, space).await.unwrap());
     (store, locks, ProfileId::parse(profile).unwrap())
 }
@@ -75,7 +77,7 @@ async fn merge(holder: &str, believing: bool, say_held: bool) -> Result<i64, Sto
     Ok(token)
 }
 
-async fn stamp(store: &PgStore, profile: ProfileId, fence: i64) -> Result<(), StoreError> {
+async fn stamp(store: &SqlStore, profile: ProfileId, fence: i64) -> Result<(), StoreError> {
     let mut tx = store.begin().await?;
     tx.lock(&[profile]).await?;
     tx.fence(&[profile], Some(fence)).await?;

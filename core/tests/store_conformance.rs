@@ -574,22 +574,28 @@ async fn retrying(store: &dyn Store, locks: &dyn Locks, clock: &Arc<dyn Clock>, 
 }
 
 async fn tenants_keys_and_shops_are_found_again(u: &StoreUnderTest) {
-    let tenants = &*u.tenants;
-    let brand = tenants.add_brand("Acme").await.unwrap();
-    assert_eq!(tenants.brand("Acme").await.unwrap(), Some(brand));
-    assert!(matches!(tenants.add_brand("Acme").await, Err(StoreError::Invalid(_))));
-    let other = tenants.add_brand("Other").await.unwrap();
-    assert_eq!(tenants.brands().await.unwrap(), [(brand, "Acme".to_owned()), (other, "Other".to_owned())]);
+    let tenants = &u.tenants;
+    let brand = tenants.brands.add_brand("Acme").await.unwrap();
+    assert_eq!(tenants.brands.brand("Acme").await.unwrap(), Some(brand));
+    assert!(matches!(tenants.brands.add_brand("Acme").await, Err(StoreError::Invalid(_))));
+    let other = tenants.brands.add_brand("Other").await.unwrap();
+    assert_eq!(
+        tenants.brands.brands().await.unwrap(),
+        [(brand, "Acme".to_owned()), (other, "Other".to_owned())]
+    );
 
     let key = new_key(tenants, brand, KeyKind::Secret).await.unwrap();
-    assert_eq!(tenants.key(&hash(&key)).await.unwrap(), Some(KeyGrant::new(brand, KeyKind::Secret)));
-    assert_eq!(tenants.key(&hash("sk_unknown")).await.unwrap(), None);
+    assert_eq!(tenants.keys.key(&hash(&key)).await.unwrap(), Some(KeyGrant::new(brand, KeyKind::Secret)));
+    assert_eq!(tenants.keys.key(&hash("sk_unknown")).await.unwrap(), None);
 
-    tenants.add_shop("a.myshopify.com", brand, "first").await.unwrap();
-    tenants.add_shop("a.myshopify.com", brand, "second").await.unwrap();
-    tenants.add_shop("a.myshopify.com", brand, "second").await.unwrap();
-    let shop = tenants.shop("a.myshopify.com").await.unwrap().unwrap();
+    tenants.shops.add_shop("a.myshopify.com", brand, "first").await.unwrap();
+    tenants.shops.add_shop("a.myshopify.com", brand, "second").await.unwrap();
+    tenants.shops.add_shop("a.myshopify.com", brand, "second").await.unwrap();
+    let shop = tenants.shops.shop("a.myshopify.com").await.unwrap().unwrap();
     assert_eq!((shop.secret.as_str(), shop.previous_secret.as_deref()), ("second", Some("first")));
-    assert!(matches!(tenants.add_shop("a.myshopify.com", other, "x").await, Err(StoreError::Invalid(_))));
-    assert_eq!(tenants.shop("b.myshopify.com").await.unwrap(), None);
+    assert!(matches!(
+        tenants.shops.add_shop("a.myshopify.com", other, "x").await,
+        Err(StoreError::Invalid(_))
+    ));
+    assert_eq!(tenants.shops.shop("b.myshopify.com").await.unwrap(), None);
 }

@@ -114,8 +114,8 @@ async fn a_panic_takes_no_neighbour_along(u: &ContextUnderTest) {
 /// Settings from before their bounds were checked are still in stores.
 async fn a_retention_without_end_keeps_no_other_brands_from_ending(u: &ContextUnderTest) {
     let (first, second) = (
-        u.context.tenants.add_brand("endless").await.unwrap(),
-        u.context.tenants.add_brand("thirty days").await.unwrap(),
+        u.context.tenants.brands.add_brand("endless").await.unwrap(),
+        u.context.tenants.brands.add_brand("thirty days").await.unwrap(),
     );
     let endless = BrandSettings { retention_days: Some(u32::MAX), ..BrandSettings::default() };
     u.context.brands.set(first, &endless, None).await.unwrap();

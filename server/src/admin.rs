@@ -29,13 +29,13 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
     }
     let is_new = args.embedded && !args.data.exists();
     let context = Context::open_for_command(&args.backend()?, args.queue.settings()).await?;
-    let tenants = &*context.tenants;
+    let tenants = &context.tenants;
     match command {
         Admin::Brand(BrandCommand::Add { name }) => {
             if name.trim().is_empty() {
                 bail!("a brand needs a name");
             }
-            let id = tenants.add_brand(name.trim()).await?;
+            let id = tenants.brands.add_brand(name.trim()).await?;
             println!("{id}");
             if is_new {
                 eprintln!("there was no data folder, so one is made: start the server on the same one");
@@ -46,17 +46,17 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
             );
         }
         Admin::Brand(BrandCommand::List) => {
-            for (id, name) in tenants.brands().await? {
+            for (id, name) in tenants.brands.brands().await? {
                 println!("{id}\t{name}");
             }
         }
         Admin::Brand(BrandCommand::Settings { name }) => {
             let brand = brand_named(tenants, &name).await?;
-            println!("{}", serde_json::to_string_pretty(&tenants.settings(brand).await?)?);
+            println!("{}", serde_json::to_string_pretty(&tenants.brands.settings(brand).await?)?);
         }
         Admin::Brand(BrandCommand::Set { name, settings, all }) => {
             let brand = brand_named(tenants, &name).await?;
-            let before = if all { BrandSettings::default() } else { tenants.settings(brand).await? };
+            let before = if all { BrandSettings::default() } else { tenants.brands.settings(brand).await? };
             let changes = serde_json::from_str(&settings).context("the settings are not JSON")?;
             let settings = before.patched(changes).context("the settings are not of the right shape")?;
             settings.check()?;
@@ -69,7 +69,7 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
         Admin::Brand(BrandCommand::Domains { name, domains, clear }) => {
             let brand = brand_named(tenants, &name).await?;
             if domains.is_empty() && !clear {
-                match tenants.email_domains(brand).await? {
+                match tenants.brands.email_domains(brand).await? {
                     Some(domains) => domains.iter().for_each(|domain| println!("{domain}")),
                     None => eprintln!(
                         "none are named: e-mails may come from any domain while this is the only brand"
@@ -82,14 +82,14 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
                 let note =
                     entry(&context, brand, ACTOR, Action { what: "email_domains", subject: None, details });
                 let named = (!clear).then_some(&domains[..]);
-                tenants.set_email_domains(brand, named, Some(&note)).await?;
+                tenants.brands.set_email_domains(brand, named, Some(&note)).await?;
                 eprintln!("set; every process follows within {} s", SETTINGS_TTL.as_secs());
             }
         }
         Admin::Key(command) => keys(args, &context, command).await?,
         Admin::Shop(ShopCommand::List { brand }) => {
             let brand = brand_named(tenants, &brand).await?;
-            for shop in tenants.shops(brand).await? {
+            for shop in tenants.shops.shops(brand).await? {
                 let state = match (shop.redacted_at, shop.uninstalled_at) {
                     (Some(at), _) => format!("erased at {}", time::format(at)),
                     (None, Some(at)) => format!("uninstalled at {}", time::format(at)),
@@ -113,7 +113,7 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
             )?;
             let details = serde_json::json!({"shop": domain});
             note(&context, brand, ACTOR, Action { what: "shop_added", subject: None, details }).await?;
-            let known = tenants.shop(&domain).await?.is_some();
+            let known = tenants.shops.shop(&domain).await?.is_some();
             add_shop(&context, &domain, brand, &secret).await?;
             if known {
                 eprintln!(
@@ -142,7 +142,7 @@ fn maker() -> Maker<'static> {
 }
 
 async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyhow::Result<()> {
-    let tenants = &*context.tenants;
+    let tenants = &context.tenants;
     let told = |error: KeyError| match error {
         KeyError::Unknown(_) => anyhow::anyhow!("{error}; server admin key list shows them"),
         other => other.into(),
@@ -162,7 +162,7 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
         }
         KeyCommand::List { brand } => {
             let brand = brand_named(tenants, &brand).await?;
-            for key in tenants.keys(brand).await? {
+            for key in tenants.keys.keys(brand).await? {
                 let at = |at: Option<Timestamp>, never: &str| at.map_or(never.to_owned(), time::format);
                 let limit = key.grant.rate_limit.map_or("no limit".to_owned(), |limit| format!("{limit}/s"));
                 println!(
@@ -219,8 +219,8 @@ fn what_to_configure(domain: &str, address: &str) -> String {
 ///
 /// # Errors
 /// When there is none, or the store's own.
-pub(crate) async fn brand_named(tenants: &dyn Tenants, name: &str) -> anyhow::Result<BrandId> {
-    let brand = tenants.brand(name.trim()).await?;
+pub(crate) async fn brand_named(tenants: &Tenants, name: &str) -> anyhow::Result<BrandId> {
+    let brand = tenants.brands.brand(name.trim()).await?;
     brand.with_context(|| {
         format!("there is no brand named {name:?}; add it with: server admin brand add {name:?}")
     })

@@ -49,7 +49,7 @@ const REMEMBERED: u64 = 10_000;
 
 /// Recognises keys and shops, and remembers those it found.
 pub struct Keys {
-    tenants: Arc<dyn Tenants>,
+    tenants: Tenants,
     clock: Arc<dyn Clock>,
     grants: Cache<[u8; 32], Found<KeyGrant>>,
     shops: Cache<String, Found<Shop>>,
@@ -189,7 +189,7 @@ struct Found<T> {
 
 impl Keys {
     /// Asks `tenants`. A write key or a shop without a limit of its own has `sender_limit`.
-    pub fn new(tenants: Arc<dyn Tenants>, clock: Arc<dyn Clock>, sender_limit: Option<NonZeroU32>) -> Self {
+    pub fn new(tenants: Tenants, clock: Arc<dyn Clock>, sender_limit: Option<NonZeroU32>) -> Self {
         Self {
             tenants,
             clock,
@@ -339,7 +339,7 @@ impl Keys {
     /// 503 when the store is away and the shop is not known from before.
     pub async fn shop(&self, domain: &str) -> Result<Option<Shop>, ApiError> {
         let key = domain.to_owned();
-        remembered(&self.shops, key, SHOP_TTL, self.tenants.shop(domain)).await
+        remembered(&self.shops, key, SHOP_TTL, self.tenants.shops.shop(domain)).await
     }
 
     /// Forgets what it knows of keys: a change of this process' own holds at once.
@@ -355,7 +355,7 @@ impl Keys {
             return;
         }
         let used: Vec<(String, Timestamp)> = drained.iter().map(|(hash, at)| (key_id(hash), *at)).collect();
-        if let Err(error) = self.tenants.keys_used(&used).await {
+        if let Err(error) = self.tenants.keys.keys_used(&used).await {
             tracing::debug!(%error, "when keys were last used is told later");
             let mut waiting = self.used.lock().unwrap_or_else(PoisonError::into_inner);
             for (hash, at) in drained {
@@ -370,7 +370,7 @@ impl Keys {
     }
 
     async fn grant(&self, hash: &[u8; 32]) -> Result<Option<KeyGrant>, ApiError> {
-        remembered(&self.grants, *hash, KEY_TTL, self.tenants.key(hash)).await
+        remembered(&self.grants, *hash, KEY_TTL, self.tenants.keys.key(hash)).await
     }
 
     /// Charges the bucket of a key or a shop.

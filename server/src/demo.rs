@@ -12,8 +12,8 @@ pub const DEMO_BRAND: &str = "demo";
 ///
 /// # Errors
 /// The store's own.
-pub async fn seed_if_empty(tenants: &dyn Tenants, address: &str, show: bool) -> anyhow::Result<()> {
-    if !tenants.brands().await?.is_empty() {
+pub async fn seed_if_empty(tenants: &Tenants, address: &str, show: bool) -> anyhow::Result<()> {
+    if !tenants.brands.brands().await?.is_empty() {
         return Ok(());
     }
     if !show {
@@ -23,7 +23,7 @@ pub async fn seed_if_empty(tenants: &dyn Tenants, address: &str, show: bool) -> 
         );
         return Ok(());
     }
-    let brand = tenants.add_brand(DEMO_BRAND).await?;
+    let brand = tenants.brands.add_brand(DEMO_BRAND).await?;
     let write = new_key(tenants, brand, KeyKind::Write).await?;
     let secret = new_key(tenants, brand, KeyKind::Secret).await?;
     say(format_args!(

@@ -77,7 +77,7 @@ pub async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     ] {
         found.check(what, check);
     }
-    let brands = context.tenants.brands().await?;
+    let brands = context.tenants.brands.brands().await?;
     found.look(
         "brands",
         match brands.len() {

@@ -83,7 +83,7 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {} (--bind)", args.bind))?;
     if args.embedded {
         let show = args.demo || std::io::stdout().is_terminal();
-        demo::seed_if_empty(&*context.tenants, &format!("http://{}", listener.local_addr()?), show).await?;
+        demo::seed_if_empty(&context.tenants, &format!("http://{}", listener.local_addr()?), show).await?;
     }
     warn_of_shared_secrets(&context).await?;
     // What is wrong with it is said before the server says that it listens.

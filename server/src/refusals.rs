@@ -49,7 +49,7 @@ impl Refusals {
     }
 
     /// Writes what waits; what cannot be written waits on.
-    pub async fn write(&self, tenants: &dyn Tenants) {
+    pub async fn write(&self, tenants: &Tenants) {
         let taken = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         if taken.is_empty() {
             return;
@@ -64,7 +64,7 @@ impl Refusals {
                 last_ms: *last_ms,
             })
             .collect();
-        if let Err(error) = tenants.add_refusals(&rows).await {
+        if let Err(error) = tenants.refusals.add_refusals(&rows).await {
             tracing::debug!(%error, "what was refused is written later");
             for ((brand, source, code), (count, last_ms)) in taken {
                 self.add(brand, &source, code, count, last_ms);

@@ -132,7 +132,7 @@ async fn write_refusals(context: Context, refusals: Weak<Refusals>) {
     loop {
         tokio::time::sleep(WRITTEN_EVERY).await;
         let Some(refusals) = refusals.upgrade() else { return };
-        refusals.write(&*context.tenants).await;
+        refusals.write(&context.tenants).await;
     }
 }
 

@@ -26,7 +26,7 @@ const API_VERSION: &str = "2026-07";
 pub async fn run(args: &ServeArgs, asked: &DemoArgs) -> anyhow::Result<()> {
     args.refuse_missing_folder()?;
     let context = Context::open(&args.backend()?, args.queue.settings()).await?;
-    let brand = brand_named(&*context.tenants, &asked.brand).await?;
+    let brand = brand_named(&context.tenants, &asked.brand).await?;
     let secret = secret(&context, brand).await?;
     let http = reqwest::Client::new();
     for (topic, body) in deliveries(asked.part, context.clock.now()) {
@@ -55,7 +55,7 @@ pub async fn run(args: &ServeArgs, asked: &DemoArgs) -> anyhow::Result<()> {
 
 /// The shop's secret: the one it has, or a new one.
 async fn secret(context: &Context, brand: BrandId) -> anyhow::Result<String> {
-    match context.tenants.shop(SHOP).await? {
+    match context.tenants.shops.shop(SHOP).await? {
         Some(shop) if shop.brand == brand => Ok(shop.secret),
         Some(_) => bail!("{SHOP} is another brand's: say which with --brand"),
         None => {

@@ -225,7 +225,7 @@ async fn what_is_done_to_keys_and_settings_stands_in_the_log_or_is_not_done(on: 
 
     // Where the log cannot be written, nothing is done.
     app.break_audit_log().await;
-    let before = app.context.tenants.keys(app.brand).await.unwrap();
+    let before = app.context.tenants.keys.keys(app.brand).await.unwrap();
     for (method, path, body) in [
         (Method::POST, "/api/keys".to_owned(), json!({"kind": "secret"})),
         (Method::POST, format!("/api/keys/{}/rotate", id(&key)), json!({})),
@@ -239,8 +239,8 @@ async fn what_is_done_to_keys_and_settings_stands_in_the_log_or_is_not_done(on: 
     let strip = |keys: Vec<tributary_core::ports::tenants::KeyRecord>| {
         keys.into_iter().map(|k| (k.id, k.grant)).collect::<Vec<_>>()
     };
-    assert_eq!(strip(app.context.tenants.keys(app.brand).await.unwrap()), strip(before));
-    assert_eq!(app.context.tenants.settings(app.brand).await.unwrap().default_country, None);
+    assert_eq!(strip(app.context.tenants.keys.keys(app.brand).await.unwrap()), strip(before));
+    assert_eq!(app.context.tenants.brands.settings(app.brand).await.unwrap().default_country, None);
     app.stop().await;
 }
 
@@ -337,7 +337,7 @@ async fn mail_comes_from_domains_that_the_operator_names_for_a_brand(on: On) {
         call(&app, &app.secret_key, Method::PUT, "/api/settings", json!({"email_from": from})).await
     };
     assert_eq!(set("Shop <hello@shop.example>").await.0, 200, "the only brand, and nothing named");
-    let other = app.context.tenants.add_brand("other").await.unwrap();
+    let other = app.context.tenants.brands.add_brand("other").await.unwrap();
     let (status, body) = set("Shop <hello@shop.example>").await;
     assert_eq!((status, body["code"].as_str()), (400, Some("invalid_settings")));
     assert!(body["message"].as_str().unwrap().contains("server admin brand domains"), "{body}");
@@ -346,7 +346,7 @@ async fn mail_comes_from_domains_that_the_operator_names_for_a_brand(on: On) {
     assert_eq!(held.email_from, None, "what was set before sends nothing any more");
 
     let domains = ["shop.example".to_owned(), "post.example".to_owned()];
-    app.context.tenants.set_email_domains(app.brand, Some(&domains), None).await.unwrap();
+    app.context.tenants.brands.set_email_domains(app.brand, Some(&domains), None).await.unwrap();
     for from in ["a@shop.example", "A <a@POST.example>"] {
         assert_eq!(set(from).await.0, 200, "{from}");
     }
@@ -357,7 +357,7 @@ async fn mail_comes_from_domains_that_the_operator_names_for_a_brand(on: On) {
     }
     app.context.brands.forget(app.brand);
     assert!(app.context.brands.settings(app.brand).await.unwrap().email_from.is_some());
-    assert!(app.context.tenants.email_domains(other).await.unwrap().is_none());
+    assert!(app.context.tenants.brands.email_domains(other).await.unwrap().is_none());
     app.stop().await;
 }
 

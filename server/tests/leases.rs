@@ -39,6 +39,9 @@ impl Store for Slow {
         self.opened.fetch_add(1, Ordering::SeqCst);
         self.inner.begin().await
     }
+    async fn begin_for(&self, brand: BrandId) -> Result<Box<dyn StoreTx>, StoreError> {
+        self.inner.begin_for(brand).await
+    }
     async fn owner(&self, brand: BrandId, identifier: &Identifier) -> Result<Option<ProfileId>, StoreError> {
         self.inner.owner(brand, identifier).await
     }

@@ -92,7 +92,7 @@ async fn run() {
 
 async fn measure(name: &str, backend: &Backend, database: Option<&str>, rate: usize) {
     let context = Context::open(backend, QueueSettings::default()).await.unwrap();
-    let brand = context.tenants.add_brand("b").await.unwrap();
+    let brand = context.tenants.brands.add_brand("b").await.unwrap();
     let definition: Definition = serde_json::from_value(json!({
         "name": "n", "trigger": {"on": "event", "event": "E"},
         "steps": [{"do": "wait", "for": {"days": 30}}, {"do": "webhook", "url": "https://r.example/"}],

@@ -9,6 +9,7 @@ pub mod memory;
 pub mod outbound;
 pub mod postgres;
 pub mod redis;
+pub mod sql;
 pub mod sqlite;
 
 /// What a migration's error means to a caller.

@@ -33,7 +33,7 @@ struct Found {
 /// The settings of brands.
 #[derive(Clone)]
 pub struct Brands {
-    tenants: Arc<dyn Tenants>,
+    tenants: Tenants,
     automations: Arc<dyn Automations>,
     found: Cache<BrandId, Found>,
     /// Whether shops were redacted.
@@ -47,15 +47,15 @@ pub struct Brands {
 /// # Errors
 /// `invalid_settings`, which says what would be right; the store's own.
 pub async fn check_sender(
-    tenants: &dyn Tenants,
+    tenants: &Tenants,
     brand: BrandId,
     settings: &BrandSettings,
 ) -> Result<Result<(), Rejection>, StoreError> {
     let Some(domain) = settings.sender_domain() else { return Ok(Ok(())) };
-    let named = tenants.email_domains(brand).await?;
+    let named = tenants.brands.email_domains(brand).await?;
     let allowed = match &named {
         Some(domains) => domains.contains(&domain),
-        None => tenants.brands().await?.iter().all(|(other, _)| *other == brand),
+        None => tenants.brands.brands().await?.iter().all(|(other, _)| *other == brand),
     };
     if allowed {
         return Ok(Ok(()));
@@ -72,7 +72,7 @@ pub async fn check_sender(
 
 impl Brands {
     /// Asks `tenants` and `automations`.
-    pub fn new(tenants: Arc<dyn Tenants>, automations: Arc<dyn Automations>) -> Self {
+    pub fn new(tenants: Tenants, automations: Arc<dyn Automations>) -> Self {
         Self { tenants, automations, found: Cache::new(REMEMBERED), redacted: Cache::new(REMEMBERED) }
     }
 
@@ -131,7 +131,7 @@ impl Brands {
         if let Some((redacted, _)) = self.redacted.get(shop).filter(|(_, at)| at.elapsed() < SETTINGS_TTL) {
             return Ok(redacted);
         }
-        let redacted = self.tenants.shop(shop).await?.is_some_and(|shop| shop.redacted_at.is_some());
+        let redacted = self.tenants.shops.shop(shop).await?.is_some_and(|shop| shop.redacted_at.is_some());
         self.redacted.insert(shop.to_owned(), (redacted, Instant::now()));
         Ok(redacted)
     }
@@ -146,7 +146,7 @@ impl Brands {
         settings: &BrandSettings,
         note: Option<&AuditEntry>,
     ) -> Result<(), StoreError> {
-        self.tenants.set_settings(brand, settings, note).await?;
+        self.tenants.brands.set_settings(brand, settings, note).await?;
         self.found.invalidate(&brand);
         Ok(())
     }
@@ -157,8 +157,8 @@ impl Brands {
             return Ok(held.clone());
         }
         let read = async {
-            let mut settings = self.tenants.settings(brand).await?;
-            if let Err(why) = check_sender(&*self.tenants, brand, &settings).await? {
+            let mut settings = self.tenants.brands.settings(brand).await?;
+            if let Err(why) = check_sender(&self.tenants, brand, &settings).await? {
                 // Set before its domain was taken back, or before domains were named: nothing is sent from there.
                 tracing::warn!(%brand, why = why.message, "a brand may not send e-mail as its settings say");
                 settings.email_from = None;

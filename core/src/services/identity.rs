@@ -179,7 +179,7 @@ pub async fn merge_two(
     let (survivor, id) = loop {
         let [survivor, merged] = pair(context, brand, a, b).await?;
         let names = vec![merge::lock_name(brand, survivor), merge::lock_name(brand, merged)];
-        let work = |grant: Grant| merge_under(context, survivor, merged, actor, grant);
+        let work = |grant: Grant| merge_under(context, brand, (survivor, merged), actor, grant);
         match merge::with_merge_lock(&*context.locks, &*context.store, names, patient(), work).await {
             Ok(id) => break (survivor, id),
             Err(StoreError::Conflict(_) | StoreError::Fenced(_)) if tries < MAX_TRIES => tries += 1,
@@ -191,12 +191,12 @@ pub async fn merge_two(
 
 async fn merge_under(
     context: &Context,
-    survivor: ProfileId,
-    merged: ProfileId,
+    brand: BrandId,
+    (survivor, merged): (ProfileId, ProfileId),
     actor: &str,
     grant: Grant,
 ) -> Result<Uuid, StoreError> {
-    let mut tx = context.store.begin().await?;
+    let mut tx = context.store.begin_for(brand).await?;
     let mut held = locked(&mut *tx, &[survivor, merged]).await?;
     let (Some(mut whole), Some(mut gone)) = (held.remove(&survivor), held.remove(&merged)) else {
         return Err(StoreError::Conflict("a customer was erased meanwhile".into()));
@@ -272,7 +272,7 @@ async fn split_under(
     grant: Grant,
 ) -> Result<Split, StoreError> {
     let now = context.clock.now();
-    let mut tx = context.store.begin().await?;
+    let mut tx = context.store.begin_for(brand).await?;
     // Also those between the two: another split of the same chain must not move what this one gives back.
     let between: Vec<ProfileId> = above.iter().map(|merge| merge.loser).collect();
     let mut held = locked(&mut *tx, &[&[from, merge.loser], &between[..]].concat()).await?;

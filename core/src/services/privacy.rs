@@ -370,11 +370,11 @@ async fn erase_shop(
 ) -> Result<Option<Value>, PrivacyError> {
     let ShopSubject { shop, begun, mut dead_letters } = subject_of(request)?;
     if !begun {
-        context.tenants.shop_redacted(&shop, context.clock.now()).await?;
+        context.tenants.shops.shop_redacted(&shop, context.clock.now()).await?;
         let begun = ShopSubject { shop: shop.clone(), begun: true, dead_letters };
         context.privacy.remember(request.id, &json!(begun).to_string()).await?;
     }
-    let known = context.tenants.shop(&shop).await?;
+    let known = context.tenants.shops.shop(&shop).await?;
     let since = known.as_ref().and_then(|shop| shop.redacted_at);
     if known.is_some() && since.is_none() {
         // Added again meanwhile: what it tells now is new.
@@ -440,7 +440,7 @@ pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
         tracing::warn!(%error, "old dead letters of no brand could not be dropped; they stay for now");
         failed.get_or_insert(error);
     }
-    for (brand, _) in context.tenants.brands().await? {
+    for (brand, _) in context.tenants.brands.brands().await? {
         match AssertUnwindSafe(retain_of(context, brand)).catch_unwind().await {
             Ok(Ok(events)) => deleted += events,
             Ok(Err(error)) => {
@@ -458,7 +458,7 @@ pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
 
 async fn retain_of(context: &Context, brand: BrandId) -> Result<u64, PrivacyError> {
     let mut deleted = 0;
-    let settings = context.tenants.settings(brand).await?;
+    let settings = context.tenants.brands.settings(brand).await?;
     letters::drop_old(context, Some(brand), settings.retention_days).await?;
     let Some(days) = settings.retention_days else { return Ok(0) };
     let before = time::minus(context.clock.now(), time::days(i64::from(days)));

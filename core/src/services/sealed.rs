@@ -6,44 +6,45 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::domain::ids::BrandId;
-use crate::domain::settings::BrandSettings;
 use crate::domain::time::Timestamp;
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
-use crate::ports::tenants::{
-    BrandSecrets, Ended, KeyGrant, KeyRecord, NewKey, Refusal, SecretPlace, Shop, StoredSecret, Tenants,
-};
+use crate::ports::tenants::{BrandSecrets, SecretPlace, Secrets, Shop, Shops, StoredSecret, Tenants};
 use crate::services::seal::{SealError, SecretKeys};
 
-/// The tenants of `inner`, sealed.
-pub struct SealedTenants {
-    inner: Arc<dyn Tenants>,
+/// Shops and secrets, sealed.
+#[derive(Clone)]
+struct Sealed {
+    shops: Arc<dyn Shops>,
+    secrets: Arc<dyn Secrets>,
     keys: SecretKeys,
 }
 
-impl SealedTenants {
-    /// Seals what `inner` holds plain or under an older key, and answers how many secrets that were. Several processes may do so
-    /// at once: a secret is replaced only where it is still what was read.
-    ///
-    /// # Errors
-    /// [`StoreError::Invalid`] where a secret was sealed under a key that is not here.
-    pub async fn open(inner: Arc<dyn Tenants>, keys: SecretKeys) -> Result<(Self, usize), StoreError> {
-        let mut stale = Vec::new();
-        for StoredSecret { place, held } in inner.stored_secrets().await? {
-            if keys.is_fresh(&held) {
-                continue;
-            }
-            let name = place.name();
-            let text = keys.open(&held, &name).map_err(fault)?;
-            let fresh = keys.seal(&text, &name).map_err(fault)?;
-            stale.push((StoredSecret { place, held }, fresh));
+/// The tenants of `inner`, with their secrets sealed. Seals what `inner` holds plain or under an older key; returns how many secrets
+/// that were. Several processes may do so at once: a secret is replaced only where it is still what was read.
+///
+/// # Errors
+/// [`StoreError::Invalid`] where a secret was sealed under a key that is not here.
+pub async fn open(inner: Tenants, keys: SecretKeys) -> Result<(Tenants, usize), StoreError> {
+    let mut stale = Vec::new();
+    for StoredSecret { place, held } in inner.secrets.stored_secrets().await? {
+        if keys.is_fresh(&held) {
+            continue;
         }
-        if !stale.is_empty() {
-            inner.replace_secrets(&stale).await?;
-        }
-        Ok((Self { inner, keys }, stale.len()))
+        let name = place.name();
+        let text = keys.open(&held, &name).map_err(fault)?;
+        let fresh = keys.seal(&text, &name).map_err(fault)?;
+        stale.push((StoredSecret { place, held }, fresh));
     }
+    if !stale.is_empty() {
+        inner.secrets.replace_secrets(&stale).await?;
+    }
+    let sealed = Sealed { shops: inner.shops.clone(), secrets: inner.secrets.clone(), keys };
+    let tenants = Tenants { shops: Arc::new(sealed.clone()), secrets: Arc::new(sealed), ..inner };
+    Ok((tenants, stale.len()))
+}
 
+impl Sealed {
     fn seal(&self, text: &str, place: &SecretPlace) -> Result<String, StoreError> {
         self.keys.seal(text, &place.name()).map_err(fault)
     }
@@ -85,102 +86,48 @@ fn fault(error: SealError) -> StoreError {
 }
 
 #[async_trait]
-impl Tenants for SealedTenants {
-    async fn add_brand(&self, name: &str) -> Result<BrandId, StoreError> {
-        self.inner.add_brand(name).await
+impl Shops for Sealed {
+    async fn add_shop(&self, domain: &str, brand: BrandId, secret: &str) -> Result<(), StoreError> {
+        // Sealed anew, the same secret would look like another, and push the one before it out.
+        let held = self.shops.shop(domain).await?.filter(|shop| shop.brand == brand);
+        let same = match held {
+            Some(shop) => {
+                let text = shop.secret.clone();
+                (self.opened(shop)?.secret == secret).then_some(text)
+            }
+            None => None,
+        };
+        let place = SecretPlace::Shop { brand, domain: domain.to_owned(), previous: false };
+        let sealed = same.map_or_else(|| self.seal(secret, &place), Ok)?;
+        self.shops.add_shop(domain, brand, &sealed).await
     }
 
-    async fn brand(&self, name: &str) -> Result<Option<BrandId>, StoreError> {
-        self.inner.brand(name).await
+    async fn shops(&self, brand: BrandId) -> Result<Vec<Shop>, StoreError> {
+        self.shops.shops(brand).await?.into_iter().map(|shop| self.opened(shop)).collect()
     }
 
-    async fn brands(&self) -> Result<Vec<(BrandId, String)>, StoreError> {
-        self.inner.brands().await
+    async fn shop_uninstalled(&self, domain: &str, at: Timestamp) -> Result<(), StoreError> {
+        self.shops.shop_uninstalled(domain, at).await
     }
 
-    async fn settings(&self, brand: BrandId) -> Result<BrandSettings, StoreError> {
-        self.inner.settings(brand).await
+    async fn shop_redacted(&self, domain: &str, at: Timestamp) -> Result<(), StoreError> {
+        self.shops.shop_redacted(domain, at).await
     }
 
-    async fn set_settings(
-        &self,
-        brand: BrandId,
-        settings: &BrandSettings,
-        note: Option<&AuditEntry>,
-    ) -> Result<(), StoreError> {
-        self.inner.set_settings(brand, settings, note).await
+    async fn shop(&self, domain: &str) -> Result<Option<Shop>, StoreError> {
+        self.shops.shop(domain).await?.map(|shop| self.opened(shop)).transpose()
     }
+}
 
-    async fn email_domains(&self, brand: BrandId) -> Result<Option<Vec<String>>, StoreError> {
-        self.inner.email_domains(brand).await
-    }
-
-    async fn set_email_domains(
-        &self,
-        brand: BrandId,
-        domains: Option<&[String]>,
-        note: Option<&AuditEntry>,
-    ) -> Result<(), StoreError> {
-        self.inner.set_email_domains(brand, domains, note).await
-    }
-
-    async fn add_key(
-        &self,
-        key: &NewKey<'_>,
-        now: Timestamp,
-        note: Option<&AuditEntry>,
-    ) -> Result<bool, StoreError> {
-        self.inner.add_key(key, now, note).await
-    }
-
-    async fn key(&self, hash: &[u8; 32]) -> Result<Option<KeyGrant>, StoreError> {
-        self.inner.key(hash).await
-    }
-
-    async fn keys(&self, brand: BrandId) -> Result<Vec<KeyRecord>, StoreError> {
-        self.inner.keys(brand).await
-    }
-
-    async fn revoke_key(
-        &self,
-        brand: BrandId,
-        id: &str,
-        at: Timestamp,
-        cascade: bool,
-        note: Option<&AuditEntry>,
-    ) -> Result<Option<Ended>, StoreError> {
-        self.inner.revoke_key(brand, id, at, cascade, note).await
-    }
-
-    async fn limit_key(
-        &self,
-        brand: BrandId,
-        id: &str,
-        limit: Option<u32>,
-        note: Option<&AuditEntry>,
-    ) -> Result<bool, StoreError> {
-        self.inner.limit_key(brand, id, limit, note).await
-    }
-
-    async fn keys_used(&self, used: &[(String, Timestamp)]) -> Result<(), StoreError> {
-        self.inner.keys_used(used).await
-    }
-
-    async fn add_refusals(&self, refusals: &[Refusal]) -> Result<(), StoreError> {
-        self.inner.add_refusals(refusals).await
-    }
-
-    async fn refusals(&self, brand: BrandId) -> Result<Vec<Refusal>, StoreError> {
-        self.inner.refusals(brand).await
-    }
-
+#[async_trait]
+impl Secrets for Sealed {
     async fn secrets(&self, brand: BrandId, fresh: &BrandSecrets) -> Result<BrandSecrets, StoreError> {
         let sealed = BrandSecrets {
             signing: self.seal(&fresh.signing, &SecretPlace::Signing { brand, previous: false })?,
             link: self.seal(&fresh.link, &SecretPlace::Link { brand, old: false })?,
             ..BrandSecrets::default()
         };
-        self.secrets_opened(brand, self.inner.secrets(brand, &sealed).await?)
+        self.secrets_opened(brand, self.secrets.secrets(brand, &sealed).await?)
     }
 
     async fn rotate_signing(
@@ -191,50 +138,19 @@ impl Tenants for SealedTenants {
         note: Option<&AuditEntry>,
     ) -> Result<(), StoreError> {
         let sealed = self.seal(fresh, &SecretPlace::Signing { brand, previous: false })?;
-        self.inner.rotate_signing(brand, &sealed, until, note).await
-    }
-
-    async fn add_shop(&self, domain: &str, brand: BrandId, secret: &str) -> Result<(), StoreError> {
-        // Sealed anew, the same secret would look like another, and push the one before it out.
-        let held = self.inner.shop(domain).await?.filter(|shop| shop.brand == brand);
-        let same = match held {
-            Some(shop) => {
-                let text = shop.secret.clone();
-                (self.opened(shop)?.secret == secret).then_some(text)
-            }
-            None => None,
-        };
-        let place = SecretPlace::Shop { brand, domain: domain.to_owned(), previous: false };
-        let sealed = same.map_or_else(|| self.seal(secret, &place), Ok)?;
-        self.inner.add_shop(domain, brand, &sealed).await
-    }
-
-    async fn shops(&self, brand: BrandId) -> Result<Vec<Shop>, StoreError> {
-        self.inner.shops(brand).await?.into_iter().map(|shop| self.opened(shop)).collect()
-    }
-
-    async fn shop_uninstalled(&self, domain: &str, at: Timestamp) -> Result<(), StoreError> {
-        self.inner.shop_uninstalled(domain, at).await
-    }
-
-    async fn shop_redacted(&self, domain: &str, at: Timestamp) -> Result<(), StoreError> {
-        self.inner.shop_redacted(domain, at).await
-    }
-
-    async fn shop(&self, domain: &str) -> Result<Option<Shop>, StoreError> {
-        self.inner.shop(domain).await?.map(|shop| self.opened(shop)).transpose()
+        self.secrets.rotate_signing(brand, &sealed, until, note).await
     }
 
     async fn suppression_key(&self, fresh: &str) -> Result<String, StoreError> {
-        let held = self.inner.suppression_key(&self.seal(fresh, &SecretPlace::Suppression)?).await?;
+        let held = self.secrets.suppression_key(&self.seal(fresh, &SecretPlace::Suppression)?).await?;
         self.unseal(&held, &SecretPlace::Suppression)
     }
 
     async fn stored_secrets(&self) -> Result<Vec<StoredSecret>, StoreError> {
-        self.inner.stored_secrets().await
+        self.secrets.stored_secrets().await
     }
 
     async fn replace_secrets(&self, fresh: &[(StoredSecret, String)]) -> Result<(), StoreError> {
-        self.inner.replace_secrets(fresh).await
+        self.secrets.replace_secrets(fresh).await
     }
 }

@@ -85,10 +85,10 @@ pub enum KeyError {
 ///
 /// # Errors
 /// The store's own.
-pub async fn new_key(tenants: &dyn Tenants, brand: BrandId, kind: KeyKind) -> Result<String, StoreError> {
+pub async fn new_key(tenants: &Tenants, brand: BrandId, kind: KeyKind) -> Result<String, StoreError> {
     let text = random(kind);
     let key = NewKey { hash: &hash(&text), grant: KeyGrant::new(brand, kind), made_by: None, replaces: None };
-    tenants.add_key(&key, Timestamp::UNIX_EPOCH, None).await?;
+    tenants.keys.add_key(&key, Timestamp::UNIX_EPOCH, None).await?;
     Ok(text)
 }
 
@@ -115,7 +115,7 @@ pub async fn rotate_key(
 ) -> Result<String, KeyError> {
     let now = context.clock.now();
     let works = |key: &KeyRecord| key.id == id && key.grant.expires_at.is_none_or(|end| end > now);
-    let old = context.tenants.keys(brand).await?.into_iter().find(works);
+    let old = context.tenants.keys.keys(brand).await?.into_iter().find(works);
     let old = old.ok_or_else(|| KeyError::Unknown(id.to_owned()))?;
     let expires_at = expiry(now, old.grant.kind, None, usual);
     make(context, KeyGrant { expires_at, ..old.grant }, maker, Some((id, grace))).await
@@ -135,7 +135,7 @@ pub async fn revoke_key(
     within(context, brand, id, maker).await?;
     let details = json!({"key": id, "cascade": cascade});
     let note = entry(context, brand, maker.actor, Action { what: "key_revoked", subject: None, details });
-    let ended = context.tenants.revoke_key(brand, id, context.clock.now(), cascade, Some(&note)).await?;
+    let ended = context.tenants.keys.revoke_key(brand, id, context.clock.now(), cascade, Some(&note)).await?;
     ended.ok_or_else(|| KeyError::Unknown(id.to_owned()))
 }
 
@@ -155,7 +155,7 @@ pub async fn limit_key(
     let limit = maker.limited(kind, limit);
     let details = json!({"key": id, "rate_limit": limit});
     let note = entry(context, brand, maker.actor, Action { what: "key_limited", subject: None, details });
-    match context.tenants.limit_key(brand, id, limit, Some(&note)).await? {
+    match context.tenants.keys.limit_key(brand, id, limit, Some(&note)).await? {
         true => Ok(limit),
         false => Err(KeyError::Unknown(id.to_owned())),
     }
@@ -163,7 +163,7 @@ pub async fn limit_key(
 
 /// The kind of a key that may do no more than whoever asks.
 async fn within(context: &Context, brand: BrandId, id: &str, maker: Maker<'_>) -> Result<KeyKind, KeyError> {
-    let key = context.tenants.keys(brand).await?.into_iter().find(|key| key.id == id);
+    let key = context.tenants.keys.keys(brand).await?.into_iter().find(|key| key.id == id);
     let KeyGrant { kind, scopes, .. } = key.ok_or_else(|| KeyError::Unknown(id.to_owned()))?.grant;
     maker.covers(scopes)?;
     Ok(kind)
@@ -193,13 +193,13 @@ pub async fn add_shop(
     secret: &str,
 ) -> Result<(), ShopError> {
     let tenants = &context.tenants;
-    for (other, _) in tenants.brands().await?.into_iter().filter(|(other, _)| *other != brand) {
+    for (other, _) in tenants.brands.brands().await?.into_iter().filter(|(other, _)| *other != brand) {
         let shared = |shop: Shop| shop.secret == secret || shop.previous_secret.as_deref() == Some(secret);
-        if tenants.shops(other).await?.into_iter().any(shared) {
+        if tenants.shops.shops(other).await?.into_iter().any(shared) {
             return Err(ShopError::SharedSecret);
         }
     }
-    Ok(tenants.add_shop(domain, brand, secret).await?)
+    Ok(tenants.shops.add_shop(domain, brand, secret).await?)
 }
 
 /// Warns of shops of two brands that share a secret: from before that was refused.
@@ -208,8 +208,8 @@ pub async fn add_shop(
 /// The store's own.
 pub async fn warn_of_shared_secrets(context: &Context) -> Result<(), StoreError> {
     let mut first: HashMap<String, Shop> = HashMap::new();
-    for (brand, _) in context.tenants.brands().await? {
-        for shop in context.tenants.shops(brand).await? {
+    for (brand, _) in context.tenants.brands.brands().await? {
+        for shop in context.tenants.shops.shops(brand).await? {
             let other = first.entry(shop.secret.clone()).or_insert_with(|| shop.clone());
             if other.brand != shop.brand {
                 tracing::warn!(
@@ -253,7 +253,7 @@ async fn make(
     let note = entry(context, grant.brand, maker.actor, Action { what, subject: None, details });
     let replaces = replaces.map(|(old, grace)| (old, now + grace.min(MAX_ROTATION_GRACE)));
     let key = NewKey { hash: &hash, grant, made_by: maker.key, replaces };
-    match context.tenants.add_key(&key, now, Some(&note)).await? {
+    match context.tenants.keys.add_key(&key, now, Some(&note)).await? {
         true => Ok(text),
         false => Err(KeyError::Unknown(
             replaces.map_or(maker.key, |(old, _)| Some(old)).unwrap_or_default().to_owned(),

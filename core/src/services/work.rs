@@ -203,7 +203,7 @@ async fn note_uninstalled(context: &Context, events: &[Event]) {
     let gone = events.iter().filter(|event| event.name.as_deref() == Some(APP_UNINSTALLED));
     for (event, shop) in gone.filter_map(|event| Some((event, event.shop.as_deref()?))) {
         tracing::warn!(shop, "the app was uninstalled");
-        if let Err(error) = context.tenants.shop_uninstalled(shop, event.timestamp).await {
+        if let Err(error) = context.tenants.shops.shop_uninstalled(shop, event.timestamp).await {
             tracing::warn!(%error, shop, "that the app was uninstalled could not be noted");
         }
     }

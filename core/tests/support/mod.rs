@@ -14,14 +14,15 @@ use stack::services::Services;
 use tokio::sync::OnceCell;
 use tributary_core::adapters::memory::cache::MemoryCache;
 use tributary_core::adapters::memory::locks::MemoryLocks;
-use tributary_core::adapters::postgres::{self, customers::PgStore, tenants::PgTenants};
+use tributary_core::adapters::postgres;
 use tributary_core::adapters::redis::cache::RedisCache;
 use tributary_core::adapters::redis::client::RedisClient;
 use tributary_core::adapters::redis::keys::{Layout, LockKeys};
 use tributary_core::adapters::redis::locks::RedisLocks;
 use tributary_core::adapters::redis::queue::RedisQueue;
+use tributary_core::adapters::sql::{Database, SqlStore, SqlTenants};
 use tributary_core::adapters::sqlite::db::Db;
-use tributary_core::adapters::sqlite::{customers::SqliteStore, queue::SqliteQueue, tenants::SqliteTenants};
+use tributary_core::adapters::sqlite::queue::SqliteQueue;
 use tributary_core::context::{Backend, Context, OpenError};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::settings::{BrandSettings, Limits};
@@ -381,17 +382,17 @@ pub fn unlimited(brand: BrandId) -> Book {
 pub struct StoreUnderTest {
     pub store: Arc<dyn Store>,
     pub locks: Arc<dyn Locks>,
-    pub tenants: Arc<dyn Tenants>,
+    pub tenants: Tenants,
     _folder: Option<tempfile::TempDir>,
 }
 
 pub async fn sqlite_store() -> StoreUnderTest {
     let folder = tempfile::tempdir().unwrap();
-    let db = Db::open_store(&folder.path().join("store.db")).await.unwrap();
+    let db = Database::Sqlite(Db::open_store(&folder.path().join("store.db")).await.unwrap());
     StoreUnderTest {
-        store: Arc::new(SqliteStore::new(db.clone(), SuppressionKey::new([7; 32]))),
+        store: Arc::new(SqlStore::new(db.clone(), SuppressionKey::new([7; 32]))),
         locks: Arc::new(MemoryLocks::default()),
-        tenants: Arc::new(SqliteTenants::new(db)),
+        tenants: SqlTenants::ports(db),
         _folder: Some(folder),
     }
 }
@@ -405,10 +406,11 @@ pub async fn postgres_store() -> StoreUnderTest {
 impl StoreUnderTest {
     /// PostgreSQL, with these locks.
     pub fn on(pool: sqlx::PgPool, locks: Arc<dyn Locks>) -> Self {
+        let db = Database::Postgres(pool);
         Self {
-            store: Arc::new(PgStore::new(pool.clone(), SuppressionKey::new([7; 32]))),
+            store: Arc::new(SqlStore::new(db.clone(), SuppressionKey::new([7; 32]))),
             locks,
-            tenants: Arc::new(PgTenants::new(pool)),
+            tenants: SqlTenants::ports(db),
             _folder: None,
         }
     }

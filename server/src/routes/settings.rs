@@ -41,7 +41,7 @@ errors!(KeyErrors: SECRET, &["invalid_query", "not_found"]);
 #[utoipa::path(get, path = "/api/settings", tag = "Settings", security(("secret_key" = [])),
     responses((status = 200, body = BrandSettings), GetErrors))]
 pub async fn get(State(state): State<AppState>, secret: Secret) -> Result<Json<BrandSettings>, ApiError> {
-    Ok(Json(state.context.tenants.settings(secret.brand).await?))
+    Ok(Json(state.context.tenants.brands.settings(secret.brand).await?))
 }
 
 /// Sets all of the brand's settings: what is left out has its usual value. They hold everywhere within 5 s.
@@ -72,7 +72,7 @@ pub async fn patch(
     if !changes.is_object() {
         return Err(wrong("the body must be an object of the settings that change".to_owned()));
     }
-    let before = state.context.tenants.settings(secret.brand).await?;
+    let before = state.context.tenants.brands.settings(secret.brand).await?;
     let patched = before.patched(changes).map_err(|error| wrong(error.to_string()))?;
     set(&state, &secret, patched).await
 }
@@ -83,8 +83,8 @@ async fn set(
     settings: BrandSettings,
 ) -> Result<Json<BrandSettings>, ApiError> {
     settings.check()?;
-    check_sender(&*state.context.tenants, secret.brand, &settings).await??;
-    let before = state.context.tenants.settings(secret.brand).await?;
+    check_sender(&state.context.tenants, secret.brand, &settings).await??;
+    let before = state.context.tenants.brands.settings(secret.brand).await?;
     let action = Action { what: "settings", subject: None, details: settings.in_short() };
     let note = entry(&state.context, secret.brand, &secret.actor, action);
     state.context.brands.set(secret.brand, &settings, Some(&note)).await?;
@@ -146,7 +146,7 @@ pub struct KeyList {
 pub async fn keys(State(state): State<AppState>, secret: Secret) -> Result<Json<KeyList>, ApiError> {
     // What this process knows of their use is told now, so that the list is not behind.
     state.keys.tell_used().await;
-    let keys = state.context.tenants.keys(secret.brand).await?;
+    let keys = state.context.tenants.keys.keys(secret.brand).await?;
     Ok(Json(KeyList { keys: keys.into_iter().map(KeyAnswer::from).collect() }))
 }
 
@@ -241,8 +241,8 @@ pub struct RefusalList {
 #[utoipa::path(get, path = "/api/refusals", tag = "Settings", security(("secret_key" = [])),
     responses((status = 200, body = RefusalList), GetErrors))]
 pub async fn refusals(State(state): State<AppState>, secret: Secret) -> Result<Json<RefusalList>, ApiError> {
-    state.refusals.write(&*state.context.tenants).await;
-    let rows = state.context.tenants.refusals(secret.brand).await?;
+    state.refusals.write(&state.context.tenants).await;
+    let rows = state.context.tenants.refusals.refusals(secret.brand).await?;
     let meaning =
         |code: &str| CODES.iter().find(|known| known.name == code).map_or("", |known| known.meaning);
     let answer = |row: Refusal| RefusalAnswer {

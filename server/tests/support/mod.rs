@@ -127,10 +127,10 @@ impl TestApp {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
-        let brand = context.tenants.add_brand("test").await.unwrap();
-        let write_key = new_key(&*context.tenants, brand, KeyKind::Write).await.unwrap();
-        let secret_key = new_key(&*context.tenants, brand, KeyKind::Secret).await.unwrap();
-        context.tenants.add_shop(SHOP, brand, SHOP_SECRET).await.unwrap();
+        let brand = context.tenants.brands.add_brand("test").await.unwrap();
+        let write_key = new_key(&context.tenants, brand, KeyKind::Write).await.unwrap();
+        let secret_key = new_key(&context.tenants, brand, KeyKind::Secret).await.unwrap();
+        context.tenants.shops.add_shop(SHOP, brand, SHOP_SECRET).await.unwrap();
         let routes = Settings {
             cache_ttl: Duration::from_secs(300),
             alarms: Alarms { max_lag: Duration::from_secs(60), dead: 1000 },

@@ -72,12 +72,12 @@ async fn migrate(options: &PgConnectOptions) -> Result<(), StoreError> {
 
 /// Opens a transaction. In a task of its own: if the caller is dropped while BEGIN is under way, the
 /// connection must not go back to the pool with a transaction that nobody knows of, into which others' work would disappear.
-pub(super) async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, StoreError> {
+pub(in crate::adapters) async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, StoreError> {
     begin_with(pool, "begin".to_owned()).await
 }
 
 /// Opens a transaction that sees and changes one brand's rows only, whatever its statements forget (migrations 0004, 0008).
-pub(super) async fn begin_for(
+pub(in crate::adapters) async fn begin_for(
     pool: &PgPool,
     brand: BrandId,
 ) -> Result<Transaction<'static, Postgres>, StoreError> {
@@ -85,7 +85,7 @@ pub(super) async fn begin_for(
 }
 
 /// The same, for reading in one snapshot.
-pub(super) async fn begin_reading(
+pub(in crate::adapters) async fn begin_reading(
     pool: &PgPool,
     brand: BrandId,
 ) -> Result<Transaction<'static, Postgres>, StoreError> {
@@ -133,7 +133,7 @@ async fn warn_of_a_role_without_wall(pool: &PgPool) -> Result<(), StoreError> {
 
 /// What an error means to a caller.
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
-pub(super) fn failed(error: sqlx::Error) -> StoreError {
+pub(in crate::adapters) fn failed(error: sqlx::Error) -> StoreError {
     let Some(database) = error.as_database_error() else {
         return match error {
             sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => {

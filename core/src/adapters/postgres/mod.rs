@@ -1,10 +1,4 @@
-//! PostgreSQL: the store of the services profile. [`super::sqlite`] has the same files, in the same order.
+//! What PostgreSQL has of its own: the pool, the migrations, what its errors mean, and a few statements. The rest is in [`super::sql`].
 
-pub mod automations;
-pub mod customers;
 pub mod db;
-pub mod directory;
-pub mod outbox;
-pub mod privacy;
-pub mod processing;
-pub mod tenants;
+pub(super) mod hot;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions,
@@ -153,8 +154,25 @@ impl Db {
     }
 
     /// A transaction that writes. There is one at a time; it never has to be undone for another's sake.
-    pub(super) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+    pub(in crate::adapters) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
         self.write.begin_with("begin immediate").await
+    }
+
+    /// A transaction that reads, in one state, and holds up nobody who writes.
+    pub(in crate::adapters) async fn begin_reading(
+        &self,
+    ) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+        self.read.begin_with("begin").await
+    }
+
+    /// The connection that writes, for one statement: a transaction of its own.
+    pub(in crate::adapters) async fn writer(&self) -> Result<PoolConnection<Sqlite>, sqlx::Error> {
+        self.write.acquire().await
+    }
+
+    /// A connection that reads, for one statement.
+    pub(in crate::adapters) async fn reader(&self) -> Result<PoolConnection<Sqlite>, sqlx::Error> {
+        self.read.acquire().await
     }
 }
 
@@ -203,7 +221,7 @@ pub(super) fn pieces<T>(mut rows: &[T]) -> Vec<&[T]> {
 
 /// What an error means to a caller.
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
-pub(super) fn failed(error: sqlx::Error) -> StoreError {
+pub(in crate::adapters) fn failed(error: sqlx::Error) -> StoreError {
     let Some(database) = error.as_database_error() else {
         return match error {
             sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => {

@@ -1,11 +1,6 @@
-//! SQLite: store and queue of the embedded profile. [`super::postgres`] has the same files, in the same order.
+//! What SQLite has of its own: the file, the migrations, what its errors mean, a few statements, and the queue. The rest of the store is
+//! in [`super::sql`].
 
-pub mod automations;
-pub mod customers;
 pub mod db;
-pub mod directory;
-pub mod outbox;
-pub mod privacy;
-pub mod processing;
+pub(super) mod hot;
 pub mod queue;
-pub mod tenants;

@@ -172,7 +172,7 @@ pub async fn put_segment(
         created_ms: old.map_or(now_ms, |old| old.created_ms),
         updated_ms: now_ms,
     };
-    let mut tx = context.automations.begin().await?;
+    let mut tx = context.automations.begin_for(brand).await?;
     tx.save_segment(&row).await?;
     let fill = Job::Fill { brand, segments: vec![name.to_owned()], after: None };
     tx.stage(&[fill.stage()], now_ms).await?;
@@ -186,7 +186,7 @@ pub async fn put_segment(
 /// # Errors
 /// When the store is away.
 pub async fn refill(context: &Context, brand: BrandId) -> Result<(), StoreError> {
-    let mut tx = context.automations.begin().await?;
+    let mut tx = context.automations.begin_for(brand).await?;
     let fill = Job::Fill { brand, segments: segment::own_names(), after: None };
     tx.stage(&[fill.stage()], context.clock.now_ms()).await?;
     tx.commit().await
@@ -391,11 +391,11 @@ async fn unready(
         "no automation worker has been there for a minute: whether e-mails and webhooks can leave is not known"
             .to_owned()
     });
-    let sender = match context.tenants.settings(brand).await? {
+    let sender = match context.tenants.brands.settings(brand).await? {
         BrandSettings { email_from: None, .. } => {
             Err("the brand's setting email_from is not set: PATCH /api/settings".to_owned())
         }
-        set => check_sender(&*context.tenants, brand, &set).await?.map_err(|wrong| wrong.message),
+        set => check_sender(&context.tenants, brand, &set).await?.map_err(|wrong| wrong.message),
     };
     let sender = sender.as_ref().copied().map_err(String::as_str);
     Ok((preflight::problems(plan, sender, abilities), unknown))
@@ -713,7 +713,7 @@ async fn change(
     how: impl FnOnce(&mut Run, &mut Vec<ActionRow>, i64) -> Result<bool, AdminError>,
 ) -> Result<RunAnswer, AdminError> {
     let now_ms = context.clock.now_ms();
-    let mut tx = context.automations.begin().await?;
+    let mut tx = context.automations.begin_for(brand).await?;
     let held = tx.lock_runs(&[id]).await?.into_iter().find(|run| run.brand == brand);
     let mut held = held.ok_or(AdminError::Unknown("run"))?;
     let mut actions = tx.actions(&[id]).await?;

@@ -63,7 +63,7 @@ impl<'t> Token<'t> {
     /// [`LinkError::Unknown`] for what has not the form of one.
     pub(super) async fn read(context: &Context, token: &'t str) -> Result<Self, LinkError> {
         let (brand, subject, signed) = parts(token).ok_or(LinkError::Unknown)?;
-        if !context.tenants.brands().await?.iter().any(|(id, _)| *id == brand) {
+        if !context.tenants.brands.brands().await?.iter().any(|(id, _)| *id == brand) {
             return Err(LinkError::Unknown);
         }
         let secrets = signing::secrets(context, brand).await?;

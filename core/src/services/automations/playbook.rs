@@ -106,6 +106,7 @@ impl Playbook {
     pub async fn plan(
         &self,
         automations: &dyn Automations,
+        brand: BrandId,
         id: Uuid,
         version: i32,
     ) -> Result<Option<Arc<Plan>>, StoreError> {
@@ -115,7 +116,7 @@ impl Playbook {
         if let Some(plan) = PLANS.get(&(id, version)) {
             return Ok(Some(plan));
         }
-        let definition = automations.version(id, version).await?;
+        let definition = automations.version(brand, id, version).await?;
         Ok(definition.and_then(|definition| planned(id, version, &definition)))
     }
 }

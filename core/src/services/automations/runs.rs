@@ -215,7 +215,10 @@ async fn known(context: &Context, wanted: &[Wanted]) -> Result<Known, StoreError
     let (mut plans, mut profiles, mut automations) = (HashMap::new(), HashMap::new(), BTreeSet::new());
     for peek in context.automations.peek(&of.keys().copied().collect::<Vec<_>>()).await? {
         let Some(book) = of.get(&peek.run).and_then(|brand| playbooks.get(brand)) else { continue };
-        plans.insert(peek.run, book.plan(&*context.automations, peek.automation, peek.version).await?);
+        plans.insert(
+            peek.run,
+            book.plan(&*context.automations, peek.brand, peek.automation, peek.version).await?,
+        );
         profiles.insert(peek.run, peek.profile);
         automations.insert(peek.automation);
     }

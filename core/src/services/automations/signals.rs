@@ -278,7 +278,8 @@ async fn waken(
         let (Some(book), Some((brand, ids))) = (playbooks.get(&run.brand), told.get(&run.profile)) else {
             continue;
         };
-        let Some(plan) = book.plan(&*context.automations, run.automation, run.version).await? else {
+        let Some(plan) = book.plan(&*context.automations, run.brand, run.automation, run.version).await?
+        else {
             continue;
         };
         let names: BTreeSet<&str> = plan.cancelling().chain(plan.awaited()).collect();
@@ -314,7 +315,9 @@ pub async fn schedule(
     let book = context.brands.playbook(brand).await?;
     // As the store has it: what is remembered may be old.
     let Some(row) = context.automations.automation(brand, automation).await? else { return Ok(()) };
-    let Some(plan) = book.plan(&*context.automations, automation, row.version).await? else { return Ok(()) };
+    let Some(plan) = book.plan(&*context.automations, brand, automation, row.version).await? else {
+        return Ok(());
+    };
     let Starts::Schedule { segment, .. } = &plan.definition.trigger else { return Ok(()) };
     if row.status != AutomationStatus::Active {
         tracing::info!(%automation, "a schedule came up for an automation that does not run");
@@ -324,7 +327,7 @@ pub async fn schedule(
     let members = context.automations.members(brand, segment, after, PAGE).await?;
     let now = context.clock.now();
     let ids: Vec<ProfileId> = members.iter().map(|(id, _)| *id).collect();
-    let mut tx = context.automations.begin().await?;
+    let mut tx = context.automations.begin_for(brand).await?;
     let there: BTreeSet<ProfileId> = tx.lock(&ids).await?.into_values().collect();
     let there: Vec<ProfileId> = there.into_iter().collect();
     let sees = playing.plan.condition.as_ref().is_some_and(|condition| condition.speaks_of("events"));
@@ -365,7 +368,7 @@ pub async fn fill(
         ids.iter().map(|id| Signal { brand, profile: *id, events: Vec::new() }).collect();
     take(context, &signals, segments).await?;
     if ids.len() as i64 == PAGE {
-        let mut tx = context.automations.begin().await?;
+        let mut tx = context.automations.begin_for(brand).await?;
         let next = Job::Fill { brand, segments: segments.to_vec(), after: ids.last().copied() };
         tx.stage(&[next.stage()], context.clock.now_ms()).await?;
         tx.commit().await?;

@@ -38,7 +38,7 @@ pub async fn secrets(context: &Context, brand: BrandId) -> Result<BrandSecrets, 
         return Ok(known);
     }
     let fresh = BrandSecrets { signing: random(PREFIX), link: random(""), ..BrandSecrets::default() };
-    let secrets = context.tenants.secrets(brand, &fresh).await?;
+    let secrets = context.tenants.secrets.secrets(brand, &fresh).await?;
     KNOWN.insert(key, secrets.clone());
     Ok(secrets)
 }
@@ -67,7 +67,7 @@ pub async fn rotate(
     let details = json!({"grace_s": grace.as_secs()});
     let note =
         entry(context, brand, actor, Action { what: "signing_secret_rotated", subject: None, details });
-    context.tenants.rotate_signing(brand, &random(PREFIX), until, Some(&note)).await?;
+    context.tenants.secrets.rotate_signing(brand, &random(PREFIX), until, Some(&note)).await?;
     KNOWN.invalidate(&(context.id, brand));
     secrets(context, brand).await
 }

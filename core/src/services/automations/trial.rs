@@ -119,7 +119,7 @@ pub async fn ask(
     let asked = serde_json::to_vec(&Asked { automation: id, trial }).unwrap_or_default();
     let away = |error| StoreError::Unavailable(format!("{error}"));
     context.cache.put(&asked_key(brand, trial_id), asked.into(), KEPT).await.map_err(away)?;
-    let mut tx = context.automations.begin().await?;
+    let mut tx = context.automations.begin_for(brand).await?;
     tx.stage(&[Job::Trial { brand, trial: trial_id }.stage()], context.clock.now_ms()).await?;
     tx.commit().await?;
     let looking = async {

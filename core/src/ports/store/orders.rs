@@ -1,0 +1,58 @@
+//! What shops tell besides: orders, products, consent.
+
+use async_trait::async_trait;
+
+use super::StoreError;
+use crate::domain::event::{Consent, Product, Source};
+use crate::domain::ids::{BrandId, ProfileId};
+use crate::domain::order::OrderRecord;
+
+/// Which order: `(brand, shop, Shopify's id)`.
+pub type OrderKey = (BrandId, String, String);
+
+/// An order of a brand.
+pub type BrandOrder = (BrandId, OrderRecord);
+
+/// What a delivery says of a product.
+#[derive(Clone, Debug)]
+pub struct ProductRow<'a> {
+    /// Whose product.
+    pub brand: BrandId,
+    /// Of which shop.
+    pub shop: &'a str,
+    /// What it says.
+    pub product: Product,
+}
+
+/// What an event says of consent.
+#[derive(Clone, Copy, Debug)]
+pub struct ConsentRow<'a> {
+    /// Of which brand.
+    pub brand: BrandId,
+    /// The event.
+    pub message_id: &'a str,
+    /// Whose consent.
+    pub profile: ProfileId,
+    /// Who told it.
+    pub source: Source,
+    /// What comes later of two with the same time.
+    pub sequence: i64,
+    /// What it says.
+    pub consent: &'a Consent,
+}
+
+/// Orders, products and consent, in a transaction.
+#[async_trait]
+pub trait OrdersTx: Send {
+    /// What is known of these orders. `keys` must be sorted.
+    async fn orders(&mut self, keys: &[OrderKey]) -> Result<Vec<BrandOrder>, StoreError>;
+
+    /// Writes orders. [`StoreError::Conflict`] when another transaction wrote one since it was read. `rows` must be sorted.
+    async fn save_orders(&mut self, rows: &[BrandOrder]) -> Result<(), StoreError>;
+
+    /// Writes products where they are newer than what is there; one that was deleted stays deleted. `rows` holds each product once, sorted.
+    async fn save_products(&mut self, rows: &[ProductRow<'_>]) -> Result<(), StoreError>;
+
+    /// Adds what customers said of consent.
+    async fn save_consents(&mut self, rows: &[ConsentRow<'_>]) -> Result<(), StoreError>;
+}
