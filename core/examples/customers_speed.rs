@@ -24,9 +24,10 @@ use tributary_core::domain::time::from_ms;
 use tributary_core::ports::directory::Sort;
 use tributary_core::ports::queue::QueueSettings;
 use tributary_core::ports::store::{Store, SuppressionKey};
+use tributary_core::services::brands::BrandRules;
 use tributary_core::services::customer360::{Asked, answer};
 use tributary_core::services::directory::{Listing, list, search};
-use tributary_core::services::process::{Book, process};
+use tributary_core::services::events::process;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
 
 const BRAND: BrandId = BrandId(1);
@@ -129,7 +130,7 @@ async fn load(context: &Context, customers: usize) {
                 }
                 let events: Vec<Event> =
                     (first..(first + AT_ONCE).min(customers)).flat_map(journey).collect();
-                process(&*context.store, &*context.locks, &context.clock, &Book::default(), &events)
+                process(&*context.store, &*context.locks, &context.clock, &BrandRules::default(), &events)
                     .await
                     .unwrap();
             }

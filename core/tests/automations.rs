@@ -23,12 +23,12 @@ use tributary_core::domain::settings::BrandSettings;
 use tributary_core::domain::time::{self, from_ms};
 use tributary_core::ports::automations::{AutomationStatus, RunFilter};
 use tributary_core::ports::clock::{Clock, ManualClock, SystemClock};
-use tributary_core::ports::courier::{Content, Courier, Delivery, Parcel};
 use tributary_core::ports::privacy::Erasure;
 use tributary_core::ports::queue::{NewItem, Scope, Then};
-use tributary_core::services::automations::admin::{self, DryRun};
+use tributary_core::ports::sender::{MessageContent, OutboundMessage, SendOutcome, Sender};
+use tributary_core::services::automations::api::{self, DryRun, segments};
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
-use tributary_core::services::automations::runs::Outside;
+use tributary_core::services::automations::runs::Outbound;
 use tributary_core::services::automations::{unsubscribe, waker, work as jobs};
 use tributary_core::services::outbox::drain;
 use tributary_core::services::work::work;
@@ -42,28 +42,28 @@ const DAY: i64 = 24 * HOUR;
 /// Carries nothing, and remembers what it was given. What it answers can be set by destination.
 #[derive(Default)]
 struct Notebook {
-    carried: Mutex<Vec<Parcel>>,
-    answers: Mutex<BTreeMap<String, Delivery>>,
+    carried: Mutex<Vec<OutboundMessage>>,
+    answers: Mutex<BTreeMap<String, SendOutcome>>,
 }
 
 #[async_trait]
-impl Courier for Notebook {
-    async fn carry(&self, parcel: &Parcel) -> Delivery {
-        self.carried.lock().unwrap().push(parcel.clone());
-        let to = match &parcel.content {
-            Content::Webhook { url, .. } | Content::Chat { url, .. } => url.clone(),
-            Content::Email(email) => email.to.clone(),
+impl Sender for Notebook {
+    async fn send(&self, message: &OutboundMessage) -> SendOutcome {
+        self.carried.lock().unwrap().push(message.clone());
+        let to = match &message.content {
+            MessageContent::Webhook { url, .. } | MessageContent::Chat { url, .. } => url.clone(),
+            MessageContent::Email(email) => email.to.clone(),
         };
         let answer = self.answers.lock().unwrap().get(&to).cloned();
         match answer {
             // Never answers: whoever waits for it is dropped.
-            Some(Delivery::Later { error, .. }) if error == "hang" => std::future::pending().await,
-            Some(Delivery::Done(how)) if how == "slowly" => {
+            Some(SendOutcome::Later { error, .. }) if error == "hang" => std::future::pending().await,
+            Some(SendOutcome::Done(how)) if how == "slowly" => {
                 tokio::time::sleep(Duration::from_secs(3)).await;
-                Delivery::Done(how)
+                SendOutcome::Done(how)
             }
             Some(answer) => answer,
-            None => Delivery::Done("taken".into()),
+            None => SendOutcome::Done("taken".into()),
         }
     }
 }
@@ -73,7 +73,7 @@ struct World {
     context: Context,
     clock: ManualClock,
     notebook: Arc<Notebook>,
-    outside: Outside,
+    outbound: Outbound,
     brand: BrandId,
 }
 
@@ -84,17 +84,17 @@ impl World {
         context.clock = Arc::new(clock.clone());
         let brand = context.tenants.brands.add_brand("b").await.unwrap();
         let notebook = Arc::new(Notebook::default());
-        let outside = Outside {
+        let outbound = Outbound {
             sends_mail: true,
             reach: Reach { private: true, http: true },
-            courier: notebook.clone(),
+            sender: notebook.clone(),
             destinations: Arc::new(Destinations::new(DEFAULT_RATE)),
             public_url: Some("https://t.example".into()),
         };
         let settings =
             BrandSettings { email_from: Some("Shop <shop@t.example>".into()), ..BrandSettings::default() };
         context.brands.set(brand, &settings, None).await.unwrap();
-        Self { _u: u, context, clock, notebook, outside, brand }
+        Self { _u: u, context, clock, notebook, outbound, brand }
     }
 
     fn pass(&self, ms: i64) {
@@ -175,7 +175,7 @@ impl World {
             done += waker::wake(&self.context).await.unwrap();
             done += drain(&self.context).await.unwrap();
             while let Some(batch) = self.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap() {
-                let worked = jobs::work(&self.context, &self.outside, &batch.items).await;
+                let worked = jobs::work(&self.context, &self.outbound, &batch.items).await;
                 assert!(worked.store_away.is_none(), "{:?}", worked.store_away);
                 undone.extend(worked.unfinished.iter().map(|one| one.then.clone()));
                 self.context.automation_queue.ack(&batch, &worked.unfinished).await.unwrap();
@@ -197,8 +197,8 @@ impl World {
 
     async fn active(&self, definition: Value) -> Uuid {
         let definition: Definition = serde_json::from_value(definition).unwrap();
-        let made = admin::create(&self.context, self.brand, &definition).await.unwrap();
-        admin::set_status(&self.context, self.brand, made.id, AutomationStatus::Active).await.unwrap();
+        let made = api::create(&self.context, self.brand, &definition).await.unwrap();
+        api::set_status(&self.context, self.brand, made.id, AutomationStatus::Active).await.unwrap();
         made.id
     }
 
@@ -219,18 +219,18 @@ impl World {
 
     fn subjects(&self) -> Vec<String> {
         let carried = self.notebook.carried.lock().unwrap();
-        let email = |parcel: &Parcel| match &parcel.content {
-            Content::Email(email) => Some(format!("{}: {}", email.to, email.subject)),
+        let email = |message: &OutboundMessage| match &message.content {
+            MessageContent::Email(email) => Some(format!("{}: {}", email.to, email.subject)),
             _ => None,
         };
         carried.iter().filter_map(email).collect()
     }
 
     fn keys(&self) -> Vec<String> {
-        self.notebook.carried.lock().unwrap().iter().map(|parcel| parcel.key.clone()).collect()
+        self.notebook.carried.lock().unwrap().iter().map(|message| message.key.clone()).collect()
     }
 
-    fn answer(&self, to: &str, delivery: Delivery) {
+    fn answer(&self, to: &str, delivery: SendOutcome) {
         self.notebook.answers.lock().unwrap().insert(to.into(), delivery);
     }
 
@@ -285,8 +285,8 @@ on_both!(
 );
 
 async fn who_belongs_follows_events_and_time(w: World) {
-    let gold = admin::SegmentAnswer::clone(
-        &admin::put_segment(
+    let gold = segments::SegmentAnswer::clone(
+        &segments::put(
             &w.context,
             w.brand,
             "gold",
@@ -325,20 +325,20 @@ async fn who_belongs_follows_events_and_time(w: World) {
         changes.iter().rev().map(|c| format!("{}{}", if c.entered { "+" } else { "-" }, c.segment)).collect();
     assert_eq!(told[..2], ["+rfm_new", "+gold"]);
     assert!(told.ends_with(&["+rfm_lost".to_owned()]) && told.contains(&"-rfm_new".to_owned()), "{told:?}");
-    let all = admin::segments(&w.context, w.brand).await.unwrap();
+    let all = segments::list(&w.context, w.brand).await.unwrap();
     let lost = all.iter().find(|segment| segment.name == "rfm_lost").unwrap();
     assert_eq!((lost.members, lost.own), (1, true));
     // A segment that is written over everybody who is there already is filled.
     let everyone = serde_json::from_value(json!({"expression": "seen.events > 0"})).unwrap();
-    admin::put_segment(&w.context, w.brand, "everyone", everyone).await.unwrap();
+    segments::put(&w.context, w.brand, "everyone", everyone).await.unwrap();
     // Not before every process has heard of it.
     for _ in 0..40 {
         w.settle().await;
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
-    assert_eq!(admin::segment(&w.context, w.brand, "everyone").await.unwrap().members, 2);
+    assert_eq!(segments::get(&w.context, w.brand, "everyone").await.unwrap().members, 2);
     let preview =
-        admin::preview(&w.context, w.brand, "traits.plan == 'gold' && orders.count > 0").await.unwrap();
+        segments::preview(&w.context, w.brand, "traits.plan == 'gold' && orders.count > 0").await.unwrap();
     assert_eq!((preview.examined, preview.matched, preview.customers.len()), (2, 1, 1));
 }
 
@@ -442,8 +442,8 @@ async fn what_is_delivered_twice_happens_once(w: World) {
         drain(&w.context).await.unwrap();
         while let Some(batch) = w.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap() {
             let (one, two) = tokio::join!(
-                jobs::work(&w.context, &w.outside, &batch.items),
-                jobs::work(&w.context, &w.outside, &batch.items)
+                jobs::work(&w.context, &w.outbound, &batch.items),
+                jobs::work(&w.context, &w.outbound, &batch.items)
             );
             assert!(one.unfinished.is_empty() && two.unfinished.is_empty(), "{one:?} {two:?}");
             w.context.automation_queue.ack(&batch, &[]).await.unwrap();
@@ -461,7 +461,7 @@ async fn what_is_delivered_twice_happens_once(w: World) {
 async fn a_parcel_that_was_begun_is_carried_again_under_its_key(w: World) {
     let id =
         w.active(on("E", json!([hook("https://r.example/slow"), {"do": "add_tag", "tag": "after"}]))).await;
-    w.answer("https://r.example/slow", Delivery::Later { error: "hang".into(), after: None });
+    w.answer("https://r.example/slow", SendOutcome::Later { error: "hang".into(), after: None });
     w.track("ada", "E").await;
     while let Some(batch) = w.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
         work(&w.context, &batch.items).await;
@@ -473,7 +473,7 @@ async fn a_parcel_that_was_begun_is_carried_again_under_its_key(w: World) {
         // The worker dies while the receiver has it.
         let dies = tokio::time::timeout(
             Duration::from_millis(500),
-            jobs::work(&w.context, &w.outside, &batch.items),
+            jobs::work(&w.context, &w.outbound, &batch.items),
         );
         if dies.await.is_ok() {
             w.context.automation_queue.ack(&batch, &[]).await.unwrap();
@@ -483,8 +483,8 @@ async fn a_parcel_that_was_begun_is_carried_again_under_its_key(w: World) {
         let run = &w.runs(id).await[0];
         let (_, actions) = w.context.automations.run(w.brand, run.id).await.unwrap().unwrap();
         assert_eq!((actions[0].status.as_str(), actions[0].attempts), ("started", 1), "recorded before");
-        w.answer("https://r.example/slow", Delivery::Done("taken".into()));
-        let worked = jobs::work(&w.context, &w.outside, &batch.items).await;
+        w.answer("https://r.example/slow", SendOutcome::Done("taken".into()));
+        let worked = jobs::work(&w.context, &w.outbound, &batch.items).await;
         assert!(worked.unfinished.is_empty());
         w.context.automation_queue.ack(&batch, &[]).await.unwrap();
     }
@@ -499,7 +499,7 @@ async fn a_parcel_that_was_begun_is_carried_again_under_its_key(w: World) {
 
 async fn a_receiver_that_is_away_is_tried_again_and_one_that_refuses_is_not(w: World) {
     let id = w.active(on("E", json!([hook("https://r.example/x")]))).await;
-    let later = Delivery::Later { error: "answered 503".into(), after: Some(Duration::from_secs(3600)) };
+    let later = SendOutcome::Later { error: "answered 503".into(), after: Some(Duration::from_secs(3600)) };
     w.answer("https://r.example/x", later);
     w.track("ada", "E").await;
     let undone = w.settle().await;
@@ -507,34 +507,31 @@ async fn a_receiver_that_is_away_is_tried_again_and_one_that_refuses_is_not(w: W
         matches!(&undone[..], [Then::Retry { delay, .. }] if *delay == Duration::from_secs(3600)),
         "Retry-After: {undone:?}"
     );
-    w.answer("https://r.example/x", Delivery::Later { error: "answered 500".into(), after: None });
+    w.answer("https://r.example/x", SendOutcome::Later { error: "answered 500".into(), after: None });
     w.track("bob", "E").await;
     let undone = w.settle().await;
     assert!(
         matches!(&undone[..], [Then::Retry { delay, .. }] if *delay <= Duration::from_secs(1)),
         "{undone:?}"
     );
-    w.answer("https://r.example/x", Delivery::Done("taken".into()));
+    w.answer("https://r.example/x", SendOutcome::Done("taken".into()));
     w.settle_retries().await;
     assert_eq!(w.keys().len(), 3);
-    w.answer("https://r.example/x", Delivery::Refused("answered 410".into()));
+    w.answer("https://r.example/x", SendOutcome::Refused("answered 410".into()));
     w.track("eve", "E").await;
     let undone = w.settle().await;
     assert!(matches!(&undone[..], [Then::Bury { .. }]), "{undone:?}");
     let failed = w.runs(id).await.into_iter().find(|run| run.status == Status::Failed).unwrap();
-    assert!(
-        admin::cancel(&w.context, w.brand, w.runs(id).await[1].id, "me").await.is_err(),
-        "bob's has ended"
-    );
-    w.answer("https://r.example/x", Delivery::Done("taken".into()));
-    admin::retry(&w.context, w.brand, failed.id, "me").await.unwrap();
+    assert!(api::cancel(&w.context, w.brand, w.runs(id).await[1].id, "me").await.is_err(), "bob's has ended");
+    w.answer("https://r.example/x", SendOutcome::Done("taken".into()));
+    api::retry(&w.context, w.brand, failed.id, "me").await.unwrap();
     w.settle().await;
-    assert_eq!(admin::run(&w.context, w.brand, failed.id).await.unwrap().status, Status::Done);
+    assert_eq!(api::run(&w.context, w.brand, failed.id).await.unwrap().status, Status::Done);
     // By its dead letter, as well.
-    w.answer("https://r.example/x", Delivery::Refused("answered 410".into()));
+    w.answer("https://r.example/x", SendOutcome::Refused("answered 410".into()));
     w.track("kim", "E").await;
     w.settle().await;
-    w.answer("https://r.example/x", Delivery::Done("taken".into()));
+    w.answer("https://r.example/x", SendOutcome::Done("taken".into()));
     let letters = w.context.automation_queue.dead(Scope::All, None, 10).await.unwrap();
     let ids: Vec<String> = letters.iter().map(|letter| letter.item.id.clone()).collect();
     w.context.automation_queue.retry_dead(&ids).await.unwrap();
@@ -543,14 +540,14 @@ async fn a_receiver_that_is_away_is_tried_again_and_one_that_refuses_is_not(w: W
         w.statuses(id).await.into_iter().filter(|status| *status != Status::Done).collect();
     assert_eq!(live, [Status::Queued], "only the one that waits for its hour");
     let waiting = w.runs(id).await.into_iter().find(|run| run.status == Status::Queued).unwrap();
-    admin::cancel(&w.context, w.brand, waiting.id, "me").await.unwrap();
-    assert!(admin::retry(&w.context, w.brand, waiting.id, "me").await.is_err());
+    api::cancel(&w.context, w.brand, waiting.id, "me").await.unwrap();
+    assert!(api::retry(&w.context, w.brand, waiting.id, "me").await.is_err());
 }
 
 async fn a_dead_destination_starves_nobody(w: World) {
     let dead = w.active(on("D", json!([hook("https://dead.example/")]))).await;
     let alive = w.active(on("A", json!([hook("https://alive.example/")]))).await;
-    w.answer("https://dead.example/", Delivery::Later { error: "no answer in 10 s".into(), after: None });
+    w.answer("https://dead.example/", SendOutcome::Later { error: "no answer in 10 s".into(), after: None });
     for user in 0..40 {
         w.track(&format!("u{user}"), "D").await;
         w.track(&format!("u{user}"), "A").await;
@@ -566,7 +563,7 @@ async fn a_dead_destination_starves_nobody(w: World) {
         let carried = w.notebook.carried.lock().unwrap();
         carried
             .iter()
-            .filter(|p| matches!(&p.content, Content::Webhook { url, .. } if url.contains("dead")))
+            .filter(|p| matches!(&p.content, MessageContent::Webhook { url, .. } if url.contains("dead")))
             .count()
     };
     assert!(to_dead(&w) <= 40, "once it is known to be dead, nothing more goes there: {}", to_dead(&w));
@@ -583,15 +580,11 @@ async fn edits_touch_no_run_under_way_and_a_pause_holds_all_of_them(w: World) {
     w.track("ada", "E").await;
     w.settle().await;
     let edited: Definition = serde_json::from_value(on("E", steps("second"))).unwrap();
-    assert_eq!(admin::edit(&w.context, w.brand, id, &edited).await.unwrap().version, 2);
-    assert_eq!(
-        admin::edit(&w.context, w.brand, id, &edited).await.unwrap().version,
-        2,
-        "the same is no edit"
-    );
+    assert_eq!(api::edit(&w.context, w.brand, id, &edited).await.unwrap().version, 2);
+    assert_eq!(api::edit(&w.context, w.brand, id, &edited).await.unwrap().version, 2, "the same is no edit");
     w.track("bob", "E").await;
     w.settle().await;
-    admin::set_status(&w.context, w.brand, id, AutomationStatus::Paused).await.unwrap();
+    api::set_status(&w.context, w.brand, id, AutomationStatus::Paused).await.unwrap();
     w.track("eve", "E").await;
     w.pass(2 * HOUR);
     w.settle().await;
@@ -600,13 +593,13 @@ async fn edits_touch_no_run_under_way_and_a_pause_holds_all_of_them(w: World) {
         !w.context.automations.is_due(w.clock.now_ms(), 0).await.unwrap(),
         "what stands still is not looked at"
     );
-    admin::set_status(&w.context, w.brand, id, AutomationStatus::Active).await.unwrap();
+    api::set_status(&w.context, w.brand, id, AutomationStatus::Active).await.unwrap();
     w.settle().await;
     let carried = w.notebook.carried.lock().unwrap().clone();
     let mut texts: Vec<String> = carried
         .iter()
-        .filter_map(|parcel| match &parcel.content {
-            Content::Chat { body, .. } => Some(body.clone()),
+        .filter_map(|message| match &message.content {
+            MessageContent::Chat { body, .. } => Some(body.clone()),
             _ => None,
         })
         .collect();
@@ -614,7 +607,7 @@ async fn edits_touch_no_run_under_way_and_a_pause_holds_all_of_them(w: World) {
     assert_eq!(texts, [r#"{"text":"first"}"#, r#"{"text":"second"}"#]);
     w.track("kim", "E").await;
     w.settle().await;
-    admin::delete(&w.context, w.brand, id).await.unwrap();
+    api::delete(&w.context, w.brand, id).await.unwrap();
     w.pass(2 * HOUR);
     w.settle().await;
     assert_eq!((w.keys().len(), w.statuses(id).await[0]), (2, Status::Cancelled));
@@ -642,7 +635,7 @@ async fn a_run_goes_with_its_customer_through_a_merge_and_ends_with_an_erasure(w
     w.settle().await;
     let runs = w.runs(id).await;
     assert_eq!((runs.len(), runs[0].status, w.keys().len()), (1, Status::Done, 1));
-    let Content::Webhook { body, .. } = w.notebook.carried.lock().unwrap()[0].content.clone() else {
+    let MessageContent::Webhook { body, .. } = w.notebook.carried.lock().unwrap()[0].content.clone() else {
         panic!()
     };
     let body: Value = serde_json::from_str(&body).unwrap();
@@ -657,7 +650,7 @@ async fn a_slow_receiver_holds_up_no_other_of_its_batch(w: World) {
         .answers
         .lock()
         .unwrap()
-        .insert("https://slow.example/".into(), Delivery::Done("slowly".into()));
+        .insert("https://slow.example/".into(), SendOutcome::Done("slowly".into()));
     w.subscriber("ada").await;
     w.track("ada", "Slow").await;
     w.track("ada", "Quick").await;
@@ -677,7 +670,7 @@ async fn a_slow_receiver_holds_up_no_other_of_its_batch(w: World) {
 
 async fn a_schedule_comes_up_for_every_member_once(w: World) {
     let vips = serde_json::from_value(json!({"expression": "traits.plan == 'gold'"})).unwrap();
-    admin::put_segment(&w.context, w.brand, "gold", vips).await.unwrap();
+    segments::put(&w.context, w.brand, "gold", vips).await.unwrap();
     for user in 0..3 {
         w.send(
             &format!("u{user}"),
@@ -700,7 +693,7 @@ async fn a_schedule_comes_up_for_every_member_once(w: World) {
     w.pass(3 * DAY);
     w.settle().await;
     assert_eq!(w.keys().len(), 4);
-    assert!(admin::delete_segment(&w.context, w.brand, "gold").await.is_err(), "the automation needs it");
+    assert!(segments::delete(&w.context, w.brand, "gold").await.is_err(), "the automation needs it");
 }
 
 async fn tags_traits_and_events_go_the_way_of_all_events(w: World) {
@@ -721,7 +714,7 @@ async fn tags_traits_and_events_go_the_way_of_all_events(w: World) {
     assert_eq!(record.profile.traits["greeting"].value, "Hello ada@example.com");
     assert_eq!(record.profile.traits["tag:seen"].value, true);
     assert_eq!(w.statuses(chained).await, [Status::Done]);
-    let Content::Webhook { body, .. } = w.notebook.carried.lock().unwrap()[0].content.clone() else {
+    let MessageContent::Webhook { body, .. } = w.notebook.carried.lock().unwrap()[0].content.clone() else {
         panic!()
     };
     assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["data"]["event"]["properties"]["by"], "E");
@@ -734,7 +727,9 @@ async fn a_link_unsubscribes_and_only_its_own(w: World) {
     }
     w.track("ada", "E").await;
     w.settle().await;
-    let Content::Email(email) = w.notebook.carried.lock().unwrap()[0].content.clone() else { panic!() };
+    let MessageContent::Email(email) = w.notebook.carried.lock().unwrap()[0].content.clone() else {
+        panic!()
+    };
     let link = email.unsubscribe.unwrap();
     let token = link.strip_prefix("https://t.example/unsubscribe/").unwrap().to_owned();
     let bobs = token.replace(&w.id_of("ada").await.to_string(), &w.id_of("bob").await.to_string());
@@ -758,16 +753,16 @@ async fn a_dry_run_says_what_would_happen_and_does_nothing(w: World) {
         ]
     }))
     .unwrap();
-    let id = admin::create(&w.context, w.brand, &definition).await.unwrap().id;
+    let id = api::create(&w.context, w.brand, &definition).await.unwrap().id;
     w.subscriber("ada").await;
     let customer = w.id_of("ada").await;
     let asked = DryRun { customer: Some(customer), email: None, message_id: None };
-    let told = admin::dry_run(&w.context, w.brand, id, &asked).await.unwrap();
+    let told = api::dry_run(&w.context, w.brand, id, &asked).await.unwrap();
     assert!(!told.starts && told.why.unwrap().contains("value"), "a made-up event has no value");
     w.send("ada", json!({"type": "track", "event": "E", "messageId": "m", "properties": {"value": 20}}))
         .await;
     w.settle().await;
-    let told = admin::dry_run(&w.context, w.brand, id, &asked).await.unwrap();
+    let told = api::dry_run(&w.context, w.brand, id, &asked).await.unwrap();
     let log: Vec<String> = told
         .log
         .iter()

@@ -24,7 +24,7 @@ use tributary_core::domain::time::from_ms;
 use tributary_core::domain::version::Version;
 use tributary_core::ports::clock::{Clock, SystemClock};
 use tributary_core::ports::store::StoreError;
-use tributary_core::services::process::process;
+use tributary_core::services::events::process;
 
 on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store } [
     any_stream_ends_as_the_oracle_says,

@@ -19,9 +19,10 @@ use tributary_core::domain::time::from_ms;
 use tributary_core::domain::version::Version;
 use tributary_core::ports::privacy::Erasure;
 use tributary_core::ports::store::StoreError;
+use tributary_core::services::brands::BrandRules;
+use tributary_core::services::events::process;
 use tributary_core::services::identity::{IdentityError, history, merge_two, preview, split};
 use tributary_core::services::privacy::{erase, unsuppress};
-use tributary_core::services::process::{Book, process};
 
 on_every_adapter!({ embedded: crate::embedded_context, services: crate::services_context } [
     two_anonymous_sessions_and_then_one_login_are_one_customer,
@@ -119,26 +120,26 @@ fn order(message: &str, names: &str, id: &str, total: i64) -> Event {
     Event { order: Some(update), shop: Some("s.example.com".into()), ..event(message, names) }
 }
 
-fn book(limits: Limits) -> Book {
+fn book(limits: Limits) -> BrandRules {
     let settings = Arc::new(BrandSettings { limits, ..BrandSettings::default() });
-    Book { settings: HashMap::from([(BRAND, settings)]), ..Book::default() }
+    BrandRules { settings: HashMap::from([(BRAND, settings)]), ..BrandRules::default() }
 }
 
-fn at_most(kind: IdentifierKind, most: u32) -> Book {
+fn at_most(kind: IdentifierKind, most: u32) -> BrandRules {
     book(Limits { kinds: BTreeMap::from([(kind, most)]), ..Limits::default() })
 }
 
-async fn run_by(u: &ContextUnderTest, book: &Book, events: &[Event]) {
+async fn run_by(u: &ContextUnderTest, book: &BrandRules, events: &[Event]) {
     let c = &u.context;
     process(&*c.store, &*c.locks, &c.clock, book, events).await.unwrap();
 }
 
 async fn run(u: &ContextUnderTest, events: &[Event]) {
-    run_by(u, &Book::default(), events).await;
+    run_by(u, &BrandRules::default(), events).await;
 }
 
 /// As the queue would: what lost too many races comes again.
-async fn retrying(u: &ContextUnderTest, book: &Book, events: &[Event]) {
+async fn retrying(u: &ContextUnderTest, book: &BrandRules, events: &[Event]) {
     let c = &u.context;
     for _ in 0..100 {
         match process(&*c.store, &*c.locks, &c.clock, book, events).await {
@@ -291,13 +292,13 @@ async fn a_merge_while_events_for_both_sides_stream_in_loses_nothing(u: &Context
     run(u, &[event("seed1", "a:one"), event("seed2", "u:ada")]).await;
     let stream = |side: &'static str, name: &'static str| async move {
         for n in 0..60 {
-            retrying(u, &Book::default(), &[event(&format!("{side}{n}"), name)]).await;
+            retrying(u, &BrandRules::default(), &[event(&format!("{side}{n}"), name)]).await;
         }
     };
     let link = async {
         for n in 0..5 {
             tokio::task::yield_now().await;
-            retrying(u, &Book::default(), &[event(&format!("link{n}"), "a:one u:ada")]).await;
+            retrying(u, &BrandRules::default(), &[event(&format!("link{n}"), "a:one u:ada")]).await;
         }
     };
     tokio::join!(stream("left", "a:one"), stream("right", "u:ada"), link);
@@ -534,7 +535,7 @@ async fn an_erasure_and_a_first_event_at_once_leave_nobody(u: &ContextUnderTest)
             for n in 0..4 {
                 retrying(
                     u,
-                    &Book::default(),
+                    &BrandRules::default(),
                     &[event(&format!("m{round}-{n}"), &format!("{name} a:b{round}-{n}"))],
                 )
                 .await;
@@ -564,7 +565,7 @@ async fn an_erased_customers_order_stands_without_them(u: &ContextUnderTest) {
 async fn a_refund_beside_a_merge_leaves_the_order_where_it_went(u: &ContextUnderTest) {
     for round in 0..12 {
         let (one, ada, number) = (format!("a:one{round}"), format!("u:ada{round}"), format!("{round}"));
-        let book = Book::default();
+        let book = BrandRules::default();
         run(u, &[event(&format!("s{round}"), &ada)]).await;
         run(u, &[order(&format!("o{round}"), &one, &number, 10)]).await;
         // It names only the order, so it locks no profile.

@@ -22,7 +22,8 @@ use tributary_core::ports::clock::{Clock, SystemClock};
 use tributary_core::ports::locks::{Acquired, Lock, LockError, Locks};
 use tributary_core::ports::store::{Claim, Store, StoreError};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind};
-use tributary_core::services::process::{Book, Processed, process};
+use tributary_core::services::brands::BrandRules;
+use tributary_core::services::events::{Processed, process};
 use tributary_core::services::tenants::{hash, new_key};
 
 on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store } [
@@ -99,7 +100,7 @@ fn cancelled_order(id: &str, version: i64, total: &str, cancelled_at: Option<Tim
 
 async fn run(u: &StoreUnderTest, events: &[Event]) -> Processed {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    process(&*u.store, &*u.locks, &clock, &Book::default(), events).await.unwrap()
+    process(&*u.store, &*u.locks, &clock, &BrandRules::default(), events).await.unwrap()
 }
 
 async fn owner(u: &StoreUnderTest, value: &str) -> Option<ProfileId> {
@@ -401,13 +402,16 @@ async fn an_item_that_cannot_be_done_holds_up_no_other(u: &StoreUnderTest) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let events: Vec<Event> =
         (0..8).map(|n| event(&format!("m{n}"), &[if n == 5 { "ghost" } else { "alive" }])).collect();
-    let refused = process(&*u.store, &*u.locks, &clock, &Book::default(), &events).await;
+    let refused = process(&*u.store, &*u.locks, &clock, &BrandRules::default(), &events).await;
     assert!(
         matches!(refused, Err(StoreError::Invalid(_))),
         "no race that another run could win: {refused:?}"
     );
     let others: Vec<Event> = events.iter().filter(|event| event.message_id != "m5").cloned().collect();
-    assert_eq!(process(&*u.store, &*u.locks, &clock, &Book::default(), &others).await.unwrap().effective, 7);
+    assert_eq!(
+        process(&*u.store, &*u.locks, &clock, &BrandRules::default(), &others).await.unwrap().effective,
+        7
+    );
 }
 
 /// Somebody who holds every lock, and never lets go: a worker that died in its merge.
@@ -431,8 +435,9 @@ impl Locks for Hoarding {
 async fn a_lock_left_behind_holds_up_no_merge(u: &StoreUnderTest) {
     run(u, &[event("m1", &["a"]), event("m2", &["b"])]).await;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let merged =
-        process(&*u.store, &Hoarding, &clock, &Book::default(), &[event("l1", &["a", "b"])]).await.unwrap();
+    let merged = process(&*u.store, &Hoarding, &clock, &BrandRules::default(), &[event("l1", &["a", "b"])])
+        .await
+        .unwrap();
     assert_eq!(merged.effective, 1);
     assert_eq!(customer(u, "a").await, customer(u, "b").await);
     assert!(u.store.last_fence().await.unwrap() > 0, "under a token that the store drew");

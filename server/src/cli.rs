@@ -14,7 +14,7 @@ use tributary_core::ports::queue::{DeadPlace, MAX_DEAD_PAGE};
 use tributary_core::ports::tenants::KeyKind;
 use tributary_core::services::tenants::{MAX_KEY_DAYS, MAX_ROTATION_GRACE, hash};
 use workers::http::Bounds;
-use workers::settings::{OutsideArgs, QueueArgs, Secret, ServicesArgs, WorkerArgs};
+use workers::settings::{OutboundArgs, QueueArgs, Secret, ServicesArgs, WorkerArgs};
 
 use crate::demo::DEMO_BRAND;
 use crate::inside::Monitor;
@@ -91,7 +91,7 @@ pub struct ServeArgs {
     pub worker: WorkerArgs,
     #[command(flatten)]
     #[expect(missing_docs, reason = "the struct says it")]
-    pub outside: OutsideArgs,
+    pub outbound: OutboundArgs,
 }
 
 impl ServeArgs {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use tributary_core::adapters::outbound::Outbound;
+use tributary_core::adapters::outbound::OutboundSender;
 use tributary_core::context::Context;
 use tributary_core::services::automations::preflight;
 use tributary_core::services::health::{self, Check, Status};
@@ -115,17 +115,18 @@ async fn clock(context: &Context) -> Result<String, String> {
 }
 
 async fn mail(args: &ServeArgs) -> Result<String, String> {
-    let Some(url) = args.outside.smtp_url().map_err(|error| error.to_string())? else {
+    let Some(url) = args.outbound.smtp_url().map_err(|error| error.to_string())? else {
         return Ok("no SMTP server is set (--smtp-url): automations send no e-mails from here".to_owned());
     };
     // As the processes would refuse it at their start.
-    args.outside.outside().map_err(|error| error.to_string())?;
-    let outbound = Outbound::new(Some(&url), args.outside.reach()).map_err(|error| error.to_string())?;
+    args.outbound.outbound().map_err(|error| error.to_string())?;
+    let outbound =
+        OutboundSender::new(Some(&url), args.outbound.reach()).map_err(|error| error.to_string())?;
     outbound.greet_mail_server().await.map(|()| "the SMTP server answers".to_owned())
 }
 
 async fn public(args: &ServeArgs) -> Result<String, String> {
-    let Some(url) = args.outside.public_url.as_deref().filter(|url| !url.is_empty()) else {
+    let Some(url) = args.outbound.public_url.as_deref().filter(|url| !url.is_empty()) else {
         return Ok("none is set (--public-url): e-mails with links cannot be sent from here".to_owned());
     };
     let client = reqwest::Client::builder().timeout(PATIENCE).build().map_err(|error| error.to_string())?;

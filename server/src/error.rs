@@ -9,7 +9,7 @@ use serde_json::json;
 use tributary_core::domain::event::Rejection;
 use tributary_core::ports::queue::QueueError;
 use tributary_core::ports::store::StoreError;
-use tributary_core::services::automations::admin::AdminError;
+use tributary_core::services::automations::api::AutomationError;
 use tributary_core::services::identity::IdentityError;
 use tributary_core::services::privacy::PrivacyError;
 use tributary_core::services::tenants::KeyError;
@@ -156,14 +156,14 @@ impl From<IdentityError> for ApiError {
     }
 }
 
-impl From<AdminError> for ApiError {
-    fn from(error: AdminError) -> Self {
+impl From<AutomationError> for ApiError {
+    fn from(error: AutomationError) -> Self {
         match error {
-            AdminError::Wrong(rejection) => rejection.into(),
-            AdminError::Unknown(what) => Self::not_found(format!("there is no such {what}")),
-            AdminError::Refused(why) => Self::refused(why),
-            AdminError::Busy(why) => Self::busy(why),
-            AdminError::Store(error) => error.into(),
+            AutomationError::Invalid(rejection) => rejection.into(),
+            AutomationError::NotFound(what) => Self::not_found(format!("there is no such {what}")),
+            AutomationError::Refused(why) => Self::refused(why),
+            AutomationError::Busy(why) => Self::busy(why),
+            AutomationError::Store(error) => error.into(),
         }
     }
 }

@@ -87,7 +87,7 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     }
     warn_of_shared_secrets(&context).await?;
     // What is wrong with it is said before the server says that it listens.
-    let outside = if args.embedded { Some(args.outside.outside()?) } else { None };
+    let outbound = if args.embedded { Some(args.outbound.outbound()?) } else { None };
     let monitor = match args.monitor_bind {
         Some(bind) => {
             let told = || format!("cannot listen on {bind} (--monitor-bind)");
@@ -106,10 +106,10 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let stop = shutdown::on_signals();
     let stop_workers = CancellationToken::new();
     let mut workers = Vec::new();
-    if let Some(outside) = outside {
+    if let Some(outbound) = outbound {
         let options = args.worker.options();
         let events = event::run(context.clone(), options, stop_workers.clone());
-        let automations = automation::run(context.clone(), outside, options, stop_workers.clone());
+        let automations = automation::run(context.clone(), outbound, options, stop_workers.clone());
         workers.extend([tokio::spawn(events), tokio::spawn(automations)]);
     }
     let state = AppState::new(context.clone(), metrics, args.settings()?);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 use stack::receiver::{Mailbox, Receiver};
-use support::{On, SHOP, TestApp, answer, outside};
+use support::{On, SHOP, TestApp, answer, outbound};
 use tributary_core::domain::time;
 use tributary_core::ports::clock::{Clock, ManualClock, SystemClock};
 
@@ -30,7 +30,7 @@ impl Shop {
         let clock = ManualClock::at(SystemClock.now_ms());
         let mut app = TestApp::start_at(on, Arc::new(clock.clone())).await;
         let (mailbox, receiver) = (Mailbox::start().await.unwrap(), Receiver::start(false).await.unwrap());
-        app.outside = outside(Some(&mailbox.url), &app.url);
+        app.outbound = outbound(Some(&mailbox.url), &app.url);
         let shop = Self { app, clock, mailbox, receiver };
         let settings = json!({"email_from": "Shop <hello@shop.example>", "timezone": "Europe/Berlin"});
         shop.ask(Method::PUT, "/api/settings", &settings).await;

@@ -25,7 +25,7 @@ use tributary_core::domain::automation::segment::MAX_SEGMENTS;
 use tributary_core::domain::scopes::Scope;
 use tributary_core::ports::queue::{NewItem, QueueSettings};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, key_id};
-use tributary_core::services::automations::admin::MAX_AUTOMATIONS;
+use tributary_core::services::automations::api::MAX_AUTOMATIONS;
 use tributary_core::services::automations::preflight::{self, Abilities};
 use tributary_core::services::tenants::{hash, new_key};
 

@@ -136,7 +136,7 @@ async fn nothing_of_a_person_is_found_after_an_erasure(on: On) {
     let path = format!("/api/automations/{}/activate", made["id"].as_str().unwrap());
     secretly(&app, Method::POST, &path, &json!({})).await;
     app.work_off().await;
-    app.outside.courier = Arc::new(Quoting);
+    app.outbound.sender = Arc::new(Quoting);
     let go = json!({"type": "track", "event": "Go", "userId": format!("{MARK}-id"), "messageId": "go"});
     assert_eq!(answer(app.post("/api/events", go.to_string())).await.0, 202);
     app.work_off().await;
@@ -187,11 +187,11 @@ async fn nothing_of_a_person_is_found_after_an_erasure(on: On) {
 struct Quoting;
 
 #[async_trait]
-impl tributary_core::ports::courier::Courier for Quoting {
-    async fn carry(
+impl tributary_core::ports::sender::Sender for Quoting {
+    async fn send(
         &self,
-        _: &tributary_core::ports::courier::Parcel,
-    ) -> tributary_core::ports::courier::Delivery {
-        tributary_core::ports::courier::Delivery::Refused("the mail server answered 550, 5.1.1".into())
+        _: &tributary_core::ports::sender::OutboundMessage,
+    ) -> tributary_core::ports::sender::SendOutcome {
+        tributary_core::ports::sender::SendOutcome::Refused("the mail server answered 550, 5.1.1".into())
     }
 }

@@ -47,7 +47,7 @@ impl Hook {
 
 /// What the HTTP server remembers.
 #[derive(Default)]
-struct Book {
+struct BrandRules {
     hooks: Vec<Hook>,
     /// Keys that were answered 503 once.
     refused: BTreeSet<String>,
@@ -57,7 +57,7 @@ struct Book {
 pub struct Receiver {
     /// `http://127.0.0.1:port`
     pub url: String,
-    book: Arc<Mutex<Book>>,
+    book: Arc<Mutex<BrandRules>>,
     serving: JoinHandle<()>,
 }
 
@@ -69,7 +69,7 @@ impl Receiver {
     pub async fn start(fails: bool) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
-        let book = Arc::new(Mutex::new(Book::default()));
+        let book = Arc::new(Mutex::new(BrandRules::default()));
         let routes = Router::new().route("/{name}", post(take)).with_state((book.clone(), fails));
         let serving = tokio::spawn(async move {
             let _ = axum::serve(listener, routes).await;
@@ -90,7 +90,7 @@ impl Drop for Receiver {
 }
 
 async fn take(
-    State((book, fails)): State<(Arc<Mutex<Book>>, bool)>,
+    State((book, fails)): State<(Arc<Mutex<BrandRules>>, bool)>,
     Path(name): Path<String>,
     headers: HeaderMap,
     body: Bytes,

@@ -25,12 +25,13 @@ use tributary_core::domain::event::{Event, EventKind};
 use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::ports::automations::AutomationStatus;
-use tributary_core::ports::courier::{Content, Courier, Delivery, Parcel};
 use tributary_core::ports::queue::QueueSettings;
-use tributary_core::services::automations::admin;
+use tributary_core::ports::sender::{MessageContent, OutboundMessage, SendOutcome, Sender};
+use tributary_core::services::automations::api;
 use tributary_core::services::automations::destinations::Destinations;
-use tributary_core::services::automations::runs::Outside;
-use tributary_core::services::process::{Book, process};
+use tributary_core::services::automations::runs::Outbound;
+use tributary_core::services::brands::BrandRules;
+use tributary_core::services::events::process;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
 use uuid::Uuid;
 use workers::automation;
@@ -50,16 +51,16 @@ struct Notes {
 }
 
 #[async_trait]
-impl Courier for Notes {
-    async fn carry(&self, parcel: &Parcel) -> Delivery {
-        let Content::Webhook { body, .. } = &parcel.content else {
-            return Delivery::Refused("not a webhook".into());
+impl Sender for Notes {
+    async fn send(&self, message: &OutboundMessage) -> SendOutcome {
+        let MessageContent::Webhook { body, .. } = &message.content else {
+            return SendOutcome::Refused("not a webhook".into());
         };
         let now = self.context.clock.now_ms();
         let body: Value = serde_json::from_str(body).unwrap();
         let run: Uuid = body["data"]["run"].as_str().unwrap().parse().unwrap();
         self.late_ms.lock().unwrap().push(now - self.due[&run]);
-        Delivery::Done("noted".into())
+        SendOutcome::Done("noted".into())
     }
 }
 
@@ -98,15 +99,15 @@ async fn measure(name: &str, backend: &Backend, database: Option<&str>, rate: us
         "steps": [{"do": "wait", "for": {"days": 30}}, {"do": "webhook", "url": "https://r.example/"}],
     }))
     .unwrap();
-    let made = admin::create(&context, brand, &definition).await.unwrap();
-    admin::set_status(&context, brand, made.id, AutomationStatus::Active).await.unwrap();
+    let made = api::create(&context, brand, &definition).await.unwrap();
+    api::set_status(&context, brand, made.id, AutomationStatus::Active).await.unwrap();
     let customers = customers(&context, brand, rate * SECONDS).await;
     let idle_from = context.clock.now_ms() + 8000;
     let first_due = idle_from + i64::try_from(IDLE.as_millis()).unwrap() + 1000;
     let due = wait(&context, brand, made.id, &definition, &customers, rate, first_due).await;
     let notes = Arc::new(Notes { context: context.clone(), due, late_ms: Mutex::default() });
-    let outside = Outside {
-        courier: notes.clone(),
+    let outbound = Outbound {
+        sender: notes.clone(),
         destinations: Arc::new(Destinations::new(NonZeroU32::MAX)),
         public_url: None,
         sends_mail: true,
@@ -114,7 +115,7 @@ async fn measure(name: &str, backend: &Backend, database: Option<&str>, rate: us
     };
     let stop = CancellationToken::new();
     let options = Options { concurrency: 2, batch: 500, grace: Duration::from_secs(5) };
-    let worker = tokio::spawn(automation::run(context.clone(), outside, options, stop.clone()));
+    let worker = tokio::spawn(automation::run(context.clone(), outbound, options, stop.clone()));
     let until =
         |at: i64| Duration::from_millis(u64::try_from(at - context.clock.now_ms()).unwrap_or_default());
     tokio::time::sleep(until(idle_from)).await;
@@ -151,7 +152,9 @@ async fn customers(context: &Context, brand: BrandId, count: usize) -> Vec<Profi
         })
         .collect();
     for batch in events.chunks(500) {
-        process(&*context.store, &*context.locks, &context.clock, &Book::default(), batch).await.unwrap();
+        process(&*context.store, &*context.locks, &context.clock, &BrandRules::default(), batch)
+            .await
+            .unwrap();
     }
     let mut ids = Vec::new();
     while ids.len() < count {

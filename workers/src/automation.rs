@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
 use tributary_core::ports::queue::{Item, Queue};
 use tributary_core::services::automations::preflight::{self, Abilities};
-use tributary_core::services::automations::runs::Outside;
+use tributary_core::services::automations::runs::Outbound;
 use tributary_core::services::automations::work::work;
 use tributary_core::services::work::Worked;
 
@@ -19,7 +19,7 @@ use crate::lanes::{self, Line, Options};
 const BESIDE: usize = 16;
 
 struct Automations {
-    outside: Outside,
+    outbound: Outbound,
 }
 
 #[async_trait]
@@ -37,18 +37,18 @@ impl Line for Automations {
     }
 
     async fn work(&self, context: &Context, items: &[Item]) -> Worked {
-        work(context, &self.outside, items).await
+        work(context, &self.outbound, items).await
     }
 }
 
 /// Works off the automations queue, and fills it with what is due, until `stop`; then finishes what is under way within the grace,
 /// gives back the rest.
-pub async fn run(context: Context, outside: Outside, options: Options, stop: CancellationToken) {
+pub async fn run(context: Context, outbound: Outbound, options: Options, stop: CancellationToken) {
     let queue = context.automation_queue.clone();
-    let abilities = Abilities::of(&outside);
+    let abilities = Abilities::of(&outbound);
     preflight::say(&context, abilities).await;
     let housekeeping =
         tokio::spawn(housekeeping::beside_automations(context.clone(), queue, abilities, stop.clone()));
-    lanes::run(context, Arc::new(Automations { outside }), options, stop).await;
+    lanes::run(context, Arc::new(Automations { outbound }), options, stop).await;
     let _ = housekeeping.await;
 }

@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use tributary_core::context::Context;
 use tributary_core::failpoint;
 
-use crate::settings::{OutsideArgs, QueueArgs, ServicesArgs, WorkerArgs};
+use crate::settings::{OutboundArgs, QueueArgs, ServicesArgs, WorkerArgs};
 
 /// Tributary's workers: they work off what the server has taken in.
 #[derive(Debug, Parser)]
@@ -48,7 +48,7 @@ struct AutomationArgs {
     #[command(flatten)]
     role: RoleArgs,
     #[command(flatten)]
-    outside: OutsideArgs,
+    outbound: OutboundArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -69,9 +69,9 @@ struct RoleArgs {
 /// # Errors
 /// When the settings are wrong or a service cannot be reached.
 pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
-    let (args, outside) = match Cli::parse_from(args).role {
+    let (args, outbound) = match Cli::parse_from(args).role {
         Role::Event(args) => (args, None),
-        Role::Automation(AutomationArgs { role, outside }) => (role, Some(outside.outside()?)),
+        Role::Automation(AutomationArgs { role, outbound }) => (role, Some(outbound.outbound()?)),
     };
     let _log = telemetry::log_to_stderr();
     failpoint::arm();
@@ -85,9 +85,9 @@ pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Resu
     let stop = shutdown::on_signals();
     let state = monitor::State { context: context.clone(), metrics, alarms: args.queue.alarms() };
     let monitor = tokio::spawn(monitor::serve(listener, state, stop.clone()));
-    match outside {
+    match outbound {
         None => event::run(context.clone(), args.worker.options(), stop).await,
-        Some(outside) => automation::run(context.clone(), outside, args.worker.options(), stop).await,
+        Some(outbound) => automation::run(context.clone(), outbound, args.worker.options(), stop).await,
     }
     monitor.await??;
     context.close().await;

@@ -48,7 +48,7 @@ pub const NUMBERS: &[Number] = &[
     labelled(
         "tributary_actions_total",
         Counter,
-        "Actions of automations that left for the world outside, by outcome",
+        "Actions of automations that left for the world outbound, by outcome",
         "outcome",
         &["done", "later", "refused", "bounced"],
     ),

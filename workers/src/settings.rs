@@ -9,14 +9,14 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use clap::builder::FalseyValueParser;
-use tributary_core::adapters::outbound::Outbound;
+use tributary_core::adapters::outbound::OutboundSender;
 use tributary_core::adapters::outbound::smtp::refuse_plain_password;
 use tributary_core::context::{Backend, KEY_SPACE, Layout};
 use tributary_core::domain::addresses::Reach;
 use tributary_core::ports::queue::{MAX_FETCH, QueueSettings};
 
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
-use tributary_core::services::automations::runs::Outside;
+use tributary_core::services::automations::runs::Outbound;
 use tributary_core::services::health::Alarms;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
 
@@ -329,7 +329,7 @@ impl WorkerArgs {
 
 /// How automations reach the world outside.
 #[derive(Args)]
-pub struct OutsideArgs {
+pub struct OutboundArgs {
     /// The server that e-mails leave by: `smtps://user:password@host`, or `smtp://host:587?tls=required`
     #[arg(long, global = true, env = "TRIBUTARY_SMTP_URL", hide_env_values = true)]
     pub smtp_url: Option<String>,
@@ -354,13 +354,13 @@ pub struct OutsideArgs {
 }
 
 /// The URL may hold a password: it is not shown.
-impl std::fmt::Debug for OutsideArgs {
+impl std::fmt::Debug for OutboundArgs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OutsideArgs").field("public_url", &self.public_url).finish_non_exhaustive()
+        f.debug_struct("OutboundArgs").field("public_url", &self.public_url).finish_non_exhaustive()
     }
 }
 
-impl OutsideArgs {
+impl OutboundArgs {
     /// The SMTP server's URL, if one is set.
     ///
     /// # Errors
@@ -384,7 +384,7 @@ impl OutsideArgs {
     ///
     /// # Errors
     /// When a URL cannot be read.
-    pub fn outside(&self) -> anyhow::Result<Outside> {
+    pub fn outbound(&self) -> anyhow::Result<Outbound> {
         let smtp_url = self.smtp_url()?;
         if let Some(url) = smtp_url.as_deref().filter(|_| !self.allow_plain_smtp) {
             refuse_plain_password(url)?;
@@ -397,14 +397,14 @@ impl OutsideArgs {
                 "--public-url (TRIBUTARY_PUBLIC_URL) is {url:?}; it must be like https://events.shop.example"
             );
         }
-        let courier = Outbound::new(smtp_url.as_deref(), reach)?;
+        let sender = OutboundSender::new(smtp_url.as_deref(), reach)?;
         if self.public_url.as_deref().is_some_and(|url| url.starts_with("http://")) {
             tracing::warn!(
                 "--public-url is not https: mail services do not offer to unsubscribe by such a link, and may refuse the mail"
             );
         }
-        Ok(Outside {
-            courier: Arc::new(courier),
+        Ok(Outbound {
+            sender: Arc::new(sender),
             destinations: Arc::new(Destinations::new(self.destination_rate)),
             // Compose sets a variable that is not set to nothing.
             public_url: self.public_url.clone().filter(|url| !url.is_empty()),

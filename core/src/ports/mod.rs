@@ -6,11 +6,12 @@
 pub mod automations;
 pub mod cache;
 pub mod clock;
-pub mod courier;
+
 pub mod directory;
 pub mod locks;
 pub mod outbox;
 pub mod privacy;
 pub mod queue;
+pub mod sender;
 pub mod store;
 pub mod tenants;

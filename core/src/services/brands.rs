@@ -1,26 +1,43 @@
 //! What brands have set - settings, segments, automations - remembered for a moment.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
 
+use crate::domain::automation::interests::Interests;
 use crate::domain::event::Rejection;
 use crate::domain::identity::Rules;
 use crate::domain::ids::BrandId;
-use crate::domain::settings::BrandSettings;
+use crate::domain::settings::{BrandSettings, Limits};
 use crate::ports::automations::Automations;
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
 use crate::ports::tenants::Tenants;
 use crate::services::automations::playbook::{self, Playbook};
-use crate::services::process::Book;
 
 /// How long settings are believed without asking: a change holds everywhere after that time.
 pub const SETTINGS_TTL: Duration = Duration::from_secs(5);
 /// Most brands remembered.
 const REMEMBERED: u64 = 10_000;
+
+/// What the brands that a batch speaks of have set. A brand that is not in it has the usual settings, and listens to nothing.
+#[derive(Clone, Debug, Default)]
+pub struct BrandRules {
+    /// Their settings.
+    pub settings: HashMap<BrandId, Arc<BrandSettings>>,
+    /// What their segments and automations listen to.
+    pub interests: HashMap<BrandId, Arc<Interests>>,
+}
+
+impl BrandRules {
+    /// A brand's limits.
+    pub fn limits(&self, brand: BrandId) -> &Limits {
+        static USUAL: LazyLock<Limits> = LazyLock::new(Limits::default);
+        self.settings.get(&brand).map_or(&USUAL, |settings| &settings.limits)
+    }
+}
 
 /// What was found, and when.
 #[derive(Clone)]
@@ -83,8 +100,8 @@ impl Brands {
     pub async fn of(
         &self,
         brands: BTreeSet<BrandId>,
-    ) -> Result<(Book, HashMap<BrandId, Arc<Rules>>), StoreError> {
-        let (mut book, mut rules) = (Book::default(), HashMap::new());
+    ) -> Result<(BrandRules, HashMap<BrandId, Arc<Rules>>), StoreError> {
+        let (mut book, mut rules) = (BrandRules::default(), HashMap::new());
         for brand in brands {
             let found = self.found(brand).await?;
             book.settings.insert(brand, found.playbook.settings.clone());

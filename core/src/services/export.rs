@@ -166,7 +166,7 @@ impl Export {
             .collect();
         let merges = context.directory.merges(*brand, *id).await?;
         let merges: Vec<MergeEntry> = merges.into_iter().map(MergeEntry::from).collect();
-        let automations = automations::admin::held(context, *brand, *id).await?;
+        let automations = automations::api::held(context, *brand, *id).await?;
         let mut head = json!({
             "exported_at": time::format(now),
             "customer": Customer360::of(record, now),

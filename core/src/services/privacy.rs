@@ -1,7 +1,7 @@
 //! What law and people ask for: all that is held on a customer, forgetting them, and a log of who did what.
 //!
 //! Erasing suppresses the customer's identifiers: what comes later - from the queue, from a dead letter that is retried, from a
-//! shop that knows nothing of it - is not kept ([`crate::services::process`]). An order stands without its customer, because the
+//! shop that knows nothing of it - is not kept ([`crate::services::events`]). An order stands without its customer, because the
 //! shop's accounts need it. The cache forgets at once, dead letters that speak of the customer are discarded.
 
 use std::collections::BTreeSet;

@@ -18,7 +18,7 @@ use crate::ports::queue::{Item, Then, Unfinished};
 use crate::ports::store::StoreError;
 use crate::priority::others_first;
 use crate::sampled::Sampled;
-use crate::services::process;
+use crate::services::events;
 
 /// How long a batch's transaction may take, its reruns included. A connection that died in silence answers nothing, ever.
 const PROCESS_TIMEOUT: Duration = Duration::from_secs(60);
@@ -104,7 +104,7 @@ pub async fn work(context: &Context, items: &[Item]) -> Worked {
             continue;
         }
         let processing =
-            process::process(&*context.store, &*context.locks, &context.clock, &book, &events[part.clone()]);
+            events::process(&*context.store, &*context.locks, &context.clock, &book, &events[part.clone()]);
         // What panics is to blame like what the store refuses: it takes no neighbour along.
         let processing = AssertUnwindSafe(processing).catch_unwind();
         let outcome = match tokio::time::timeout(PROCESS_TIMEOUT, processing).await {

@@ -36,7 +36,7 @@ use tributary_core::ports::queue::{
 };
 use tributary_core::ports::store::{Store, SuppressionKey};
 use tributary_core::ports::tenants::Tenants;
-use tributary_core::services::process::Book;
+use tributary_core::services::brands::BrandRules;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
 
 static SERVICES: OnceCell<Services> = OnceCell::const_new();
@@ -373,9 +373,9 @@ impl Queue for AwayQueue {
 }
 
 /// Settings without limits.
-pub fn unlimited(brand: BrandId) -> Book {
+pub fn unlimited(brand: BrandId) -> BrandRules {
     let settings = BrandSettings { limits: Limits::none(), ..BrandSettings::default() };
-    Book { settings: HashMap::from([(brand, Arc::new(settings))]), ..Book::default() }
+    BrandRules { settings: HashMap::from([(brand, Arc::new(settings))]), ..BrandRules::default() }
 }
 
 /// A store under test, with its tenants and the locks of its profile.

@@ -14,7 +14,7 @@ use tributary_core::domain::ids::ProfileId;
 use tributary_core::domain::time::{self, Timestamp};
 use tributary_core::ports::automations::{AutomationStatus, RunFilter};
 use tributary_core::ports::tenants::BrandSecrets;
-use tributary_core::services::automations::admin::{self, AutomationAnswer, DryAnswer, DryRun, RunAnswer};
+use tributary_core::services::automations::api::{self, AutomationAnswer, DryAnswer, DryRun, RunAnswer};
 use tributary_core::services::automations::signing;
 use tributary_core::services::automations::trial::{self, Trial, TrialAnswer};
 use tributary_core::services::privacy::{Action, note};
@@ -55,7 +55,7 @@ pub struct AutomationList {
 #[utoipa::path(get, path = "/api/automations", tag = "Automations", security(("secret_key" = [])),
     responses((status = 200, body = AutomationList), ListErrors))]
 pub async fn list(State(state): State<AppState>, secret: Secret) -> Result<Json<AutomationList>, ApiError> {
-    Ok(Json(AutomationList { automations: admin::automations(&state.context, secret.brand).await? }))
+    Ok(Json(AutomationList { automations: api::automations(&state.context, secret.brand).await? }))
 }
 
 /// Makes an automation: a draft, which does nothing until it is activated.
@@ -69,7 +69,7 @@ pub async fn create(
 ) -> Result<(StatusCode, Json<AutomationAnswer>), ApiError> {
     let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let definition: Definition = read_json(&bytes)?;
-    let deed = admin::create(&state.context, secret.brand, &definition);
+    let deed = api::create(&state.context, secret.brand, &definition);
     let made = state.audited(&secret, "automation_made", json!({"name": definition.name}), deed).await?;
     Ok((StatusCode::CREATED, Json(made)))
 }
@@ -82,7 +82,7 @@ pub async fn show(
     Path(id): Path<String>,
     secret: Secret,
 ) -> Result<Json<AutomationAnswer>, ApiError> {
-    Ok(Json(admin::automation(&state.context, secret.brand, automation_id(&id)?).await?))
+    Ok(Json(api::automation(&state.context, secret.brand, automation_id(&id)?).await?))
 }
 
 /// Edits an automation. Runs that are under way finish on the version that they began with.
@@ -98,7 +98,7 @@ pub async fn edit(
     let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let definition: Definition = read_json(&bytes)?;
     let id = automation_id(&id)?;
-    let deed = admin::edit(&state.context, secret.brand, id, &definition);
+    let deed = api::edit(&state.context, secret.brand, id, &definition);
     let edited = state.audited(&secret, "automation_edited", json!({"automation": id}), deed).await?;
     Ok(Json(edited))
 }
@@ -119,7 +119,7 @@ pub async fn delete(
     secret: Secret,
 ) -> Result<Json<AutomationDeleted>, ApiError> {
     let id = automation_id(&id)?;
-    let deed = admin::delete(&state.context, secret.brand, id);
+    let deed = api::delete(&state.context, secret.brand, id);
     state.audited(&secret, "automation_deleted", json!({"automation": id}), deed).await?;
     Ok(Json(AutomationDeleted { deleted: id }))
 }
@@ -155,7 +155,7 @@ async fn set_status(
     what: &'static str,
 ) -> Result<Json<AutomationAnswer>, ApiError> {
     let id = automation_id(id)?;
-    let deed = admin::set_status(&state.context, secret.brand, id, status);
+    let deed = api::set_status(&state.context, secret.brand, id, status);
     let changed = state.audited(secret, what, json!({"automation": id}), deed).await?;
     Ok(Json(changed))
 }
@@ -172,7 +172,7 @@ pub async fn dry_run(
 ) -> Result<Json<DryAnswer>, ApiError> {
     let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let asked: DryRun = read_json(&bytes)?;
-    Ok(Json(admin::dry_run(&state.context, secret.brand, automation_id(&id)?, &asked).await?))
+    Ok(Json(api::dry_run(&state.context, secret.brand, automation_id(&id)?, &asked).await?))
 }
 
 /// Sends an automation's e-mails to an address of yours, as a customer would get them: those of all its branches, at once. No run begins,
@@ -230,7 +230,7 @@ pub async fn runs(
     let Query(query) = query.map_err(invalid_query)?;
     let asked = RunsAsked::of(&query, Some(automation_id(&id)?))?;
     if let Some(id) = asked.filter.automation {
-        admin::automation(&state.context, secret.brand, id).await?;
+        api::automation(&state.context, secret.brand, id).await?;
     }
     asked.page(&state, &secret).await
 }
@@ -283,7 +283,7 @@ pub async fn run(
     Path(id): Path<String>,
     secret: Secret,
 ) -> Result<Json<RunAnswer>, ApiError> {
-    Ok(Json(admin::run(&state.context, secret.brand, run_id(&id)?).await?))
+    Ok(Json(api::run(&state.context, secret.brand, run_id(&id)?).await?))
 }
 
 /// Tries a failed run's action again.
@@ -294,7 +294,7 @@ pub async fn retry(
     Path(id): Path<String>,
     secret: Secret,
 ) -> Result<Json<RunAnswer>, ApiError> {
-    Ok(Json(admin::retry(&state.context, secret.brand, run_id(&id)?, &secret.actor).await?))
+    Ok(Json(api::retry(&state.context, secret.brand, run_id(&id)?, &secret.actor).await?))
 }
 
 /// Ends a run. What it is doing outside at this moment may still be done.
@@ -305,7 +305,7 @@ pub async fn cancel(
     Path(id): Path<String>,
     secret: Secret,
 ) -> Result<Json<RunAnswer>, ApiError> {
-    Ok(Json(admin::cancel(&state.context, secret.brand, run_id(&id)?, &secret.actor).await?))
+    Ok(Json(api::cancel(&state.context, secret.brand, run_id(&id)?, &secret.actor).await?))
 }
 
 /// A definition to begin with.
@@ -345,7 +345,7 @@ pub async fn use_template(
     let missing =
         || ApiError::not_found(format!("there is no template {name:?}; there are {}", names.join(", ")));
     let chosen = all.iter().find(|ready| ready.name == name).ok_or_else(missing)?;
-    let deed = admin::create(&state.context, secret.brand, &chosen.definition);
+    let deed = api::create(&state.context, secret.brand, &chosen.definition);
     let made =
         state.audited(&secret, "automation_made", json!({"name": chosen.definition.name}), deed).await?;
     Ok((StatusCode::CREATED, Json(made)))

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tributary_core::domain::automation::segment::SegmentInput;
 use tributary_core::domain::ids::ProfileId;
 use tributary_core::domain::time::{self, from_ms};
-use tributary_core::services::automations::admin::{self, Preview, SegmentAnswer};
+use tributary_core::services::automations::api::segments::{self, Preview, SegmentAnswer};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -42,7 +42,7 @@ pub struct SegmentList {
 #[utoipa::path(get, path = "/api/segments", tag = "Segments", security(("secret_key" = [])),
     responses((status = 200, body = SegmentList), ListErrors))]
 pub async fn list(State(state): State<AppState>, secret: Secret) -> Result<Json<SegmentList>, ApiError> {
-    Ok(Json(SegmentList { segments: admin::segments(&state.context, secret.brand).await? }))
+    Ok(Json(SegmentList { segments: segments::list(&state.context, secret.brand).await? }))
 }
 
 /// One segment.
@@ -53,7 +53,7 @@ pub async fn show(
     Path(name): Path<String>,
     secret: Secret,
 ) -> Result<Json<SegmentAnswer>, ApiError> {
-    Ok(Json(admin::segment(&state.context, secret.brand, &name).await?))
+    Ok(Json(segments::get(&state.context, secret.brand, &name).await?))
 }
 
 /// Writes a segment, new or changed. Who belongs to it is found in the background, and kept as events come.
@@ -71,7 +71,7 @@ pub async fn put(
     // An expression may name a person, and the log is for good: it is known again by its hash.
     let hash = hex::encode(Sha256::digest(input.expression.as_bytes()));
     let details = json!({"segment": name, "expression_sha256": hash});
-    let deed = admin::put_segment(&state.context, secret.brand, &name, input);
+    let deed = segments::put(&state.context, secret.brand, &name, input);
     let answer = state.audited(&secret, "segment_written", details, deed).await?;
     Ok(Json(answer))
 }
@@ -91,7 +91,7 @@ pub async fn delete(
     Path(name): Path<String>,
     secret: Secret,
 ) -> Result<Json<Deleted>, ApiError> {
-    let deed = admin::delete_segment(&state.context, secret.brand, &name);
+    let deed = segments::delete(&state.context, secret.brand, &name);
     state.audited(&secret, "segment_deleted", json!({"segment": name}), deed).await?;
     Ok(Json(Deleted { deleted: name }))
 }
@@ -115,7 +115,7 @@ pub async fn preview(
 ) -> Result<Json<Preview>, ApiError> {
     let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
     let asked: PreviewRequest = read_json(&bytes)?;
-    Ok(Json(admin::preview(&state.context, secret.brand, &asked.expression).await?))
+    Ok(Json(segments::preview(&state.context, secret.brand, &asked.expression).await?))
 }
 
 /// Which part of a list.
@@ -161,7 +161,7 @@ pub async fn members(
     let limit = limit(paging.limit)?;
     let after =
         paging.after.as_deref().map(|text| ProfileId::parse(text).ok_or_else(invalid_after)).transpose()?;
-    admin::segment(&state.context, secret.brand, &name).await?;
+    segments::get(&state.context, secret.brand, &name).await?;
     let page = state.context.automations.members(secret.brand, &name, after, limit as i64).await?;
     let next = page.last().filter(|_| page.len() == limit).map(|(id, _)| *id);
     let member = |(id, since)| MemberAnswer { id, since: time::format(from_ms(since)) };
@@ -200,7 +200,7 @@ pub async fn changes(
     paging: Result<Query<Paging>, QueryRejection>,
 ) -> Result<Json<ChangePage>, ApiError> {
     let page = Page::of(paging)?;
-    admin::segment(&state.context, secret.brand, &name).await?;
+    segments::get(&state.context, secret.brand, &name).await?;
     changes_of(&state, &secret, Some(&name), None, page).await
 }
 

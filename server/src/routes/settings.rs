@@ -13,7 +13,7 @@ use tributary_core::domain::scopes::{Scope, Scopes};
 use tributary_core::domain::settings::BrandSettings;
 use tributary_core::domain::time;
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, KeyRecord, Refusal};
-use tributary_core::services::automations::admin::{refill, reschedule};
+use tributary_core::services::automations::api::{reschedule, segments::refill};
 use tributary_core::services::brands::check_sender;
 use tributary_core::services::privacy::{Action, entry};
 use tributary_core::services::tenants::{self, MAX_KEY_DAYS, MAX_ROTATION_GRACE, ROTATION_GRACE};

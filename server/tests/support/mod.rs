@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tributary_core::adapters::outbound::Outbound;
+use tributary_core::adapters::outbound::OutboundSender;
 use tributary_core::context::{Backend, Context, Layout};
 use tributary_core::domain::addresses::Reach;
 use tributary_core::domain::ids::BrandId;
@@ -25,7 +25,7 @@ use tributary_core::ports::clock::Clock;
 use tributary_core::ports::queue::{POLL, QueueSettings};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind};
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
-use tributary_core::services::automations::runs::Outside;
+use tributary_core::services::automations::runs::Outbound;
 use tributary_core::services::automations::{waker, work as jobs};
 use tributary_core::services::health::Alarms;
 use tributary_core::services::outbox::drain;
@@ -55,7 +55,7 @@ pub struct TestApp {
     /// Who looked at what, until it is noted.
     pub looks: Arc<server::audit::Looks>,
     /// How automations reach the world outside: private addresses, and no SMTP unless the test sets it.
-    pub outside: Outside,
+    pub outbound: Outbound,
     /// Where the store is, as sqlx opens it.
     pub store: String,
     backend: Backend,
@@ -148,9 +148,9 @@ impl TestApp {
             running.push(tokio::spawn(event::run(context.clone(), options, stop.clone())));
         }
         let http = reqwest::Client::new();
-        let outside = outside(None, &url);
+        let outbound = outbound(None, &url);
         Self {
-            outside,
+            outbound,
             url,
             write_key,
             secret_key,
@@ -243,7 +243,7 @@ impl TestApp {
             done += waker::wake(&self.context).await.unwrap();
             done += drain(&self.context).await.unwrap();
             while let Some(batch) = self.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap() {
-                let worked = jobs::work(&self.context, &self.outside, &batch.items).await;
+                let worked = jobs::work(&self.context, &self.outbound, &batch.items).await;
                 self.context.automation_queue.ack(&batch, &worked.unfinished).await.unwrap();
                 done += batch.items.len();
             }
@@ -279,10 +279,10 @@ pub async fn key_with(context: &Context, grant: KeyGrant) -> String {
 }
 
 /// To private addresses, and to a mailbox if there is one.
-pub fn outside(smtp_url: Option<&str>, public_url: &str) -> Outside {
+pub fn outbound(smtp_url: Option<&str>, public_url: &str) -> Outbound {
     let reach = Reach { private: true, http: false };
-    Outside {
-        courier: Arc::new(Outbound::new(smtp_url, reach).unwrap()),
+    Outbound {
+        sender: Arc::new(OutboundSender::new(smtp_url, reach).unwrap()),
         sends_mail: smtp_url.is_some(),
         reach,
         destinations: Arc::new(Destinations::new(DEFAULT_RATE)),

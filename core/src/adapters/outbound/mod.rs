@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::domain::addresses::Reach;
-use crate::ports::courier::{Content, Courier, Delivery, Parcel};
+use crate::ports::sender::{MessageContent, OutboundMessage, SendOutcome, Sender};
 
 pub mod smtp;
 pub mod webhook;
@@ -34,12 +34,12 @@ pub enum OutboundError {
 }
 
 /// Carries everything.
-pub struct Outbound {
+pub struct OutboundSender {
     webhooks: Webhooks,
     smtp: Option<Smtp>,
 }
 
-impl Outbound {
+impl OutboundSender {
     /// Sends e-mail by `smtp_url`, if there is one; posts where `reach` lets it.
     ///
     /// # Errors
@@ -62,16 +62,16 @@ impl Outbound {
 }
 
 #[async_trait]
-impl Courier for Outbound {
-    async fn carry(&self, parcel: &Parcel) -> Delivery {
-        match &parcel.content {
-            Content::Webhook { url, body, secrets, at } => {
-                self.webhooks.post(url, body, &parcel.key, Some((secrets, *at))).await
+impl Sender for OutboundSender {
+    async fn send(&self, message: &OutboundMessage) -> SendOutcome {
+        match &message.content {
+            MessageContent::Webhook { url, body, secrets, at } => {
+                self.webhooks.post(url, body, &message.key, Some((secrets, *at))).await
             }
-            Content::Chat { url, body } => self.webhooks.post(url, body, &parcel.key, None).await,
-            Content::Email(email) => match &self.smtp {
-                Some(smtp) => smtp.send(email, &parcel.key).await,
-                None => Delivery::Refused("no SMTP server is set (TRIBUTARY_SMTP_URL)".to_owned()),
+            MessageContent::Chat { url, body } => self.webhooks.post(url, body, &message.key, None).await,
+            MessageContent::Email(email) => match &self.smtp {
+                Some(smtp) => smtp.send(email, &message.key).await,
+                None => SendOutcome::Refused("no SMTP server is set (TRIBUTARY_SMTP_URL)".to_owned()),
             },
         }
     }

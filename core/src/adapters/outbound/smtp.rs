@@ -7,7 +7,7 @@ use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 
 use super::{OutboundError, TIMEOUT};
 use crate::domain::addresses::is_own_machine;
-use crate::ports::courier::{Delivery, Email};
+use crate::ports::sender::{Email, SendOutcome};
 
 /// How much of a receiver's name stands in a letter, in characters.
 const MAX_NAME_CHARS: usize = 100;
@@ -39,15 +39,17 @@ impl Smtp {
     }
 
     /// Sends an e-mail; `key` is in its Message-ID, so that what is sent twice is one to whoever reads it.
-    pub(super) async fn send(&self, email: &Email, key: &str) -> Delivery {
+    pub(super) async fn send(&self, email: &Email, key: &str) -> SendOutcome {
         let message = match compose(email, key) {
             Ok(message) => message,
-            Err(error) => return Delivery::Refused(format!("the e-mail cannot be written: {error}")),
+            Err(error) => return SendOutcome::Refused(format!("the e-mail cannot be written: {error}")),
         };
         match tokio::time::timeout(TIMEOUT, self.transport.send(message)).await {
-            Ok(Ok(response)) => Delivery::Done(format!("accepted: {}", response.code())),
+            Ok(Ok(response)) => SendOutcome::Done(format!("accepted: {}", response.code())),
             Ok(Err(error)) => failed(&error, &email.to),
-            Err(_) => Delivery::Later { error: format!("no answer in {} s", TIMEOUT.as_secs()), after: None },
+            Err(_) => {
+                SendOutcome::Later { error: format!("no answer in {} s", TIMEOUT.as_secs()), after: None }
+            }
         }
     }
 }
@@ -69,7 +71,7 @@ pub fn refuse_plain_password(url: &str) -> Result<(), OutboundError> {
 }
 
 /// What went wrong, by its class and codes alone: a server's words may quote the receiver's address, or anything else.
-fn failed(error: &Error, to: &str) -> Delivery {
+fn failed(error: &Error, to: &str) -> SendOutcome {
     let why = match error.status() {
         Some(code) => match enhanced(&error.to_string()) {
             Some(status) => format!("the mail server answered {code}, {status}"),
@@ -84,12 +86,12 @@ fn failed(error: &Error, to: &str) -> Delivery {
     if error.is_permanent() {
         let code = error.status().map(|code| code.to_string()).unwrap_or_default();
         return match is_about_the_address(&code, enhanced(&error.to_string())) {
-            true => Delivery::Bounced { to: to.to_owned(), error: why },
-            false => Delivery::Refused(why),
+            true => SendOutcome::Bounced { to: to.to_owned(), error: why },
+            false => SendOutcome::Refused(why),
         };
     }
     // With a code, the server has answered: about this letter, not about itself.
-    Delivery::Later { error: why, after: error.status().map(|_| std::time::Duration::ZERO) }
+    SendOutcome::Later { error: why, after: error.status().map(|_| std::time::Duration::ZERO) }
 }
 
 /// Whether a server refuses the receiver's address, and not this letter or whom it is from. RFC 3463: 5.1 is about addresses, of which

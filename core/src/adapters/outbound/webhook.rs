@@ -17,7 +17,7 @@ use sha2::Sha256;
 use super::{OutboundError, TIMEOUT};
 use crate::domain::addresses::{Reach, is_global};
 use crate::domain::time::Timestamp;
-use crate::ports::courier::Delivery;
+use crate::ports::sender::SendOutcome;
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,13 +54,13 @@ impl Webhooks {
         body: &str,
         key: &str,
         signed: Option<(&[String], Timestamp)>,
-    ) -> Delivery {
+    ) -> SendOutcome {
         let Ok(parsed) = url::Url::parse(url) else {
-            return Delivery::Refused("the URL cannot be read".to_owned());
+            return SendOutcome::Refused("the URL cannot be read".to_owned());
         };
         // An address is not resolved, so it is looked at here.
         if let Some(why) = self.reach.refusal(&parsed) {
-            return Delivery::Refused(why.to_owned());
+            return SendOutcome::Refused(why.to_owned());
         }
         let mut request = self
             .client
@@ -83,7 +83,7 @@ impl Webhooks {
         };
         let status = response.status();
         if status.is_success() {
-            return Delivery::Done(format!("answered {}", status.as_u16()));
+            return SendOutcome::Done(format!("answered {}", status.as_u16()));
         }
         let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let after: Option<Duration> =
@@ -100,23 +100,23 @@ impl Webhooks {
                 StatusCode::TOO_EARLY,
             ]
             .contains(&status);
-        if later { Delivery::Later { error, after } } else { Delivery::Refused(error) }
+        if later { SendOutcome::Later { error, after } } else { SendOutcome::Refused(error) }
     }
 }
 
-fn failed(error: &reqwest::Error) -> Delivery {
+fn failed(error: &reqwest::Error) -> SendOutcome {
     // What is at the root says more than "error sending request"; and that names the URL, which may name a person.
     let mut why = "the request could not be sent".to_owned();
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
         if inner.downcast_ref::<Unreachable>().is_some() {
-            return Delivery::Later { error: inner.to_string(), after: None };
+            return SendOutcome::Later { error: inner.to_string(), after: None };
         }
         why = inner.to_string();
         source = inner.source();
     }
     let error = if error.is_timeout() { format!("no answer in {} s", TIMEOUT.as_secs()) } else { why };
-    Delivery::Later { error, after: None }
+    SendOutcome::Later { error, after: None }
 }
 
 /// The signature of the Standard Webhooks scheme: HMAC-SHA256 of id, time and body.
@@ -201,10 +201,10 @@ mod tests {
             "https://169.254.169.254/latest",
         ] {
             let delivery = hooks.post(url, "{}", "k", None).await;
-            assert_eq!(delivery, Delivery::Refused(PRIVATE.to_owned()), "{url}");
+            assert_eq!(delivery, SendOutcome::Refused(PRIVATE.to_owned()), "{url}");
         }
         let open = reaching(true, true).post("http://127.0.0.1:1/", "{}", "k", None).await;
-        assert!(matches!(open, Delivery::Later { .. }));
+        assert!(matches!(open, SendOutcome::Later { .. }));
     }
 
     #[tokio::test]
@@ -213,12 +213,12 @@ mod tests {
         let inside = hooks.post("https://localhost:1/", "{}", "k", None).await;
         let nowhere = hooks.post("https://nobody.invalid:1/", "{}", "k", None).await;
         assert_eq!(inside, nowhere, "the same words, and the same tries");
-        assert_eq!(inside, Delivery::Later { error: Unreachable.to_string(), after: None });
+        assert_eq!(inside, SendOutcome::Later { error: Unreachable.to_string(), after: None });
     }
 
     #[tokio::test]
     async fn clear_text_goes_to_ones_own_machine_or_where_it_is_allowed() {
-        let refused = Delivery::Refused(PLAIN.to_owned());
+        let refused = SendOutcome::Refused(PLAIN.to_owned());
         for (private, http, url, wanted) in [
             (false, false, "http://93.184.216.34:1/", true),
             (true, false, "http://10.255.255.1:1/", true),

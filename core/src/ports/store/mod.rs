@@ -1,6 +1,6 @@
 //! The store of customers: one transaction a batch on the way in, one answer a customer on the way out.
 //!
-//! [`StoreTx`] offers the steps of [`crate::services::process`], each one statement over the whole batch. The steps' order
+//! [`StoreTx`] offers the steps of [`crate::services::events`], each one statement over the whole batch. The steps' order
 //! is the lock order: identifiers are claimed before profiles are locked, both sorted, so two workers never wait for each
 //! other in a circle. Where a worker still loses a race, the store answers [`StoreError::Conflict`] and the batch is run again.
 

@@ -12,8 +12,8 @@ use crate::domain::ids::{BrandId, ProfileId};
 use crate::ports::outbox::Stage;
 use crate::ports::queue::{NewItem, Priority};
 use crate::ports::store::EventRow;
+use crate::services::brands::BrandRules;
 use crate::services::brands::SETTINGS_TTL;
-use crate::services::process::Book;
 
 /// A job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +117,7 @@ impl Job {
 
 /// The signals of a batch: of events that took effect, and of profiles whose orders changed, or that others were merged into.
 pub(crate) fn signals(
-    book: &Book,
+    book: &BrandRules,
     effective: &[EventRow<'_>],
     changed: &BTreeSet<(BrandId, ProfileId)>,
 ) -> Vec<Stage> {

@@ -12,7 +12,7 @@
 //! would make steps fail, [`trial`] sends an automation's e-mails to whoever writes it. Expressions and templates run
 //! through [`languages`].
 
-pub mod admin;
+pub mod api;
 pub mod confirm;
 pub mod destinations;
 pub mod jobs;

@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::domain::addresses::Reach;
 use crate::domain::automation::definition::Action;
 use crate::domain::automation::plan::{Op, Plan};
-use crate::services::automations::runs::Outside;
+use crate::services::automations::runs::Outbound;
 
 /// How often workers say what they can.
 pub const SAID_EVERY: Duration = Duration::from_secs(15);
@@ -35,8 +35,8 @@ pub struct Abilities {
 
 impl Abilities {
     /// Those of a worker.
-    pub fn of(outside: &Outside) -> Self {
-        Self { mail: outside.sends_mail, public_url: outside.public_url.is_some(), reach: outside.reach }
+    pub fn of(outbound: &Outbound) -> Self {
+        Self { mail: outbound.sends_mail, public_url: outbound.public_url.is_some(), reach: outbound.reach }
     }
 }
 

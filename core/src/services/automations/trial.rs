@@ -17,12 +17,12 @@ use crate::domain::automation::facts::{Facts, Trigger};
 use crate::domain::event::Rejection;
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::ports::courier::{Content, Delivery, Parcel};
+use crate::ports::sender::{MessageContent, OutboundMessage, SendOutcome};
 use crate::ports::store::StoreError;
-use crate::services::automations::admin::{self, AdminError};
+use crate::services::automations::api::{self, AutomationError};
 use crate::services::automations::jobs::Job;
 use crate::services::automations::preflight;
-use crate::services::automations::runs::{self, Outside};
+use crate::services::automations::runs::{self, Outbound};
 
 /// How long a worker may take.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -93,27 +93,27 @@ pub async fn ask(
     brand: BrandId,
     id: Uuid,
     trial: Trial,
-) -> Result<TrialAnswer, AdminError> {
-    let plan = admin::plan(context, brand, id).await?;
+) -> Result<TrialAnswer, AutomationError> {
+    let plan = api::plan(context, brand, id).await?;
     if Identifier::new(IdentifierKind::Email, &trial.to).is_none() {
         let message = format!("to is {:?}; it must be an e-mail address", trial.to);
         return Err(Rejection::new("invalid_automation", message).into());
     }
-    if !runs::writes(&plan) {
-        return Err(AdminError::Refused("the automation has no step that writes an e-mail".to_owned()));
+    if !runs::sends_email(&plan) {
+        return Err(AutomationError::Refused("the automation has no step that writes an e-mail".to_owned()));
     }
     if let Some(customer) = trial.customer {
-        context.store.customer(brand, customer).await?.ok_or(AdminError::Unknown("customer"))?;
+        context.store.customer(brand, customer).await?.ok_or(AutomationError::NotFound("customer"))?;
     }
     static OF_THE_HOUR: LazyLock<Cache<BrandId, Arc<AtomicU32>>> =
         LazyLock::new(|| Cache::builder().max_capacity(BRANDS).time_to_live(HOUR).build());
     let asked_before = OF_THE_HOUR.get_with(brand, Arc::default);
     if asked_before.fetch_add(1, Ordering::Relaxed) >= MAX_AN_HOUR {
-        return Err(AdminError::Busy(format!("a brand may ask for {MAX_AN_HOUR} tests an hour")));
+        return Err(AutomationError::Busy(format!("a brand may ask for {MAX_AN_HOUR} tests an hour")));
     }
     if preflight::heard(context).await.is_none() {
         let why = "no automation worker has been there for a minute: start `workers automation`";
-        return Err(AdminError::Refused(why.to_owned()));
+        return Err(AutomationError::Refused(why.to_owned()));
     }
     let trial_id = Uuid::now_v7();
     let asked = serde_json::to_vec(&Asked { automation: id, trial }).unwrap_or_default();
@@ -133,7 +133,7 @@ pub async fn ask(
         }
     };
     tokio::time::timeout(PATIENCE, looking).await.map_err(|_| {
-        AdminError::Refused(format!(
+        AutomationError::Refused(format!(
             "no automation worker has answered in {} s; the e-mails may be sent later",
             PATIENCE.as_secs()
         ))
@@ -144,12 +144,17 @@ pub async fn ask(
 ///
 /// # Errors
 /// When the store cannot be reached.
-pub async fn send(context: &Context, outside: &Outside, brand: BrandId, id: Uuid) -> Result<(), StoreError> {
+pub async fn send(
+    context: &Context,
+    outbound: &Outbound,
+    brand: BrandId,
+    id: Uuid,
+) -> Result<(), StoreError> {
     let Ok(Some(asked)) = context.cache.get(&asked_key(brand, id)).await else { return Ok(()) };
     let Ok(Asked { automation, trial }) = serde_json::from_slice(&asked) else { return Ok(()) };
-    let plan = match admin::plan(context, brand, automation).await {
+    let plan = match api::plan(context, brand, automation).await {
         Ok(plan) => plan,
-        Err(AdminError::Store(error)) => return Err(error),
+        Err(AutomationError::Store(error)) => return Err(error),
         Err(_) => return Ok(()),
     };
     let facts = match trial.customer {
@@ -163,18 +168,20 @@ pub async fn send(context: &Context, outside: &Outside, brand: BrandId, id: Uuid
     let trigger = Trigger::example();
     let mut letters = Vec::new();
     for (step, written) in
-        runs::letters(context, outside, (brand, automation), &plan, (&facts, &trigger), &trial.to).await?
+        runs::render_emails(context, outbound, (brand, automation), &plan, (&facts, &trigger), &trial.to)
+            .await?
     {
         let (subject, sent, answer) = match written {
             Err(why) => (None, false, why),
             Ok(email) => {
                 let subject = Some(email.subject.clone());
-                let parcel = Parcel { key: format!("{id}-{step}"), content: Content::Email(email) };
-                match outside.courier.carry(&parcel).await {
-                    Delivery::Done(how) => (subject, true, how),
-                    Delivery::Later { error, .. }
-                    | Delivery::Refused(error)
-                    | Delivery::Bounced { error, .. } => (subject, false, error),
+                let message =
+                    OutboundMessage { key: format!("{id}-{step}"), content: MessageContent::Email(email) };
+                match outbound.sender.send(&message).await {
+                    SendOutcome::Done(how) => (subject, true, how),
+                    SendOutcome::Later { error, .. }
+                    | SendOutcome::Refused(error)
+                    | SendOutcome::Bounced { error, .. } => (subject, false, error),
                 }
             }
         };

@@ -11,7 +11,7 @@ use crate::ports::queue::{Item, PUT_BACK, Then, Unfinished};
 use crate::ports::store::StoreError;
 use crate::sampled::Sampled;
 use crate::services::automations::jobs::{Job, Signal};
-use crate::services::automations::runs::{self, Next, Outside, Wanted};
+use crate::services::automations::runs::{self, JobOutcome, Outbound, RunJob};
 use crate::services::automations::{signals, trial};
 use crate::services::work::{Worked, panicked, release, try_later};
 
@@ -25,9 +25,9 @@ static UNDONE: Sampled = Sampled::new();
 const RERUN_WAIT: Duration = Duration::from_millis(40);
 
 /// Works off `items`. Never fails as a whole; what could not be done is in the answer.
-pub async fn work(context: &Context, outside: &Outside, items: &[Item]) -> Worked {
+pub async fn work(context: &Context, outbound: &Outbound, items: &[Item]) -> Worked {
     let mut worked = Worked::default();
-    let (mut told, mut wanted, mut pages) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut told, mut run_jobs, mut pages) = (Vec::new(), Vec::new(), Vec::new());
     for item in items {
         let job = Job::read(&item.payload);
         if let Some(delay) = job.as_ref().ok().and_then(|job| context.languages.wait(job.brand())) {
@@ -40,7 +40,7 @@ pub async fn work(context: &Context, outside: &Outside, items: &[Item]) -> Worke
             Ok(Job::Signal(signal)) => told.push((item, signal)),
             Ok(Job::Run { brand, run, revision }) => {
                 let put_back = item.history.last().is_some_and(|last| last.error == PUT_BACK);
-                wanted.push((item, Wanted { brand, run, revision, put_back }));
+                run_jobs.push((item, RunJob { brand, run, revision, put_back }));
             }
             Ok(page) => pages.push((item, page)),
             Err(error) => {
@@ -57,23 +57,23 @@ pub async fn work(context: &Context, outside: &Outside, items: &[Item]) -> Worke
     }
     let signals: Vec<Signal> = told.iter().map(|(_, signal)| signal.clone()).collect();
     let items: Vec<&Item> = told.iter().map(|(item, _)| *item).collect();
-    in_halves(context, outside, &mut worked, &items, Jobs::Signals(&signals)).await;
+    in_halves(context, outbound, &mut worked, &items, Jobs::Signals(&signals)).await;
 
     // A run may have two jobs in one batch: the later one finds it gone on.
-    wanted.sort_by_key(|(_, one)| (one.run, one.revision));
+    run_jobs.sort_by_key(|(_, one)| (one.run, one.revision));
     let mut again = Vec::new();
-    for at in (1..wanted.len()).rev() {
-        if wanted[at].1.run == wanted[at - 1].1.run {
-            again.push(wanted.remove(at - 1));
+    for at in (1..run_jobs.len()).rev() {
+        if run_jobs[at].1.run == run_jobs[at - 1].1.run {
+            again.push(run_jobs.remove(at - 1));
         }
     }
-    for wanted in [wanted, again] {
-        let of: Vec<Wanted> = wanted.iter().map(|(_, one)| *one).collect();
-        let items: Vec<&Item> = wanted.iter().map(|(item, _)| *item).collect();
-        in_halves(context, outside, &mut worked, &items, Jobs::Runs(&of)).await;
+    for run_jobs in [run_jobs, again] {
+        let of: Vec<RunJob> = run_jobs.iter().map(|(_, one)| *one).collect();
+        let items: Vec<&Item> = run_jobs.iter().map(|(item, _)| *item).collect();
+        in_halves(context, outbound, &mut worked, &items, Jobs::Runs(&of)).await;
     }
     for (item, page) in &pages {
-        in_halves(context, outside, &mut worked, &[item], Jobs::Page(page)).await;
+        in_halves(context, outbound, &mut worked, &[item], Jobs::Page(page)).await;
     }
     worked
 }
@@ -82,7 +82,7 @@ pub async fn work(context: &Context, outside: &Outside, items: &[Item]) -> Worke
 #[derive(Clone, Copy)]
 enum Jobs<'j> {
     Signals(&'j [Signal]),
-    Runs(&'j [Wanted]),
+    Runs(&'j [RunJob]),
     Page(&'j Job),
 }
 
@@ -91,13 +91,13 @@ impl Jobs<'_> {
     async fn attempt(
         self,
         context: &Context,
-        outside: &Outside,
+        outbound: &Outbound,
         part: Range<usize>,
-    ) -> Result<Vec<Next>, StoreError> {
-        let all_done = vec![Next::Done; part.len()];
+    ) -> Result<Vec<JobOutcome>, StoreError> {
+        let all_done = vec![JobOutcome::Done; part.len()];
         match self {
             Self::Signals(signals) => signals::take(context, &signals[part], &[]).await.map(|()| all_done),
-            Self::Runs(wanted) => runs::go_on(context, outside, &wanted[part]).await,
+            Self::Runs(run_jobs) => runs::advance_runs(context, outbound, &run_jobs[part]).await,
             Self::Page(Job::Schedule { brand, automation, at_ms, after }) => {
                 signals::schedule(context, *brand, *automation, *at_ms, *after).await.map(|()| all_done)
             }
@@ -105,7 +105,7 @@ impl Jobs<'_> {
                 signals::fill(context, *brand, segments, *after).await.map(|()| all_done)
             }
             Self::Page(Job::Trial { brand, trial }) => {
-                trial::send(context, outside, *brand, *trial).await.map(|()| all_done)
+                trial::send(context, outbound, *brand, *trial).await.map(|()| all_done)
             }
             Self::Page(Job::Signal(_) | Job::Run { .. }) => Ok(all_done),
         }
@@ -116,7 +116,7 @@ impl Jobs<'_> {
 /// that is to blame.
 async fn in_halves(
     context: &Context,
-    outside: &Outside,
+    outbound: &Outbound,
     worked: &mut Worked,
     items: &[&Item],
     jobs: Jobs<'_>,
@@ -131,14 +131,14 @@ async fn in_halves(
             release(worked, &items[part]);
             continue;
         }
-        match patiently(context, outside, jobs, &part).await {
+        match patiently(context, outbound, jobs, &part).await {
             Ok(next) => {
                 worked.effective += part.len();
                 for (item, next) in items[part].iter().zip(next) {
                     let then = match next {
-                        Next::Done => continue,
-                        Next::Retry { delay, error } => Then::Retry { delay, error },
-                        Next::Bury { error } => {
+                        JobOutcome::Done => continue,
+                        JobOutcome::Retry { delay, error } => Then::Retry { delay, error },
+                        JobOutcome::Bury { error } => {
                             if let Some(times) = UNDONE.happened(1) {
                                 tracing::warn!(
                                     times,
@@ -171,13 +171,13 @@ async fn in_halves(
 /// Tries again where a race was lost.
 async fn patiently(
     context: &Context,
-    outside: &Outside,
+    outbound: &Outbound,
     jobs: Jobs<'_>,
     part: &Range<usize>,
-) -> Result<Vec<Next>, StoreError> {
+) -> Result<Vec<JobOutcome>, StoreError> {
     let mut run = 1;
     loop {
-        let attempt = AssertUnwindSafe(jobs.attempt(context, outside, part.clone())).catch_unwind();
+        let attempt = AssertUnwindSafe(jobs.attempt(context, outbound, part.clone())).catch_unwind();
         match attempt.await.unwrap_or_else(|_| Err(panicked(part.len()))) {
             Err(StoreError::Conflict(_)) if run < MAX_RUNS => {
                 tokio::time::sleep(RERUN_WAIT.mul_f64(rand::random::<f64>()) * run).await;

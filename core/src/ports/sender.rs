@@ -1,4 +1,4 @@
-//! Carrying what automations send to the world outside: webhooks, e-mail, chats.
+//! Sending what automations send: webhooks, e-mails, chat messages.
 
 use std::time::Duration;
 
@@ -6,18 +6,18 @@ use async_trait::async_trait;
 
 use crate::domain::time::Timestamp;
 
-/// What is to be carried.
+/// A message that is to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parcel {
+pub struct OutboundMessage {
     /// The same for every try: whoever receives it twice can tell.
     pub key: String,
-    /// What it is.
-    pub content: Content,
+    /// What is sent.
+    pub content: MessageContent,
 }
 
-/// What a parcel is.
+/// What is sent, and where to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Content {
+pub enum MessageContent {
     /// JSON, signed by the Standard Webhooks scheme.
     Webhook {
         /// Where to.
@@ -61,21 +61,21 @@ pub struct Email {
     pub unsubscribe: Option<String>,
 }
 
-/// What became of a parcel.
+/// What came of sending a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// It was taken.
+pub enum SendOutcome {
+    /// The receiver has accepted it. How, for people.
     Done(String),
-    /// It was not taken, and may be later.
+    /// It was not accepted, and is to be sent again.
     Later {
         /// What happened.
         error: String,
-        /// When the receiver says to come again.
+        /// The Retry-After of the receiver, if it gave one.
         after: Option<Duration>,
     },
-    /// It will never be taken.
+    /// The receiver will never accept it. Why, for people.
     Refused(String),
-    /// There is no such address, or it takes no mail: nothing that goes there will be taken.
+    /// There is no such address, or it accepts no mail: nothing that is sent there will be accepted.
     Bounced {
         /// The address.
         to: String,
@@ -86,7 +86,7 @@ pub enum Delivery {
 
 /// The port.
 #[async_trait]
-pub trait Courier: Send + Sync {
-    /// Carries a parcel. Whether it arrived is not known when this is dropped.
-    async fn carry(&self, parcel: &Parcel) -> Delivery;
+pub trait Sender: Send + Sync {
+    /// Sends a message. Where the future is dropped, nobody knows whether the message arrived.
+    async fn send(&self, message: &OutboundMessage) -> SendOutcome;
 }
