@@ -29,9 +29,9 @@ use tributary_core::ports::sender::{MessageContent, OutboundMessage, SendOutcome
 use tributary_core::services::automations::api::{self, DryRun, segments};
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outbound;
-use tributary_core::services::automations::{unsubscribe, waker, work as jobs};
+use tributary_core::services::automations::{handle as jobs, unsubscribe, waker};
+use tributary_core::services::events::handle::handle_batch;
 use tributary_core::services::outbox::drain;
-use tributary_core::services::work::work;
 use tributary_core::services::{identity, privacy};
 use uuid::Uuid;
 
@@ -167,7 +167,7 @@ impl World {
         loop {
             let mut done = 0;
             while let Some(batch) = self.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
-                let worked = work(&self.context, &batch.items).await;
+                let worked = handle_batch(&self.context, &batch.items).await;
                 assert!(worked.unfinished.is_empty(), "{:?}", worked.unfinished);
                 self.context.queue.ack(&batch, &worked.unfinished).await.unwrap();
                 done += batch.items.len();
@@ -175,8 +175,8 @@ impl World {
             done += waker::wake(&self.context).await.unwrap();
             done += drain(&self.context).await.unwrap();
             while let Some(batch) = self.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap() {
-                let worked = jobs::work(&self.context, &self.outbound, &batch.items).await;
-                assert!(worked.store_away.is_none(), "{:?}", worked.store_away);
+                let worked = jobs::handle_batch(&self.context, &self.outbound, &batch.items).await;
+                assert!(worked.store_unavailable.is_none(), "{:?}", worked.store_unavailable);
                 undone.extend(worked.unfinished.iter().map(|one| one.then.clone()));
                 self.context.automation_queue.ack(&batch, &worked.unfinished).await.unwrap();
                 done += batch.items.len();
@@ -434,7 +434,7 @@ async fn what_is_delivered_twice_happens_once(w: World) {
     for _ in 0..6 {
         while let Some(batch) = w.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
             for _ in 0..2 {
-                assert!(work(&w.context, &batch.items).await.unfinished.is_empty());
+                assert!(handle_batch(&w.context, &batch.items).await.unfinished.is_empty());
             }
             w.context.queue.ack(&batch, &[]).await.unwrap();
         }
@@ -442,8 +442,8 @@ async fn what_is_delivered_twice_happens_once(w: World) {
         drain(&w.context).await.unwrap();
         while let Some(batch) = w.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap() {
             let (one, two) = tokio::join!(
-                jobs::work(&w.context, &w.outbound, &batch.items),
-                jobs::work(&w.context, &w.outbound, &batch.items)
+                jobs::handle_batch(&w.context, &w.outbound, &batch.items),
+                jobs::handle_batch(&w.context, &w.outbound, &batch.items)
             );
             assert!(one.unfinished.is_empty() && two.unfinished.is_empty(), "{one:?} {two:?}");
             w.context.automation_queue.ack(&batch, &[]).await.unwrap();
@@ -464,7 +464,7 @@ async fn a_parcel_that_was_begun_is_carried_again_under_its_key(w: World) {
     w.answer("https://r.example/slow", SendOutcome::Later { error: "hang".into(), after: None });
     w.track("ada", "E").await;
     while let Some(batch) = w.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
-        work(&w.context, &batch.items).await;
+        handle_batch(&w.context, &batch.items).await;
         w.context.queue.ack(&batch, &[]).await.unwrap();
     }
     for _ in 0..2 {
@@ -473,7 +473,7 @@ async fn a_parcel_that_was_begun_is_carried_again_under_its_key(w: World) {
         // The worker dies while the receiver has it.
         let dies = tokio::time::timeout(
             Duration::from_millis(500),
-            jobs::work(&w.context, &w.outbound, &batch.items),
+            jobs::handle_batch(&w.context, &w.outbound, &batch.items),
         );
         if dies.await.is_ok() {
             w.context.automation_queue.ack(&batch, &[]).await.unwrap();
@@ -484,7 +484,7 @@ async fn a_parcel_that_was_begun_is_carried_again_under_its_key(w: World) {
         let (_, actions) = w.context.automations.run(w.brand, run.id).await.unwrap().unwrap();
         assert_eq!((actions[0].status.as_str(), actions[0].attempts), ("started", 1), "recorded before");
         w.answer("https://r.example/slow", SendOutcome::Done("taken".into()));
-        let worked = jobs::work(&w.context, &w.outbound, &batch.items).await;
+        let worked = jobs::handle_batch(&w.context, &w.outbound, &batch.items).await;
         assert!(worked.unfinished.is_empty());
         w.context.automation_queue.ack(&batch, &[]).await.unwrap();
     }

@@ -17,8 +17,8 @@ use tributary_core::domain::settings::BrandSettings;
 use tributary_core::ports::clock::Clock;
 use tributary_core::ports::queue::{Item, NewItem, Then};
 use tributary_core::ports::store::Claim;
+use tributary_core::services::events::handle::handle_batch;
 use tributary_core::services::privacy::retain;
-use tributary_core::services::work::work;
 
 on_every_adapter!({ embedded: crate::embedded_context, services: crate::services_context } [
     one_item_that_the_store_refuses_fails_alone,
@@ -57,8 +57,8 @@ async fn one_item_that_the_store_refuses_fails_alone(u: &ContextUnderTest) {
     for bad in [0, 5, 15] {
         let items = items(u, 16, bad).await;
         let before = u.context.store.stats(BRAND).await.unwrap().events;
-        let worked = work(&u.context, &items).await;
-        assert!(worked.store_away.is_none());
+        let worked = handle_batch(&u.context, &items).await;
+        assert!(worked.store_unavailable.is_none());
         let failed: Vec<&str> = worked.unfinished.iter().map(|u| u.item.id.as_str()).collect();
         assert_eq!(failed, [items[bad].id.as_str()], "it alone");
         assert!(
@@ -74,7 +74,7 @@ async fn an_item_is_tried_so_often_and_then_buried(u: &ContextUnderTest) {
     let mut items = items(u, 1, 0).await;
     for attempt in 0..MAX_ATTEMPTS {
         items[0].attempt = attempt;
-        let worked = work(&u.context, &items).await;
+        let worked = handle_batch(&u.context, &items).await;
         let last = attempt + 1 == MAX_ATTEMPTS;
         match &worked.unfinished[0].then {
             Then::Retry { .. } => assert!(!last, "attempt {attempt} was one too many"),
@@ -103,8 +103,8 @@ async fn a_panic_takes_no_neighbour_along(u: &ContextUnderTest) {
     let mut context = u.context.clone();
     // The whole, its first half, and so on: until one is alone.
     context.clock = Arc::new(Panics(AtomicU32::new(5)));
-    let worked = work(&context, &items).await;
-    assert!(worked.store_away.is_none());
+    let worked = handle_batch(&context, &items).await;
+    assert!(worked.store_unavailable.is_none());
     let failed: Vec<&str> = worked.unfinished.iter().map(|u| u.item.id.as_str()).collect();
     assert_eq!(failed, [items[0].id.as_str()], "it alone");
     assert!(matches!(&worked.unfinished[0].then, Then::Retry { error, .. } if error.contains("panicked")));
@@ -129,7 +129,7 @@ async fn a_retention_without_end_keeps_no_other_brands_from_ending(u: &ContextUn
     };
     u.context.queue.enqueue(&[event(first), event(second)]).await.unwrap();
     let batch = u.context.queue.fetch(2, Duration::ZERO).await.unwrap().unwrap();
-    assert_eq!(work(&u.context, &batch.items).await.effective, 2);
+    assert_eq!(handle_batch(&u.context, &batch.items).await.effective, 2);
     assert_eq!(retain(&u.context).await.unwrap(), 1);
     assert_eq!(u.context.store.stats(first).await.unwrap().events, 1);
     assert_eq!(u.context.store.stats(second).await.unwrap().events, 0);

@@ -7,10 +7,10 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
 use tributary_core::ports::queue::{Item, Queue};
+use tributary_core::services::automations::handle::handle_batch;
 use tributary_core::services::automations::preflight::{self, Abilities};
 use tributary_core::services::automations::runs::Outbound;
-use tributary_core::services::automations::work::work;
-use tributary_core::services::work::Worked;
+use tributary_core::services::batches::BatchOutcome;
 
 use crate::housekeeping;
 use crate::lanes::{self, Line, Options};
@@ -36,8 +36,8 @@ impl Line for Automations {
         BESIDE
     }
 
-    async fn work(&self, context: &Context, items: &[Item]) -> Worked {
-        work(context, &self.outbound, items).await
+    async fn handle(&self, context: &Context, items: &[Item]) -> BatchOutcome {
+        handle_batch(context, &self.outbound, items).await
     }
 }
 

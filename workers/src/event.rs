@@ -1,4 +1,4 @@
-//! The event worker: [`tributary_core::services::work`] decides what becomes of each event. Beside its lanes run the
+//! The event worker: [`tributary_core::services::events::handle`] decides what becomes of each event. Beside its lanes run the
 //! [`crate::housekeeping`] tasks.
 
 use std::sync::Arc;
@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
 use tributary_core::ports::queue::{Item, Queue};
-use tributary_core::services::work::{Worked, work};
+use tributary_core::services::batches::BatchOutcome;
+use tributary_core::services::events::handle::handle_batch;
 
 use crate::housekeeping;
 pub use crate::lanes::Options;
@@ -25,8 +26,8 @@ impl Line for Events {
         &*context.queue
     }
 
-    async fn work(&self, context: &Context, items: &[Item]) -> Worked {
-        work(context, items).await
+    async fn handle(&self, context: &Context, items: &[Item]) -> BatchOutcome {
+        handle_batch(context, items).await
     }
 }
 

@@ -1,7 +1,7 @@
 //! Lanes: fetch, work off, ack, a few batches at once, of whatever queue.
 //!
 //! A [`Line`] decides what becomes of each item; a lane keeps the lease alive meanwhile, stops when it has lost it, and gives back
-//! what it cannot finish. A batch that is worked off but cannot be acked comes again, and has no effect the second time.
+//! what it cannot finish. A batch that is outcome off but cannot be acked comes again, and has no effect the second time.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use tributary_core::context::Context;
 use tributary_core::domain::backoff::jittered;
 use tributary_core::failpoint;
 use tributary_core::ports::queue::{Acked, Batch, Item, POLL, Queue, Then, Unfinished};
+use tributary_core::services::batches::{BatchOutcome, try_later};
 use tributary_core::services::outbox;
-use tributary_core::services::work::{Worked, try_later};
 
 /// The first wait when something is away, and the longest.
 const AWAY_BASE: Duration = Duration::from_millis(100);
@@ -34,7 +34,7 @@ const RAMP: usize = 16;
 /// How the loop runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Lanes: batches worked off at once.
+    /// Lanes: batches outcome off at once.
     pub concurrency: usize,
     /// Most items a batch.
     pub batch: usize,
@@ -58,7 +58,7 @@ pub trait Line: Send + Sync {
     }
 
     /// Works off items. Never fails as a whole; what could not be done is in the answer.
-    async fn work(&self, context: &Context, items: &[Item]) -> Worked;
+    async fn handle(&self, context: &Context, items: &[Item]) -> BatchOutcome;
 }
 
 /// Works off a line's queue until `stop`; then finishes what is under way within the grace, gives back the rest.
@@ -191,9 +191,9 @@ impl Lane {
         let started = Instant::now();
         failpoint::reached("fetched_before_handler");
         batch.items.iter().for_each(|item| failpoint::held(&item.payload));
-        let worked = tokio::select! {
-            worked = AssertUnwindSafe(self.line.work(&self.context, &batch.items)).catch_unwind() => match worked {
-                Ok(worked) => worked,
+        let outcome = tokio::select! {
+            outcome = AssertUnwindSafe(self.line.handle(&self.context, &batch.items)).catch_unwind() => match outcome {
+                Ok(outcome) => outcome,
                 Err(_) => {
                     metrics::counter!("tributary_worker_panics_total").increment(1);
                     tracing::error!(items = batch.items.len(), "working off a batch panicked; its items will come again, alone");
@@ -207,13 +207,13 @@ impl Lane {
             }
             () = self.give_back.cancelled() => given_back(&batch),
         };
-        record(self.line.name(), &worked, batch.items.len(), started.elapsed());
+        record(self.line.name(), &outcome, batch.items.len(), started.elapsed());
         failpoint::reached("committed_before_ack");
         let ending = async {
-            if let Err(error) = outbox::ended(&self.context, &batch.items, &worked.unfinished).await {
+            if let Err(error) = outbox::ended(&self.context, &batch.items, &outcome.unfinished).await {
                 tracing::debug!(%error, "jobs that have ended stay in the outbox until a look at it");
             }
-            self.ack(&batch, &worked.unfinished).await;
+            self.ack(&batch, &outcome.unfinished).await;
         };
         tokio::select! {
             () = ending => {}
@@ -223,7 +223,7 @@ impl Lane {
             }
         }
         failpoint::reached("acked_before_next");
-        let Some(error) = worked.store_away else { return true };
+        let Some(error) = outcome.store_unavailable else { return true };
         tracing::warn!(%error, "waiting for the store");
         self.wait_for_store().await;
         false
@@ -296,7 +296,7 @@ fn ramp(want: usize, most: usize, store_was_there: bool) -> usize {
 }
 
 /// Each item comes again, alone; the one that makes its worker panic has failed.
-fn to_blame(batch: &Batch) -> Worked {
+fn to_blame(batch: &Batch) -> BatchOutcome {
     let unfinished = match &*batch.items {
         [item] => vec![try_later(item, "working it off panicked; see the log")],
         items => items
@@ -304,12 +304,12 @@ fn to_blame(batch: &Batch) -> Worked {
             .map(|item| Unfinished { item: Item { suspect: true, ..item.clone() }, then: Then::Release })
             .collect(),
     };
-    Worked { unfinished, ..Worked::default() }
+    BatchOutcome { unfinished, ..BatchOutcome::default() }
 }
 
-fn given_back(batch: &Batch) -> Worked {
+fn given_back(batch: &Batch) -> BatchOutcome {
     let back = |item: &_| Unfinished { item: Clone::clone(item), then: Then::Release };
-    Worked { unfinished: batch.items.iter().map(back).collect(), ..Worked::default() }
+    BatchOutcome { unfinished: batch.items.iter().map(back).collect(), ..BatchOutcome::default() }
 }
 
 async fn pause(failures: u32, stop: &CancellationToken) {
@@ -321,17 +321,17 @@ async fn pause(failures: u32, stop: &CancellationToken) {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "metrics are floats")]
-fn record(line: &'static str, worked: &Worked, items: usize, took: Duration) {
-    let buried = worked.unfinished.iter().filter(|u| matches!(u.then, Then::Bury { .. })).count();
+fn record(line: &'static str, outcome: &BatchOutcome, items: usize, took: Duration) {
+    let buried = outcome.unfinished.iter().filter(|u| matches!(u.then, Then::Bury { .. })).count();
     // The events' counters came first, and have no label.
     if line == "event" {
-        metrics::counter!("tributary_events_effective_total").increment(worked.effective as u64);
-        metrics::counter!("tributary_events_duplicate_total").increment(worked.duplicates as u64);
+        metrics::counter!("tributary_events_effective_total").increment(outcome.effective as u64);
+        metrics::counter!("tributary_events_duplicate_total").increment(outcome.duplicates as u64);
         metrics::counter!("tributary_events_buried_total").increment(buried as u64);
         metrics::histogram!("tributary_batch_seconds").record(took.as_secs_f64());
         metrics::histogram!("tributary_batch_items").record(items as f64);
     } else {
-        metrics::counter!("tributary_jobs_done_total").increment(worked.effective as u64);
+        metrics::counter!("tributary_jobs_done_total").increment(outcome.effective as u64);
         metrics::counter!("tributary_jobs_buried_total").increment(buried as u64);
         metrics::histogram!("tributary_jobs_batch_seconds").record(took.as_secs_f64());
         metrics::histogram!("tributary_jobs_batch_items").record(items as f64);
@@ -362,11 +362,11 @@ mod tests {
             self.0
         }
 
-        async fn work(&self, _: &Context, items: &[Item]) -> Worked {
+        async fn handle(&self, _: &Context, items: &[Item]) -> BatchOutcome {
             if items.iter().any(|item| item.payload == "slow") {
                 sleep(Duration::from_secs(3)).await;
             }
-            Worked::default()
+            BatchOutcome::default()
         }
     }
 

@@ -138,7 +138,7 @@ pub const NUMBERS: &[Number] = &[
     number(
         "tributary_jobs_batch_items",
         Histogram(Unit::Count),
-        "Jobs of automations that were worked on in one go",
+        "Jobs of automations that were outcome on in one go",
     ),
     number(
         "tributary_jobs_batch_seconds",

@@ -302,10 +302,10 @@ impl QueueArgs {
     }
 }
 
-/// How events are worked off.
+/// How events are outcome off.
 #[derive(Args, Debug)]
 pub struct WorkerArgs {
-    /// Batches worked off at once
+    /// Batches outcome off at once
     #[arg(long, env = "TRIBUTARY_CONCURRENCY", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub concurrency: u16,
     /// Most events a batch

@@ -1,6 +1,7 @@
 //! What Tributary does, over the ports. Routes and workers call these alike.
 
 pub mod automations;
+pub mod batches;
 pub mod brands;
 pub mod customer360;
 pub mod directory;
@@ -20,4 +21,3 @@ pub mod seal;
 pub mod sealed;
 pub mod spool;
 pub mod tenants;
-pub mod work;

@@ -26,12 +26,12 @@ use tributary_core::ports::queue::{POLL, QueueSettings};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind};
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outbound;
-use tributary_core::services::automations::{waker, work as jobs};
+use tributary_core::services::automations::{handle as jobs, waker};
+use tributary_core::services::events::handle::handle_batch;
 use tributary_core::services::health::Alarms;
 use tributary_core::services::outbox::drain;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
 use tributary_core::services::tenants::{Maker, add_key, new_key};
-use tributary_core::services::work::work;
 use workers::http::Bounds;
 use workers::{event, telemetry};
 
@@ -236,14 +236,14 @@ impl TestApp {
         loop {
             let mut done = 0;
             while let Some(batch) = self.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
-                let worked = work(&self.context, &batch.items).await;
+                let worked = handle_batch(&self.context, &batch.items).await;
                 self.context.queue.ack(&batch, &worked.unfinished).await.unwrap();
                 done += batch.items.len();
             }
             done += waker::wake(&self.context).await.unwrap();
             done += drain(&self.context).await.unwrap();
             while let Some(batch) = self.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap() {
-                let worked = jobs::work(&self.context, &self.outbound, &batch.items).await;
+                let worked = jobs::handle_batch(&self.context, &self.outbound, &batch.items).await;
                 self.context.automation_queue.ack(&batch, &worked.unfinished).await.unwrap();
                 done += batch.items.len();
             }

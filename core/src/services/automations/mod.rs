@@ -15,6 +15,7 @@
 pub mod api;
 pub mod confirm;
 pub mod destinations;
+pub mod handle;
 pub mod jobs;
 pub mod languages;
 pub mod links;
@@ -26,4 +27,3 @@ pub mod signing;
 pub mod trial;
 pub mod unsubscribe;
 pub mod waker;
-pub mod work;

@@ -16,6 +16,7 @@
 
 mod effects;
 mod fresh;
+pub mod handle;
 mod merges;
 mod resolve;
 

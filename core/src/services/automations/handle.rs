@@ -1,9 +1,10 @@
-//! Working off a batch of the automations queue: what becomes of each item.
+//! Handling a batch of the automations queue: what becomes of each item.
 
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::FutureExt;
 
 use crate::context::Context;
@@ -13,7 +14,7 @@ use crate::sampled::Sampled;
 use crate::services::automations::jobs::{Job, Signal};
 use crate::services::automations::runs::{self, JobOutcome, Outbound, RunJob};
 use crate::services::automations::{signals, trial};
-use crate::services::work::{Worked, panicked, release, try_later};
+use crate::services::batches::{BatchOutcome, Process, in_halves, panicked};
 
 /// How often a transaction is run again that lost a race.
 const MAX_RUNS: u32 = 5;
@@ -24,16 +25,16 @@ static UNDONE: Sampled = Sampled::new();
 /// The longest wait before it is.
 const RERUN_WAIT: Duration = Duration::from_millis(40);
 
-/// Works off `items`. Never fails as a whole; what could not be done is in the answer.
-pub async fn work(context: &Context, outbound: &Outbound, items: &[Item]) -> Worked {
-    let mut worked = Worked::default();
+/// Handles `items`. Never fails as a whole: what could not be done is in the outcome.
+pub async fn handle_batch(context: &Context, outbound: &Outbound, items: &[Item]) -> BatchOutcome {
+    let mut outcome = BatchOutcome::default();
     let (mut told, mut run_jobs, mut pages) = (Vec::new(), Vec::new(), Vec::new());
     for item in items {
         let job = Job::read(&item.payload);
         if let Some(delay) = job.as_ref().ok().and_then(|job| context.languages.wait(job.brand())) {
             // A brand whose expressions take more than their share waits, and nobody waits for it.
             metrics::counter!("tributary_jobs_over_share_total").increment(1);
-            worked.unfinished.push(Unfinished { item: item.clone(), then: Then::Defer { delay } });
+            outcome.unfinished.push(Unfinished { item: item.clone(), then: Then::Defer { delay } });
             continue;
         }
         match job {
@@ -51,13 +52,13 @@ pub async fn work(context: &Context, outbound: &Outbound, items: &[Item]) -> Wor
                         "jobs cannot be read and go to the dead letters; this is the last"
                     );
                 }
-                worked.unfinished.push(Unfinished { item: item.clone(), then: Then::Bury { error } });
+                outcome.unfinished.push(Unfinished { item: item.clone(), then: Then::Bury { error } });
             }
         }
     }
     let signals: Vec<Signal> = told.iter().map(|(_, signal)| signal.clone()).collect();
     let items: Vec<&Item> = told.iter().map(|(item, _)| *item).collect();
-    in_halves(context, outbound, &mut worked, &items, Jobs::Signals(&signals)).await;
+    handle(context, outbound, &mut outcome, &items, Jobs::Signals(&signals)).await;
 
     // A run may have two jobs in one batch: the later one finds it gone on.
     run_jobs.sort_by_key(|(_, one)| (one.run, one.revision));
@@ -70,12 +71,12 @@ pub async fn work(context: &Context, outbound: &Outbound, items: &[Item]) -> Wor
     for run_jobs in [run_jobs, again] {
         let of: Vec<RunJob> = run_jobs.iter().map(|(_, one)| *one).collect();
         let items: Vec<&Item> = run_jobs.iter().map(|(item, _)| *item).collect();
-        in_halves(context, outbound, &mut worked, &items, Jobs::Runs(&of)).await;
+        handle(context, outbound, &mut outcome, &items, Jobs::Runs(&of)).await;
     }
     for (item, page) in &pages {
-        in_halves(context, outbound, &mut worked, &[item], Jobs::Page(page)).await;
+        handle(context, outbound, &mut outcome, &[item], Jobs::Page(page)).await;
     }
-    worked
+    outcome
 }
 
 /// Jobs of a kind.
@@ -87,7 +88,7 @@ enum Jobs<'j> {
 }
 
 impl Jobs<'_> {
-    /// Works off those of a part, together.
+    /// Runs those of a part, together.
     async fn attempt(
         self,
         context: &Context,
@@ -112,60 +113,49 @@ impl Jobs<'_> {
     }
 }
 
-/// Works off items together. Where the store refuses them, or races are lost over and over, halves of them, until the one is found
-/// that is to blame.
-async fn in_halves(
+/// Jobs of a kind, with their items.
+struct Handling<'b> {
+    context: &'b Context,
+    outbound: &'b Outbound,
+    items: &'b [&'b Item],
+    jobs: Jobs<'b>,
+}
+
+#[async_trait]
+impl Process for Handling<'_> {
+    async fn process(&self, outcome: &mut BatchOutcome, part: Range<usize>) -> Result<(), StoreError> {
+        let outcomes = patiently(self.context, self.outbound, self.jobs, &part).await?;
+        outcome.effective += part.len();
+        for (item, of_job) in self.items[part].iter().zip(outcomes) {
+            let then = match of_job {
+                JobOutcome::Done => continue,
+                JobOutcome::Retry { delay, error } => Then::Retry { delay, error },
+                JobOutcome::Bury { error } => {
+                    if let Some(times) = UNDONE.happened(1) {
+                        tracing::warn!(
+                            times,
+                            job = %String::from_utf8_lossy(&item.payload),
+                            "actions cannot be done: their runs have failed, and their dead letters say why; this is the last"
+                        );
+                    }
+                    Then::Bury { error }
+                }
+            };
+            outcome.unfinished.push(Unfinished { item: (*item).clone(), then });
+        }
+        Ok(())
+    }
+}
+
+/// Handles jobs of a kind.
+async fn handle(
     context: &Context,
     outbound: &Outbound,
-    worked: &mut Worked,
+    outcome: &mut BatchOutcome,
     items: &[&Item],
     jobs: Jobs<'_>,
 ) {
-    let whole = 0..items.len();
-    let mut parts = Vec::from([whole]);
-    while let Some(part) = parts.pop() {
-        if part.is_empty() {
-            continue;
-        }
-        if worked.store_away.is_some() {
-            release(worked, &items[part]);
-            continue;
-        }
-        match patiently(context, outbound, jobs, &part).await {
-            Ok(next) => {
-                worked.effective += part.len();
-                for (item, next) in items[part].iter().zip(next) {
-                    let then = match next {
-                        JobOutcome::Done => continue,
-                        JobOutcome::Retry { delay, error } => Then::Retry { delay, error },
-                        JobOutcome::Bury { error } => {
-                            if let Some(times) = UNDONE.happened(1) {
-                                tracing::warn!(
-                                    times,
-                                    job = %String::from_utf8_lossy(&item.payload),
-                                    "actions cannot be done: their runs have failed, and their dead letters say why; this is the last"
-                                );
-                            }
-                            Then::Bury { error }
-                        }
-                    };
-                    worked.unfinished.push(Unfinished { item: (*item).clone(), then });
-                }
-            }
-            Err(away @ StoreError::Unavailable(_)) => {
-                release(worked, &items[part]);
-                worked.store_away = Some(away);
-            }
-            Err(error) if part.len() == 1 => {
-                worked.unfinished.push(try_later(items[part.start], &error.to_string()));
-            }
-            Err(_) => {
-                let middle = part.start + part.len() / 2;
-                parts.push(middle..part.end);
-                parts.push(part.start..middle);
-            }
-        }
-    }
+    in_halves(outcome, items, &Handling { context, outbound, items, jobs }).await;
 }
 
 /// Tries again where a race was lost.
