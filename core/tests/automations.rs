@@ -203,7 +203,7 @@ impl World {
     }
 
     async fn ready(&self, name: &str) -> Uuid {
-        let all = tributary_core::domain::automation::ready::all();
+        let all = tributary_core::domain::automation::presets::all();
         let chosen = all.into_iter().find(|ready| ready.name == name).unwrap();
         self.active(json!(chosen.definition)).await
     }

@@ -182,6 +182,14 @@ fn is_number(id: &Value) -> bool {
 /// What a body of that topic looks like; `None` for topics that say nothing to Tributary but that they came.
 fn shape(topic: &str) -> Option<Shape> {
     let (resource, what) = topic.split_once('/').unwrap_or((topic, ""));
+    // The first that knows the topic.
+    [of_privacy, of_deletions, of_customers, of_orders, of_the_rest]
+        .into_iter()
+        .find_map(|shapes| shapes(resource, what))
+}
+
+/// Requests in the name of privacy.
+fn of_privacy(resource: &str, what: &str) -> Option<Shape> {
     Some(match (resource, what) {
         ("customers", "redact") => Shape {
             told: &["shop_id", "shop_domain", "customer"],
@@ -205,6 +213,13 @@ fn shape(topic: &str) -> Option<Shape> {
             ],
             ..Shape::default()
         },
+        _ => return None,
+    })
+}
+
+/// Deletions.
+fn of_deletions(resource: &str, what: &str) -> Option<Shape> {
+    Some(match (resource, what) {
         // A deletion says the id, and nothing of what there was.
         ("orders" | "products", "delete") => Shape {
             told: &["id"],
@@ -253,6 +268,13 @@ fn shape(topic: &str) -> Option<Shape> {
             numbered: true,
             ..Shape::default()
         },
+        _ => return None,
+    })
+}
+
+/// Customers, and their tags and consent.
+fn of_customers(resource: &str, what: &str) -> Option<Shape> {
+    Some(match (resource, what) {
         ("customers", "create" | "update" | "enable" | "disable") => Shape {
             told: &["id"],
             any: &[CUSTOMER, CONTACT, &["tags", "note", "updated_at"]],
@@ -275,6 +297,13 @@ fn shape(topic: &str) -> Option<Shape> {
             never: &[SALE, GOODS, PART, PRIVACY],
             ..Shape::default()
         },
+        _ => return None,
+    })
+}
+
+/// Orders, refunds, fulfillments.
+fn of_orders(resource: &str, what: &str) -> Option<Shape> {
+    Some(match (resource, what) {
         ("orders", "edited") => Shape { told: &["order_edit"], never: &[PRIVACY], ..Shape::default() },
         ("orders", "cancelled") => Shape { told: &["cancelled_at"], ..order() },
         (
@@ -319,6 +348,13 @@ fn shape(topic: &str) -> Option<Shape> {
             resource: Some("Fulfillment"),
             ..Shape::default()
         },
+        _ => return None,
+    })
+}
+
+/// Products, checkouts, carts, the shop itself.
+fn of_the_rest(resource: &str, what: &str) -> Option<Shape> {
+    Some(match (resource, what) {
         ("products", _) => Shape {
             told: &["id"],
             any: &[GOODS, &["tags", "images", "updated_at"]],

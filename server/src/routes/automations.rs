@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tributary_core::domain::automation::definition::Definition;
-use tributary_core::domain::automation::ready;
+use tributary_core::domain::automation::presets;
 use tributary_core::domain::automation::run::Status;
 use tributary_core::domain::ids::ProfileId;
 use tributary_core::domain::time::{self, Timestamp};
@@ -328,8 +328,9 @@ pub struct TemplateList {
 #[utoipa::path(get, path = "/api/automation-templates", tag = "Automations", security(("secret_key" = [])),
     responses((status = 200, body = TemplateList), ListErrors))]
 pub async fn templates(State(_): State<AppState>, _: Secret) -> Result<Json<TemplateList>, ApiError> {
-    let answer = |ready: ready::Ready| TemplateAnswer { name: ready.name, definition: ready.definition };
-    Ok(Json(TemplateList { templates: ready::all().into_iter().map(answer).collect() }))
+    let answer =
+        |preset: presets::Preset| TemplateAnswer { name: preset.name, definition: preset.definition };
+    Ok(Json(TemplateList { templates: presets::all().into_iter().map(answer).collect() }))
 }
 
 /// Makes a draft of a definition to begin with.
@@ -340,11 +341,11 @@ pub async fn use_template(
     Path(name): Path<String>,
     secret: Secret,
 ) -> Result<(StatusCode, Json<AutomationAnswer>), ApiError> {
-    let all = ready::all();
-    let names: Vec<&str> = all.iter().map(|ready| ready.name).collect();
+    let all = presets::all();
+    let names: Vec<&str> = all.iter().map(|preset| preset.name).collect();
     let missing =
         || ApiError::not_found(format!("there is no template {name:?}; there are {}", names.join(", ")));
-    let chosen = all.iter().find(|ready| ready.name == name).ok_or_else(missing)?;
+    let chosen = all.iter().find(|preset| preset.name == name).ok_or_else(missing)?;
     let deed = api::create(&state.context, secret.brand, &chosen.definition);
     let made =
         state.audited(&secret, "automation_made", json!({"name": chosen.definition.name}), deed).await?;

@@ -241,93 +241,131 @@ impl Looker<'_> {
         for part in &parts {
             kinds.push(self.kind(part)?);
         }
-        let said = |at: usize| described(parts[at], &kinds[at]);
-        let name = call.func_name.as_str();
-        Ok(match name {
-            operators::EQUALS | operators::NOT_EQUALS => {
-                if !kinds[0].may_equal(&kinds[1]) {
-                    return Err((id, format!("{}, and {}: they are never equal", said(0), said(1))));
-                }
-                Kind::Truth
-            }
-            operators::LESS | operators::LESS_EQUALS | operators::GREATER | operators::GREATER_EQUALS => {
-                let ordered = |kind: &Kind| {
-                    kind.is_number() || matches!(kind, Kind::Open | Kind::Null | Kind::Text | Kind::Time)
-                };
-                if !kinds[0].may_equal(&kinds[1]) || !kinds.iter().all(ordered) {
-                    return Err((id, format!("{}, and {}: they cannot be compared", said(0), said(1))));
-                }
-                Kind::Truth
-            }
-            operators::LOGICAL_AND | operators::LOGICAL_OR | operators::LOGICAL_NOT => {
-                for at in 0..kinds.len() {
-                    if !matches!(kinds[at], Kind::Truth | Kind::Open) {
-                        let what = format!("{}; &&, || and ! need what is true or false", said(at));
-                        return Err((parts[at].id, what));
-                    }
-                }
-                Kind::Truth
-            }
-            operators::NOT_STRICTLY_FALSE => Kind::Truth,
-            operators::CONDITIONAL => {
-                if !matches!(kinds[0], Kind::Truth | Kind::Open) {
-                    return Err((parts[0].id, format!("{}; it must be true or false", said(0))));
-                }
-                if kinds[1] == kinds[2] { kinds[1].clone() } else { Kind::Open }
-            }
-            operators::IN => {
-                if let Kind::List(of) = &kinds[1]
-                    && !kinds[0].may_equal(of)
-                {
-                    return Err((
-                        id,
-                        format!("{}: it is never in a list of which each is {}", said(0), of.said()),
-                    ));
-                }
-                if kinds[1].is_number() || matches!(kinds[1], Kind::Text | Kind::Truth | Kind::Time) {
-                    return Err((parts[1].id, format!("{}; in needs a list", said(1))));
-                }
-                Kind::Truth
-            }
-            operators::INDEX => match (&kinds[0], &parts[1].expr) {
-                (Kind::Record(_), Expr::Literal(LiteralValue::String(name))) => {
-                    field(&kinds[0], name.inner(), &written(parts[0])).map_err(|what| (parts[0].id, what))?
-                }
-                (Kind::List(of), _) => (**of).clone(),
-                _ => Kind::Open,
-            },
+        let called = Called { id, name: call.func_name.as_str(), parts, kinds };
+        match called.name {
+            operators::EQUALS
+            | operators::NOT_EQUALS
+            | operators::LESS
+            | operators::LESS_EQUALS
+            | operators::GREATER
+            | operators::GREATER_EQUALS => called.comparison(),
+            operators::LOGICAL_AND | operators::LOGICAL_OR | operators::LOGICAL_NOT => called.logic(),
+            operators::NOT_STRICTLY_FALSE => Ok(Kind::Truth),
+            operators::CONDITIONAL => called.conditional(),
+            operators::IN => called.membership(),
+            operators::INDEX => called.index(),
             operators::ADD
             | operators::SUBSTRACT
             | operators::MULTIPLY
             | operators::DIVIDE
-            | operators::MODULO => {
-                if let Some(whole) = kinds.iter().position(|kind| *kind == Kind::Whole)
-                    && kinds.contains(&Kind::Decimal)
-                {
-                    let (value, other) = (written(parts[whole]), said(1 - whole));
-                    let what = format!("{}, and {other}: write double({value})", said(whole));
-                    return Err((id, what));
-                }
-                if kinds[0] == kinds[1] && kinds[0].is_number() { kinds[0].clone() } else { Kind::Open }
+            | operators::MODULO => called.arithmetic(),
+            operators::NEGATE => Ok(called.kinds[0].clone()),
+            _ => called.function(),
+        }
+    }
+}
+
+/// An operator or a function with what it is called with. Each method returns the kind of its value, or what can never be right.
+struct Called<'e> {
+    id: u64,
+    name: &'e str,
+    parts: Vec<&'e IdedExpr>,
+    kinds: Vec<Kind>,
+}
+
+impl Called<'_> {
+    fn said(&self, at: usize) -> String {
+        described(self.parts[at], &self.kinds[at])
+    }
+
+    fn comparison(&self) -> Result<Kind, Wrong> {
+        let (left, right) = (&self.kinds[0], &self.kinds[1]);
+        let both = || format!("{}, and {}", self.said(0), self.said(1));
+        if matches!(self.name, operators::EQUALS | operators::NOT_EQUALS) {
+            return match left.may_equal(right) {
+                true => Ok(Kind::Truth),
+                false => Err((self.id, format!("{}: they are never equal", both()))),
+            };
+        }
+        let ordered = |kind: &Kind| {
+            kind.is_number() || matches!(kind, Kind::Open | Kind::Null | Kind::Text | Kind::Time)
+        };
+        match left.may_equal(right) && self.kinds.iter().all(ordered) {
+            true => Ok(Kind::Truth),
+            false => Err((self.id, format!("{}: they cannot be compared", both()))),
+        }
+    }
+
+    fn logic(&self) -> Result<Kind, Wrong> {
+        for (at, kind) in self.kinds.iter().enumerate() {
+            if !matches!(kind, Kind::Truth | Kind::Open) {
+                let what = format!("{}; &&, || and ! need what is true or false", self.said(at));
+                return Err((self.parts[at].id, what));
             }
-            operators::NEGATE => kinds[0].clone(),
-            _ => {
-                let Some((takes, comes_to)) = function(name) else { return Ok(Kind::Open) };
-                if !takes.contains(&parts.len()) {
-                    let (takes, has) = (takes.end(), parts.len());
-                    return Err((id, format!("{name} takes {takes} value(s), and has {has}")));
-                }
-                if FUNCTIONS.contains(&name) && !matches!(kinds[0], Kind::Time | Kind::Open | Kind::Null) {
-                    return Err((id, format!("{name} needs a time, like orders.last, and {}", said(0))));
-                }
-                if matches!(name, "contains" | "startsWith" | "endsWith")
-                    && let Some(at) = kinds.iter().position(|kind| !kind.is_open() && *kind != Kind::Text)
-                {
-                    return Err((id, format!("{name} looks into texts, and {}", said(at))));
-                }
-                comes_to
+        }
+        Ok(Kind::Truth)
+    }
+
+    fn conditional(&self) -> Result<Kind, Wrong> {
+        if !matches!(self.kinds[0], Kind::Truth | Kind::Open) {
+            return Err((self.parts[0].id, format!("{}; it must be true or false", self.said(0))));
+        }
+        Ok(if self.kinds[1] == self.kinds[2] { self.kinds[1].clone() } else { Kind::Open })
+    }
+
+    fn membership(&self) -> Result<Kind, Wrong> {
+        let (one, all) = (&self.kinds[0], &self.kinds[1]);
+        if let Kind::List(of) = all
+            && !one.may_equal(of)
+        {
+            let what = format!("{}: it is never in a list of which each is {}", self.said(0), of.said());
+            return Err((self.id, what));
+        }
+        if all.is_number() || matches!(all, Kind::Text | Kind::Truth | Kind::Time) {
+            return Err((self.parts[1].id, format!("{}; in needs a list", self.said(1))));
+        }
+        Ok(Kind::Truth)
+    }
+
+    fn index(&self) -> Result<Kind, Wrong> {
+        Ok(match (&self.kinds[0], &self.parts[1].expr) {
+            (Kind::Record(_), Expr::Literal(LiteralValue::String(name))) => {
+                field(&self.kinds[0], name.inner(), &written(self.parts[0]))
+                    .map_err(|what| (self.parts[0].id, what))?
             }
+            (Kind::List(of), _) => (**of).clone(),
+            _ => Kind::Open,
         })
+    }
+
+    fn arithmetic(&self) -> Result<Kind, Wrong> {
+        if let Some(whole) = self.kinds.iter().position(|kind| *kind == Kind::Whole)
+            && self.kinds.contains(&Kind::Decimal)
+        {
+            let (value, other) = (written(self.parts[whole]), self.said(1 - whole));
+            let what = format!("{}, and {other}: write double({value})", self.said(whole));
+            return Err((self.id, what));
+        }
+        let same = self.kinds[0] == self.kinds[1] && self.kinds[0].is_number();
+        Ok(if same { self.kinds[0].clone() } else { Kind::Open })
+    }
+
+    fn function(&self) -> Result<Kind, Wrong> {
+        let Self { id, name, parts, kinds } = self;
+        let Some((takes, comes_to)) = function(name) else { return Ok(Kind::Open) };
+        if !takes.contains(&parts.len()) {
+            let (takes, has) = (takes.end(), parts.len());
+            return Err((*id, format!("{name} takes {takes} value(s), and has {has}")));
+        }
+        if FUNCTIONS.contains(name) && !matches!(kinds[0], Kind::Time | Kind::Open | Kind::Null) {
+            return Err((*id, format!("{name} needs a time, like orders.last, and {}", self.said(0))));
+        }
+        if matches!(*name, "contains" | "startsWith" | "endsWith")
+            && let Some(at) = kinds.iter().position(|kind| !kind.is_open() && *kind != Kind::Text)
+        {
+            return Err((*id, format!("{name} looks into texts, and {}", self.said(at))));
+        }
+        Ok(comes_to)
     }
 }
 

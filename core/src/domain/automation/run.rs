@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::definition::{Action, Cap, ReentryMode};
 use super::facts::{Facts, Trigger};
-use super::plan::{Match, Op, Plan};
+use super::plan::{Match, Node, Op, Plan};
 use super::quiet::{QuietHours, zone};
 use crate::domain::customer360::StoredEvent;
 use crate::domain::event::Channel;
@@ -362,73 +362,89 @@ impl Run {
         }
         while let Some(at) = self.state.at {
             let Some(node) = s.plan.nodes.get(at) else { break };
-            let step = || Some(node.path.clone());
-            match &node.op {
-                Op::Wait(ms) => {
-                    let due = self.state.since_ms + ms;
-                    if now_ms < due {
-                        self.wait(due, now_ms, step(), "waiting", None);
-                        return None;
-                    }
-                    self.state.since_ms = due;
-                    self.state.heard_ms = due;
-                    self.go(
-                        node.next,
-                        now_ms,
-                        step(),
-                        "done",
-                        Some(format!("waited until {}", time::format(from_ms(due)))),
-                    );
-                }
-                Op::WaitUntil { event, ms, came } => {
-                    let due = self.state.since_ms + ms;
-                    let found = s.events.iter().find(|found| {
-                        (self.state.heard_ms..=due).contains(&found.timestamp.timestamp_millis())
-                            && self.is_meant(event, found, s)
-                    });
-                    if let Some(found) = found {
-                        self.state.since_ms = found.timestamp.timestamp_millis();
-                        self.state.heard_ms = self.state.since_ms;
-                        self.go(
-                            *came,
-                            now_ms,
-                            step(),
-                            "then",
-                            Some(format!("{} came ({})", event.event, found.message_id)),
-                        );
-                    } else if now_ms >= due {
-                        self.state.since_ms = due;
-                        self.state.heard_ms = due;
-                        let why = format!("no {} until {}", event.event, time::format(from_ms(due)));
-                        self.go(node.next, now_ms, step(), "otherwise", Some(why));
-                    } else {
-                        self.wait(due, now_ms, step(), "waiting", Some(format!("for {}", event.event)));
-                        return None;
-                    }
-                }
+            let advances = match &node.op {
+                Op::Wait(ms) => self.pass_wait(node, *ms, now_ms),
+                Op::WaitUntil { event, ms, came } => self.pass_event(node, (event, *ms, *came), s),
                 Op::Branch { condition, then } => {
                     let verdict = condition.holds(s.facts, s.trigger, s.settings, s.now);
                     let (to, what) = if verdict.holds { (*then, "then") } else { (node.next, "otherwise") };
-                    self.go(to, now_ms, step(), what, verdict.why);
+                    self.go(to, now_ms, Some(node.path.clone()), what, verdict.why);
+                    true
                 }
                 Op::Exit => {
-                    self.go(None, now_ms, step(), "done", Some("the automation ends here".to_owned()))
+                    let why = "the automation ends here".to_owned();
+                    self.go(None, now_ms, Some(node.path.clone()), "done", Some(why));
+                    true
                 }
                 Op::Act(action) => match self.gate(action, s) {
                     Gate::Open => {
                         self.status = Status::Queued;
                         return Some(Doing { node: at, action: action.clone() });
                     }
-                    Gate::Skip(why) => self.go(node.next, now_ms, step(), "skipped", Some(why)),
+                    Gate::Skip(why) => {
+                        self.go(node.next, now_ms, Some(node.path.clone()), "skipped", Some(why));
+                        true
+                    }
                     Gate::Wait(until, why) => {
-                        self.wait(until.timestamp_millis(), now_ms, step(), "waiting", Some(why));
-                        return None;
+                        let until_ms = until.timestamp_millis();
+                        self.wait(until_ms, now_ms, Some(node.path.clone()), "waiting", Some(why));
+                        false
                     }
                 },
+            };
+            if !advances {
+                return None;
             }
         }
         self.end(Status::Done, now_ms, "ended", None);
         None
+    }
+
+    /// Passes a wait whose time is over. Returns whether it is.
+    fn pass_wait(&mut self, node: &Node, ms: i64, now_ms: i64) -> bool {
+        let due = self.state.since_ms + ms;
+        let step = Some(node.path.clone());
+        if now_ms < due {
+            self.wait(due, now_ms, step, "waiting", None);
+            return false;
+        }
+        self.state.since_ms = due;
+        self.state.heard_ms = due;
+        let how = format!("waited until {}", time::format(from_ms(due)));
+        self.go(node.next, now_ms, step, "done", Some(how));
+        true
+    }
+
+    /// Passes a wait for an event that came, or whose time is over. Returns whether one of them holds.
+    fn pass_event(
+        &mut self,
+        node: &Node,
+        (event, ms, came): (&Match, i64, Option<usize>),
+        s: &Situation<'_>,
+    ) -> bool {
+        let now_ms = s.now.timestamp_millis();
+        let due = self.state.since_ms + ms;
+        let step = Some(node.path.clone());
+        let found = s.events.iter().find(|found| {
+            (self.state.heard_ms..=due).contains(&found.timestamp.timestamp_millis())
+                && self.is_meant(event, found, s)
+        });
+        if let Some(found) = found {
+            self.state.since_ms = found.timestamp.timestamp_millis();
+            self.state.heard_ms = self.state.since_ms;
+            let why = format!("{} came ({})", event.event, found.message_id);
+            self.go(came, now_ms, step, "then", Some(why));
+            return true;
+        }
+        if now_ms < due {
+            self.wait(due, now_ms, step, "waiting", Some(format!("for {}", event.event)));
+            return false;
+        }
+        self.state.since_ms = due;
+        self.state.heard_ms = due;
+        let why = format!("no {} until {}", event.event, time::format(from_ms(due)));
+        self.go(node.next, now_ms, step, "otherwise", Some(why));
+        true
     }
 
     /// The action at `node` was done: it goes on behind it.

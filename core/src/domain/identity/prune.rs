@@ -148,90 +148,128 @@ pub fn prune(
     standing: &HashMap<ProfileId, Standing>,
     apart: &BTreeSet<(ProfileId, ProfileId)>,
 ) -> Pruned {
-    // Every identifier is a set of its own to begin with; those of one owner are one, with that owner's standing.
-    let mut sets = DisjointSets::new(identifiers.len());
-    let mut first_of_owner: BTreeMap<ProfileId, usize> = BTreeMap::new();
-    for (place, held) in identifiers.iter().enumerate() {
-        if let Some(owner) = held.owner {
-            let first = *first_of_owner.entry(owner).or_insert(place);
-            sets.join(first, place);
-        }
-    }
-    let mut whole: HashMap<usize, (Vec<ProfileId>, Standing)> = HashMap::new();
-    for (place, held) in identifiers.iter().enumerate() {
-        let root = sets.root(place);
-        whole.entry(root).or_insert_with(|| match held.owner {
-            Some(owner) => (vec![owner], standing.get(&owner).cloned().unwrap_or_default()),
-            None => {
-                let mut new = Standing::default();
-                new.add(held.kind, false);
-                (vec![], new)
-            }
-        });
-    }
-    // What an event beyond doubt keeps is trusted from then on.
-    let mut trusted: Vec<bool> =
-        identifiers.iter().map(|held| held.owner.is_some() && held.trusted).collect();
-    let mut pruned = Pruned { of_event: vec![Vec::new(); events.len()], ..Pruned::default() };
+    let mut pruning = Pruning::new(events.len(), identifiers, standing, apart);
     let firm_first = events.iter().enumerate().filter(|(_, event)| event.firm);
     for (at, event) in firm_first.chain(events.iter().enumerate().filter(|(_, event)| !event.firm)) {
+        pruning.link(at, event);
+    }
+    pruning.pruned
+}
+
+/// Pruning, so far.
+struct Pruning<'p> {
+    identifiers: &'p [Held],
+    apart: &'p BTreeSet<(ProfileId, ProfileId)>,
+    /// Every identifier is a set of its own to begin with; those of one owner are one.
+    sets: DisjointSets,
+    /// The profiles of each set, by its root, and where they stand together.
+    whole: HashMap<usize, (Vec<ProfileId>, Standing)>,
+    /// What an event beyond doubt keeps is trusted from then on.
+    trusted: Vec<bool>,
+    pruned: Pruned,
+}
+
+impl<'p> Pruning<'p> {
+    fn new(
+        events: usize,
+        identifiers: &'p [Held],
+        standing: &HashMap<ProfileId, Standing>,
+        apart: &'p BTreeSet<(ProfileId, ProfileId)>,
+    ) -> Self {
+        let mut sets = DisjointSets::new(identifiers.len());
+        let mut first_of_owner: BTreeMap<ProfileId, usize> = BTreeMap::new();
+        for (place, held) in identifiers.iter().enumerate() {
+            if let Some(owner) = held.owner {
+                let first = *first_of_owner.entry(owner).or_insert(place);
+                sets.join(first, place);
+            }
+        }
+        let mut whole: HashMap<usize, (Vec<ProfileId>, Standing)> = HashMap::new();
+        for (place, held) in identifiers.iter().enumerate() {
+            let root = sets.root(place);
+            whole.entry(root).or_insert_with(|| match held.owner {
+                Some(owner) => (vec![owner], standing.get(&owner).cloned().unwrap_or_default()),
+                None => {
+                    let mut new = Standing::default();
+                    new.add(held.kind, false);
+                    (vec![], new)
+                }
+            });
+        }
+        let trusted = identifiers.iter().map(|held| held.owner.is_some() && held.trusted).collect();
+        let pruned = Pruned { of_event: vec![Vec::new(); events], ..Pruned::default() };
+        Self { identifiers, apart, sets, whole, trusted, pruned }
+    }
+
+    /// Links the identifiers of an event, but those whose link must not be.
+    fn link(&mut self, at: usize, event: &Linking<'_>) {
         let mut kept: Vec<usize> = Vec::with_capacity(event.identifiers.len());
         for &place in event.identifiers {
-            let theirs = sets.root(place);
-            let ours = kept.first().map_or(theirs, |first| sets.root(*first));
-            let raises = event.firm && !trusted[place];
+            let theirs = self.sets.root(place);
+            let ours = kept.first().map_or(theirs, |first| self.sets.root(*first));
+            let raises = event.firm && !self.trusted[place];
             if ours == theirs {
-                if raises && let Some((_, standing)) = whole.get_mut(&ours) {
-                    standing.trusted.counts.add(identifiers[place].kind);
-                    trusted[place] = true;
+                if raises && let Some((_, standing)) = self.whole.get_mut(&ours) {
+                    standing.trusted.counts.add(self.identifiers[place].kind);
+                    self.trusted[place] = true;
                 }
                 kept.push(place);
-                continue;
-            }
-            let ((our_profiles, own), (their_profiles, other)) = (&whole[&ours], &whole[&theirs]);
-            let mut other = other.clone();
-            if raises {
-                other.trusted.counts.add(identifiers[place].kind);
-            }
-            let split = our_profiles
-                .iter()
-                .flat_map(|a| their_profiles.iter().map(move |b| (*a.min(b), *a.max(b))))
-                .find(|pair| apart.contains(pair));
-            let doubtful = !event.firm && own.known && other.known;
-            let exist = [!our_profiles.is_empty(), !their_profiles.is_empty()];
-            let refusal = if doubtful {
-                Some(Refusal::Untrusted)
-            } else {
-                let counted = [own, &other].map(|part| if event.firm { part.trusted } else { part.all });
-                let limit = over_limit(exist.into_iter().zip(counted), event.limits).map(Refusal::Limit);
-                limit.or(split.map(|_| Refusal::Split))
-            };
-            let Some(refusal) = refusal else {
-                let mut joined = own.clone();
-                joined.take_in(other, exist == [true, true]);
-                let profiles = [our_profiles.as_slice(), their_profiles].concat();
-                sets.join(ours, theirs);
-                whole.insert(sets.root(ours), (profiles, joined));
-                trusted[place] |= raises;
+            } else if self.join(event, place, (ours, theirs), raises) {
                 kept.push(place);
-                continue;
-            };
-            if let Refusal::Limit(limit) = &refusal {
-                for profile in our_profiles.iter().chain(their_profiles) {
-                    pruned.limited.entry(*profile).or_insert_with(|| limit.clone());
-                }
-            }
-            if let (Some(a), Some(b)) = (our_profiles.iter().min(), their_profiles.iter().min()) {
-                pruned.refused.entry((*a.min(b), *a.max(b))).or_insert((place, refusal));
             }
         }
         if let Some(first) = kept.first().filter(|_| event.firm) {
-            let root = sets.root(*first);
-            if let Some((_, standing)) = whole.get_mut(&root) {
+            let root = self.sets.root(*first);
+            if let Some((_, standing)) = self.whole.get_mut(&root) {
                 standing.known = true;
             }
         }
-        pruned.of_event[at] = kept;
+        self.pruned.of_event[at] = kept;
     }
-    pruned
+
+    /// Makes one of two sets that an event links by an identifier, unless that must not be. Returns whether it did.
+    fn join(
+        &mut self,
+        event: &Linking<'_>,
+        place: usize,
+        (ours, theirs): (usize, usize),
+        raises: bool,
+    ) -> bool {
+        let ((our_profiles, own), (their_profiles, other)) = (&self.whole[&ours], &self.whole[&theirs]);
+        let mut other = other.clone();
+        if raises {
+            other.trusted.counts.add(self.identifiers[place].kind);
+        }
+        let exist = [!our_profiles.is_empty(), !their_profiles.is_empty()];
+        let refusal = if !event.firm && own.known && other.known {
+            Some(Refusal::Untrusted)
+        } else {
+            let counted = [own, &other].map(|part| if event.firm { part.trusted } else { part.all });
+            let limit = over_limit(exist.into_iter().zip(counted), event.limits).map(Refusal::Limit);
+            limit.or_else(|| self.were_split(our_profiles, their_profiles).then_some(Refusal::Split))
+        };
+        let Some(refusal) = refusal else {
+            let mut joined = own.clone();
+            joined.take_in(other, exist == [true, true]);
+            let profiles = [our_profiles.as_slice(), their_profiles].concat();
+            self.sets.join(ours, theirs);
+            self.whole.insert(self.sets.root(ours), (profiles, joined));
+            self.trusted[place] |= raises;
+            return true;
+        };
+        if let Refusal::Limit(limit) = &refusal {
+            for profile in our_profiles.iter().chain(their_profiles) {
+                self.pruned.limited.entry(*profile).or_insert_with(|| limit.clone());
+            }
+        }
+        if let (Some(a), Some(b)) = (our_profiles.iter().min(), their_profiles.iter().min()) {
+            self.pruned.refused.entry((*a.min(b), *a.max(b))).or_insert((place, refusal));
+        }
+        false
+    }
+
+    fn were_split(&self, ours: &[ProfileId], theirs: &[ProfileId]) -> bool {
+        let mut pairs = ours.iter().flat_map(|a| theirs.iter().map(move |b| (*a.min(b), *a.max(b))));
+        pairs.any(|pair| self.apart.contains(&pair))
+    }
 }
