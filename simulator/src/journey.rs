@@ -211,10 +211,7 @@ fn order(rng: &mut impl Rng, customer: &Customer, device: &Device, clock: &mut u
     let lines: Vec<_> =
         (0..rng.random_range(1..=4)).map(|_| &PRODUCTS[rng.random_range(0..PRODUCTS.len())]).collect();
     let total_cents: i64 = lines.iter().map(|product| product.cents).sum();
-    let person = json!({
-        "id": customer.shopify_id(), "email": customer.email(), "first_name": customer.first_name, "last_name": null,
-        "state": "disabled", "tags": "", "updated_at": shop::iso(placed_ms), "default_address": {"country_code": "US"},
-    });
+    let person = person(customer, placed_ms);
     let line_items: Vec<Value> = lines
         .iter()
         .map(|p| json!({"id": p.id, "product_id": p.id, "title": p.title, "quantity": 1, "price": shop::decimal(p.cents)}))
@@ -234,22 +231,17 @@ fn order(rng: &mut impl Rng, customer: &Customer, device: &Device, clock: &mut u
         refunded_cents: 0,
         counts: true,
     };
+    let checkout_at = shop::iso(placed_ms - 10_000);
     let checkout = json!({"id": id - 1, "token": token, "cart_token": cart, "email": customer.email(),
-        "currency": customer.currency, "total_price": shop::decimal(total_cents), "created_at": shop::iso(placed_ms - 10_000),
-        "updated_at": shop::iso(placed_ms - 10_000)});
+        "currency": customer.currency, "total_price": shop::decimal(total_cents), "created_at": checkout_at,
+        "updated_at": checkout_at});
     let contact = ("email", customer.email());
     let shopify_id = ("shopify_customer_id", customer.shopify_id().to_string());
     let (bridge, checkout_bridge) = (("cart_token", cart), ("checkout_token", token));
     let all = vec![contact.clone(), shopify_id.clone(), bridge.clone(), checkout_bridge.clone()];
+    let of_checkout = vec![contact.clone(), bridge, checkout_bridge];
     let mut deliveries = vec![
-        webhook(
-            rng,
-            placed_ms - 10_000,
-            "checkouts/create",
-            &checkout,
-            vec![contact.clone(), bridge, checkout_bridge],
-            None,
-        ),
+        webhook(rng, placed_ms - 10_000, "checkouts/create", &checkout, of_checkout, None),
         webhook(rng, placed_ms, "customers/create", &person, vec![contact, shopify_id], None),
         webhook(rng, placed_ms, "orders/create", &body, all.clone(), Some(state.clone())),
     ];
@@ -282,6 +274,14 @@ fn order(rng: &mut impl Rng, customer: &Customer, device: &Device, clock: &mut u
         _ => {}
     }
     deliveries
+}
+
+/// The customer, as Shopify's bodies have it.
+fn person(customer: &Customer, updated_ms: u64) -> Value {
+    json!({
+        "id": customer.shopify_id(), "email": customer.email(), "first_name": customer.first_name, "last_name": null,
+        "state": "disabled", "tags": "", "updated_at": shop::iso(updated_ms), "default_address": {"country_code": "US"},
+    })
 }
 
 fn webhook(

@@ -78,6 +78,29 @@ impl Default for RfmBounds {
     }
 }
 
+impl RfmBounds {
+    fn check(&self) -> Result<(), Rejection> {
+        let wrong = |message: String| Err(Rejection::new("invalid_settings", message));
+        let Self { recency_days, orders, spent } = self;
+        if recency_days.iter().any(|days| *days > MAX_DAYS) {
+            return wrong(format!("rfm.recency_days may be at most {MAX_DAYS}, which is 100 years"));
+        }
+        if orders.iter().chain(spent).any(|most| *most > MAX_COUNT) {
+            return wrong(format!("rfm.orders and rfm.spent may be at most {MAX_COUNT}"));
+        }
+        if [recency_days, orders, spent]
+            .iter()
+            .any(|bounds| !bounds.is_sorted_by(|a, b| a < b) || bounds[0] == 0)
+        {
+            return wrong(
+                "rfm needs four bounds each of recency_days, orders and spent, rising from at least 1"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+}
+
 impl BrandSettings {
     /// These settings with some changed: what is left out stays, null gives the usual value (JSON Merge Patch, RFC 7396).
     ///
@@ -132,22 +155,7 @@ impl BrandSettings {
         if self.retention_days.is_some_and(|days| days > MAX_DAYS) {
             return wrong(format!("retention_days may be at most {MAX_DAYS}, which is 100 years"));
         }
-        let RfmBounds { recency_days, orders, spent } = &self.rfm;
-        if recency_days.iter().any(|days| *days > MAX_DAYS) {
-            return wrong(format!("rfm.recency_days may be at most {MAX_DAYS}, which is 100 years"));
-        }
-        if orders.iter().chain(spent).any(|most| *most > MAX_COUNT) {
-            return wrong(format!("rfm.orders and rfm.spent may be at most {MAX_COUNT}"));
-        }
-        if [recency_days, orders, spent]
-            .iter()
-            .any(|bounds| !bounds.is_sorted_by(|a, b| a < b) || bounds[0] == 0)
-        {
-            return wrong(
-                "rfm needs four bounds each of recency_days, orders and spent, rising from at least 1"
-                    .to_owned(),
-            );
-        }
+        self.rfm.check()?;
         if let Some(name) = &self.timezone
             && zone(name).is_none()
         {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{Read, Seek};
 
 use anyhow::bail;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tributary_core::domain::order::SUM;
 use tributary_core::domain::time;
 
@@ -133,26 +133,6 @@ impl<R: Read + Seek> Csv<R> {
         let created_at = instant("Created at")?.ok_or("the order has no Created at")?;
         let latest = [instant("Paid at")?, instant("Fulfilled at")?, instant("Cancelled at")?];
         let updated_at = latest.into_iter().flatten().chain([created_at.clone()]).max();
-        let (first_name, last_name) = match text("Billing Name").or_else(|| text("Shipping Name")) {
-            Some(name) => match name.split_once(' ') {
-                Some((first, last)) => (Some(first.to_owned()), Some(last.to_owned())),
-                None => (Some(name), None),
-            },
-            None => (None, None),
-        };
-        let address = |kind: &str| {
-            json!({"city": text(&format!("{kind} City")), "country_code": text(&format!("{kind} Country")),
-                   "zip": text(&format!("{kind} Zip")), "phone": text(&format!("{kind} Phone"))})
-        };
-        let accepts = text("Accepts Marketing").map(|said| said.eq_ignore_ascii_case("yes"));
-        let mut customer = Map::new();
-        if text("Email").is_some() || first_name.is_some() {
-            customer.insert("email".into(), json!(text("Email")));
-            customer.insert("first_name".into(), json!(first_name));
-            customer.insert("last_name".into(), json!(last_name));
-            customer.insert("accepts_marketing".into(), json!(accepts));
-            customer.insert("default_address".into(), address("Billing"));
-        }
         let lines: Vec<Value> = items
             .iter()
             .filter(|row| self.field(row, "Lineitem name").is_some())
@@ -184,12 +164,35 @@ impl<R: Read + Seek> Csv<R> {
             "fulfillment_status": text("Fulfillment Status"),
             "tags": text("Tags"),
             "note": text("Notes"),
-            "customer": if customer.is_empty() { Value::Null } else { Value::Object(customer) },
-            "billing_address": address("Billing"),
-            "shipping_address": address("Shipping"),
+            "customer": self.customer(row),
+            "billing_address": self.address(row, "Billing"),
+            "shipping_address": self.address(row, "Shipping"),
             "line_items": lines,
             "refunds": refunds,
         }))
+    }
+
+    /// The customer of an order; null where the row names none.
+    fn customer(&self, row: &::csv::StringRecord) -> Value {
+        let text = |name: &str| self.field(row, name).map(str::to_owned);
+        let (first_name, last_name) = match text("Billing Name").or_else(|| text("Shipping Name")) {
+            Some(name) => match name.split_once(' ') {
+                Some((first, last)) => (Some(first.to_owned()), Some(last.to_owned())),
+                None => (Some(name), None),
+            },
+            None => (None, None),
+        };
+        if text("Email").is_none() && first_name.is_none() {
+            return Value::Null;
+        }
+        let accepts = text("Accepts Marketing").map(|said| said.eq_ignore_ascii_case("yes"));
+        json!({"email": text("Email"), "first_name": first_name, "last_name": last_name,
+               "accepts_marketing": accepts, "default_address": self.address(row, "Billing")})
+    }
+
+    fn address(&self, row: &::csv::StringRecord, kind: &str) -> Value {
+        let text = |name: &str| self.field(row, &format!("{kind} {name}"));
+        json!({"city": text("City"), "country_code": text("Country"), "zip": text("Zip"), "phone": text("Phone")})
     }
 }
 

@@ -187,10 +187,39 @@ pub async fn batch(
     let shared_bytes = shared.as_deref().map_or(0, str::len);
     // Also what is wrong with it is paid for: it is looked at, and most of it is kept among the dead letters.
     state.keys.charge(&sender, cost(count_of, bytes.len() + shared_bytes * count_of))?;
+    let kept = kept(&batch.batch, shared_bytes, brand).await?;
+    let reception = Reception {
+        brand,
+        source,
+        received_ms: state.context.clock.now_ms(),
+        kind: None,
+        // A sentAt that is no text is no reason to lose a batch: its events have times of their own.
+        sent_at: batch.sent_at.and_then(|raw| serde_json::from_str(raw.get()).ok()),
+        shared: shared.as_deref(),
+    };
+    let mut items: Vec<NewItem> = Vec::with_capacity(kept.len());
+    for (place, message, has_id) in &kept {
+        others_first(*place).await;
+        items.push(reception.item(message, *place, *has_id));
+    }
+    if !items.is_empty() {
+        state.ingest.enqueue(items).await?;
+    }
+    count(kept.len());
+    Ok(success())
+}
+
+/// The messages of a batch that are kept: each with its place, and whether it has an id of its own. What is wrong with a message is kept
+/// with it, so that a worker buries it.
+async fn kept<'b>(
+    messages: &[&'b RawValue],
+    shared_bytes: usize,
+    brand: BrandId,
+) -> Result<Vec<(usize, &'b RawValue, bool)>, ApiError> {
     let mut first_fault = None;
     let (mut sound, mut dropped) = (0, 0);
-    let mut kept: Vec<(usize, &RawValue, bool)> = Vec::with_capacity(count_of);
-    for (at, message) in batch.batch.iter().enumerate() {
+    let mut kept: Vec<(usize, &RawValue, bool)> = Vec::with_capacity(messages.len());
+    for (at, message) in messages.iter().enumerate() {
         others_first(at).await;
         match segment::check(message, None, shared_bytes) {
             Ok(has_id) => {
@@ -222,25 +251,7 @@ pub async fn batch(
             format!("no event of the batch can be taken; the first: {message}"),
         ));
     }
-    let reception = Reception {
-        brand,
-        source,
-        received_ms: state.context.clock.now_ms(),
-        kind: None,
-        // A sentAt that is no text is no reason to lose a batch: its events have times of their own.
-        sent_at: batch.sent_at.and_then(|raw| serde_json::from_str(raw.get()).ok()),
-        shared: shared.as_deref(),
-    };
-    let mut items: Vec<NewItem> = Vec::with_capacity(kept.len());
-    for (place, message, has_id) in &kept {
-        others_first(*place).await;
-        items.push(reception.item(message, *place, *has_id));
-    }
-    if !items.is_empty() {
-        state.ingest.enqueue(items).await?;
-    }
-    count(kept.len());
-    Ok(success())
+    Ok(kept)
 }
 
 /// What the messages of one request have in common.

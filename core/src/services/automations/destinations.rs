@@ -146,13 +146,7 @@ impl Destinations {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Known { states, shares } = &mut *known;
         if states.len() > REMEMBERED {
-            // Also those that failed, once their time is over: a brand may name any number of them.
-            let later = |us: i64| us > now_ms.saturating_mul(1000);
-            states.retain(|_, state| {
-                let open = state.open_until_ms.is_some_and(|until| until > now_ms);
-                open || state.in_flight > 0 || later(state.next_free_us)
-            });
-            shares.retain(|_, share| share.in_flight > 0 || later(share.next_free_us));
+            forget_idle(states, shares, now_ms);
             self.rate.retain_recent();
         }
         let state = states.entry(destination.clone()).or_default();
@@ -174,11 +168,11 @@ impl Destinations {
         let slow_apart_us = SLOW_APART_US.max(self.apart_us);
         let most = if state.failures > 0 { MAX_TO_FAILING } else { MAX_IN_FLIGHT };
         if state.in_flight >= most {
-            let why = format!("{} parcels are on their way to the destination", state.in_flight);
+            let why = format!("{} messages are on their way to the destination", state.in_flight);
             return later(&mut state.next_free_us, self.apart_us, now_ms, crowded, why);
         }
         if share.in_flight >= MAX_BRAND_IN_FLIGHT {
-            let why = format!("{MAX_BRAND_IN_FLIGHT} parcels of the brand are on their way");
+            let why = format!("{MAX_BRAND_IN_FLIGHT} messages of the brand are on their way");
             return later(&mut share.next_free_us, self.apart_us, now_ms, crowded, why);
         }
         let is_slow = |(since, _): &&(i64, u32)| now_ms - since > ms(SLOW_AFTER);
@@ -207,7 +201,18 @@ impl Destinations {
     }
 }
 
-/// A time of its own for a parcel that has to wait.
+/// Forgets destinations and shares that nothing is known of. Also those that failed, once their time is over: a brand may name any number
+/// of them.
+fn forget_idle(states: &mut HashMap<String, State>, shares: &mut HashMap<BrandId, Share>, now_ms: i64) {
+    let later = |us: i64| us > now_ms.saturating_mul(1000);
+    states.retain(|_, state| {
+        let open = state.open_until_ms.is_some_and(|until| until > now_ms);
+        open || state.in_flight > 0 || later(state.next_free_us)
+    });
+    shares.retain(|_, share| share.in_flight > 0 || later(share.next_free_us));
+}
+
+/// A time of its own for a message that has to wait.
 fn later<T>(
     next_free_us: &mut i64,
     apart_us: i64,

@@ -50,23 +50,9 @@ pub async fn take(context: &Context, signals: &[Signal], quiet: &[String]) -> Re
     let statuses = if starting.is_empty() { HashMap::new() } else { tx.statuses(&starting).await? };
     let asked: BTreeSet<ProfileId> = signals.iter().map(|signal| signal.profile).collect();
     let moved = tx.lock(&asked.into_iter().collect::<Vec<_>>()).await?;
-    let mut told: BTreeMap<ProfileId, (BrandId, BTreeSet<String>)> = BTreeMap::new();
-    for signal in signals {
-        // Who is not there was erased.
-        let Some(id) = moved.get(&signal.profile) else { continue };
-        let (_, events) = told.entry(*id).or_insert_with(|| (signal.brand, BTreeSet::new()));
-        events.extend(signal.events.iter().cloned());
-    }
+    let told = by_survivor(signals, &moved);
     let profiles: Vec<ProfileId> = told.keys().copied().collect();
-    let sees_events = playbooks.values().any(|book| {
-        let of_plans = book.automations.values().flat_map(|playing| playing.plan.condition.as_ref());
-        book.segments
-            .iter()
-            .map(|s| &s.expression)
-            .chain(of_plans)
-            .any(|expression| expression.speaks_of("events"))
-    });
-    let mut facts = tx.facts(&profiles, sees_events).await?;
+    let mut facts = tx.facts(&profiles, playbooks.values().any(needs_events)).await?;
     let ids: Vec<(BrandId, String)> =
         told.values().flat_map(|(brand, ids)| ids.iter().map(|id| (*brand, id.clone()))).collect();
     let events = if ids.is_empty() { HashMap::new() } else { tx.events(&ids).await? };
@@ -114,10 +100,35 @@ pub async fn take(context: &Context, signals: &[Signal], quiet: &[String]) -> Re
         tx.stage(&stages, now_ms).await?;
     }
     tx.commit().await?;
+    count_changes(&changes);
+    Ok(())
+}
+
+/// The message ids of signals, by the customer that each is about now. Who was erased is left out.
+fn by_survivor(
+    signals: &[Signal],
+    moved: &HashMap<ProfileId, ProfileId>,
+) -> BTreeMap<ProfileId, (BrandId, BTreeSet<String>)> {
+    let mut told: BTreeMap<ProfileId, (BrandId, BTreeSet<String>)> = BTreeMap::new();
+    for signal in signals {
+        let Some(id) = moved.get(&signal.profile) else { continue };
+        let (_, events) = told.entry(*id).or_insert_with(|| (signal.brand, BTreeSet::new()));
+        events.extend(signal.events.iter().cloned());
+    }
+    told
+}
+
+/// Whether any of a brand's expressions looks at events.
+fn needs_events(book: &Arc<Playbook>) -> bool {
+    let of_plans = book.automations.values().flat_map(|playing| playing.plan.condition.as_ref());
+    let of_segments = book.segments.iter().map(|segment| &segment.expression);
+    of_segments.chain(of_plans).any(|expression| expression.speaks_of("events"))
+}
+
+fn count_changes(changes: &[Change]) {
     let count = |entered: bool| changes.iter().filter(|change| change.entered == entered).count() as u64;
     metrics::counter!("tributary_segments_entered_total").increment(count(true));
     metrics::counter!("tributary_segments_left_total").increment(count(false));
-    Ok(())
 }
 
 /// What a customer belongs to now: changes are added, and the facts say so from then on. Answers when time may next change it.
