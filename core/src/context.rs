@@ -1,6 +1,6 @@
 //! Where the profile is chosen: the one `match` that knows embedded from services. Everything else sees ports.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,6 +168,16 @@ enum Open {
     Services { redis: Box<RedisClient>, pool: sqlx::PgPool },
 }
 
+/// Where the services of that profile are.
+struct Services<'a> {
+    database_url: &'a str,
+    redis_url: &'a str,
+    key_space: &'a str,
+    connections: u32,
+    layout: Layout,
+    keys: &'a SecretKeys,
+}
+
 impl Context {
     /// Closes the connections, after what is under way on them. For the end of a process: nothing works afterwards.
     pub async fn close(&self) {
@@ -236,130 +246,142 @@ impl Context {
         settings: QueueSettings,
         needs_redis: bool,
     ) -> Result<Self, OpenError> {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         match backend {
-            Backend::Embedded { data } => {
-                let fault = |error| OpenError::Folder { path: data.clone(), error };
-                folder::make(data).map_err(fault)?;
-                let [store, queue, jobs] =
-                    ["store.db", "queue.db", "automations.db"].map(|name| data.join(name));
-                if !store.exists() && [&queue, &jobs].iter().any(|file| file.exists()) {
-                    let error = "store.db is missing, and the queues are there: restore the whole backup";
-                    return Err(fault(std::io::Error::other(error)));
-                }
-                for file in [&queue, &jobs].into_iter().filter(|file| store.exists() && !file.exists()) {
-                    tracing::warn!(file = %file.display(), "a queue's file is missing: what waited in it is gone");
-                }
-                for file in [&store, &queue, &jobs] {
-                    folder::own_file(file).map_err(fault)?;
-                }
-                let store = sqlite::db::Db::open_store(&store).await?;
-                let queue = sqlite::db::Db::open_queue(&queue).await?;
-                let jobs = sqlite::db::Db::open_queue(&jobs).await?;
-                let open = Open::Embedded { store: store.clone(), queues: [queue.clone(), jobs.clone()] };
-                let queue: Arc<dyn Queue> = Arc::new(SqliteQueue::new(queue, settings, clock.clone()));
-                let jobs: Arc<dyn Queue> = Arc::new(SqliteQueue::new(jobs, settings, clock.clone()));
-                let db = Database::Sqlite(store);
-                let automations: Arc<dyn Automations> = Arc::new(SqlAutomations::new(db.clone()));
-                let plain: Tenants = SqlTenants::ports(db.clone());
-                let keys = match folder::keys(data).map_err(fault)? {
-                    Some(keys) => keys,
-                    None if plain
-                        .secrets
-                        .stored_secrets()
-                        .await?
-                        .iter()
-                        .any(|secret| is_sealed(&secret.held)) =>
-                    {
-                        return Err(OpenError::NoKey { path: data.clone(), file: folder::KEY_FILE });
-                    }
-                    None => folder::make_key(data).map_err(fault)?,
-                };
-                let tenants = sealed(plain, keys).await?;
-                let suppression = suppression_key(&tenants).await?;
-                let privacy = SqlPrivacy::new(db.clone(), suppression.clone());
-                key_suppressions(&privacy).await?;
-                Ok(Self {
-                    open,
-                    outbox: Arc::new(SqlOutbox::new(db.clone())),
-                    // the queue is a file beside the store's: neither is away without the other
-                    spools: false,
-                    outlets: Outlets(vec![(EVENTS_QUEUE, queue.clone()), (AUTOMATIONS_QUEUE, jobs.clone())]),
-                    locks: Arc::new(MemoryLocks::default()),
-                    directory: Arc::new(SqlDirectory::new(db.clone())),
-                    privacy: Arc::new(privacy),
-                    store: Arc::new(SqlStore::new(db, suppression.clone())),
-                    suppression,
-                    brands: Brands::new(tenants.clone(), automations.clone()),
-                    rounds: Arc::default(),
-                    store_away: Arc::default(),
-                    languages: Languages::default(),
-                    automations,
-                    tenants,
-                    queue,
-                    automation_queue: jobs,
-                    cache: Arc::new(MemoryCache::default()),
-                    clock,
-                    id: uuid::Uuid::now_v7(),
-                })
-            }
+            Backend::Embedded { data } => Self::open_embedded(data, settings).await,
             Backend::Services { database_url, redis_url, key_space, connections, layout, keys } => {
-                let (redis, is_there) = match RedisClient::connect(redis_url, key_space).await {
-                    Ok(redis) => (redis, true),
-                    Err(error @ RedisStartError::NoAnswer { .. }) if !needs_redis => {
-                        tracing::warn!("{error}; what needs it fails");
-                        (RedisClient::lazily(redis_url, key_space)?, false)
-                    }
-                    Err(error) => return Err(error.into()),
+                let services = Services {
+                    database_url,
+                    redis_url,
+                    key_space,
+                    connections: *connections,
+                    layout: *layout,
+                    keys,
                 };
-                let queue = RedisQueue::new(redis.clone(), EVENTS_QUEUE, *layout, settings, clock.clone());
-                let jobs =
-                    RedisQueue::new(redis.clone(), AUTOMATIONS_QUEUE, *layout, settings, clock.clone());
-                if is_there {
-                    queue.refuse_other_layout(EVENTS_QUEUE).await?;
-                    jobs.refuse_other_layout(AUTOMATIONS_QUEUE).await?;
-                }
-                let jobs: Arc<dyn Queue> = Arc::new(jobs);
-                let pool = postgres::db::open(database_url, *connections).await?;
-                let db = Database::Postgres(pool.clone());
-                let direct: Arc<dyn Queue> = Arc::new(queue);
-                let outbox: Arc<dyn Outbox> = Arc::new(SqlOutbox::new(db.clone()));
-                let tenants = sealed(SqlTenants::ports(db.clone()), keys.clone()).await?;
-                let suppression = suppression_key(&tenants).await?;
-                let privacy = SqlPrivacy::new(db.clone(), suppression.clone());
-                key_suppressions(&privacy).await?;
-                let automations: Arc<dyn Automations> = Arc::new(SqlAutomations::new(db.clone()));
-                let queue = SpooledQueue::new(
-                    direct.clone(),
-                    EVENTS_QUEUE,
-                    outbox.clone(),
-                    clock.clone(),
-                    settings.max_depth,
-                );
-                Ok(Self {
-                    open: Open::Services { redis: Box::new(redis.clone()), pool },
-                    outbox,
-                    spools: true,
-                    outlets: Outlets(vec![(EVENTS_QUEUE, direct), (AUTOMATIONS_QUEUE, jobs.clone())]),
-                    locks: Arc::new(RedisLocks::new(redis.clone())),
-                    directory: Arc::new(SqlDirectory::new(db.clone())),
-                    privacy: Arc::new(privacy),
-                    store: Arc::new(SqlStore::new(db, suppression.clone())),
-                    suppression,
-                    brands: Brands::new(tenants.clone(), automations.clone()),
-                    rounds: Arc::default(),
-                    store_away: Arc::default(),
-                    languages: Languages::default(),
-                    automations,
-                    tenants,
-                    queue: Arc::new(queue),
-                    automation_queue: jobs,
-                    cache: Arc::new(RedisCache::new(redis)),
-                    clock,
-                    id: uuid::Uuid::now_v7(),
-                })
+                Self::open_services(services, settings, needs_redis).await
             }
         }
+    }
+
+    async fn open_embedded(data: &Path, settings: QueueSettings) -> Result<Self, OpenError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let fault = |error| OpenError::Folder { path: data.to_owned(), error };
+        folder::make(data).map_err(fault)?;
+        let [store, queue, jobs] = ["store.db", "queue.db", "automations.db"].map(|name| data.join(name));
+        if !store.exists() && [&queue, &jobs].iter().any(|file| file.exists()) {
+            let error = "store.db is missing, and the queues are there: restore the whole backup";
+            return Err(fault(std::io::Error::other(error)));
+        }
+        for file in [&queue, &jobs].into_iter().filter(|file| store.exists() && !file.exists()) {
+            tracing::warn!(file = %file.display(), "a queue's file is missing: what waited in it is gone");
+        }
+        for file in [&store, &queue, &jobs] {
+            folder::own_file(file).map_err(fault)?;
+        }
+        let store = sqlite::db::Db::open_store(&store).await?;
+        let queue = sqlite::db::Db::open_queue(&queue).await?;
+        let jobs = sqlite::db::Db::open_queue(&jobs).await?;
+        let open = Open::Embedded { store: store.clone(), queues: [queue.clone(), jobs.clone()] };
+        let queue: Arc<dyn Queue> = Arc::new(SqliteQueue::new(queue, settings, clock.clone()));
+        let jobs: Arc<dyn Queue> = Arc::new(SqliteQueue::new(jobs, settings, clock.clone()));
+        let db = Database::Sqlite(store);
+        let automations: Arc<dyn Automations> = Arc::new(SqlAutomations::new(db.clone()));
+        let plain: Tenants = SqlTenants::ports(db.clone());
+        let keys = match folder::keys(data).map_err(fault)? {
+            Some(keys) => keys,
+            None if plain.secrets.stored_secrets().await?.iter().any(|secret| is_sealed(&secret.held)) => {
+                return Err(OpenError::NoKey { path: data.to_owned(), file: folder::KEY_FILE });
+            }
+            None => folder::make_key(data).map_err(fault)?,
+        };
+        let tenants = sealed(plain, keys).await?;
+        let suppression = suppression_key(&tenants).await?;
+        let privacy = SqlPrivacy::new(db.clone(), suppression.clone());
+        key_suppressions(&privacy).await?;
+        Ok(Self {
+            open,
+            outbox: Arc::new(SqlOutbox::new(db.clone())),
+            // the queue is a file beside the store's: neither is away without the other
+            spools: false,
+            outlets: Outlets(vec![(EVENTS_QUEUE, queue.clone()), (AUTOMATIONS_QUEUE, jobs.clone())]),
+            locks: Arc::new(MemoryLocks::default()),
+            directory: Arc::new(SqlDirectory::new(db.clone())),
+            privacy: Arc::new(privacy),
+            store: Arc::new(SqlStore::new(db, suppression.clone())),
+            suppression,
+            brands: Brands::new(tenants.clone(), automations.clone()),
+            rounds: Arc::default(),
+            store_away: Arc::default(),
+            languages: Languages::default(),
+            automations,
+            tenants,
+            queue,
+            automation_queue: jobs,
+            cache: Arc::new(MemoryCache::default()),
+            clock,
+            id: uuid::Uuid::now_v7(),
+        })
+    }
+
+    async fn open_services(
+        services: Services<'_>,
+        settings: QueueSettings,
+        needs_redis: bool,
+    ) -> Result<Self, OpenError> {
+        let Services { database_url, redis_url, key_space, connections, layout, keys } = services;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (redis, is_there) = match RedisClient::connect(redis_url, key_space).await {
+            Ok(redis) => (redis, true),
+            Err(error @ RedisStartError::NoAnswer { .. }) if !needs_redis => {
+                tracing::warn!("{error}; what needs it fails");
+                (RedisClient::lazily(redis_url, key_space)?, false)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let queue = RedisQueue::new(redis.clone(), EVENTS_QUEUE, layout, settings, clock.clone());
+        let jobs = RedisQueue::new(redis.clone(), AUTOMATIONS_QUEUE, layout, settings, clock.clone());
+        if is_there {
+            queue.refuse_other_layout(EVENTS_QUEUE).await?;
+            jobs.refuse_other_layout(AUTOMATIONS_QUEUE).await?;
+        }
+        let jobs: Arc<dyn Queue> = Arc::new(jobs);
+        let pool = postgres::db::open(database_url, connections).await?;
+        let db = Database::Postgres(pool.clone());
+        let direct: Arc<dyn Queue> = Arc::new(queue);
+        let outbox: Arc<dyn Outbox> = Arc::new(SqlOutbox::new(db.clone()));
+        let tenants = sealed(SqlTenants::ports(db.clone()), keys.clone()).await?;
+        let suppression = suppression_key(&tenants).await?;
+        let privacy = SqlPrivacy::new(db.clone(), suppression.clone());
+        key_suppressions(&privacy).await?;
+        let automations: Arc<dyn Automations> = Arc::new(SqlAutomations::new(db.clone()));
+        let queue = SpooledQueue::new(
+            direct.clone(),
+            EVENTS_QUEUE,
+            outbox.clone(),
+            clock.clone(),
+            settings.max_depth,
+        );
+        Ok(Self {
+            open: Open::Services { redis: Box::new(redis.clone()), pool },
+            outbox,
+            spools: true,
+            outlets: Outlets(vec![(EVENTS_QUEUE, direct), (AUTOMATIONS_QUEUE, jobs.clone())]),
+            locks: Arc::new(RedisLocks::new(redis.clone())),
+            directory: Arc::new(SqlDirectory::new(db.clone())),
+            privacy: Arc::new(privacy),
+            store: Arc::new(SqlStore::new(db, suppression.clone())),
+            suppression,
+            brands: Brands::new(tenants.clone(), automations.clone()),
+            rounds: Arc::default(),
+            store_away: Arc::default(),
+            languages: Languages::default(),
+            automations,
+            tenants,
+            queue: Arc::new(queue),
+            automation_queue: jobs,
+            cache: Arc::new(RedisCache::new(redis)),
+            clock,
+            id: uuid::Uuid::now_v7(),
+        })
     }
 }
 

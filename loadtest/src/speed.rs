@@ -106,7 +106,7 @@ pub(crate) async fn run(target: &TargetArgs, args: &SpeedArgs, out: &Path) -> an
     figures.push(median("single-event posts", "posts/s", singles));
     figures.push(median("batches of 100", "events/s", batches));
     if workers_apart {
-        figures.push(median("working off the backlog", "events/s", drained));
+        figures.push(median("processing the backlog", "events/s", drained));
     }
     target.start_workers()?;
     let mut end_to_end = Vec::new();
@@ -120,16 +120,7 @@ pub(crate) async fn run(target: &TargetArgs, args: &SpeedArgs, out: &Path) -> an
     }
     figures.push(median("end to end, from first post to empty queue", "events/s", end_to_end));
 
-    let background = next(BACKGROUND * 60);
-    let loading = tokio::spawn(pace(sender.clone(), background.to_vec()));
-    let (cold, warm) = read(&sender, &day).await?;
-    loading.abort();
-    for (what, times) in [("Customer360 cold, p50", &cold), ("Customer360 warm, p50", &warm)] {
-        figures.push(single_figure(what, times.value_at_quantile(0.5)));
-    }
-    for (what, times) in [("Customer360 cold, p99", &cold), ("Customer360 warm, p99", &warm)] {
-        figures.push(single_figure(what, times.value_at_quantile(0.99)));
-    }
+    figures.extend(reading(&sender, next(BACKGROUND * 60), &day).await?);
     client.drain(DRAIN_TIMEOUT, |_| {}).await?;
     let there = usize::try_from(client.brand_events().await?)?;
     print(&target.name, &figures);
@@ -142,6 +133,25 @@ pub(crate) async fn run(target: &TargetArgs, args: &SpeedArgs, out: &Path) -> an
     );
     target.close()?;
     Ok(there >= sent)
+}
+
+/// How long Customer360 takes while events are processed.
+async fn reading(
+    sender: &Sender,
+    background: &[String],
+    day: &simulator::Day,
+) -> anyhow::Result<Vec<Figure>> {
+    let loading = tokio::spawn(pace(sender.clone(), background.to_vec()));
+    let (cold, warm) = read(sender, day).await?;
+    loading.abort();
+    let mut figures = Vec::new();
+    for (what, times) in [("Customer360 cold, p50", &cold), ("Customer360 warm, p50", &warm)] {
+        figures.push(single_figure(what, times.value_at_quantile(0.5)));
+    }
+    for (what, times) in [("Customer360 cold, p99", &cold), ("Customer360 warm, p99", &warm)] {
+        figures.push(single_figure(what, times.value_at_quantile(0.99)));
+    }
+    Ok(figures)
 }
 
 /// Sends as much as a system takes for so long, and waits until all of it is processed; answers how many events a second that were, from the

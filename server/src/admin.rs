@@ -29,9 +29,22 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
     }
     let is_new = args.embedded && !args.data.exists();
     let context = Context::open_for_command(&args.backend()?, args.queue.settings()).await?;
+    match command {
+        Admin::Brand(command) => brands(args, &context, command, is_new).await,
+        Admin::Key(command) => keys(args, &context, command).await,
+        Admin::Shop(command) => shops(&context, command).await,
+    }
+}
+
+async fn brands(
+    args: &ServeArgs,
+    context: &Context,
+    command: BrandCommand,
+    is_new: bool,
+) -> anyhow::Result<()> {
     let tenants = &context.tenants;
     match command {
-        Admin::Brand(BrandCommand::Add { name }) => {
+        BrandCommand::Add { name } => {
             if name.trim().is_empty() {
                 bail!("a brand needs a name");
             }
@@ -45,16 +58,16 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
                 args.place()
             );
         }
-        Admin::Brand(BrandCommand::List) => {
+        BrandCommand::List => {
             for (id, name) in tenants.brands.brands().await? {
                 println!("{id}\t{name}");
             }
         }
-        Admin::Brand(BrandCommand::Settings { name }) => {
+        BrandCommand::Settings { name } => {
             let brand = brand_named(tenants, &name).await?;
             println!("{}", serde_json::to_string_pretty(&tenants.brands.settings(brand).await?)?);
         }
-        Admin::Brand(BrandCommand::Set { name, settings, all }) => {
+        BrandCommand::Set { name, settings, all } => {
             let brand = brand_named(tenants, &name).await?;
             let before = if all { BrandSettings::default() } else { tenants.brands.settings(brand).await? };
             let changes = serde_json::from_str(&settings).context("the settings are not JSON")?;
@@ -62,32 +75,42 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
             settings.check()?;
             check_sender(tenants, brand, &settings).await??;
             let action = Action { what: "settings", subject: None, details: settings.in_short() };
-            let note = entry(&context, brand, ACTOR, action);
+            let note = entry(context, brand, ACTOR, action);
             context.brands.set(brand, &settings, Some(&note)).await?;
             eprintln!("set; every process follows within {} s", SETTINGS_TTL.as_secs());
         }
-        Admin::Brand(BrandCommand::Domains { name, domains, clear }) => {
-            let brand = brand_named(tenants, &name).await?;
-            if domains.is_empty() && !clear {
-                match tenants.brands.email_domains(brand).await? {
-                    Some(domains) => domains.iter().for_each(|domain| println!("{domain}")),
-                    None => eprintln!(
-                        "none are named: e-mails may come from any domain while this is the only brand"
-                    ),
-                }
-            } else {
-                let domains: Vec<String> =
-                    domains.iter().map(|text| email_domain(text)).collect::<Result<_, _>>()?;
-                let details = serde_json::json!({"domains": domains});
-                let note =
-                    entry(&context, brand, ACTOR, Action { what: "email_domains", subject: None, details });
-                let named = (!clear).then_some(&domains[..]);
-                tenants.brands.set_email_domains(brand, named, Some(&note)).await?;
-                eprintln!("set; every process follows within {} s", SETTINGS_TTL.as_secs());
+        BrandCommand::Domains { name, domains, clear } => {
+            email_domains(context, &name, &domains, clear).await?
+        }
+    }
+    Ok(())
+}
+
+async fn email_domains(context: &Context, name: &str, domains: &[String], clear: bool) -> anyhow::Result<()> {
+    let tenants = &context.tenants;
+    let brand = brand_named(tenants, name).await?;
+    if domains.is_empty() && !clear {
+        match tenants.brands.email_domains(brand).await? {
+            Some(domains) => domains.iter().for_each(|domain| println!("{domain}")),
+            None => {
+                eprintln!("none are named: e-mails may come from any domain while this is the only brand")
             }
         }
-        Admin::Key(command) => keys(args, &context, command).await?,
-        Admin::Shop(ShopCommand::List { brand }) => {
+    } else {
+        let domains: Vec<String> = domains.iter().map(|text| email_domain(text)).collect::<Result<_, _>>()?;
+        let details = serde_json::json!({"domains": domains});
+        let note = entry(context, brand, ACTOR, Action { what: "email_domains", subject: None, details });
+        let named = (!clear).then_some(&domains[..]);
+        tenants.brands.set_email_domains(brand, named, Some(&note)).await?;
+        eprintln!("set; every process follows within {} s", SETTINGS_TTL.as_secs());
+    }
+    Ok(())
+}
+
+async fn shops(context: &Context, command: ShopCommand) -> anyhow::Result<()> {
+    let tenants = &context.tenants;
+    match command {
+        ShopCommand::List { brand } => {
             let brand = brand_named(tenants, &brand).await?;
             for shop in tenants.shops.shops(brand).await? {
                 let state = match (shop.redacted_at, shop.uninstalled_at) {
@@ -98,7 +121,7 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
                 println!("{}\t{state}", shop.domain);
             }
         }
-        Admin::Shop(ShopCommand::Add { brand, domain, secret, secret_file, address }) => {
+        ShopCommand::Add { brand, domain, secret, secret_file, address } => {
             let brand = brand_named(tenants, &brand).await?;
             let domain = shop_domain(&domain)?;
             let secret = Secret {
@@ -112,9 +135,9 @@ pub async fn run(args: &ServeArgs, command: Admin) -> anyhow::Result<()> {
                  --secret-file, TRIBUTARY_SHOP_SECRET, or --secret - (a line of standard input)",
             )?;
             let details = serde_json::json!({"shop": domain});
-            note(&context, brand, ACTOR, Action { what: "shop_added", subject: None, details }).await?;
+            note(context, brand, ACTOR, Action { what: "shop_added", subject: None, details }).await?;
             let known = tenants.shops.shop(&domain).await?.is_some();
-            add_shop(&context, &domain, brand, &secret).await?;
+            add_shop(context, &domain, brand, &secret).await?;
             if known {
                 eprintln!(
                     "{domain} was there, and has a new secret; the one before stays good until the next."

@@ -294,6 +294,14 @@ impl Attacker {
     }
 
     async fn once(&self, name: &str, n: u64, held: &mut Vec<TcpStream>) {
+        let _ = self.write_definitions(name, n).await
+            || self.send_bodies(name, n).await
+            || self.hold_connections(name, n, held).await
+            || self.guess_keys(n).await;
+    }
+
+    /// Templates and expressions. Returns whether `name` is one of these.
+    async fn write_definitions(&self, name: &str, n: u64) -> bool {
         match name {
             "S1 deep templates" => {
                 let chains = [
@@ -330,6 +338,14 @@ impl Attacker {
             "S3 expressions that grow" => {
                 self.preview("events.map(a, events.map(b, a.properties.big + b.properties.big + a.properties.big)).size() > 0").await;
             }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Messages and webhooks. Returns whether `name` is one of these.
+    async fn send_bodies(&self, name: &str, n: u64) -> bool {
+        match name {
             "S5 times of the future" => {
                 let told = json!({"userId": "f", "timestamp": "9999-12-31T00:00:00Z",
                     "traits": {"email": format!("f{n}@x.example"), "emailMarketingConsent": true}});
@@ -365,12 +381,20 @@ impl Attacker {
                 let large = json!({"type": "track", "event": "L", "userId": "l", "properties": {"x": "y".repeat(28_000)}});
                 self.write("/v1/batch", json!({"batch": vec![large; 15]}).to_string()).await;
             }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Exports, half requests, numbers, receivers that hang. Returns whether `name` is one of these.
+    async fn hold_connections(&self, name: &str, n: u64, held: &mut Vec<TcpStream>) -> bool {
+        match name {
             "S9 exports of that customer" => {
                 let path = format!("{}{}", self.client.access().url, Client::customer_path("user_id", "l"));
                 let asked =
                     self.client.http().get(path).bearer_auth(&self.client.access().secret_key).send().await;
-                let Ok(found) = asked else { return };
-                let Ok(found) = found.json::<Value>().await else { return };
+                let Ok(found) = asked else { return true };
+                let Ok(found) = found.json::<Value>().await else { return true };
                 if let Some(id) = found["id"].as_str() {
                     self.secret("GET", &format!("/api/customers/{id}/export"), &Value::Null).await;
                 }
@@ -399,17 +423,22 @@ impl Attacker {
                 self.write("/v1/track", json!({"event": "Hang", "userId": format!("h{n}")}).to_string())
                     .await;
             }
-            _ => {
-                let url = format!("{}/api/customers", self.client.access().url);
-                self.tell(self.client.http().get(url).bearer_auth(format!("sk_{n}"))).await;
-                if n.is_multiple_of(20) {
-                    let small = json!({"type": "track", "event": "s", "userId": "s"});
-                    let context = if n.is_multiple_of(40) { "c".repeat(3000) } else { String::new() };
-                    let body = json!({"batch": vec![small; 2500], "context": {"text": context}});
-                    self.write("/v1/batch", body.to_string()).await;
-                }
-            }
+            _ => return false,
         }
+        true
+    }
+
+    /// Keys that are none, and batches that are too large.
+    async fn guess_keys(&self, n: u64) -> bool {
+        let url = format!("{}/api/customers", self.client.access().url);
+        self.tell(self.client.http().get(url).bearer_auth(format!("sk_{n}"))).await;
+        if n.is_multiple_of(20) {
+            let small = json!({"type": "track", "event": "s", "userId": "s"});
+            let context = if n.is_multiple_of(40) { "c".repeat(3000) } else { String::new() };
+            let body = json!({"batch": vec![small; 2500], "context": {"text": context}});
+            self.write("/v1/batch", body.to_string()).await;
+        }
+        true
     }
 
     async fn template(&self, text: &str) {

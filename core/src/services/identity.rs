@@ -276,15 +276,7 @@ async fn split_under(
     // Also those between the two: another split of the same chain must not move what this one gives back.
     let between: Vec<ProfileId> = above.iter().map(|merge| merge.loser).collect();
     let mut held = locked(&mut *tx, &[&[from, merge.loser], &between[..]].concat()).await?;
-    let led =
-        above.iter().all(|one| held.get(&one.loser).is_some_and(|p| p.merged_into == Some(one.survivor)));
-    let end = above.last().map_or(merge.survivor, |one| one.survivor);
-    let (Some(mut rest), Some(mut back)) = (held.remove(&from), held.remove(&merge.loser)) else {
-        return Err(StoreError::Conflict("a customer was erased meanwhile".into()));
-    };
-    if !led || end != from || rest.merged_into.is_some() || back.merged_into != Some(merge.survivor) {
-        return Err(StoreError::Conflict("a profile was merged or split meanwhile".into()));
-    }
+    let (rest, back) = parted(&mut held, merge, above, from)?;
     let mut ids = [from, merge.loser];
     ids.sort();
     tx.fence(&ids, grant.fence).await?;
@@ -292,39 +284,7 @@ async fn split_under(
     let given = tx.give_back(from, merge.loser).await?;
     let counts: Counts = given.identifiers.iter().collect();
     let events = i64::try_from(given.events).unwrap_or(i64::MAX);
-
-    rest.events_count = (rest.events_count - events).max(0);
-    rest.standing.all.counts.take(&counts);
-    rest.standing.all.merges = rest.standing.all.merges.saturating_sub(merge.state.merges + 1);
-    rest.standing.related = true;
-    rest.standing.limited = None;
-    let said_there: BTreeSet<String> = {
-        let theirs = &merge.state.traits;
-        let same = rest.traits.iter().filter(|(name, held)| theirs.get(*name) == Some(*held));
-        same.map(|(_, held)| held.message_id.clone()).collect()
-    };
-    let held = std::mem::take(&mut rest.traits);
-    let rest = rebuilt(&mut *tx, brand, rest, held, said_there, &merge.state).await?;
-
-    back.merged_into = None;
-    back.events_count = events;
-    back.first_seen = merge.state.first_seen;
-    back.last_seen = merge.state.last_seen;
-    back.standing.all = Tally { counts, merges: merge.state.merges };
-    back.standing.related = true;
-    let mut rest = rest;
-    let trusted = tx.trusted_counts(&ids).await?;
-    for profile in [&mut rest, &mut back] {
-        profile.standing.known = trusted.contains_key(&profile.id);
-        profile.standing.trusted.counts = trusted.get(&profile.id).copied().unwrap_or_default();
-    }
-    let were_known = rest.standing.known && back.standing.known;
-    let gone = merge.state.trusted_merges + u32::from(were_known);
-    rest.standing.trusted.merges = rest.standing.trusted.merges.saturating_sub(gone);
-    back.standing.trusted.merges = merge.state.trusted_merges;
-    let held = merge.state.traits.clone();
-    let back = rebuilt(&mut *tx, brand, back, held, BTreeSet::new(), &Snapshot::default()).await?;
-
+    let (rest, back) = both_rebuilt(&mut *tx, merge, (rest, back), (counts, events)).await?;
     tx.save_profiles(&[rest, back]).await?;
     for carried in above {
         tx.rewrite_merge(&without(carried, merge, &given.identifiers, events)).await?;
@@ -352,6 +312,68 @@ async fn split_under(
         events: given.events,
         orders: given.orders,
     })
+}
+
+/// The profile that a merge is taken out of, and the one that is given back, where both are still what the merge made of them.
+fn parted(
+    held: &mut BTreeMap<ProfileId, Profile>,
+    merge: &Merge,
+    above: &[Merge],
+    from: ProfileId,
+) -> Result<(Profile, Profile), StoreError> {
+    let led =
+        above.iter().all(|one| held.get(&one.loser).is_some_and(|p| p.merged_into == Some(one.survivor)));
+    let end = above.last().map_or(merge.survivor, |one| one.survivor);
+    let (Some(rest), Some(back)) = (held.remove(&from), held.remove(&merge.loser)) else {
+        return Err(StoreError::Conflict("a customer was erased meanwhile".into()));
+    };
+    if !led || end != from || rest.merged_into.is_some() || back.merged_into != Some(merge.survivor) {
+        return Err(StoreError::Conflict("a profile was merged or split meanwhile".into()));
+    }
+    Ok((rest, back))
+}
+
+/// Both profiles as their events make them, after identifiers and events have gone back.
+async fn both_rebuilt(
+    tx: &mut dyn StoreTx,
+    merge: &Merge,
+    (mut rest, mut back): (Profile, Profile),
+    (counts, events): (Counts, i64),
+) -> Result<(Profile, Profile), StoreError> {
+    let brand = rest.brand;
+    let mut ids = [rest.id, back.id];
+    ids.sort();
+    rest.events_count = (rest.events_count - events).max(0);
+    rest.standing.all.counts.take(&counts);
+    rest.standing.all.merges = rest.standing.all.merges.saturating_sub(merge.state.merges + 1);
+    rest.standing.related = true;
+    rest.standing.limited = None;
+    let said_there: BTreeSet<String> = {
+        let theirs = &merge.state.traits;
+        let same = rest.traits.iter().filter(|(name, held)| theirs.get(*name) == Some(*held));
+        same.map(|(_, held)| held.message_id.clone()).collect()
+    };
+    let held = std::mem::take(&mut rest.traits);
+    let rest = rebuilt(tx, brand, rest, held, said_there, &merge.state).await?;
+    back.merged_into = None;
+    back.events_count = events;
+    back.first_seen = merge.state.first_seen;
+    back.last_seen = merge.state.last_seen;
+    back.standing.all = Tally { counts, merges: merge.state.merges };
+    back.standing.related = true;
+    let mut rest = rest;
+    let trusted = tx.trusted_counts(&ids).await?;
+    for profile in [&mut rest, &mut back] {
+        profile.standing.known = trusted.contains_key(&profile.id);
+        profile.standing.trusted.counts = trusted.get(&profile.id).copied().unwrap_or_default();
+    }
+    let were_known = rest.standing.known && back.standing.known;
+    let gone = merge.state.trusted_merges + u32::from(were_known);
+    rest.standing.trusted.merges = rest.standing.trusted.merges.saturating_sub(gone);
+    back.standing.trusted.merges = merge.state.trusted_merges;
+    let held = merge.state.traits.clone();
+    let back = rebuilt(tx, brand, back, held, BTreeSet::new(), &Snapshot::default()).await?;
+    Ok((rest, back))
 }
 
 /// The merges that carried on what `merge` brought: their records speak of it, too.

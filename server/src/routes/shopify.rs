@@ -26,7 +26,7 @@ use tributary_core::ports::queue::{Enqueued, Idempotency, NewItem};
 use tributary_core::ports::tenants::Shop;
 
 use super::segment::count;
-use crate::body::{self, MAX_WEBHOOK_BYTES};
+use crate::body::{self, MAX_WEBHOOK_BYTES, Whole};
 use crate::bucket::cost;
 use crate::error::ApiError;
 use crate::errors;
@@ -71,20 +71,7 @@ pub async fn take(
     let topic = required(&headers, "x-shopify-topic")?.to_lowercase();
     let webhook_id = required(&headers, "x-shopify-webhook-id")?;
     required(&headers, "x-shopify-api-version")?;
-    let began = Instant::now();
-    let shop = state.keys.shop(&domain).await?;
-    match &shop {
-        Some(shop) => refusals::is_of(shop.brand, || format!("shop {}", shop.domain)),
-        None => refusals::stranger(&domain),
-    }
-    let bytes = body::read_raw(body, MAX_WEBHOOK_BYTES).await?;
-    let is_signed = signed(shop.as_ref(), &bytes, signature);
-    let Some(shop) = shop.filter(|_| is_signed) else {
-        // The same answer for an unknown shop, and at the same time, though nothing is remembered of one: nobody learns which shops are here.
-        sleep_until(began + REFUSED_AFTER).await;
-        let why = "the signature does not fit this shop's secret";
-        return Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_hmac", why));
-    };
+    let (shop, bytes) = authentic(&state, &domain, signature, body).await?;
     if shop.redacted_at.is_some() {
         // Its customers were erased, and it has not been added again: what it still sends is not kept.
         metrics::counter!("tributary_webhooks_unwanted_total").increment(1);
@@ -92,15 +79,7 @@ pub async fn take(
     }
     state.keys.charge_shop(&shop.domain, cost(1, bytes.len()))?;
     let body: &RawValue = parse(&bytes)?;
-    // An error, and no 200: should it be a form of Shopify's that is not known here yet, Shopify tries again for hours, and shows it.
-    webhook::check(&topic, &shop.domain, body.get()).map_err(|wrong| {
-        metrics::counter!("tributary_webhooks_refused_total", "reason" => "shape").increment(1);
-        tracing::warn!(
-            shop = shop.domain,
-            "a signed webhook is not of its topic's shape, or of another shop"
-        );
-        ApiError::bad_request(wrong.code, wrong.message)
-    })?;
+    check_shape(&shop, &topic, body)?;
     let digest = webhook::digest(body.get());
     match seen(&state, &shop, &topic, &digest).await {
         Seen::Never => {}
@@ -133,25 +112,77 @@ pub async fn take(
         resource_id,
         body: &said,
     };
+    let triggered_at = optional(&headers, "x-shopify-triggered-at");
+    let mut keys = delivery.idempotency_keys();
+    keys.push(format!("shopify-body:{}:{topic}:{}", shop.domain, hex::encode(digest)));
+    let item = NewItem {
+        payload: envelope(&state, &shop, &delivery, triggered_at, body).into(),
+        brand: Some(shop.brand),
+        idempotency: Some(Idempotency::new(keys, said.as_bytes())),
+        ..NewItem::default()
+    };
+    enqueue(&state, &shop, item).await
+}
+
+/// The shop, and the body that it has signed.
+async fn authentic(
+    state: &AppState,
+    domain: &str,
+    signature: &str,
+    body: Body,
+) -> Result<(Shop, Whole), ApiError> {
+    let began = Instant::now();
+    let shop = state.keys.shop(domain).await?;
+    match &shop {
+        Some(shop) => refusals::is_of(shop.brand, || format!("shop {}", shop.domain)),
+        None => refusals::stranger(domain),
+    }
+    let bytes = body::read_raw(body, MAX_WEBHOOK_BYTES).await?;
+    let is_signed = signed(shop.as_ref(), &bytes, signature);
+    if let Some(shop) = shop.filter(|_| is_signed) {
+        return Ok((shop, bytes));
+    }
+    // The same answer for an unknown shop, and at the same time, though nothing is remembered of one: nobody learns which shops are here.
+    sleep_until(began + REFUSED_AFTER).await;
+    let why = "the signature does not fit this shop's secret";
+    Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_hmac", why))
+}
+
+/// Refuses a body that is not of its topic's shape. With an error, and no 200: should it be a form of Shopify's that is not known here
+/// yet, Shopify tries again for hours, and shows it.
+fn check_shape(shop: &Shop, topic: &str, body: &RawValue) -> Result<(), ApiError> {
+    webhook::check(topic, &shop.domain, body.get()).map_err(|wrong| {
+        metrics::counter!("tributary_webhooks_refused_total", "reason" => "shape").increment(1);
+        tracing::warn!(
+            shop = shop.domain,
+            "a signed webhook is not of its topic's shape, or of another shop"
+        );
+        ApiError::bad_request(wrong.code, wrong.message)
+    })
+}
+
+fn envelope(
+    state: &AppState,
+    shop: &Shop,
+    delivery: &Delivery<'_>,
+    triggered_at: Option<&str>,
+    body: &RawValue,
+) -> Vec<u8> {
     let envelope = Envelope {
         brand: shop.brand,
         received_ms: state.context.clock.now_ms(),
         origin: Origin::Shopify {
             shop: Cow::Borrowed(&shop.domain),
-            topic: Cow::Borrowed(&topic),
+            topic: Cow::Borrowed(delivery.topic),
             message_id: delivery.message_id().into(),
-            triggered_at: optional(&headers, "x-shopify-triggered-at").map(Cow::Borrowed),
+            triggered_at: triggered_at.map(Cow::Borrowed),
         },
         body,
     };
-    let mut keys = delivery.idempotency_keys();
-    keys.push(format!("shopify-body:{}:{topic}:{}", shop.domain, hex::encode(digest)));
-    let item = NewItem {
-        payload: envelope.encode().into(),
-        brand: Some(shop.brand),
-        idempotency: Some(Idempotency::new(keys, said.as_bytes())),
-        ..NewItem::default()
-    };
+    envelope.encode()
+}
+
+async fn enqueue(state: &AppState, shop: &Shop, item: NewItem) -> Result<Response, ApiError> {
     let duplicate = match state.ingest.enqueue(vec![item]).await?.first() {
         Some(Enqueued::Accepted) => false,
         Some(Enqueued::Conflict) => {

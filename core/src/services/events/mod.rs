@@ -21,7 +21,7 @@ mod merges;
 mod resolve;
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,11 +32,12 @@ use self::resolve::{Resolution, check_limits, lock};
 use crate::domain::event::Event;
 use crate::domain::identity::Group;
 use crate::domain::ids::ProfileId;
+use crate::domain::profile::Profile;
 use crate::domain::time::{Timestamp, from_ms};
 use crate::failpoint;
 use crate::ports::clock::Clock;
 use crate::ports::locks::Locks;
-use crate::ports::store::{EventRow, Store, StoreError, StoreTx};
+use crate::ports::store::{EventRow, MergeRow, Move, Relation, Store, StoreError, StoreTx};
 use crate::services::automations::jobs;
 use crate::services::brands::BrandRules;
 use crate::services::merge::{self as locking, Grant, Taking};
@@ -216,18 +217,7 @@ async fn finish(
         }
     }
     let relations = flag(&resolution, &mut profiles, now);
-    if !profiles.is_empty() {
-        tx.save_profiles(&profiles.into_values().collect::<Vec<_>>()).await?;
-    }
-    if !records.is_empty() {
-        tx.record_merges(&records).await?;
-    }
-    if !moves.is_empty() {
-        tx.move_owned(&moves, related).await?;
-    }
-    if !relations.is_empty() {
-        tx.relate(&relations).await?;
-    }
+    save_profiles(&mut *tx, profiles, &records, &moves, related, &relations).await?;
     let mut changed = BTreeSet::new();
     save_orders(&mut *tx, &effective, &mut changed).await?;
     save_the_rest(&mut *tx, rules, &effective, now).await?;
@@ -246,4 +236,28 @@ async fn finish(
     }
     tx.commit().await?;
     Ok(Processed { effective: effective.len(), duplicates: count - effective.len() })
+}
+
+/// Writes profiles and what became of them.
+async fn save_profiles(
+    tx: &mut dyn StoreTx,
+    profiles: BTreeMap<ProfileId, Profile>,
+    records: &[MergeRow],
+    moves: &[Move],
+    related: bool,
+    relations: &[Relation],
+) -> Result<(), StoreError> {
+    if !profiles.is_empty() {
+        tx.save_profiles(&profiles.into_values().collect::<Vec<_>>()).await?;
+    }
+    if !records.is_empty() {
+        tx.record_merges(records).await?;
+    }
+    if !moves.is_empty() {
+        tx.move_owned(moves, related).await?;
+    }
+    if !relations.is_empty() {
+        tx.relate(relations).await?;
+    }
+    Ok(())
 }
