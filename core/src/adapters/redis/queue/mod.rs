@@ -1,17 +1,21 @@
 //! The queue on Redis, on lists or on streams. The protocol's steps are the scripts beside this file, written once; the
 //! two layouts are what the steps are written in.
 
+mod reply;
+mod scripts;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Script, Value, from_redis_value};
+use redis::{Cmd, FromRedisValue, Script, Value, from_redis_value};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
+use self::reply::{byte_strings, failed, json, page, read_claim, unexpected};
+use self::scripts::Scripts;
 use super::client::{RedisClient, RedisStartError};
 use super::element;
 use super::keys::{Layout, QueueKeys};
@@ -19,10 +23,10 @@ use super::{escaped, ms, ttl_ms};
 use crate::domain::ids::BrandId;
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
-    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Finished, Holding,
-    Item, LOST, LOW_STEP, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, MAX_SURVIVED,
-    NewItem, Outcome, PUT_BACK, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, SURVIVED, Scope,
-    Then, Unfinished, claim_name, leaving, lost_alone, this_process,
+    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Holding, Item, LOST,
+    LOW_STEP, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, MAX_SURVIVED, NewItem,
+    PUT_BACK, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, SURVIVED, Scope, Then, Unfinished,
+    claim_name, leaving, lost_alone, this_process,
 };
 
 /// How much longer than asked for the blocking command may take before its connection is given up.
@@ -44,45 +48,6 @@ pub struct RedisQueue {
     waiting: Mutex<Option<MultiplexedConnection>>,
     /// Batches that were asked for by a call without an answer.
     in_doubt: StdMutex<Vec<String>>,
-}
-
-/// The protocol's steps, each with the common part and a layout before it.
-struct Scripts {
-    enqueue: Script,
-    fetch: Script,
-    ack: Script,
-    beat: Script,
-    reclaim: Script,
-    stats: Script,
-    retry_dead: Script,
-    discard_dead: Script,
-    drop_dead: Script,
-    pause: Script,
-    audit: Script,
-}
-
-impl Scripts {
-    fn of(layout: Layout, edit: impl Fn(&str) -> String) -> Self {
-        let layout = match layout {
-            Layout::Lists => include_str!("scripts/lists.lua"),
-            Layout::Streams => include_str!("scripts/streams.lua"),
-        };
-        let whole =
-            |step: &str| Script::new(&edit(&[include_str!("scripts/common.lua"), layout, step].concat()));
-        Self {
-            enqueue: whole(include_str!("scripts/enqueue.lua")),
-            fetch: whole(include_str!("scripts/fetch.lua")),
-            ack: whole(include_str!("scripts/ack.lua")),
-            beat: whole(include_str!("scripts/beat.lua")),
-            reclaim: whole(include_str!("scripts/reclaim.lua")),
-            stats: whole(include_str!("scripts/stats.lua")),
-            retry_dead: whole(include_str!("scripts/retry_dead.lua")),
-            discard_dead: whole(include_str!("scripts/discard_dead.lua")),
-            drop_dead: whole(include_str!("scripts/drop_dead.lua")),
-            pause: whole(include_str!("scripts/pause.lua")),
-            audit: whole(include_str!("scripts/audit.lua")),
-        }
-    }
 }
 
 impl RedisQueue {
@@ -593,55 +558,4 @@ impl Queue for RedisQueue {
     fn lease(&self) -> Duration {
         self.settings.lease
     }
-}
-
-/// Reads `<digest> <item> <claimed ms> <until ms>`, and a second line `<ms> <outcome> <by>` once it is finished.
-fn read_claim(text: &str) -> Option<Claim> {
-    let (first, second) = text.split_once('\n').map_or((text, None), |(first, rest)| (first, Some(rest)));
-    let mut fields = first.split(' ');
-    let (digest, item) = (fields.next()?.to_owned(), fields.next()?.to_owned());
-    let claimed_ms = fields.next()?.parse().ok()?;
-    let finished = match second {
-        None => None,
-        Some(line) => {
-            let mut fields = line.splitn(3, ' ');
-            Some(Finished {
-                at_ms: fields.next()?.parse().ok()?,
-                outcome: Outcome::parse(fields.next()?)?,
-                by: fields.next()?.to_owned(),
-            })
-        }
-    };
-    Some(Claim { item, digest, claimed_ms, finished })
-}
-
-fn page(ids: &[String]) -> &[String] {
-    &ids[..ids.len().min(MAX_DEAD_PAGE)]
-}
-
-fn json(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
-fn byte_strings(answer: Value) -> Result<Vec<Bytes>, QueueError> {
-    let Value::Array(values) = answer else { return Err(unexpected(format!("{answer:?}"))) };
-    values
-        .into_iter()
-        .map(|value| match value {
-            Value::BulkString(bytes) => Ok(Bytes::from(bytes)),
-            other => Err(unexpected(format!("{other:?}"))),
-        })
-        .collect()
-}
-
-/// What goes wrong on the way to Redis is an outage, also an answer that was cut and cannot be parsed.
-fn failed(error: RedisError) -> QueueError {
-    match error.kind() {
-        ErrorKind::UnexpectedReturnType => unexpected(error),
-        _ => QueueError::Unavailable(error.to_string()),
-    }
-}
-
-fn unexpected(what: impl ToString) -> QueueError {
-    QueueError::Unexpected(what.to_string())
 }
