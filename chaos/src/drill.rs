@@ -60,7 +60,6 @@ pub enum Victim {
 /// A process ends itself at a named point of its work (tributary_core::failpoint), in a build that has them.
 #[derive(Clone, Debug)]
 pub struct Failpoint {
-    /// The point.
     pub name: String,
     /// How often it is passed before.
     pub passes: u32,
@@ -70,14 +69,11 @@ pub struct Failpoint {
     pub redis_away: bool,
 }
 
-/// What to do.
 #[derive(Clone, Debug)]
 pub struct Drill {
     /// The binary that plays the roles.
     pub binary: PathBuf,
-    /// Who is killed.
     pub victim: Victim,
-    /// How often.
     pub kills: usize,
     /// Instead of killing the victim, a point at which it ends itself, once.
     pub failpoint: Option<Failpoint>,
@@ -96,7 +92,6 @@ pub struct Drill {
 pub struct Outcome {
     /// The comparison with the ledger.
     pub verdict: Verdict,
-    /// Kills done.
     pub kills: usize,
     /// Deliveries that their senders gave up: not taken, so nothing is owed.
     pub given_up: usize,

@@ -57,9 +57,7 @@ pub enum Backend {
     },
     /// PostgreSQL and Redis, any number of processes.
     Services {
-        /// `postgres://…`
         database_url: String,
-        /// `redis://…` or `rediss://…`
         redis_url: String,
         /// What every key in Redis begins with.
         key_space: String,
@@ -90,18 +88,14 @@ impl std::fmt::Debug for Backend {
 /// Why Tributary cannot run on a backend.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Redis.
     #[error(transparent)]
     Redis(#[from] RedisStartError),
     /// The store, or the queue's file.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The data folder.
     #[error("the data folder {path} cannot be used: {error}")]
     Folder {
-        /// The folder.
         path: PathBuf,
-        /// Why.
         error: std::io::Error,
     },
     /// The key that seals secrets is gone.
@@ -110,7 +104,6 @@ pub enum OpenError {
          signing secrets cannot be read"
     )]
     NoKey {
-        /// The folder.
         path: PathBuf,
         /// The file that is missing.
         file: &'static str,
@@ -120,9 +113,7 @@ pub enum OpenError {
 /// The ports, built once in `main` and passed on.
 #[derive(Clone)]
 pub struct Context {
-    /// Customers.
     pub store: Arc<dyn Store>,
-    /// Customers in numbers.
     pub directory: Arc<dyn Directory>,
     /// Requests in the name of privacy.
     pub privacy: Arc<dyn Privacy>,
@@ -132,19 +123,14 @@ pub struct Context {
     pub tenants: Tenants,
     /// Segments, automations and runs.
     pub automations: Arc<dyn Automations>,
-    /// The events queue.
     pub queue: Arc<dyn Queue>,
-    /// The automations queue.
     pub automation_queue: Arc<dyn Queue>,
     /// What waits in the store for a queue.
     pub outbox: Arc<dyn Outbox>,
     /// Whether items that come while the queue is away wait there, too.
     pub spools: bool,
-    /// Where it leads.
     pub outlets: Outlets,
-    /// Merge locks.
     pub locks: Arc<dyn Locks>,
-    /// Cached answers.
     pub cache: Arc<dyn Cache>,
     /// The settings of brands.
     pub brands: Brands,
@@ -154,7 +140,6 @@ pub struct Context {
     pub store_away: Arc<StoreAway>,
     /// Where expressions and templates run.
     pub languages: Languages,
-    /// The time.
     pub clock: Arc<dyn Clock>,
     /// Tells contexts of one process apart.
     pub id: uuid::Uuid,

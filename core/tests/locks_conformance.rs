@@ -95,7 +95,6 @@ enum Step {
     Acquire(Vec<usize>),
     /// The holder of an earlier grant extends it, whether it is still its or not.
     Extend(usize),
-    /// The same, releasing.
     Release(usize),
     /// A lock's time ends, or somebody deletes it.
     Expire(usize),

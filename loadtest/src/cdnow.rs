@@ -9,18 +9,14 @@ use anyhow::{Context, bail};
 use chrono::NaiveDate;
 use rust_decimal::Decimal;
 
-/// One purchase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Purchase {
     /// The line of the file, from 1: what makes the purchase unique.
     pub(crate) line: usize,
     /// The customer: the sample's own number where there is one.
     pub(crate) customer: u64,
-    /// `yyyy-mm-dd`
     pub(crate) date: String,
-    /// How many CDs.
     pub(crate) cds: u32,
-    /// What they cost.
     pub(crate) dollars: Decimal,
 }
 

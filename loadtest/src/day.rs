@@ -140,7 +140,6 @@ pub(crate) async fn run(target: &TargetArgs, args: &DayArgs, out: &Path) -> anyh
     Ok(report.passed())
 }
 
-/// What goose measured.
 struct Measured {
     ingestion: Latency,
     customer360: Latency,

@@ -26,7 +26,6 @@ svg text { fill: var(--soft); font-size: 11px } .charts { display: grid; gap: 14
 @media (min-width: 800px) { .charts { grid-template-columns: 1fr 1fr } }
 ";
 
-/// The page.
 pub(crate) fn page(report: &Report) -> String {
     let verdict = if report.passed() {
         ("pass", "Every KPI that was measured passes")

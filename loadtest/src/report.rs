@@ -15,15 +15,11 @@ use crate::html;
 /// Response times of one kind of request.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Latency {
-    /// Requests made.
     pub(crate) count: usize,
     /// Requests that failed; their repetitions count anew.
     pub(crate) failed: usize,
-    /// Median, in microseconds.
     pub(crate) p50_us: u64,
-    /// In microseconds.
     pub(crate) p95_us: u64,
-    /// In microseconds.
     pub(crate) p99_us: u64,
     /// The slowest, in microseconds.
     pub(crate) max_us: u64,
@@ -45,13 +41,11 @@ pub(crate) struct Sample {
 /// A KPI with its verdict.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Kpi {
-    /// What is measured.
     pub(crate) name: &'static str,
     /// What it should be.
     pub(crate) target: &'static str,
     /// What it is; null when it cannot be measured yet.
     pub(crate) measured: Option<f64>,
-    /// Of both.
     pub(crate) unit: &'static str,
     /// Whether it is as it should be.
     pub(crate) verdict: KpiVerdict,
@@ -61,9 +55,7 @@ pub(crate) struct Kpi {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum KpiVerdict {
-    /// It is.
     Pass,
-    /// It is not.
     Fail,
     /// What it is about does not exist yet: not a pass.
     NotBuilt,
@@ -72,7 +64,6 @@ pub(crate) enum KpiVerdict {
 }
 
 impl KpiVerdict {
-    /// For people.
     pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Pass => "pass",
@@ -85,9 +76,7 @@ impl KpiVerdict {
 
 /// What a day came to.
 pub(crate) struct Facts {
-    /// What was tested.
     pub(crate) target: String,
-    /// The day's seed.
     pub(crate) seed: u64,
     /// Events a second that the system takes and processes, where that was measured.
     pub(crate) capacity: Option<f64>,
@@ -114,9 +103,7 @@ pub(crate) struct Made {
     pub(crate) at: String,
     /// Of what measured, and, where it brought the system up, of what was measured.
     pub(crate) version: &'static str,
-    /// The arguments.
     pub(crate) arguments: Vec<String>,
-    /// Of the machine.
     pub(crate) cores: usize,
 }
 
@@ -157,17 +144,13 @@ fn told(arguments: impl Iterator<Item = String>) -> Vec<String> {
 pub(crate) struct Report {
     /// When, where and how it was made.
     pub(crate) made: Made,
-    /// What was tested.
     pub(crate) target: String,
-    /// The day's seed.
     pub(crate) seed: u64,
-    /// The verdicts.
     pub(crate) kpis: Vec<Kpi>,
     /// The ledger, in events.
     pub(crate) ledger: Counts,
     /// Different events that were accepted.
     pub(crate) events: u64,
-    /// Customers compared.
     pub(crate) customers: usize,
     /// Customers that are not exactly what the ledger says.
     pub(crate) customers_different: usize,
@@ -188,7 +171,6 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Judges a day.
     pub(crate) fn of_day(facts: Facts) -> Self {
         let Facts { verdict, .. } = facts;
         Self {
@@ -372,7 +354,6 @@ pub(crate) fn thousands(number: u64) -> String {
     text
 }
 
-/// Microseconds in milliseconds.
 pub(crate) fn ms(us: u64) -> String {
     format!("{}.{:02}", us / 1000, us % 1000 / 10)
 }

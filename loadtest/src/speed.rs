@@ -30,7 +30,6 @@ use tokio::time::Instant;
 use crate::report::thousands;
 use crate::target::{DRAIN_TIMEOUT, Stack, Target, TargetArgs};
 
-/// Events a batch.
 const BATCH: usize = 100;
 /// Most events that a measurement of capacity sends, and over how many connections.
 const CAPACITY_EVENTS: usize = 400_000;
@@ -55,7 +54,6 @@ pub(crate) struct SpeedArgs {
     runs: usize,
 }
 
-/// One figure.
 #[derive(Debug, Serialize)]
 struct Figure {
     what: &'static str,

@@ -88,10 +88,8 @@ impl FromRequestParts<AppState> for Peer {
     }
 }
 
-/// Who sends events.
 #[derive(Clone, Copy, Debug)]
 pub struct Sender {
-    /// For whom.
     pub brand: BrandId,
     /// How far they are believed.
     pub source: Source,
@@ -102,11 +100,9 @@ pub struct Sender {
 /// Who asks with a secret key that may do what the route does ([`crate::scopes`]): an extractor.
 #[derive(Clone, Debug)]
 pub struct Secret {
-    /// Whose key.
     pub brand: BrandId,
     /// The key, as the audit log names it.
     pub actor: String,
-    /// The key's id.
     pub key: String,
     /// All that the key may do.
     pub may: Scopes,

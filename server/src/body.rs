@@ -21,7 +21,6 @@ use crate::error::ApiError;
 pub const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// The largest body of any other call, unpacked.
 pub const MAX_BODY_BYTES: usize = 500 * 1024;
-/// The largest webhook.
 pub const MAX_WEBHOOK_BYTES: usize = 5 * 1024 * 1024;
 /// How long a client may take to send a body.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(30);

@@ -8,11 +8,9 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 /// What a code means.
 #[derive(Clone, Copy, Debug)]
 pub struct Code {
-    /// The code.
     pub name: &'static str,
     /// The status it comes with.
     pub status: u16,
-    /// What it means.
     pub meaning: &'static str,
 }
 
@@ -20,7 +18,6 @@ const fn code(status: u16, name: &'static str, meaning: &'static str) -> Code {
     Code { name, status, meaning }
 }
 
-/// Every code.
 pub const CODES: &[Code] = &[
     code(400, "invalid_json", "the body is not JSON, or of another shape"),
     code(400, "payload_too_large", "the body is larger than the route takes"),
@@ -95,9 +92,7 @@ pub const ANYWHERE: [&str; 6] = [
 /// What a secret key's routes may answer.
 pub const SECRET: &[&str] =
     &["no_key", "invalid_key", "wrong_key", "missing_scope", "rate_limited", "store_unavailable"];
-/// Reading a body.
 pub const BODY: &[&str] = &["payload_too_large", "invalid_body", "body_timeout", "invalid_json"];
-/// Taking events in.
 pub const TAKING: &[&str] = &[
     "payload_too_large",
     "invalid_gzip",

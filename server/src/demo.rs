@@ -4,7 +4,6 @@ use tributary_core::ports::tenants::{KeyKind, Tenants};
 use tributary_core::services::tenants::new_key;
 use workers::telemetry::say;
 
-/// The brand's name.
 pub const DEMO_BRAND: &str = "demo";
 
 /// Where there is no brand yet, adds one and prints its keys, once, with a first thing to try at `address`. Only where somebody

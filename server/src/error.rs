@@ -19,7 +19,6 @@ pub const RETRY_AFTER_S: u16 = 5;
 /// Seconds after which a brand may send again whose share of the queue is full.
 const SHARE_RETRY_S: u16 = 10;
 
-/// An error answer.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,

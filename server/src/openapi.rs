@@ -184,7 +184,6 @@ pub fn document(json: &Arc<str>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], json.to_string()).into_response()
 }
 
-/// The page.
 pub async fn page() -> Response {
     ([(header::CONTENT_SECURITY_POLICY, guards::READS)], Html(include_str!("pages/docs.html")))
         .into_response()
@@ -196,13 +195,11 @@ pub async fn start() -> Response {
     ([(header::CONTENT_SECURITY_POLICY, guards::ASKS)], Html(page)).into_response()
 }
 
-/// The page's script.
 pub async fn script() -> Response {
     ([(header::CONTENT_TYPE, "text/javascript; charset=utf-8")], include_str!("pages/docs.js"))
         .into_response()
 }
 
-/// The page's looks.
 pub async fn style() -> Response {
     css(include_str!("pages/docs.css"))
 }

@@ -18,12 +18,10 @@ use crate::auth::{Keys, USED_EVERY};
 use crate::inside::Monitor;
 use crate::refusals::{Refusals, WRITTEN_EVERY};
 
-/// The routes' settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// How long Customer360 answers are cached.
     pub cache_ttl: Duration,
-    /// What turns health.
     pub alarms: Alarms,
     /// Who may see what concerns all brands.
     pub monitor: Monitor,
@@ -38,15 +36,11 @@ pub struct Settings {
 /// Shared by all requests.
 #[derive(Clone)]
 pub struct AppState {
-    /// The ports.
     pub context: Context,
     /// Takes items into the queue.
     pub ingest: Ingest,
-    /// Recognises API keys.
     pub keys: Arc<Keys>,
-    /// The routes' settings.
     pub settings: Settings,
-    /// Renders the metrics.
     pub metrics: PrometheusHandle,
     /// When the server started.
     pub started: Instant,

@@ -14,7 +14,6 @@ use tributary_core::services::tenants::add_shop;
 use crate::admin::brand_named;
 use crate::cli::{DemoArgs, Part, ServeArgs};
 
-/// The shop.
 const SHOP: &str = "tributary-demo.myshopify.com";
 /// As Shopify's deliveries name it.
 const API_VERSION: &str = "2026-07";

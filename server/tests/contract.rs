@@ -785,7 +785,6 @@ async fn no_route_shows_one_brand_anything_of_another() {
     }
 }
 
-/// The brand's automation.
 async fn own_automation(app: &TestApp) -> String {
     let all = secretly(app, Method::GET, "/api/automations", &json!({})).await;
     all["automations"][0]["id"].as_str().unwrap().to_owned()

@@ -118,7 +118,6 @@ async fn an_order_is_the_same_whatever_order_its_webhooks_come_in(on: On) {
     assert!(ends.windows(2).all(|pair| pair[0] == pair[1]), "{ends:#?}");
 }
 
-/// docs/WALKTHROUGH.md tells this.
 async fn a_visitor_is_followed_from_the_first_page_through_two_devices_to_a_refund(on: On) {
     let app = TestApp::start(on).await;
     send(&app, json!([

@@ -14,14 +14,12 @@ pub const CART_WAIT_S: u32 = 20;
 const AWAY_DAYS: i64 = 150;
 const DAY_MS: i64 = 86_400_000;
 
-/// What somebody does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Act {
     /// When it happens, in milliseconds since the campaign began; before it, for what is long past.
     pub at_ms: i64,
     /// When it is sent.
     pub send_ms: i64,
-    /// What is sent.
     pub what: What,
 }
 
@@ -39,16 +37,13 @@ pub enum What {
 pub struct ActionLedger {
     /// Exactly once, and not before that many milliseconds since the campaign began.
     pub once: BTreeMap<(String, String), i64>,
-    /// Never.
     pub never: Vec<(String, String)>,
 }
 
-/// A campaign.
 #[derive(Clone, Debug)]
 pub struct Campaign {
     /// In the order of sending.
     pub acts: Vec<Act>,
-    /// The truth.
     pub ledger: ActionLedger,
 }
 
@@ -146,11 +141,8 @@ pub fn campaign(seed: u64, customers: usize, over_ms: i64) -> Campaign {
 /// An action that was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fired {
-    /// Of which automation.
     pub automation: String,
-    /// For whom.
     pub customer: String,
-    /// Its idempotency key.
     pub key: String,
     /// When, in milliseconds since the campaign began.
     pub at_ms: i64,

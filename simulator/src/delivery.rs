@@ -8,27 +8,20 @@ pub enum To {
         /// `track`, `identify`, `batch`, …
         path: &'static str,
     },
-    /// `POST /api/webhooks/shopify`, signed.
     Shopify {
-        /// `X-Shopify-Topic`
         topic: &'static str,
-        /// `X-Shopify-Webhook-Id`
         webhook_id: String,
-        /// `X-Shopify-Event-Id`
         event_id: String,
     },
 }
 
-/// One HTTP call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
     /// When it was made, in simulated milliseconds since the day began.
     pub made_ms: u64,
     /// When it is sent.
     pub send_ms: u64,
-    /// Where it goes.
     pub to: To,
-    /// The body.
     pub body: String,
     /// What it reports: one fact an event.
     pub facts: Vec<Fact>,
@@ -48,13 +41,10 @@ pub struct Fact {
 /// The state of an order at one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderState {
-    /// The shop's id.
     pub id: u64,
-    /// The version.
     pub updated_ms: u64,
     /// ISO 4217.
     pub currency: &'static str,
-    /// What it cost.
     pub total_cents: i64,
     /// What was paid back.
     pub refunded_cents: i64,

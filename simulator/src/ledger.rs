@@ -17,7 +17,6 @@ pub struct Ledger {
 pub struct Customer {
     /// All identifiers, `(kind, value)`.
     pub identifiers: BTreeSet<(&'static str, String)>,
-    /// All events.
     pub events: BTreeSet<String>,
     /// The newest state of each order.
     newest: BTreeMap<u64, OrderState>,

@@ -18,14 +18,12 @@ use rand_chacha::ChaCha8Rng;
 use crate::delivery::Delivery;
 use crate::ledger::Ledger;
 
-/// What to simulate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
     /// The same seed, the same bytes.
     pub seed: u64,
     /// About how many events; whole journeys are made until there are as many.
     pub events: usize,
-    /// The shop's domain.
     pub shop: &'static str,
     /// How many of a hundred deliveries are sent twice.
     pub duplicates_percent: u32,
@@ -50,11 +48,9 @@ impl Default for Plan {
 pub struct Day {
     /// Each delivery with the time of its sending, in simulated milliseconds since the day began.
     pub deliveries: Vec<Delivery>,
-    /// The truth.
     pub ledger: Ledger,
 }
 
-/// Simulates a day.
 pub fn simulate(plan: &Plan) -> Day {
     let mut rng = ChaCha8Rng::seed_from_u64(plan.seed);
     let mut once: Vec<Delivery> = Vec::new();

@@ -21,11 +21,8 @@ pub struct Said {
 /// What an event says of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderSaid {
-    /// Which order.
     pub id: String,
-    /// The version.
     pub updated_ms: i64,
-    /// What happened.
     pub what: Happened,
 }
 
@@ -34,34 +31,27 @@ pub struct OrderSaid {
 pub enum Happened {
     /// Its state: what it costs, and whether it was cancelled.
     State {
-        /// In whole units.
         total: i64,
         /// Whether it counts no more.
         cancelled: bool,
     },
     /// Money was paid back.
     Refund {
-        /// Which refund.
         id: String,
         /// How much, in whole units.
         amount: i64,
     },
-    /// It is gone.
     Deleted,
 }
 
 /// A customer as they must be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Person {
-    /// All identifiers.
     pub identifiers: BTreeSet<(String, String)>,
     /// How many events took effect.
     pub events: usize,
-    /// Traits.
     pub traits: BTreeMap<String, String>,
-    /// Orders that count.
     pub orders: usize,
-    /// What they cost.
     pub revenue: i64,
     /// What was paid back of it.
     pub refunded: i64,

@@ -2,20 +2,16 @@
 
 use chrono::{DateTime, SecondsFormat};
 
-/// A day.
 pub const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// When the simulated day begins: 2026-01-15T00:00:00Z, in milliseconds since 1970.
 const BEGIN_MS: u64 = 1_768_435_200_000;
 
-/// Something to buy.
 pub struct Product {
-    /// Shopify's id.
     pub id: u64,
     /// The last part of its address.
     pub handle: &'static str,
     /// What it is called.
     pub title: &'static str,
-    /// What it costs.
     pub cents: i64,
 }
 

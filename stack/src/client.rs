@@ -49,7 +49,6 @@ impl Client {
         }
     }
 
-    /// A signed webhook.
     pub fn webhook(
         &self,
         http: &reqwest::Client,
@@ -190,7 +189,6 @@ impl Client {
         }
     }
 
-    /// The client's connections.
     pub fn http(&self) -> &reqwest::Client {
         &self.http
     }
@@ -206,7 +204,6 @@ impl Client {
 pub struct QueueNumbers {
     /// Pending, in flight, delayed, or in the outbox.
     pub waiting: u64,
-    /// Dead letters.
     pub dead: u64,
     /// Age of the oldest pending one.
     pub oldest_age_ms: u64,

@@ -76,7 +76,6 @@ impl Guarded {
         Ok(Self { name: name.to_owned(), pid, guard, lines: Mutex::new(lines), log: log.to_owned() })
     }
 
-    /// Its process id.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -111,7 +110,6 @@ impl Guarded {
         if sent.success() { Ok(()) } else { bail!("{} (process {}) is gone already", self.name, self.pid) }
     }
 
-    /// Whether it runs.
     pub fn is_running(&self) -> bool {
         let asked = Command::new("kill").arg("-0").arg(self.pid.to_string()).stderr(Stdio::null()).status();
         // A zombie, which its guard will collect, takes signals too.

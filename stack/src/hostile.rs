@@ -57,7 +57,6 @@ impl Times {
 /// What a drill came to.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// In quiet.
     pub quiet: Times,
     /// While the other brand attacked.
     pub attacked: Times,

@@ -28,7 +28,6 @@ struct Shared {
     cuts: AtomicUsize,
     /// Changed to close every connection that is open.
     sever: watch::Sender<u64>,
-    /// Nobody gets through.
     closed: AtomicBool,
 }
 

@@ -24,11 +24,9 @@ use tributary_core::ports::clock::{Clock, SystemClock};
 pub struct Hook {
     /// The last part of the path.
     pub name: String,
-    /// `webhook-id`.
     pub key: String,
     /// When, in milliseconds since 1970.
     pub at_ms: i64,
-    /// What was posted.
     pub body: Value,
     /// `webhook-id`, `webhook-timestamp`, `webhook-signature` and the text, for [`Hook::is_signed_with`].
     signed: (String, String, String, String),
@@ -121,14 +119,12 @@ pub fn now_ms() -> i64 {
 /// An e-mail that was received.
 #[derive(Clone, Debug)]
 pub struct Mail {
-    /// `RCPT TO`.
     pub to: Vec<String>,
     /// Headers and text, as they came.
     pub text: String,
 }
 
 impl Mail {
-    /// A header's value.
     pub fn header(&self, name: &str) -> Option<String> {
         let head = self.text.split("\r\n\r\n").next().unwrap_or_default();
         let unfolded = head.replace("\r\n ", " ").replace("\r\n\t", " ");

@@ -17,7 +17,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 pub enum Fsync {
     /// Before it answers: a power cut loses nothing that was accepted.
     Always,
-    /// Every second.
     EverySecond,
 }
 

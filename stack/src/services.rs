@@ -15,7 +15,6 @@ pub const TEST_DATABASE_URL: &str = "TEST_DATABASE_URL";
 
 /// A Redis and a PostgreSQL, kept up as long as this is held.
 pub struct Services {
-    /// Where Redis is.
     pub redis_url: String,
     /// Where PostgreSQL is: a user who may create databases, in a database that is there.
     pub database_url: String,

@@ -20,16 +20,13 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 const BRAND: &str = "stack";
 /// The shop that a system is set up with.
 pub const SHOP_DOMAIN: &str = "stack.myshopify.com";
-/// The shop's secret.
 pub const SHOP_SECRET: &str = "stack-shop-secret";
 
 /// What seals its secrets in PostgreSQL (services).
 pub const SECRET_KEY: &str = "c3RhY2stc2VjcmV0LWtleS1mb3ItdGVzdHMtb25seSE=";
 
-/// Which profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
-    /// One process.
     Embedded,
     /// Server and workers on a private Redis and PostgreSQL.
     Services,
@@ -38,11 +35,9 @@ pub enum Profile {
 /// How a system is set up.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which profile.
     pub profile: Profile,
     /// The binary that plays the roles; it must call [`roles::play`].
     pub binary: PathBuf,
-    /// Worker processes (services).
     pub workers: usize,
     /// Automation worker processes (services).
     pub automation_workers: usize,
@@ -90,7 +85,6 @@ impl Options {
 /// How to reach a system and what may be done there.
 #[derive(Clone, Debug)]
 pub struct Access {
-    /// `http://host:port`
     pub url: String,
     /// A key that may send events.
     pub write_key: String,

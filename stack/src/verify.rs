@@ -38,11 +38,9 @@ pub struct Counts {
 /// What the comparison found.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Verdict {
-    /// The ledger.
     pub ledger: Counts,
     /// Different events that were accepted.
     pub events: u64,
-    /// Customers compared.
     pub customers: usize,
     /// Customers that are not exactly what the ledger says.
     pub customers_different: usize,

@@ -46,9 +46,7 @@ const USUAL_DESCRIPTORS: usize = 1024;
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// In all.
     pub connections: usize,
-    /// From one address.
     pub by_address: usize,
 }
 

@@ -48,7 +48,6 @@ pub trait Line: Send + Sync {
     /// What it is called in logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// The queue.
     fn queue<'c>(&self, context: &'c Context) -> &'c dyn Queue;
 
     /// How many batches of a lane may go on beside it that take long: those of a line that waits for others than
@@ -88,7 +87,6 @@ pub async fn run(context: Context, line: Arc<dyn Line>, options: Options, stop: 
     tracing::info!("{name} worker stopped");
 }
 
-/// One of them.
 struct Lane {
     context: Context,
     line: Arc<dyn Line>,

@@ -24,15 +24,11 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// What the answers are made from.
 #[derive(Clone)]
 pub struct State {
-    /// The ports.
     pub context: Context,
-    /// Renders the metrics.
     pub metrics: PrometheusHandle,
-    /// What turns health.
     pub alarms: Alarms,
 }
 
-/// The three routes.
 fn routes() -> Router<State> {
     Router::new()
         .route("/healthz", get(alive))

@@ -6,7 +6,6 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 /// What sort of metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It only grows.
     Counter,
     /// It says what is.
     Gauge,
@@ -16,14 +15,10 @@ pub enum Kind {
 
 use Kind::{Counter, Gauge, Histogram};
 
-/// A metric.
 #[derive(Clone, Copy, Debug)]
 pub struct Number {
-    /// Its name.
     pub name: &'static str,
-    /// Its kind.
     pub kind: Kind,
-    /// What it says.
     pub help: &'static str,
     /// A label and the values that it has from the start; of a counter without one, it is there itself.
     pub label: Option<(&'static str, &'static [&'static str])>,

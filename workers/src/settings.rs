@@ -26,9 +26,7 @@ use crate::lanes::Options;
 /// secrets as files (compose, Kubernetes, systemd) needs neither arguments nor the environment.
 #[derive(Clone, Copy)]
 pub struct Secret<'a> {
-    /// The argument's name.
     pub flag: &'static str,
-    /// The environment variable.
     pub variable: &'static str,
     /// The secret itself; `-` for a line of standard input.
     pub value: Option<&'a str>,
@@ -281,7 +279,6 @@ pub struct QueueArgs {
 }
 
 impl QueueArgs {
-    /// The queue's settings.
     pub fn settings(&self) -> QueueSettings {
         QueueSettings {
             lease: Duration::from_millis(self.lease_ms),
@@ -296,7 +293,6 @@ impl QueueArgs {
         }
     }
 
-    /// What turns health.
     pub fn alarms(&self) -> Alarms {
         Alarms { max_lag: Duration::from_secs(self.max_lag_s), dead: self.dead_alarm }
     }
@@ -317,7 +313,6 @@ pub struct WorkerArgs {
 }
 
 impl WorkerArgs {
-    /// The loop's options.
     pub fn options(&self) -> Options {
         Options {
             concurrency: usize::from(self.concurrency),

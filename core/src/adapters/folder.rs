@@ -48,10 +48,8 @@ pub enum BackupError {
     /// A copy is not whole.
     #[error("the copy of {0} is damaged: {1}")]
     Damaged(&'static str, String),
-    /// The system's own.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// SQLite's own.
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
 }

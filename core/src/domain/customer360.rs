@@ -33,7 +33,6 @@ pub const GROUPS: usize = 20;
 pub struct CustomerRecord {
     /// The profile, never a merged-away one.
     pub profile: Profile,
-    /// All its identifiers.
     pub identifiers: Vec<Identifier>,
     /// Those of its identifiers that are its own by a trusted source's word.
     pub trusted: Vec<Identifier>,
@@ -62,11 +61,8 @@ pub struct CustomerRecord {
 pub struct StoredConsent {
     /// [`Channel`] by name.
     pub channel: String,
-    /// What was said.
     pub state: String,
-    /// How.
     pub level: Option<String>,
-    /// When.
     pub at: Timestamp,
     /// What comes later of two with the same time.
     pub sequence: i64,
@@ -74,7 +70,6 @@ pub struct StoredConsent {
     pub message_id: String,
     /// The address or number that it is about; `None` where it is about all that the customer has.
     pub address: Option<String>,
-    /// Who told it.
     pub source: Source,
 }
 
@@ -121,7 +116,6 @@ pub struct RelatedProfile {
 pub struct OrderTotals {
     /// ISO 4217.
     pub currency: String,
-    /// How many orders.
     pub count: u64,
     /// What they cost in all.
     pub total: Decimal,
@@ -136,19 +130,16 @@ pub struct OrderTotals {
 /// An event as a store holds it.
 #[derive(Clone, Debug)]
 pub struct StoredEvent {
-    /// Its message id.
     pub message_id: String,
     /// [`EventKind`] by name.
     pub kind: String,
     /// Its name, if it has one.
     pub name: Option<String>,
-    /// When it happened.
     pub timestamp: Timestamp,
     /// The message as it came.
     pub body: String,
     /// Whether the customer was there.
     pub active: bool,
-    /// Who told it.
     pub source: Source,
     /// When it reached the server.
     pub received_at: Timestamp,

@@ -18,14 +18,12 @@ use super::{segment, shopify};
 /// A message on its way to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Envelope<'a> {
-    /// Whose message.
     pub brand: BrandId,
     /// When the server received it, in milliseconds since 1970.
     pub received_ms: i64,
     /// What only its reception knows of it.
     #[serde(flatten, borrow)]
     pub origin: Origin<'a>,
-    /// The message, untouched.
     #[serde(borrow)]
     pub body: &'a RawValue,
 }
@@ -42,7 +40,6 @@ pub enum Origin<'a> {
         /// For a message that has no id of its own.
         #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
         message_id: Option<Cow<'a, str>>,
-        /// The batch's `sentAt`.
         #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
         sent_at: Option<Cow<'a, str>>,
         /// Which message of its batch it is, from 0: of two that say something at the same time, the later holds.
@@ -58,7 +55,6 @@ pub enum Origin<'a> {
     },
     /// A verified Shopify webhook.
     Shopify {
-        /// The shop's domain.
         #[serde(borrow)]
         shop: Cow<'a, str>,
         /// The topic, for example `orders/create`.
@@ -67,7 +63,6 @@ pub enum Origin<'a> {
         /// Made from the delivery's ids: equal for repeated deliveries.
         #[serde(borrow)]
         message_id: Cow<'a, str>,
-        /// `X-Shopify-Triggered-At`.
         #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
         triggered_at: Option<Cow<'a, str>>,
     },

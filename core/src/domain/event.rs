@@ -18,7 +18,6 @@ pub enum EventKind {
     Track,
     /// Who the customer is.
     Identify,
-    /// A page view.
     Page,
     /// A screen of an app.
     Screen,
@@ -26,7 +25,6 @@ pub enum EventKind {
     Group,
     /// Two ids of one user.
     Alias,
-    /// A Shopify webhook.
     Shopify,
 }
 
@@ -136,7 +134,6 @@ pub fn believed(at: Timestamp, received_at: Timestamp) -> Timestamp {
 /// A value that an event gives a trait.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraitUpdate {
-    /// The trait's name.
     pub name: String,
     /// The value; null unsets the trait.
     pub value: serde_json::Value,
@@ -185,7 +182,6 @@ pub const UNDELIVERABLE: &str = "undeliverable";
 /// What a customer said of being written to. The newest of a channel holds, by `at` and then as [`Version`](super::version::Version) says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Consent {
-    /// By which way.
     pub channel: Channel,
     /// The e-mail address or telephone number that it is about, normalised; `None` where the event names none: then it is about
     /// all that the customer has.
@@ -201,25 +197,19 @@ pub struct Consent {
 /// A part of what is known of a product. A webhook that does not mention one leaves it as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ProductPart {
-    /// Its title.
     Title,
-    /// Its category.
     Category,
-    /// Its vendor.
     Vendor,
-    /// Its price.
     Price,
 }
 
 impl ProductPart {
-    /// All of them.
     pub const ALL: [Self; 4] = [Self::Title, Self::Category, Self::Vendor, Self::Price];
 }
 
 /// What webhooks say of a product.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Product {
-    /// Shopify's id.
     pub id: String,
     /// Where its parts are from.
     pub versions: Versions<ProductPart>,
@@ -227,7 +217,6 @@ pub struct Product {
     pub title: Option<String>,
     /// What sort of thing it is (Shopify's product type).
     pub category: Option<String>,
-    /// Who makes it.
     pub vendor: Option<String>,
     /// The price of its first variant, in the shop's currency.
     pub price: Option<Decimal>,
@@ -262,7 +251,6 @@ pub enum PrivacyAsk {
 /// Whom a request is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {
-    /// By these identifiers.
     pub identifiers: Vec<Identifier>,
     /// Profiles, where they are meant.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -272,7 +260,6 @@ pub struct Subject {
 /// Which shop's customers are to be forgotten, and whether that has begun.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShopSubject {
-    /// The shop's domain.
     pub shop: String,
     /// Whether the shop was noted as redacted under this request.
     pub begun: bool,
@@ -300,13 +287,11 @@ pub struct BodyClaim {
 /// One event, decoded and normalised. It takes effect once for each `(brand, message_id)`.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Whose event.
     pub brand: BrandId,
     /// What makes two deliveries the same event.
     pub message_id: String,
     /// What sort of message.
     pub kind: EventKind,
-    /// Who told it.
     pub source: Source,
     /// Whether the source says by its identifiers who the person is. An automation only says by them whom it means.
     pub vouches: bool,

@@ -31,12 +31,10 @@ pub struct Snapshot {
     /// Of them, those whom a trusted source knew, as it did this one.
     #[serde(default)]
     pub trusted_merges: u32,
-    /// Its traits.
     pub traits: BTreeMap<String, Trait>,
 }
 
 impl Snapshot {
-    /// Of a profile.
     pub fn of(profile: &Profile) -> Self {
         Self {
             first_seen: profile.first_seen,
@@ -52,13 +50,11 @@ impl Snapshot {
 /// A merge, as it was recorded.
 #[derive(Clone, Debug)]
 pub struct Merge {
-    /// Its id.
     pub id: uuid::Uuid,
     /// The profile that took in.
     pub survivor: ProfileId,
     /// The profile that was taken in.
     pub loser: ProfileId,
-    /// When.
     pub at: Timestamp,
     /// The event that linked the two.
     pub message_id: String,
@@ -75,7 +71,6 @@ pub struct Merge {
 /// An event as the store keeps it, with what decides between what it says and what others say.
 #[derive(Clone, Debug)]
 pub struct Retold {
-    /// The event.
     pub event: StoredEvent,
     /// From when what it says holds.
     pub told_at: Timestamp,

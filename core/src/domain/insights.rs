@@ -39,7 +39,6 @@ const DAY_MS: f64 = 86_400_000.0;
 /// One of the newest events, as far as these computations look at it.
 #[derive(Clone, Debug)]
 pub struct Activity {
-    /// When it happened.
     pub timestamp: Timestamp,
     /// Whether the customer was there, in a browser or an app: webhooks are not visits.
     pub visit: bool,
@@ -54,7 +53,6 @@ pub struct Activity {
 /// A product as webhooks have told of it.
 #[derive(Clone, Debug)]
 pub struct KnownProduct {
-    /// Shopify's id.
     pub id: String,
     /// What it is called.
     pub title: Option<String>,
@@ -186,7 +184,6 @@ pub struct ProductEvent {
 }
 
 impl ProductEvent {
-    /// Reads a message.
     pub fn of(body: &str) -> Self {
         let body: Value = json::read(body).unwrap_or_default();
         let text = |field: &str| match &body["properties"][field] {

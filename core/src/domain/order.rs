@@ -33,11 +33,8 @@ pub struct Order {
     pub current_total: Option<Decimal>,
     /// The total in the currency that the customer saw, where that is another.
     pub presentment: Option<Amount>,
-    /// Shopify's payment state.
     pub financial_status: Option<String>,
-    /// Shopify's shipping state.
     pub fulfillment_status: Option<String>,
-    /// What was bought.
     pub items: Vec<Item>,
 }
 
@@ -78,7 +75,6 @@ pub const UNKNOWN_CURRENCY: &str = "XXX";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
-    /// Its name.
     Name,
     /// When the customer ordered.
     OrderedAt,
@@ -86,24 +82,18 @@ pub enum Part {
     CancelledAt,
     /// Whether it is a test.
     Test,
-    /// The shop's currency.
     Currency,
     /// What was sold, in both currencies.
     Total,
     /// What is left of it.
     CurrentTotal,
-    /// The payment state.
     Payment,
-    /// The shipping state.
     Shipping,
-    /// What was bought.
     Items,
-    /// Whose it is.
     Customer,
 }
 
 impl Part {
-    /// All of them.
     pub const ALL: [Self; 11] = [
         Self::Name,
         Self::OrderedAt,
@@ -122,7 +112,6 @@ impl Part {
 /// An amount in a currency.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Amount {
-    /// How much.
     pub amount: Decimal,
     /// ISO 4217.
     pub currency: String,
@@ -131,13 +120,11 @@ pub struct Amount {
 /// One line of an order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Item {
-    /// Shopify's product id.
     pub product_id: Option<String>,
     /// The shop's own article number.
     pub sku: Option<String>,
     /// What it is called.
     pub title: Option<String>,
-    /// How many.
     pub quantity: i64,
     /// The price of one, in the order's currency.
     pub price: Decimal,
@@ -155,7 +142,6 @@ pub struct Refund {
     /// How much, in the currency of its payment; `None` for the order's.
     #[serde(rename = "a")]
     pub amount: Decimal,
-    /// See `amount`.
     #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
     pub currency: Option<String>,
     /// Which report this is from.
@@ -163,7 +149,6 @@ pub struct Refund {
     pub version: Version,
 }
 
-/// A parcel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fulfillment {
     /// Shopify's state of it.
@@ -172,10 +157,8 @@ pub struct Fulfillment {
     /// When it was made, in milliseconds since 1970; 0 where nobody has said.
     #[serde(rename = "t")]
     pub at_ms: i64,
-    /// Who carries it.
     #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
     pub company: Option<String>,
-    /// The carrier's number.
     #[serde(rename = "n", default, skip_serializing_if = "Option::is_none")]
     pub number: Option<String>,
     /// Which reports this is from.
@@ -186,22 +169,18 @@ pub struct Fulfillment {
 /// A part of what is known of a parcel. A delivery that does not mention one leaves it as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ParcelPart {
-    /// Its state.
     #[serde(rename = "s")]
     Status,
     /// When it was made.
     #[serde(rename = "t")]
     At,
-    /// Who carries it.
     #[serde(rename = "c")]
     Company,
-    /// The carrier's number.
     #[serde(rename = "n")]
     Number,
 }
 
 impl ParcelPart {
-    /// All of them.
     pub const ALL: [Self; 4] = [Self::Status, Self::At, Self::Company, Self::Number];
 }
 
@@ -222,7 +201,6 @@ impl Fulfillment {
 pub struct OrderUpdate {
     /// The shop's domain: order ids are the shop's.
     pub shop: String,
-    /// Shopify's id.
     pub id: String,
     /// The state's version: the newest wins.
     pub updated_at: Timestamp,
@@ -275,9 +253,7 @@ pub const SUM: &str = "sum";
 /// All that is known of an order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OrderRecord {
-    /// The shop's domain.
     pub shop: String,
-    /// Shopify's id.
     pub id: String,
     /// Whose it is, by the newest state.
     pub profile: Option<ProfileId>,
@@ -367,7 +343,6 @@ impl OrderRecord {
         self.fulfillments.clear();
     }
 
-    /// The newest state.
     pub fn order(&self) -> Option<&Order> {
         self.state.as_ref().map(|(order, _)| order)
     }

@@ -41,7 +41,6 @@ pub struct Trait {
     /// The value; null means unset.
     #[serde(rename = "v")]
     pub value: Value,
-    /// Who told it.
     #[serde(rename = "s", default, skip_serializing_if = "Source::is_public")]
     pub source: Source,
 }
@@ -58,7 +57,6 @@ impl Trait {
 pub struct Profile {
     /// Its id; the smallest of merged profiles survives.
     pub id: ProfileId,
-    /// Whose customer.
     pub brand: BrandId,
     /// When the customer was first seen, by the events' own time.
     pub first_seen: Option<Timestamp>,

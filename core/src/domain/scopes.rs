@@ -23,7 +23,6 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Every scope.
     pub const ALL: [Self; 5] = [Self::Read, Self::Write, Self::Export, Self::Privacy, Self::Admin];
 
     /// The name in the stores, over HTTP and on the command line.
@@ -55,7 +54,6 @@ impl Scopes {
     /// None at all: a write key has these.
     pub const NONE: Self = Self(0);
 
-    /// Every scope.
     pub fn all() -> Self {
         Scope::ALL.into_iter().collect()
     }

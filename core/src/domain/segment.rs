@@ -280,7 +280,6 @@ fn instant(field: &Scalar<'_>, name: &str) -> Result<Option<(Timestamp, i64)>, R
 #[derive(Default)]
 struct Details<'a> {
     context: Context<'a>,
-    /// What `context.traits` says.
     in_context: Contact<'a>,
     traits: Contact<'a>,
     properties: Properties<'a>,

@@ -94,7 +94,6 @@ impl<P: Ord + Copy> Versions<P> {
         *self.of(part) != Version::default()
     }
 
-    /// The newest report.
     pub fn newest(&self) -> &Version {
         &self.newest
     }

@@ -67,7 +67,6 @@ const PART: &[&str] =
 /// What only the bodies of privacy topics have.
 const PRIVACY: &[&str] = &["shop_id", "shop_domain", "orders_requested", "orders_to_redact", "data_request"];
 
-/// A topic's shape.
 #[derive(Default)]
 struct Shape {
     /// Fields that must be there and say something.
@@ -217,7 +216,6 @@ fn of_privacy(resource: &str, what: &str) -> Option<Shape> {
     })
 }
 
-/// Deletions.
 fn of_deletions(resource: &str, what: &str) -> Option<Shape> {
     Some(match (resource, what) {
         // A deletion says the id, and nothing of what there was.
@@ -301,7 +299,6 @@ fn of_customers(resource: &str, what: &str) -> Option<Shape> {
     })
 }
 
-/// Orders, refunds, fulfillments.
 fn of_orders(resource: &str, what: &str) -> Option<Shape> {
     Some(match (resource, what) {
         ("orders", "edited") => Shape { told: &["order_edit"], never: &[PRIVACY], ..Shape::default() },

@@ -26,6 +26,5 @@ pub trait Cache: Send + Sync {
     /// Drops all whose keys begin with `prefix`; answers how many.
     async fn remove_prefix(&self, prefix: &str) -> Result<u64, CacheError>;
 
-    /// Whether it answers.
     async fn ping(&self) -> Result<(), CacheError>;
 }

@@ -16,7 +16,6 @@ pub trait Clock: Send + Sync {
     }
 }
 
-/// The machine's clock.
 #[derive(Debug, Default)]
 pub struct SystemClock;
 

@@ -46,7 +46,6 @@ pub enum Sort {
 /// A place in a list: after this customer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct After {
-    /// The customer.
     pub id: ProfileId,
     /// When they were last there, where that is the order.
     pub last_seen: Option<Timestamp>,
@@ -55,13 +54,11 @@ pub struct After {
 }
 
 impl After {
-    /// After that customer.
     pub fn of(profile: &Profile) -> Self {
         Self { id: profile.id, last_seen: profile.last_seen, name: profile.names().map(|(name, _)| name) }
     }
 }
 
-/// The directory port.
 #[async_trait]
 pub trait Directory: Send + Sync {
     /// A page of a brand's customers, at most `limit`.
@@ -96,6 +93,5 @@ pub trait Directory: Send + Sync {
     /// The merges that made a customer, and those that were undone, newest first, at most [`MAX_HISTORY`].
     async fn merges(&self, brand: BrandId, id: ProfileId) -> Result<Vec<Merge>, StoreError>;
 
-    /// One merge.
     async fn merge(&self, brand: BrandId, id: uuid::Uuid) -> Result<Option<Merge>, StoreError>;
 }

@@ -23,7 +23,6 @@ pub struct Lock {
     pub names: Vec<String>,
     /// Known to nobody else: release and extension compare it.
     pub token: String,
-    /// The fencing token.
     pub fence: i64,
     /// Until when the holder may believe in it, on its own monotonic clock.
     pub valid_until: Instant,
@@ -45,7 +44,6 @@ pub enum Acquired {
 #[error("the locks cannot be reached: {0}")]
 pub struct LockError(pub String);
 
-/// The locks port.
 #[async_trait]
 pub trait Locks: Send + Sync {
     /// Takes all of `names`, which must be sorted, or nothing. `seed` is the highest token known to have been used, where

@@ -16,9 +16,7 @@ use crate::domain::ids::BrandId;
 /// An item with the queue it is for.
 #[derive(Clone, Debug)]
 pub struct Stage {
-    /// The queue's name.
     pub queue: String,
-    /// The item.
     pub item: NewItem,
 }
 
@@ -27,7 +25,6 @@ pub struct Stage {
 pub struct Staged {
     /// Drawn when it was staged; unique for ever.
     pub id: Uuid,
-    /// The queue's name.
     pub queue: String,
     /// The item; its delay is counted from [`Staged::staged_ms`].
     pub item: NewItem,
@@ -40,7 +37,6 @@ pub struct Staged {
 pub struct Sent {
     /// [`Staged::id`].
     pub id: Uuid,
-    /// The queue's name.
     pub queue: String,
     /// When it was staged, in milliseconds since 1970.
     pub staged_ms: i64,
@@ -49,7 +45,6 @@ pub struct Sent {
 /// The outbox in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct OutboxStats {
-    /// Items that wait.
     pub waiting: u64,
     /// Items that their queue refused: a key of theirs was another body's. They stay for people to look at.
     pub refused: u64,
@@ -57,7 +52,6 @@ pub struct OutboxStats {
     pub oldest_ms: Option<i64>,
 }
 
-/// The outbox port.
 #[async_trait]
 pub trait Outbox: Send + Sync {
     /// Adds items for a queue, durable on return, with the same check of idempotency keys among those that wait that the

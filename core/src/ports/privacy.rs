@@ -13,17 +13,13 @@ use crate::domain::time::Timestamp;
 /// A request that was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrivacyRequest {
-    /// Its id.
     pub id: Uuid,
-    /// Of which brand.
     pub brand: BrandId,
     /// `export`, `erase` or `erase_shop`.
     pub kind: String,
     /// Whom it is about, as JSON; gone when an erasure is done.
     pub subject: Option<String>,
-    /// Who asked.
     pub source: String,
-    /// When.
     pub created_at: Timestamp,
     /// When it was carried out, if it was.
     pub done_at: Option<Timestamp>,
@@ -40,7 +36,6 @@ pub struct PrivacyRequest {
 pub struct Tally {
     /// Customers, each once, whatever profiles had been merged into them.
     pub customers: u64,
-    /// Their events.
     pub events: u64,
     /// Orders that lost their customer.
     pub orders: u64,
@@ -68,7 +63,6 @@ pub struct Erasure {
 pub struct Erased {
     /// The profiles, also those that had been merged away.
     pub profiles: Vec<ProfileId>,
-    /// All their identifiers.
     pub identifiers: Vec<Identifier>,
     /// How many events were deleted.
     pub events: u64,
@@ -81,13 +75,10 @@ pub struct Erased {
 pub struct AuditEntry {
     /// Its id: grows with time.
     pub id: Uuid,
-    /// Of which brand.
     pub brand: BrandId,
-    /// When.
     pub at: Timestamp,
     /// Who: a key's id, a shop, the command line, Tributary itself.
     pub actor: String,
-    /// What they did.
     pub action: String,
     /// To whom: a profile's id. Never an identifier of a person.
     pub subject: Option<String>,
@@ -95,7 +86,6 @@ pub struct AuditEntry {
     pub details: String,
 }
 
-/// The privacy port.
 #[async_trait]
 pub trait Privacy: Send + Sync {
     /// Adds a request that is not there yet.
@@ -107,7 +97,6 @@ pub trait Privacy: Send + Sync {
     /// A brand's requests, the newest first, at most `limit`.
     async fn requests(&self, brand: BrandId, limit: i64) -> Result<Vec<PrivacyRequest>, StoreError>;
 
-    /// One request.
     async fn request(&self, brand: BrandId, id: Uuid) -> Result<Option<PrivacyRequest>, StoreError>;
 
     /// Ends a request of a brand's that is not due yet, and adds to the audit log, in one transaction. Answers whether there was one.

@@ -11,7 +11,6 @@ use crate::domain::time::Timestamp;
 pub struct OutboundMessage {
     /// The same for every try: whoever receives it twice can tell.
     pub key: String,
-    /// What is sent.
     pub content: MessageContent,
 }
 
@@ -20,9 +19,7 @@ pub struct OutboundMessage {
 pub enum MessageContent {
     /// JSON, signed by the Standard Webhooks scheme.
     Webhook {
-        /// Where to.
         url: String,
-        /// The JSON.
         body: String,
         /// The brand's secrets, `whsec_…`: each signs. Two within the grace of a rotation.
         secrets: Vec<String>,
@@ -31,29 +28,22 @@ pub enum MessageContent {
     },
     /// JSON for a chat's webhook.
     Chat {
-        /// Where to.
         url: String,
-        /// The JSON.
         body: String,
     },
-    /// An e-mail.
     Email(Email),
 }
 
-/// An e-mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Email {
     /// Whom from, like `Shop <hello@shop.example>`.
     pub from: String,
-    /// Whom to.
     pub to: String,
     /// What they are called, if that is known.
     pub name: Option<String>,
     /// What sends it: receivers that report complaints name it by this (`Feedback-ID`).
     pub campaign: String,
-    /// The subject.
     pub subject: String,
-    /// The text.
     pub text: String,
     /// The same in HTML.
     pub html: Option<String>,
@@ -68,7 +58,6 @@ pub enum SendOutcome {
     Done(String),
     /// It was not accepted, and is to be sent again.
     Later {
-        /// What happened.
         error: String,
         /// The Retry-After of the receiver, if it gave one.
         after: Option<Duration>,
@@ -77,14 +66,12 @@ pub enum SendOutcome {
     Refused(String),
     /// There is no such address, or it accepts no mail: nothing that is sent there will be accepted.
     Bounced {
-        /// The address.
         to: String,
         /// What the server said.
         error: String,
     },
 }
 
-/// The port.
 #[async_trait]
 pub trait Sender: Send + Sync {
     /// Sends a message. Where the future is dropped, nobody knows whether the message arrived.

@@ -9,7 +9,6 @@ use crate::ports::queue::{Item, Then, Unfinished};
 use crate::ports::store::StoreError;
 use crate::sampled::Sampled;
 
-/// Items that failed.
 static FAILED: Sampled = Sampled::new();
 
 /// What becomes of a batch's items. Those that it does not name are done.

@@ -19,20 +19,17 @@ use crate::services::automations::playbook::{self, Playbook};
 
 /// How long settings are believed without asking: a change holds everywhere after that time.
 pub const SETTINGS_TTL: Duration = Duration::from_secs(5);
-/// Most brands remembered.
 const REMEMBERED: u64 = 10_000;
 
 /// What the brands that a batch speaks of have set. A brand that is not in it has the usual settings, and listens to nothing.
 #[derive(Clone, Debug, Default)]
 pub struct BrandRules {
-    /// Their settings.
     pub settings: HashMap<BrandId, Arc<BrandSettings>>,
     /// What their segments and automations listen to.
     pub interests: HashMap<BrandId, Arc<Interests>>,
 }
 
 impl BrandRules {
-    /// A brand's limits.
     pub fn limits(&self, brand: BrandId) -> &Limits {
         static USUAL: LazyLock<Limits> = LazyLock::new(Limits::default);
         self.settings.get(&brand).map_or(&USUAL, |settings| &settings.limits)

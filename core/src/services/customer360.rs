@@ -35,9 +35,7 @@ const CACHE_PATIENCE: Duration = Duration::from_millis(4);
 /// Where an answer came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// The cache.
     Hit,
-    /// The store.
     Miss,
     /// The last known copy: the store is away.
     Stale,

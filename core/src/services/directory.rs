@@ -26,11 +26,9 @@ pub struct Listing {
     pub search: Option<Search>,
     /// Only those with this trait of this value.
     pub with_trait: Option<(String, Value)>,
-    /// The order.
     pub sort: Sort,
     /// Where the page before ended.
     pub after: Option<After>,
-    /// Most customers.
     pub limit: usize,
 }
 
@@ -86,7 +84,6 @@ pub struct Listed {
 /// A page of customers.
 #[derive(Clone, Debug)]
 pub struct Page {
-    /// The customers.
     pub customers: Vec<Listed>,
     /// Where the next page begins; `None` after the last.
     pub next: Option<After>,

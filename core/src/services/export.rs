@@ -56,7 +56,6 @@ pub async fn export(
 
 /// Why an export ends early.
 enum Ended {
-    /// The store's own.
     Store(StoreError),
     /// Nobody reads it any more.
     Unread,

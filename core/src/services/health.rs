@@ -88,7 +88,6 @@ pub struct Alarms {
     pub dead: u64,
 }
 
-/// Looks at everything.
 pub async fn check(context: &Context, alarms: Alarms) -> Health {
     let (store, stats, jobs, cache, outbox) = tokio::join!(
         tokio::time::timeout(CHECK_TIMEOUT, context.store.ping()),

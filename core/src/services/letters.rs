@@ -37,11 +37,9 @@ const DIGITS: usize = 8;
 
 /// Somebody who was erased.
 pub(super) struct Person<'a> {
-    /// Of which brand.
     pub brand: BrandId,
     /// How the brand's identifiers are read.
     pub rules: &'a Rules,
-    /// All their identifiers.
     pub identifiers: &'a BTreeSet<Identifier>,
     /// The profiles that they had.
     pub profiles: &'a [ProfileId],

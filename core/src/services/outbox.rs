@@ -45,7 +45,6 @@ const LOCK: &str = "outbox";
 /// Why bringing stopped before the outbox was empty.
 #[derive(Debug, thiserror::Error)]
 pub enum DrainError {
-    /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The queue: it is away, or full.

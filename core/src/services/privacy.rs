@@ -43,9 +43,7 @@ const RETRY_WAIT: Duration = Duration::from_millis(50);
 /// Something that was done, for the log.
 #[derive(Debug)]
 pub struct Action {
-    /// What.
     pub what: &'static str,
-    /// To whom.
     pub subject: Option<ProfileId>,
     /// The rest. Never an identifier of a person.
     pub details: Value,
@@ -184,7 +182,6 @@ fn away(error: CacheError) -> StoreError {
     StoreError::Unavailable(error.to_string())
 }
 
-/// The store's part.
 async fn erased(context: &Context, brand: BrandId, what: &Erasure) -> Result<Erased, StoreError> {
     let mut tries = 1;
     loop {
@@ -208,10 +205,8 @@ fn subject_of<T: DeserializeOwned>(request: &PrivacyRequest) -> Result<T, StoreE
 /// Why something was not done.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PrivacyError {
-    /// The store's own.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The queue's own.
     #[error(transparent)]
     Queue(#[from] QueueError),
 }

@@ -29,7 +29,6 @@ fn covers(scope: Scope, letter: &DeadLetter) -> bool {
     }
 }
 
-/// Which dead letters.
 #[derive(Clone, Debug)]
 pub enum Which {
     /// Those of these ids.
@@ -41,7 +40,6 @@ pub enum Which {
 /// A dead letter, for people.
 #[derive(Debug, Serialize)]
 pub struct Letter {
-    /// The item's.
     pub id: String,
     /// Why it was buried.
     pub error: String,
@@ -49,9 +47,7 @@ pub struct Letter {
     pub buried_ms: i64,
     /// When it was enqueued.
     pub enqueued_ms: i64,
-    /// Where it waited.
     pub priority: Priority,
-    /// Failed tries.
     pub attempts: u32,
     /// Losses of its worker suffered alone.
     pub losses: u32,
@@ -87,7 +83,6 @@ impl From<DeadLetter> for Letter {
 /// A page of dead letters, newest first.
 #[derive(Debug, Serialize)]
 pub struct Page {
-    /// The letters.
     pub letters: Vec<Letter>,
     /// Where the next page begins; `None` after the last.
     pub next: Option<String>,
@@ -171,13 +166,9 @@ async fn chosen(queue: &dyn Queue, scope: Scope, which: Which) -> Result<Vec<Str
 /// What a queue did lately, a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Rates {
-    /// Items taken in.
     pub enqueued_per_s: f64,
-    /// Items done.
     pub acked_per_s: f64,
-    /// Failed tries.
     pub retried_per_s: f64,
-    /// Items buried.
     pub buried_per_s: f64,
     /// Over how long, in seconds; 0 when there is nothing to compare with yet.
     pub over_s: f64,

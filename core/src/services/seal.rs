@@ -27,7 +27,6 @@ pub enum SealError {
     /// It was sealed under another key.
     #[error("a secret was sealed under the key {sealed}, and here is {here}")]
     OtherKey {
-        /// That key's id.
         sealed: String,
         /// The ids of the keys that are here.
         here: String,
@@ -51,7 +50,6 @@ impl SecretKey {
         bytes.try_into().map(Self).map_err(|_| KeyFault)
     }
 
-    /// A new key.
     pub fn random() -> Self {
         Self(rand::random())
     }

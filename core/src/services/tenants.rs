@@ -76,7 +76,6 @@ pub enum KeyError {
     /// Whoever asks may not do these things, and so no key of theirs may.
     #[error("the key would be allowed what this key is not: {0}")]
     TooMuch(Scopes),
-    /// The store's own.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -177,7 +176,6 @@ pub enum ShopError {
         "another brand's shop has this secret; each brand needs an app of its own, because a webhook's signature tells apps apart, not shops"
     )]
     SharedSecret,
-    /// The store's own.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -68,11 +68,9 @@ pub struct Snapshot {
     pub pending: [VecDeque<Entry>; PRIORITIES],
     pub released: [VecDeque<Entry>; PRIORITIES],
     pub suspects: VecDeque<Entry>,
-    /// By (due, n).
     pub delayed: BTreeMap<(i64, u64), Entry>,
     /// By the batch's number: the end of its lease, and its items by n.
     pub batches: BTreeMap<u64, (i64, BTreeMap<u64, Entry>)>,
-    /// By (buried, n).
     pub dead: BTreeMap<(i64, u64), Entry>,
     /// Those whose time is not over.
     pub claims: BTreeMap<u8, Held>,

@@ -59,7 +59,6 @@ impl BackDoor {
         }
     }
 
-    /// Deletes everything.
     pub async fn clear(&self) {
         if let Self::Redis(held) = self {
             let (redis, keys, _) = &**held;
@@ -97,7 +96,6 @@ async fn scored<T: redis::FromRedisValue>(redis: &RedisClient, key: &str) -> Vec
     range.arg(key).arg(0).arg(-1).arg("WITHSCORES").query_async(&mut redis.shared()).await.unwrap()
 }
 
-/// What brands hold.
 async fn shares(redis: &RedisClient, key: &str) -> BTreeMap<i64, (u64, u64)> {
     let fields: HashMap<String, i64> =
         redis::cmd("HGETALL").arg(key).query_async(&mut redis.shared()).await.unwrap();

@@ -116,7 +116,6 @@ pub fn cases(usual: u32) -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(usual)
 }
 
-/// Locks under test.
 pub struct LocksUnderTest {
     pub locks: Arc<dyn Locks>,
     back_door: LocksDoor,
@@ -372,7 +371,6 @@ impl Queue for AwayQueue {
     }
 }
 
-/// Settings without limits.
 pub fn unlimited(brand: BrandId) -> BrandRules {
     let settings = BrandSettings { limits: Limits::none(), ..BrandSettings::default() };
     BrandRules { settings: HashMap::from([(brand, Arc::new(settings))]), ..BrandRules::default() }

@@ -46,7 +46,6 @@ const MAX_TOLD: usize = 100;
 struct Progress {
     /// The import's file had so many bytes: another file is another import.
     file_bytes: u64,
-    /// For which shop.
     shop: String,
     /// Everything before this byte is durable in the queue.
     bytes: u64,

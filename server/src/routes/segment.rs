@@ -256,15 +256,12 @@ async fn kept<'b>(
 
 /// What the messages of one request have in common.
 pub(super) struct Reception<'a> {
-    /// Whose messages.
     pub(super) brand: BrandId,
     /// How far they are believed.
     pub(super) source: Source,
-    /// When they came.
     pub(super) received_ms: i64,
     /// The kind that the route says.
     pub(super) kind: Option<EventKind>,
-    /// The batch's `sentAt`.
     pub(super) sent_at: Option<&'a str>,
     /// What the batch says for all its messages.
     pub(super) shared: Option<&'a str>,

@@ -44,7 +44,6 @@ pub enum On {
     Services,
 }
 
-/// A running server.
 pub struct TestApp {
     pub url: String,
     pub write_key: String,

@@ -28,12 +28,10 @@ pub enum OutboundError {
          your own, --allow-plain-smtp (TRIBUTARY_ALLOW_PLAIN_SMTP) lets it go in clear text"
     )]
     PlainPassword,
-    /// HTTP.
     #[error("HTTP cannot be spoken: {0}")]
     Http(String),
 }
 
-/// Carries everything.
 pub struct OutboundSender {
     webhooks: Webhooks,
     smtp: Option<Smtp>,

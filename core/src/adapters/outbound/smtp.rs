@@ -12,7 +12,6 @@ use crate::ports::sender::{Email, SendOutcome};
 /// How much of a receiver's name stands in a letter, in characters.
 const MAX_NAME_CHARS: usize = 100;
 
-/// Sends e-mail.
 pub struct Smtp {
     transport: AsyncSmtpTransport<Tokio1Executor>,
 }

@@ -22,7 +22,6 @@ use crate::ports::sender::SendOutcome;
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Posts to URLs.
 pub struct Webhooks {
     client: Client,
     reach: Reach,

@@ -46,9 +46,7 @@ pub enum RedisStartError {
     /// It cannot be reached at the start.
     #[error("Redis at {address} cannot be reached: {error}")]
     NoAnswer {
-        /// Host and port.
         address: String,
-        /// Why.
         error: RedisError,
     },
     /// It may throw the queue away when memory is short.
@@ -63,7 +61,6 @@ pub enum RedisStartError {
     OtherLayout {
         /// What was asked for.
         asked: &'static str,
-        /// Where items are.
         holds: &'static str,
     },
 }
@@ -127,7 +124,6 @@ impl RedisClient {
         self.max_memory
     }
 
-    /// The shared connection.
     pub fn shared(&self) -> ConnectionManager {
         self.shared.clone()
     }

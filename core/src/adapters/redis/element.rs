@@ -9,10 +9,8 @@ use bytes::Bytes;
 use crate::domain::ids::BrandId;
 use crate::ports::queue::{Failure, Item, MAX_HISTORY, Priority};
 
-/// No claims.
 const NONE: &str = "-";
 
-/// Writes an item.
 pub fn write(item: &Item) -> Vec<u8> {
     let Item { id, enqueued_ms, attempt, suspect, losses, priority, .. } = item;
     let (suspect, priority) = (u8::from(*suspect), priority.index());

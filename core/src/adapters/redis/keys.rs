@@ -22,7 +22,6 @@ impl Layout {
         }
     }
 
-    /// The other one.
     pub fn other(self) -> Self {
         match self {
             Self::Lists => Self::Streams,
@@ -89,12 +88,10 @@ impl QueueKeys {
         &self.all[..7]
     }
 
-    /// The markers.
     pub fn wake(&self) -> &str {
         &self.all[7]
     }
 
-    /// The leases.
     pub fn leases(&self) -> &str {
         &self.all[9]
     }
@@ -109,7 +106,6 @@ impl QueueKeys {
         format!("{}:{brand}", self.dead())
     }
 
-    /// What brands hold.
     pub fn shares(&self) -> &str {
         &self.all[14]
     }

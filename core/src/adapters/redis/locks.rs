@@ -48,7 +48,6 @@ impl RedisLocks {
         }
     }
 
-    /// The keys.
     pub fn keys(&self) -> &LockKeys {
         &self.keys
     }

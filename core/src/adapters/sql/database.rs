@@ -15,7 +15,6 @@ use crate::ports::store::StoreError;
 pub enum Database {
     /// A pool of connections.
     Postgres(PgPool),
-    /// A file.
     Sqlite(sqlite::db::Db),
 }
 
@@ -117,7 +116,6 @@ pub(in crate::adapters) struct Tx {
 }
 
 impl Tx {
-    /// Begins a statement.
     pub(in crate::adapters) fn sql<'v>(&mut self, text: impl Into<String>) -> Statement<'_, 'v> {
         Statement::new(&mut self.conn, text)
     }

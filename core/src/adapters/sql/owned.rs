@@ -9,7 +9,6 @@ use crate::ports::store::{Move, StoreError};
 /// A table whose rows belong to customers.
 #[derive(Debug)]
 pub struct Owned {
-    /// The table.
     pub table: &'static str,
     /// The columns that name a customer's profile: a row belongs to each that is named.
     pub owners: &'static [&'static str],

@@ -49,7 +49,6 @@ pub(in crate::adapters) struct GivenOf<'v, T> {
 }
 
 impl<'v, T> GivenOf<'v, T> {
-    /// Adds a column.
     pub(in crate::adapters) fn column<C: Cell<'v>>(
         mut self,
         name: &'static str,
@@ -60,7 +59,6 @@ impl<'v, T> GivenOf<'v, T> {
         self
     }
 
-    /// Those rows.
     pub(in crate::adapters) fn rows(self) -> Given<'v> {
         self.given
     }

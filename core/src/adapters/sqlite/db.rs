@@ -41,7 +41,6 @@ const SCRUBBED: i64 = 1;
 #[derive(Clone)]
 pub struct Db {
     write: SqlitePool,
-    /// Connections for reading.
     pub(super) read: SqlitePool,
     folding: Arc<Folding>,
 }

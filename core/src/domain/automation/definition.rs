@@ -170,7 +170,6 @@ pub struct Span {
 }
 
 impl Span {
-    /// In milliseconds.
     pub fn ms(&self) -> i64 {
         let seconds =
             i64::from(self.days) * 86_400 + i64::from(self.hours) * 3600 + i64::from(self.minutes) * 60;
@@ -182,7 +181,6 @@ impl Span {
         self.ms() == 0
     }
 
-    /// As time.
     pub fn duration(&self) -> Duration {
         Duration::from_millis(u64::try_from(self.ms()).unwrap_or_default())
     }
@@ -282,7 +280,6 @@ impl From<Control> for Step {
     }
 }
 
-/// Their names.
 const CONTROL: [&str; 4] = ["wait", "wait_until", "branch", "exit"];
 
 /// Reads steps one by one, so that an error names the step and the field: serde would say of a wrong one only that it is none of them all.
@@ -421,11 +418,9 @@ fn yes() -> bool {
 }
 
 impl Action {
-    /// All names.
     pub const KINDS: [&str; 7] =
         ["webhook", "email", "confirm", "chat", "set_trait", "add_tag", "emit_event"];
 
-    /// Its name.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Webhook { .. } => "webhook",

@@ -106,7 +106,6 @@ pub enum Written {
 pub enum Scope {
     /// Over a customer, to say whether they belong to a segment: so it may not speak of segments.
     Segment,
-    /// Over a customer.
     Customer,
     /// Over a customer and an event.
     Event,
@@ -129,7 +128,6 @@ impl std::fmt::Debug for Expression {
 /// What an expression came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether it holds.
     pub holds: bool,
     /// When time alone may next make it come out otherwise.
     pub next: Option<Timestamp>,

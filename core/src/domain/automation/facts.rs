@@ -109,7 +109,6 @@ impl Facts {
         contact::holding(&self.consents, channel, self.address(channel).as_ref())
     }
 
-    /// A trait's value.
     pub fn known_trait(&self, name: &str) -> Option<&Json> {
         self.profile.traits.get(name).map(|held| &held.value).filter(|value| !value.is_null())
     }
@@ -302,7 +301,6 @@ impl Trigger {
         event_json(&self.0)
     }
 
-    /// A made-up one.
     pub fn example() -> Self {
         let body = json!({"event": "Checkout Started", "properties": {"value": 99.5, "checkout_url": "https://shop.example/c/1"}});
         Self(StoredEvent {

@@ -13,13 +13,9 @@ use crate::domain::event::Event;
 pub struct Interests {
     /// Events of these names: they start runs, end them, or are waited for.
     names: BTreeSet<String>,
-    /// All events.
     everything: bool,
-    /// Whatever changes traits.
     traits: bool,
-    /// Whatever changes orders.
     orders: bool,
-    /// Whatever changes consent.
     consent: bool,
     /// Whatever brings a new identifier, so any event that has one.
     identifiers: bool,

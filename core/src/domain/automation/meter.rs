@@ -23,7 +23,6 @@ pub struct Effort {
     pub steps: u64,
     /// Bytes that it may make, all together.
     pub bytes: u64,
-    /// Wall time.
     pub time: Duration,
 }
 
@@ -39,16 +38,12 @@ pub const PAGE: Effort = Effort { steps: 60_000_000, bytes: 256 * 1024 * 1024, t
 pub const TEMPLATE: Effort =
     Effort { steps: 2_000_000, bytes: 16 * 1024 * 1024, time: Duration::from_secs(2) };
 
-/// What ran out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Overrun {
-    /// Steps.
     #[error("it takes too many steps")]
     Steps,
-    /// Bytes.
     #[error("it makes too many bytes")]
     Bytes,
-    /// Time.
     #[error("it takes too long")]
     Time,
 }

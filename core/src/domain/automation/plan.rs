@@ -27,7 +27,6 @@ const DAY_MS: i64 = 86_400_000;
 /// An event that is looked for.
 #[derive(Clone, Debug)]
 pub struct Match {
-    /// Its name.
     pub event: String,
     /// What else must hold.
     pub condition: Option<Arc<Expression>>,
@@ -42,7 +41,6 @@ pub enum Op {
     Wait(i64),
     /// Waits for an event, at most so many milliseconds.
     WaitUntil {
-        /// For what.
         event: Match,
         /// How long at most.
         ms: i64,
@@ -51,23 +49,18 @@ pub enum Op {
     },
     /// Goes one of two ways.
     Branch {
-        /// What decides.
         condition: Arc<Expression>,
         /// Where it goes on when that holds.
         then: Option<usize>,
     },
-    /// Does something.
     Act(Action),
-    /// Ends the run.
     Exit,
 }
 
-/// A node.
 #[derive(Clone, Debug)]
 pub struct Node {
     /// Where it stands in the definition, like `2.then.1`: counted from 1.
     pub path: String,
-    /// What it does.
     pub op: Op,
     /// Where it goes on.
     pub next: Option<usize>,
@@ -82,9 +75,7 @@ pub struct Plan {
     pub condition: Option<Arc<Expression>>,
     /// What ends its runs.
     pub cancel_on: Vec<Match>,
-    /// What it does.
     pub nodes: Vec<Node>,
-    /// Where it begins.
     pub first: Option<usize>,
 }
 

@@ -22,7 +22,6 @@ const ALL: [(&str, &str); 5] = [
     ("vip", include_str!("presets/vip.json")),
 ];
 
-/// All presets.
 pub fn all() -> Vec<Preset> {
     let read = |(name, text)| Some(Preset { name, definition: serde_json::from_str(text).ok()? });
     ALL.into_iter().filter_map(read).collect()

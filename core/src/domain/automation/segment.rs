@@ -41,13 +41,11 @@ pub const RFM: [(&str, &str, &str); 9] = [
 /// A segment as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentRow {
-    /// Whose.
     pub brand: BrandId,
     /// What it is called.
     pub name: String,
     /// Who belongs to it.
     pub expression: String,
-    /// For people.
     pub description: Option<String>,
     /// When it was made, in milliseconds since 1970.
     pub created_ms: i64,
@@ -80,11 +78,8 @@ pub struct Segment {
 pub struct Change {
     /// Its id: the greater, the later.
     pub id: uuid::Uuid,
-    /// Whose.
     pub brand: BrandId,
-    /// Which segment.
     pub segment: String,
-    /// Who.
     pub profile: ProfileId,
     /// Whether they came or went.
     pub entered: bool,
@@ -110,7 +105,6 @@ pub fn check_name(name: &str) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Their names.
 pub fn own_names() -> Vec<String> {
     RFM.iter().map(|(name, ..)| (*name).to_owned()).collect()
 }

@@ -7,9 +7,7 @@ use crate::domain::ids::ProfileId;
 /// Events and identifiers that belong to one customer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Group {
-    /// Indices of events.
     pub events: Vec<usize>,
-    /// Indices of identifiers.
     pub identifiers: Vec<usize>,
     /// Profiles that own one of the identifiers. The smallest is the oldest: it survives.
     pub owners: BTreeSet<ProfileId>,

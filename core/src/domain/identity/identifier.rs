@@ -102,7 +102,6 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// A brand's rules.
     pub fn of(settings: &BrandSettings) -> Self {
         Self {
             blocked: settings.blocked_identifiers.iter().map(|value| value.trim().to_lowercase()).collect(),

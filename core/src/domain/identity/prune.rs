@@ -21,7 +21,6 @@ pub struct Pruned {
 /// Why a link was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// They were split.
     Split,
     /// Only a public key told of it.
     Untrusted,
@@ -156,7 +155,6 @@ pub fn prune(
     pruning.pruned
 }
 
-/// Pruning, so far.
 struct Pruning<'p> {
     identifiers: &'p [Held],
     apart: &'p BTreeSet<(ProfileId, ProfileId)>,

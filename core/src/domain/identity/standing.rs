@@ -11,7 +11,6 @@ use crate::domain::settings::Limits;
 pub struct Counts([u32; KINDS]);
 
 impl Counts {
-    /// Counts one more.
     pub fn add(&mut self, kind: IdentifierKind) {
         self.add_of(kind, 1);
     }
@@ -21,7 +20,6 @@ impl Counts {
         self.0[kind as usize] += more;
     }
 
-    /// Counts one less.
     pub fn remove(&mut self, kind: IdentifierKind) {
         self.0[kind as usize] = self.0[kind as usize].saturating_sub(1);
     }
@@ -31,17 +29,14 @@ impl Counts {
         self.0.iter_mut().zip(other.0).for_each(|(own, more)| *own += more);
     }
 
-    /// Takes `other`'s away.
     pub fn take(&mut self, other: &Self) {
         self.0.iter_mut().zip(other.0).for_each(|(own, less)| *own = own.saturating_sub(less));
     }
 
-    /// Of that kind.
     pub fn of(&self, kind: IdentifierKind) -> u32 {
         self.0[kind as usize]
     }
 
-    /// Of all kinds.
     pub fn total(&self) -> u32 {
         self.0.iter().sum()
     }
@@ -58,7 +53,6 @@ impl<'i> FromIterator<&'i Identifier> for Counts {
 /// What limits count of a profile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
-    /// Identifiers.
     pub counts: Counts,
     /// Profiles that it has taken in.
     pub merges: u32,

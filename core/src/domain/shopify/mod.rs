@@ -32,7 +32,6 @@ use super::webhook;
 pub struct Delivery<'a> {
     /// The shop's domain, from `X-Shopify-Shop-Domain`.
     pub shop: &'a str,
-    /// `X-Shopify-Topic`.
     pub topic: &'a str,
     /// `X-Shopify-Webhook-Id`: the same for every try of one delivery.
     pub webhook_id: &'a str,

@@ -51,13 +51,10 @@ impl AutomationStatus {
 /// An automation as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AutomationRow {
-    /// Its id.
     pub id: Uuid,
-    /// Whose.
     pub brand: BrandId,
     /// What it is called.
     pub name: String,
-    /// Whether it runs.
     pub status: AutomationStatus,
     /// Counts up with each edit.
     pub version: i32,
@@ -86,7 +83,6 @@ pub trait Automations: Segments + Runs {
     /// The brand's automations, the oldest first.
     async fn automations(&self, brand: BrandId) -> Result<Vec<AutomationRow>, StoreError>;
 
-    /// One of them.
     async fn automation(&self, brand: BrandId, id: Uuid) -> Result<Option<AutomationRow>, StoreError>;
 
     /// The definition of a version.

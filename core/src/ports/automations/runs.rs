@@ -12,11 +12,8 @@ use crate::ports::store::StoreError;
 /// What a list of runs is to have.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RunFilter {
-    /// Of this automation.
     pub automation: Option<Uuid>,
-    /// Of this customer.
     pub profile: Option<ProfileId>,
-    /// That stand so.
     pub status: Option<Status>,
 }
 
@@ -26,19 +23,14 @@ pub type DueRun = (BrandId, Uuid, i64);
 /// What a run goes through, and for whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peek {
-    /// The run.
     pub run: Uuid,
-    /// Whose.
     pub brand: BrandId,
-    /// Of which automation.
     pub automation: Uuid,
     /// Of which version of it.
     pub version: i32,
-    /// For whom.
     pub profile: ProfileId,
 }
 
-/// Runs.
 #[async_trait]
 pub trait Runs: Send + Sync {
     /// Runs, newest first: those before `before`.
@@ -87,7 +79,6 @@ pub trait RunsTx: Send {
     /// Adds runs whose trigger has not started one before; answers the ids of those.
     async fn add_runs(&mut self, runs: &[Run]) -> Result<Vec<Uuid>, StoreError>;
 
-    /// Writes runs.
     async fn save_runs(&mut self, runs: &[Run]) -> Result<(), StoreError>;
 
     /// The records of these runs' actions.

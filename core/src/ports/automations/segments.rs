@@ -15,7 +15,6 @@ pub type Member = (ProfileId, i64);
 /// A customer whose segments time may change.
 pub type Check = (BrandId, ProfileId, Option<i64>);
 
-/// Segments.
 #[async_trait]
 pub trait Segments: Send + Sync {
     /// The brand's own segments, by name.

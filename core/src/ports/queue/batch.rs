@@ -11,9 +11,7 @@ pub struct BatchId(pub String);
 /// What one `fetch` took.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// The token.
     pub id: BatchId,
-    /// Oldest first.
     pub items: Vec<Item>,
 }
 
@@ -31,26 +29,22 @@ pub struct Unfinished {
 pub enum Then {
     /// Try again after `delay`; one more attempt is used up.
     Retry {
-        /// The wait.
         delay: Duration,
         /// What went wrong, for the history.
         error: String,
     },
     /// To the dead letters.
     Bury {
-        /// Why, for people.
         error: String,
     },
     /// Back to pending as it was: the worker stops, or something it needs is away. Costs no attempt.
     Release,
     /// As it was, and not before `delay` is over: its turn has not come. Costs no attempt.
     Defer {
-        /// The wait.
         delay: Duration,
     },
 }
 
-/// What `ack` did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acked {
     /// The batch is ended.
@@ -59,7 +53,6 @@ pub enum Acked {
     Lost,
 }
 
-/// What `reclaim` did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reclaimed {
     /// Items given back to pending.

@@ -3,7 +3,6 @@
 use super::Item;
 use crate::domain::ids::BrandId;
 
-/// A dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
     /// The item; the last of its history says why it was buried.
@@ -12,12 +11,9 @@ pub struct DeadLetter {
     pub buried_ms: i64,
 }
 
-/// Whose dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// Everybody's.
     All,
-    /// One brand's.
     Brand(BrandId),
     /// Those of no brand: what cannot be read, or was enqueued by a version that did not say a brand.
     Nobody,
@@ -28,7 +24,6 @@ pub enum Scope {
 pub struct DeadPlace {
     /// When the letter at it was buried.
     pub buried_ms: i64,
-    /// Its item's id.
     pub id: String,
 }
 
@@ -47,7 +42,6 @@ impl DeadPlace {
 }
 
 impl DeadLetter {
-    /// Its place.
     pub fn place(&self) -> DeadPlace {
         DeadPlace { buried_ms: self.buried_ms, id: self.item.id.clone() }
     }

@@ -20,9 +20,7 @@ pub const MAX_ERROR_CHARS: usize = 500;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
-    /// Before all others.
     High,
-    /// The usual.
     #[default]
     Normal,
     /// When nothing else waits.
@@ -130,7 +128,6 @@ fn short_hash(bytes: &[u8]) -> String {
 /// What became of an item that was enqueued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enqueued {
-    /// It is durable.
     Accepted,
     /// One of its idempotency keys was taken before; nothing was added.
     Duplicate,
@@ -143,9 +140,7 @@ pub enum Enqueued {
 /// What is remembered of the first item that came under an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Claim {
-    /// The item.
     pub item: String,
-    /// Its body's.
     pub digest: String,
     /// When it was enqueued, in milliseconds since 1970.
     pub claimed_ms: i64,
@@ -197,7 +192,6 @@ impl Outcome {
 pub struct Failure {
     /// When, in milliseconds since 1970.
     pub at_ms: i64,
-    /// What, for people.
     pub error: String,
 }
 
@@ -214,15 +208,12 @@ pub struct Item {
     pub suspect: bool,
     /// Losses suffered alone, but those whose workers had come back by the last of them.
     pub losses: u32,
-    /// Where it waits.
     pub priority: Priority,
-    /// Whose it is.
     pub brand: Option<BrandId>,
     /// The names of its idempotency keys, as the adapter stores them.
     pub claims: Vec<String>,
     /// What went wrong with it so far, oldest first; at most [`MAX_HISTORY`].
     pub history: Vec<Failure>,
-    /// What was enqueued.
     pub payload: Bytes,
 }
 

@@ -71,9 +71,7 @@ pub enum QueueError {
     Full {
         /// How much it holds: pending, delayed and in flight.
         holds: u64,
-        /// The setting.
         limit: u64,
-        /// `items` or `bytes`.
         unit: &'static str,
     },
     /// The brand holds as much of it as it may; nothing was taken. Try again later.

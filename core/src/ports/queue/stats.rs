@@ -50,7 +50,6 @@ pub struct QueueStats {
     pub delayed: u64,
     /// Bytes of all of those: what was enqueued.
     pub bytes: u64,
-    /// Dead letters.
     pub dead: u64,
     /// Nobody fetches until it is resumed.
     pub paused: bool,
@@ -62,13 +61,11 @@ pub struct QueueStats {
     pub duplicates: u64,
     /// Items ever refused because their key was another body's.
     pub conflicts: u64,
-    /// Items ever done.
     pub acked: u64,
     /// Failed tries ever that were put up for another.
     pub retried: u64,
     /// Items ever given back after their worker was lost.
     pub reclaimed: u64,
-    /// Items ever buried.
     pub buried: u64,
     /// Dead letters ever discarded.
     pub discarded: u64,
@@ -85,7 +82,6 @@ pub struct Holding {
     pub items: u64,
     /// Their bytes: what was enqueued.
     pub bytes: u64,
-    /// Dead letters.
     pub dead: u64,
     /// Their bytes, history included.
     pub dead_bytes: u64,

@@ -13,24 +13,18 @@ use crate::domain::time::Timestamp;
 /// An event with the profile it belongs to, if to any.
 #[derive(Clone, Copy, Debug)]
 pub struct EventRow<'a> {
-    /// The event.
     pub event: &'a Event,
-    /// Whose it is.
     pub profile: Option<ProfileId>,
 }
 
 /// A webhook's body that took effect.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BodyRow<'e> {
-    /// Of which brand.
     pub brand: BrandId,
-    /// Of which shop.
     pub shop: &'e str,
     /// The body's SHA-256.
     pub digest: [u8; 32],
-    /// Under which topic.
     pub topic: &'e str,
-    /// As which event.
     pub message_id: &'e str,
 }
 

@@ -17,11 +17,9 @@ pub type BrandIdentifier = (BrandId, Identifier);
 /// An identifier that is to belong to a profile. Claims sort by their identifiers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claim {
-    /// The identifier.
     pub identifier: BrandIdentifier,
     /// Whose it is to be.
     pub profile: ProfileId,
-    /// Who says so.
     pub source: Source,
 }
 
@@ -31,7 +29,6 @@ pub struct Claim {
 pub struct SuppressionKey([u8; 32]);
 
 impl SuppressionKey {
-    /// That key.
     pub fn new(key: [u8; 32]) -> Self {
         Self(key)
     }

@@ -14,13 +14,9 @@ use crate::domain::time::Timestamp;
 /// A merge, as it is recorded before it is done.
 #[derive(Clone, Debug)]
 pub struct MergeRow {
-    /// Its id.
     pub id: uuid::Uuid,
-    /// Of which brand.
     pub brand: BrandId,
-    /// What moves.
     pub moved: Move,
-    /// When.
     pub at: Timestamp,
     /// The event that linked the two.
     pub message_id: String,
@@ -69,28 +65,19 @@ impl RelationKind {
 /// Two profiles that are related and not one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Relation {
-    /// Of which brand.
     pub brand: BrandId,
-    /// The older profile.
     pub a: ProfileId,
-    /// The younger one.
     pub b: ProfileId,
-    /// How.
     pub kind: RelationKind,
-    /// Why, for people.
     pub reason: String,
-    /// Since when.
     pub at: Timestamp,
 }
 
 /// What a split gave back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GivenBack {
-    /// The identifiers.
     pub identifiers: Vec<Identifier>,
-    /// How many events.
     pub events: u64,
-    /// How many orders.
     pub orders: u64,
 }
 

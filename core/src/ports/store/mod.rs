@@ -45,9 +45,7 @@ pub enum StoreError {
 /// A request in the name of privacy, to be carried out by [`crate::services::privacy`].
 #[derive(Clone, Debug)]
 pub struct PrivacyRow {
-    /// Its id.
     pub id: uuid::Uuid,
-    /// Of which brand.
     pub brand: BrandId,
     /// What makes two deliveries one request.
     pub message_id: String,
@@ -55,9 +53,7 @@ pub struct PrivacyRow {
     pub kind: &'static str,
     /// Whom it is about: [`crate::domain::event::Subject`] as JSON, or a shop's domain.
     pub subject: String,
-    /// Who asked.
     pub source: String,
-    /// When.
     pub at: Timestamp,
     /// When it may be carried out; `None` for at once.
     pub due: Option<Timestamp>,
@@ -74,7 +70,6 @@ pub struct StoreStats {
     pub orders: i64,
 }
 
-/// The store port.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Opens a transaction over the rows of every brand, for the workers. Dropping it undoes it.
@@ -106,7 +101,6 @@ pub trait Store: Send + Sync {
     /// The brand in numbers.
     async fn stats(&self, brand: BrandId) -> Result<StoreStats, StoreError>;
 
-    /// Whether it answers.
     async fn ping(&self) -> Result<(), StoreError>;
 
     /// What its own clock says, in milliseconds since 1970.

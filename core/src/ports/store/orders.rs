@@ -16,28 +16,20 @@ pub type BrandOrder = (BrandId, OrderRecord);
 /// What a delivery says of a product.
 #[derive(Clone, Debug)]
 pub struct ProductRow<'a> {
-    /// Whose product.
     pub brand: BrandId,
-    /// Of which shop.
     pub shop: &'a str,
-    /// What it says.
     pub product: Product,
 }
 
 /// What an event says of consent.
 #[derive(Clone, Copy, Debug)]
 pub struct ConsentRow<'a> {
-    /// Of which brand.
     pub brand: BrandId,
-    /// The event.
     pub message_id: &'a str,
-    /// Whose consent.
     pub profile: ProfileId,
-    /// Who told it.
     pub source: Source,
     /// What comes later of two with the same time.
     pub sequence: i64,
-    /// What it says.
     pub consent: &'a Consent,
 }
 

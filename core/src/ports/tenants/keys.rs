@@ -37,7 +37,6 @@ impl KeyKind {
 /// A key that was presented and found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyGrant {
-    /// Whose key.
     pub brand: BrandId,
     /// What it may do.
     pub kind: KeyKind,

@@ -19,12 +19,9 @@ pub use self::shops::{Shop, Shops};
 pub struct Tenants {
     /// Brands and their settings.
     pub brands: Arc<dyn Brands>,
-    /// API keys.
     pub keys: Arc<dyn ApiKeys>,
     /// What was refused of whom.
     pub refusals: Arc<dyn Refusals>,
-    /// Shops.
     pub shops: Arc<dyn Shops>,
-    /// Secrets.
     pub secrets: Arc<dyn Secrets>,
 }

@@ -8,13 +8,11 @@ use crate::ports::store::StoreError;
 /// Requests or messages of a brand's key or shop that were refused for one reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Whose.
     pub brand: BrandId,
     /// Who sent them: `key 0123…` or `shop example.myshopify.com`.
     pub source: String,
     /// The code of the answer.
     pub code: String,
-    /// How many.
     pub count: u64,
     /// When the last was, in milliseconds since 1970.
     pub last_ms: i64,

@@ -31,23 +31,19 @@ impl std::fmt::Debug for BrandSecrets {
 pub enum SecretPlace {
     /// A shop's client secret, or the one before it.
     Shop {
-        /// Whose shop.
         brand: BrandId,
-        /// Its domain.
         domain: String,
         /// Whether it is the one before the last rotation.
         previous: bool,
     },
     /// A brand's signing secret, or the one before it.
     Signing {
-        /// Whose.
         brand: BrandId,
         /// Whether it is the one before the last rotation.
         previous: bool,
     },
     /// What signs a brand's links, or what signed them once.
     Link {
-        /// Whose.
         brand: BrandId,
         /// Whether it is the one of old.
         old: bool,
@@ -94,9 +90,7 @@ impl SecretPlace {
 /// A secret as it lies in the store.
 #[derive(Clone)]
 pub struct StoredSecret {
-    /// Where.
     pub place: SecretPlace,
-    /// What lies there.
     pub held: String,
 }
 

@@ -11,7 +11,6 @@ use crate::ports::store::StoreError;
 pub struct Shop {
     /// For example `example.myshopify.com`, lower case.
     pub domain: String,
-    /// Whose shop.
     pub brand: BrandId,
     /// The app's client secret.
     pub secret: String,
@@ -32,7 +31,6 @@ impl std::fmt::Debug for Shop {
     }
 }
 
-/// Shops.
 #[async_trait]
 pub trait Shops: Send + Sync {
     /// Adds a shop. For one that is there, its secret becomes the previous one; [`StoreError::Invalid`] when it is

@@ -86,7 +86,6 @@ impl Known {
     }
 }
 
-/// All destinations.
 pub struct Destinations {
     known: Mutex<Known>,
     rate: DefaultKeyedRateLimiter<String>,
@@ -98,9 +97,7 @@ pub struct Destinations {
 /// Why a parcel does not go now, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Later {
-    /// How long.
     pub wait: Duration,
-    /// Why.
     pub why: String,
 }
 

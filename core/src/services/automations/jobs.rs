@@ -15,7 +15,6 @@ use crate::ports::store::EventRow;
 use crate::services::brands::BrandRules;
 use crate::services::brands::SETTINGS_TTL;
 
-/// A job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Job {
@@ -23,18 +22,14 @@ pub enum Job {
     Signal(Signal),
     /// A run is to go on.
     Run {
-        /// Whose.
         brand: BrandId,
-        /// Which.
         run: Uuid,
         /// At which revision: it has gone on already if it stands at another.
         revision: i64,
     },
     /// A schedule came up: runs begin for the members of its segment, a page at a time.
     Schedule {
-        /// Whose.
         brand: BrandId,
-        /// Which automation.
         automation: Uuid,
         /// When it came up, in milliseconds since 1970.
         at_ms: i64,
@@ -43,7 +38,6 @@ pub enum Job {
     },
     /// All customers are asked anew what they belong to, a page at a time, because segments are new or other.
     Fill {
-        /// Whose.
         brand: BrandId,
         /// Which segments those are: who comes into them by this starts no run.
         segments: Vec<String>,
@@ -52,7 +46,6 @@ pub enum Job {
     },
     /// An automation's e-mails are to be sent to whoever writes it.
     Trial {
-        /// Whose.
         brand: BrandId,
         /// Under which id it was asked for.
         trial: Uuid,
@@ -62,9 +55,7 @@ pub enum Job {
 /// Something happened to a customer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signal {
-    /// Whose.
     pub brand: BrandId,
-    /// Whom.
     pub profile: ProfileId,
     /// By which events, by message id; by none, where time or a merge did it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -85,7 +76,6 @@ impl Job {
         Self::Run { brand: run.brand, run: run.id, revision: run.revision }
     }
 
-    /// Whose job.
     pub fn brand(&self) -> BrandId {
         match self {
             Self::Signal(signal) => signal.brand,

@@ -22,10 +22,8 @@ pub enum LinkError {
     /// It was not made here, or whom it means is gone.
     #[error("the link is not valid")]
     Unknown,
-    /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The queue.
     #[error(transparent)]
     Queue(#[from] QueueError),
 }

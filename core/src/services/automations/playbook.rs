@@ -23,24 +23,18 @@ const REMEMBERED: u64 = 10_000;
 /// An automation, ready to be used.
 #[derive(Clone, Debug)]
 pub struct Playing {
-    /// Its id.
     pub id: Uuid,
-    /// Its present version.
     pub version: i32,
-    /// Whether it runs.
     pub status: AutomationStatus,
-    /// What it does.
     pub plan: Arc<Plan>,
 }
 
 /// What a brand has set up.
 #[derive(Debug)]
 pub struct Playbook {
-    /// Its settings.
     pub settings: Arc<BrandSettings>,
     /// Its segments, those that every brand has among them.
     pub segments: Vec<Segment>,
-    /// Its automations.
     pub automations: HashMap<Uuid, Playing>,
     /// What all of it listens to.
     pub interests: Arc<Interests>,

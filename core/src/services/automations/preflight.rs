@@ -29,7 +29,6 @@ pub struct Abilities {
     pub mail: bool,
     /// They know where customers reach this system.
     pub public_url: bool,
-    /// Where they post.
     pub reach: Reach,
 }
 

@@ -119,7 +119,6 @@ struct Try {
     strict: bool,
 }
 
-/// One run.
 async fn run(
     store: &dyn Store,
     locks: &dyn Locks,

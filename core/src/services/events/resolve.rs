@@ -18,7 +18,6 @@ const MAX_LOOKS: u32 = 4;
 
 /// The identifiers that a batch speaks of, and what is known of their owners.
 pub(super) struct Resolution {
-    /// Sorted, each once.
     pub(super) identifiers: Vec<BrandIdentifier>,
     /// For each event, its identifiers as indices; with care, without those whose link must not be.
     of_event: Vec<Vec<usize>>,

@@ -39,7 +39,6 @@ pub enum IdentityError {
     /// It cannot be done, and why.
     #[error("{0}")]
     Refused(String),
-    /// The store's own.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

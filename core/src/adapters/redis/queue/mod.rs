@@ -107,7 +107,6 @@ impl RedisQueue {
         Self { scripts: Scripts::of(self.layout, edit), ..self }
     }
 
-    /// The queue's keys.
     pub fn keys(&self) -> &QueueKeys {
         &self.keys
     }

@@ -46,7 +46,6 @@ pub enum Status {
 }
 
 impl Status {
-    /// All of them.
     pub const ALL: [Self; 5] = [Self::Queued, Self::Waiting, Self::Done, Self::Cancelled, Self::Failed];
 
     /// The name in the stores and on the wire.
@@ -78,7 +77,6 @@ pub struct State {
     pub message_id: Option<String>,
     /// The node that it stands at; `None` at the end.
     pub at: Option<usize>,
-    /// Its own clock.
     pub since_ms: i64,
     /// When what started it happened, in milliseconds since 1970.
     pub triggered_ms: i64,
@@ -107,25 +105,19 @@ pub struct Entry {
 /// A run as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Its id.
     pub id: Uuid,
-    /// Whose.
     pub brand: BrandId,
-    /// Of which automation.
     pub automation: Uuid,
     /// Of which version of it: edits do not touch runs that are under way.
     pub version: i32,
-    /// For whom.
     pub profile: ProfileId,
     /// What started it: the same thing starts one run only.
     pub trigger_key: String,
-    /// Where it stands.
     pub status: Status,
     /// Counts up with each write.
     pub revision: i64,
     /// When it goes on, in milliseconds since 1970.
     pub due_ms: Option<i64>,
-    /// When it began.
     pub started_ms: i64,
     /// When it was last written.
     pub updated_ms: i64,
@@ -167,15 +159,10 @@ impl ActionStatus {
 /// The record of an action: written before it is done and after.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActionRow {
-    /// Of which run.
     pub run: Uuid,
-    /// At which node.
     pub node: usize,
-    /// Whose.
     pub brand: BrandId,
-    /// Of which automation.
     pub automation: Uuid,
-    /// For whom.
     pub profile: ProfileId,
     /// [`Action::kind`].
     pub kind: String,
@@ -225,20 +212,16 @@ pub struct Situation<'a> {
     pub trigger: Option<&'a Trigger>,
     /// The customer's events since then that may end it or that it waits for, oldest first.
     pub events: &'a [StoredEvent],
-    /// The brand's.
     pub settings: &'a BrandSettings,
     /// Marketing messages of the customer's, by other actions: `(automation, when)`.
     pub sent: &'a [(Uuid, i64)],
-    /// Now.
     pub now: Timestamp,
 }
 
 /// What is to be done before a run can go on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Doing {
-    /// At which node.
     pub node: usize,
-    /// What.
     pub action: Action,
 }
 
@@ -251,14 +234,12 @@ pub struct Cause {
     pub message_id: Option<String>,
     /// When it happened, in milliseconds since 1970.
     pub at_ms: i64,
-    /// In words.
     pub why: String,
 }
 
 /// An earlier run of the same automation and customer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Past {
-    /// Where it stands.
     pub status: Status,
     /// When it began, in milliseconds since 1970.
     pub started_ms: i64,
@@ -335,7 +316,6 @@ impl Run {
         self.state.log.drain(..over);
     }
 
-    /// Ends it.
     pub fn end(&mut self, status: Status, now_ms: i64, what: &str, why: Option<String>) {
         self.status = status;
         self.due_ms = None;

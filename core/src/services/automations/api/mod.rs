@@ -39,7 +39,6 @@ pub enum AutomationError {
     /// Not now: the brand has something worked out already.
     #[error("{0}")]
     Busy(String),
-    /// The store's own.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -68,7 +67,6 @@ pub(super) async fn parse_expression(
     Ok(within_limits(context, brand, code, move || Expression::parse(&text, Scope::Segment)).await??)
 }
 
-/// Compiles a definition.
 pub(super) async fn compile(
     context: &Context,
     brand: BrandId,

@@ -47,7 +47,6 @@ const RECORD_WAIT: Duration = Duration::from_millis(500);
 /// What sends messages, and what is known of where they go.
 #[derive(Clone)]
 pub struct Outbound {
-    /// Sends them.
     pub sender: Arc<dyn Sender>,
     /// The state of each destination: how fast it may be sent to, and whether it answers.
     pub destinations: Arc<Destinations>,
@@ -62,9 +61,7 @@ pub struct Outbound {
 /// A job: a run that is to be advanced, at a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunJob {
-    /// The run's brand.
     pub brand: BrandId,
-    /// The run.
     pub run: Uuid,
     /// The revision that the job was made for: where the run has another by now, the job does nothing.
     pub revision: i64,
@@ -79,7 +76,6 @@ pub enum JobOutcome {
     Done,
     /// An action is to be tried again.
     Retry {
-        /// After how long.
         delay: Duration,
         /// What went wrong, for people.
         error: String,

@@ -39,11 +39,9 @@ pub(super) struct ActionContext<'a> {
     pub(super) instead: Option<&'a str>,
 }
 
-/// An action, rendered.
 pub(super) enum Rendered {
     /// It is done within the store.
     Inside(Option<Stage>),
-    /// It is sent.
     Outside { destination: String, content: MessageContent },
     /// It is not done for this customer.
     Skip(String),
