@@ -25,18 +25,18 @@ use crate::ports::clock::{Clock, SystemClock};
 use crate::ports::directory::Directory;
 use crate::ports::locks::Locks;
 use crate::ports::outbox::Outbox;
+use crate::ports::outbox::OutboxTargets;
 use crate::ports::privacy::Privacy;
 use crate::ports::queue::{Queue, QueueSettings};
 use crate::ports::store::{Store, StoreError, SuppressionKey};
 use crate::ports::tenants::Tenants;
 use crate::services::automations::languages::Languages;
 use crate::services::brands::Brands;
-use crate::services::customer360::StoreAway;
-use crate::services::outbox::Outlets;
 use crate::services::rounds::Rounds;
 use crate::services::seal::{SecretKeys, is_sealed};
 use crate::services::sealed;
 use crate::services::spool::SpooledQueue;
+use crate::services::store_health::StoreHealth;
 
 /// The queue that events wait in.
 pub const EVENTS_QUEUE: &str = "events";
@@ -94,10 +94,7 @@ pub enum OpenError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the data folder {path} cannot be used: {error}")]
-    Folder {
-        path: PathBuf,
-        error: std::io::Error,
-    },
+    Folder { path: PathBuf, error: std::io::Error },
     /// The key that seals secrets is gone.
     #[error(
         "the store in {path} holds sealed secrets, and {file} is not there: bring it back from the backup. Without it shops' and \
@@ -127,17 +124,17 @@ pub struct Context {
     pub automation_queue: Arc<dyn Queue>,
     /// What waits in the store for a queue.
     pub outbox: Arc<dyn Outbox>,
-    /// Whether items that come while the queue is away wait there, too.
+    /// Whether items that come while the queue is unavailable wait there, too.
     pub spools: bool,
-    pub outlets: Outlets,
+    pub outbox_targets: OutboxTargets,
     pub locks: Arc<dyn Locks>,
     pub cache: Arc<dyn Cache>,
     /// The settings of brands.
     pub brands: Brands,
     /// When the housekeeping of this process last came round.
     pub rounds: Arc<Rounds>,
-    /// When the store was last found away.
-    pub store_away: Arc<StoreAway>,
+    /// When the store was last found unavailable.
+    pub store_health: Arc<StoreHealth>,
     /// Where expressions and templates run.
     pub languages: Languages,
     pub clock: Arc<dyn Clock>,
@@ -180,7 +177,7 @@ impl Context {
                 }
             }
         };
-        // A service that is away must not hold up the end.
+        // A service that is unavailable must not hold up the end.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, close).await;
     }
 
@@ -218,7 +215,7 @@ impl Context {
     }
 
     /// The same, for a command of an operator: where Redis cannot be reached, what needs it fails, and the rest works. Keys can be revoked
-    /// while Redis is away.
+    /// while Redis is unavailable.
     ///
     /// # Errors
     /// As [`Context::open`], but for a Redis that cannot be reached.
@@ -285,9 +282,12 @@ impl Context {
         Ok(Self {
             open,
             outbox: Arc::new(SqlOutbox::new(db.clone())),
-            // the queue is a file beside the store's: neither is away without the other
+            // the queue is a file beside the store's: neither is unavailable without the other
             spools: false,
-            outlets: Outlets(vec![(EVENTS_QUEUE, queue.clone()), (AUTOMATIONS_QUEUE, jobs.clone())]),
+            outbox_targets: OutboxTargets(vec![
+                (EVENTS_QUEUE, queue.clone()),
+                (AUTOMATIONS_QUEUE, jobs.clone()),
+            ]),
             locks: Arc::new(MemoryLocks::default()),
             directory: Arc::new(SqlDirectory::new(db.clone())),
             privacy: Arc::new(privacy),
@@ -295,7 +295,7 @@ impl Context {
             suppression,
             brands: Brands::new(tenants.clone(), automations.clone()),
             rounds: Arc::default(),
-            store_away: Arc::default(),
+            store_health: Arc::default(),
             languages: Languages::default(),
             automations,
             tenants,
@@ -349,7 +349,7 @@ impl Context {
             open: Open::Services { redis: Box::new(redis.clone()), pool },
             outbox,
             spools: true,
-            outlets: Outlets(vec![(EVENTS_QUEUE, direct), (AUTOMATIONS_QUEUE, jobs.clone())]),
+            outbox_targets: OutboxTargets(vec![(EVENTS_QUEUE, direct), (AUTOMATIONS_QUEUE, jobs.clone())]),
             locks: Arc::new(RedisLocks::new(redis.clone())),
             directory: Arc::new(SqlDirectory::new(db.clone())),
             privacy: Arc::new(privacy),
@@ -357,7 +357,7 @@ impl Context {
             suppression,
             brands: Brands::new(tenants.clone(), automations.clone()),
             rounds: Arc::default(),
-            store_away: Arc::default(),
+            store_health: Arc::default(),
             languages: Languages::default(),
             automations,
             tenants,

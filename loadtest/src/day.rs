@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use crate::report::{Latency, Report, Sample};
 use crate::target::{DRAIN_TIMEOUT, Target, TargetArgs};
-use crate::{progress, report, speed};
+use crate::{html, progress, report, speed};
 
 /// How often the queue is looked at, for the charts.
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
@@ -98,7 +98,7 @@ pub(crate) async fn run(target: &TargetArgs, args: &DayArgs, out: &Path) -> anyh
     stage.bar.finish();
     let sent_in = stage.started.elapsed();
 
-    let bar = progress::bar("working off the queue", 1);
+    let bar = progress::bar("draining the queue", 1);
     let mut last = QueueNumbers::default();
     client.drain(DRAIN_TIMEOUT, |numbers| last = numbers).await?;
     bar.finish();
@@ -133,7 +133,7 @@ pub(crate) async fn run(target: &TargetArgs, args: &DayArgs, out: &Path) -> anyh
         verdict,
         samples: samples.lock().await.clone(),
     });
-    report.write(out)?;
+    report.write(out, html::page(&report))?;
     println!("{}", report.text());
     println!("Reports: {0}/report.html and {0}/report.json", out.display());
     target.close()?;

@@ -10,13 +10,11 @@ use stack::campaign::iso;
 use stack::receiver::now_ms;
 use stack::verify::{Counts, Verdict};
 
-use crate::html;
-
 /// Response times of one kind of request.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Latency {
     pub(crate) count: usize,
-    /// Requests that failed; their repetitions count anew.
+    /// Requests that failed; their repetitions count again.
     pub(crate) failed: usize,
     pub(crate) p50_us: u64,
     pub(crate) p95_us: u64,
@@ -197,12 +195,12 @@ impl Report {
         self.kpis.iter().all(|kpi| kpi.verdict != KpiVerdict::Fail)
     }
 
-    /// Writes `report.json` and `report.html` into `folder`.
-    pub(crate) fn write(&self, folder: &Path) -> anyhow::Result<()> {
+    /// Writes `report.json` and, as `report.html`, `page` into `folder`.
+    pub(crate) fn write(&self, folder: &Path, page: String) -> anyhow::Result<()> {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let json = serde_json::to_string_pretty(self)?;
-        for (name, text) in [("report.json", json), ("report.html", html::page(self))] {
+        for (name, text) in [("report.json", json), ("report.html", page)] {
             let path = folder.join(name);
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }

@@ -8,16 +8,12 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tributary_core::context::Context;
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::ports::privacy::AuditEntry;
 use tributary_core::ports::store::StoreError;
-use tributary_core::services::privacy::{Action, entry, note};
-
-use crate::auth::Secret;
-use crate::error::ApiError;
-use crate::state::AppState;
+use tributary_core::services::privacy::{Action, entry};
 
 /// How often looks are noted. A process that is killed loses those of as long.
 pub const NOTED_EVERY: Duration = Duration::from_secs(5);
@@ -43,7 +39,7 @@ impl Looks {
     /// Counts a look.
     ///
     /// # Errors
-    /// When so many wait that the log must be written first, and the store is away.
+    /// When so many wait that the log must be written first, and the store is unavailable.
     pub async fn count(
         &self,
         context: &Context,
@@ -85,47 +81,5 @@ impl Looks {
             }
         }
         told
-    }
-}
-
-impl AppState {
-    /// Counts that a key looked at something, and at whom.
-    ///
-    /// # Errors
-    /// 503 when it cannot be noted any more.
-    pub async fn looked(
-        &self,
-        secret: &Secret,
-        what: &'static str,
-        subject: Option<ProfileId>,
-    ) -> Result<(), ApiError> {
-        Ok(self.looks.count(&self.context, (secret.brand, &secret.actor), what, subject).await?)
-    }
-
-    /// Notes what a key is about to do, does it, and notes where it was not done after all.
-    ///
-    /// # Errors
-    /// 503 when it cannot be noted: then it is not done. Else the deed's own.
-    pub async fn audited<T, E: Into<ApiError>>(
-        &self,
-        secret: &Secret,
-        what: &'static str,
-        details: Value,
-        deed: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, ApiError> {
-        let action = Action { what, subject: None, details: details.clone() };
-        note(&self.context, secret.brand, &secret.actor, action).await?;
-        match deed.await {
-            Ok(done) => Ok(done),
-            Err(error) => {
-                let mut details = details;
-                details["not_done"] = what.into();
-                let action = Action { what: "not_done", subject: None, details };
-                if let Err(error) = note(&self.context, secret.brand, &secret.actor, action).await {
-                    tracing::warn!(%error, what, "that something was not done could not be noted");
-                }
-                Err(error.into())
-            }
-        }
     }
 }

@@ -3,16 +3,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use axum::extract::{ConnectInfo, FromRequestParts, OptionalFromRequestParts, Request};
+use axum::extract::{ConnectInfo, Request};
+use axum::http::HeaderMap;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use tributary_core::services::tenants::hash;
 
 use crate::auth::bearer;
-use crate::error::ApiError;
-use crate::state::AppState;
 
 /// What a proxy adds: a request with one of these does not come from this machine, whatever its address.
 const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
@@ -35,7 +33,7 @@ struct OwnPort;
 pub struct Inside;
 
 impl Inside {
-    fn may(parts: &Parts, monitor: Monitor) -> bool {
+    pub(crate) fn may(parts: &Parts, monitor: Monitor) -> bool {
         if parts.extensions.get::<OwnPort>().is_some() {
             return true;
         }
@@ -53,30 +51,6 @@ impl Inside {
 fn is_this_machine(peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
     let forwarded = FORWARDED.iter().any(|name| headers.contains_key(*name));
     peer.is_some_and(|peer| peer.to_canonical().is_loopback()) && !forwarded
-}
-
-impl FromRequestParts<AppState> for Inside {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        match Self::may(parts, state.settings.monitor) {
-            true => Ok(Self),
-            false => Err(ApiError::new(
-                StatusCode::UNAUTHORIZED,
-                "no_key",
-                "this concerns all brands: ask on the port of --monitor-bind, or with the monitor's key as a Bearer token",
-            )),
-        }
-    }
-}
-
-/// For routes that say more to them.
-impl OptionalFromRequestParts<AppState> for Inside {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Option<Self>, ApiError> {
-        Ok(Self::may(parts, state.settings.monitor).then_some(Self))
-    }
 }
 
 /// The layer of the monitor's own port.

@@ -14,6 +14,7 @@ pub mod codes;
 pub mod demo;
 pub mod doctor;
 pub mod error;
+mod extract;
 pub mod guards;
 pub mod import;
 pub mod inside;
@@ -120,7 +121,7 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
         tokio::spawn(http::serve(listener, routes, monitor::BOUNDS, stop_monitor.clone(), STOP_GRACE))
     });
     serve(listener, state, stop).await?;
-    // Only now: what the last requests brought in is worked off while there is time.
+    // Only now: what the last requests brought in is processed while there is time.
     stop_workers.cancel();
     for worker in workers {
         worker.await?;

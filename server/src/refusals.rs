@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -11,12 +11,12 @@ use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::Response;
 use tributary_core::domain::ids::BrandId;
+use tributary_core::ports::clock::Clock;
 use tributary_core::ports::tenants::{Refusal, Tenants};
 use tributary_core::sampled::Sampled;
 
 use crate::codes::CODES;
 use crate::error::ErrorCode;
-use crate::state::AppState;
 
 /// How often what was refused is written to the store.
 pub const WRITTEN_EVERY: Duration = Duration::from_secs(5);
@@ -106,7 +106,11 @@ pub fn stranger(domain: &str) {
 }
 
 /// The layer around all routes.
-pub async fn told(State(state): State<AppState>, request: Request, next: Next) -> Response {
+pub async fn told(
+    State((refusals, clock)): State<(Arc<Refusals>, Arc<dyn Clock>)>,
+    request: Request,
+    next: Next,
+) -> Response {
     let path = request.uri().path();
     if !INGESTION.iter().any(|begin| path.starts_with(begin)) {
         return next.run(request).await;
@@ -121,9 +125,9 @@ pub async fn told(State(state): State<AppState>, request: Request, next: Next) -
             messages.push((*code, 1));
         }
         let Some((brand, source)) = whose.filter(|_| !messages.is_empty()) else { return answer };
-        let now_ms = state.context.clock.now_ms();
+        let now_ms = clock.now_ms();
         for (code, times) in &messages {
-            state.refusals.add(brand, &source, code, *times, now_ms);
+            refusals.add(brand, &source, code, *times, now_ms);
         }
         if let Some(times) = KNOWN.happened(messages.len() as u64) {
             let code = messages.last().map_or("", |(code, _)| *code);

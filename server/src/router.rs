@@ -31,6 +31,7 @@ const PREFLIGHT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// All routes, on `state`.
 pub fn router(state: AppState) -> Router {
+    let refused = (state.refusals.clone(), state.context.clock.clone());
     let (documented, document) = documented().split_for_parts();
     let document: Arc<str> = openapi::written(&complete(document)).to_string().into();
     // The fallback comes before the layer, so that a browser's preflight request reaches the layer.
@@ -54,7 +55,7 @@ pub fn router(state: AppState) -> Router {
         .fallback(async || ApiError::not_found("there is no such route; /docs lists them"))
         .method_not_allowed_fallback(other_method)
         .layer(axum::middleware::from_fn(guards::guard))
-        .layer(axum::middleware::from_fn_with_state(state.clone(), refusals::told))
+        .layer(axum::middleware::from_fn_with_state(refused, refusals::told))
         .layer(axum::middleware::from_fn(measured::measured))
         .with_state(state)
 }

@@ -4,17 +4,23 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::sync::Mutex;
 use tributary_core::context::Context;
+use tributary_core::domain::ids::ProfileId;
 use tributary_core::ports::queue::Queue;
+use tributary_core::ports::tenants::key_id;
 use tributary_core::services::health::{self, Alarms, Health};
 use tributary_core::services::ingest::Ingest;
+use tributary_core::services::privacy::{Action, note};
 use tributary_core::services::queues::{RateMeter, SAMPLE_EVERY};
+use tributary_core::services::tenants::hash;
 use workers::http::Bounds;
 use workers::telemetry::PrometheusHandle;
 
 use crate::audit::{Looks, NOTED_EVERY};
-use crate::auth::{Keys, USED_EVERY};
+use crate::auth::{Keys, Secret, USED_EVERY};
+use crate::error::ApiError;
 use crate::inside::Monitor;
 use crate::refusals::{Refusals, WRITTEN_EVERY};
 
@@ -98,6 +104,58 @@ impl AppState {
         let health = Arc::new(health::check(&self.context, self.settings.alarms).await);
         *held = Some((Instant::now(), health.clone()));
         health
+    }
+
+    /// Counts a key that was refused for its brand, where it has one, in the audit log. Never its text.
+    pub(crate) async fn refused(&self, key: Option<&str>, error: &ApiError) -> Result<(), ApiError> {
+        let Some(key) = key else { return Ok(()) };
+        if !error.is_a_refusal() {
+            return Ok(());
+        }
+        let id = hash(key);
+        let Some(grant) = self.keys.known(&id) else { return Ok(()) };
+        let actor = format!("key {}", key_id(&id));
+        Ok(self.looks.count(&self.context, (grant.brand, &actor), "key_refused", None).await?)
+    }
+
+    /// Counts that a key looked at something, and at whom.
+    ///
+    /// # Errors
+    /// 503 when it cannot be noted any more.
+    pub async fn looked(
+        &self,
+        secret: &Secret,
+        what: &'static str,
+        subject: Option<ProfileId>,
+    ) -> Result<(), ApiError> {
+        Ok(self.looks.count(&self.context, (secret.brand, &secret.actor), what, subject).await?)
+    }
+
+    /// Notes what a key is about to do, does it, and notes where it was not done after all.
+    ///
+    /// # Errors
+    /// 503 when it cannot be noted: then it is not done. Else the deed's own.
+    pub async fn audited<T, E: Into<ApiError>>(
+        &self,
+        secret: &Secret,
+        what: &'static str,
+        details: Value,
+        deed: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, ApiError> {
+        let action = Action { what, subject: None, details: details.clone() };
+        note(&self.context, secret.brand, &secret.actor, action).await?;
+        match deed.await {
+            Ok(done) => Ok(done),
+            Err(error) => {
+                let mut details = details;
+                details["not_done"] = what.into();
+                let action = Action { what: "not_done", subject: None, details };
+                if let Err(error) = note(&self.context, secret.brand, &secret.actor, action).await {
+                    tracing::warn!(%error, what, "that something was not done could not be noted");
+                }
+                Err(error.into())
+            }
+        }
     }
 }
 

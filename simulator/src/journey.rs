@@ -208,14 +208,8 @@ fn order(rng: &mut impl Rng, customer: &Customer, device: &Device, clock: &mut u
     let id = 5_000_000_000_000 + customer.number;
     *clock += rng.random_range(20_000..300_000);
     let placed_ms = *clock;
-    let lines: Vec<_> =
-        (0..rng.random_range(1..=4)).map(|_| &PRODUCTS[rng.random_range(0..PRODUCTS.len())]).collect();
-    let total_cents: i64 = lines.iter().map(|product| product.cents).sum();
+    let (line_items, total_cents) = bought(rng);
     let person = person(customer, placed_ms);
-    let line_items: Vec<Value> = lines
-        .iter()
-        .map(|p| json!({"id": p.id, "product_id": p.id, "title": p.title, "quantity": 1, "price": shop::decimal(p.cents)}))
-        .collect();
     let mut body = json!({
         "id": id, "name": format!("#{}", 1000 + customer.number), "email": customer.email(), "cart_token": cart,
         "checkout_token": token, "currency": customer.currency, "total_price": shop::decimal(total_cents), "test": false,
@@ -274,6 +268,16 @@ fn order(rng: &mut impl Rng, customer: &Customer, device: &Device, clock: &mut u
         _ => {}
     }
     deliveries
+}
+
+/// One to four products, as Shopify's orders list them, and what they cost together, in cents.
+fn bought(rng: &mut impl Rng) -> (Vec<Value>, i64) {
+    let lines: Vec<_> =
+        (0..rng.random_range(1..=4)).map(|_| &PRODUCTS[rng.random_range(0..PRODUCTS.len())]).collect();
+    let items = lines.iter().map(
+        |p| json!({"id": p.id, "product_id": p.id, "title": p.title, "quantity": 1, "price": shop::decimal(p.cents)}),
+    );
+    (items.collect(), lines.iter().map(|product| product.cents).sum())
 }
 
 /// The customer, as Shopify's bodies have it.

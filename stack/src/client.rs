@@ -136,7 +136,7 @@ impl Client {
         let answer: Value = self.http.get(url).send().await?.error_for_status()?.json().await?;
         let number =
             |name: &str| answer["events"][name].as_u64().with_context(|| format!("no {name} in {answer}"));
-        // Unknown while the store is away: then nobody may say that nothing waits.
+        // Unknown while the store is unavailable: then nobody may say that nothing waits.
         let staged = answer["outbox"]["waiting"].as_u64().context("the outbox is not known")?;
         Ok(QueueNumbers {
             waiting: staged + number("pending")? + number("in_flight")? + number("delayed")?,

@@ -5,11 +5,13 @@
 //! [`crate::services::outbox`] enqueues both, in the order they came, each once. An item stays in the outbox while it is in the queue: a
 //! queue that has forgotten it gets it again.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::queue::{Enqueued, NewItem};
+use super::queue::{Enqueued, NewItem, Queue};
 use super::store::StoreError;
 use crate::domain::ids::BrandId;
 
@@ -86,4 +88,19 @@ pub trait Outbox: Send + Sync {
 
     /// The outbox in numbers.
     async fn stats(&self) -> Result<OutboxStats, StoreError>;
+}
+
+/// The queues that items of the outbox are for, by name: not through a decorator that would put items back into it.
+#[derive(Clone)]
+pub struct OutboxTargets(pub Vec<(&'static str, Arc<dyn Queue>)>);
+
+impl OutboxTargets {
+    pub fn names(&self) -> Vec<&'static str> {
+        self.0.iter().map(|(name, _)| *name).collect()
+    }
+
+    /// The queue of that name, if there is one.
+    pub fn named(&self, name: &str) -> Option<&Arc<dyn Queue>> {
+        self.0.iter().find(|(queue, _)| *queue == name).map(|(_, queue)| queue)
+    }
 }

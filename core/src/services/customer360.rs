@@ -1,4 +1,4 @@
-//! Answering for a customer: from the cache, from the store, and when the store is away from the last known copy.
+//! Answering for a customer: from the cache, from the store, and when the store is unavailable from the last known copy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,14 +18,12 @@ use crate::ports::store::{StoreError, SuppressionKey};
 pub const DEFAULT_TTL: Duration = Duration::from_secs(5 * 60);
 /// Keys that are dropped in one call.
 const KEYS_AT_ONCE: usize = 1000;
-/// How long the last known copy is kept for the time that the store is away.
+/// How long the last known copy is kept for the time that the store is unavailable.
 const LAST_COPY_TTL: Duration = Duration::from_secs(60 * 60);
 /// A read of the store that takes longer is given up.
 const READ_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a question waits for the store before the last known copy is looked for.
 const STALE_AFTER: Duration = Duration::from_secs(1);
-/// How long a store that was found away is taken to be so, and how long a question waits for it meanwhile.
-const STALE_FOR: Duration = Duration::from_secs(1);
 /// See [`STALE_FOR`].
 const STALE_SOON: Duration = Duration::from_millis(50);
 /// How long a question waits for the cache before it is put to the store. A Redis that flushes each write (`appendfsync always`)
@@ -37,7 +35,7 @@ const CACHE_PATIENCE: Duration = Duration::from_millis(4);
 pub enum Freshness {
     Hit,
     Miss,
-    /// The last known copy: the store is away.
+    /// The last known copy: the store is unavailable.
     Stale,
 }
 
@@ -62,7 +60,7 @@ fn last_copy_key(brand: BrandId, id: ProfileId) -> String {
     format!("{brand}:c360-last:{id}")
 }
 
-/// The key of what a question led to: asked only while the store is away.
+/// The key of what a question led to: asked only while the store is unavailable.
 fn way_key(key: &SuppressionKey, brand: BrandId, asked: &Asked) -> String {
     match asked {
         Asked::Id(id) => format!("{brand}:c360-way:id:{id}"),
@@ -81,7 +79,7 @@ fn gone_key(brand: BrandId, id: ProfileId) -> String {
 /// Forgets everything about customers who were erased.
 ///
 /// # Errors
-/// When the cache is away.
+/// When the cache is unavailable.
 pub(crate) async fn forget(
     context: &Context,
     brand: BrandId,
@@ -117,7 +115,7 @@ pub(crate) fn ways(
 /// cache that has kept what it had.
 ///
 /// # Errors
-/// When the store is away and there is no copy, or it refuses.
+/// When the store is unavailable and there is no copy, or it refuses.
 pub async fn answer(
     context: &Context,
     ttl: Duration,
@@ -145,14 +143,14 @@ pub async fn answer(
         Ok(Some((json, Freshness::Miss)))
     };
     let mut read = std::pin::pin!(read);
-    // Nobody waits long for a store that is away where there is a copy; least of all whoever asks after somebody has found out.
-    let is_away = context.store_away.lately();
+    // Nobody waits long for a store that is unavailable where there is a copy; least of all whoever asks after somebody has found out.
+    let is_away = context.store_health.was_unavailable();
     let patience = if is_away { STALE_SOON } else { STALE_AFTER };
     let in_time = tokio::time::timeout(patience, &mut read).await;
     if in_time.is_err() {
-        // Found out by whoever waited long: a store that is only slow must not be taken to be away for good.
+        // Found out by whoever waited long: a store that is only slow must not be taken to be unavailable for good.
         if !is_away {
-            context.store_away.note();
+            context.store_health.note_unavailable();
         }
         if let Some(copy) = last_copy(context, brand, asked).await {
             return Ok(Some(copy));
@@ -166,25 +164,10 @@ pub async fn answer(
     };
     match answer {
         Err(away) if !matches!(away, StoreError::Invalid(_)) => {
-            context.store_away.note();
+            context.store_health.note_unavailable();
             last_copy(context, brand, asked).await.ok_or(away).map(Some)
         }
         answer => answer,
-    }
-}
-
-/// When the store was last found away.
-#[derive(Debug, Default)]
-pub struct StoreAway(std::sync::Mutex<Option<tokio::time::Instant>>);
-
-impl StoreAway {
-    fn note(&self) {
-        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(tokio::time::Instant::now());
-    }
-
-    fn lately(&self) -> bool {
-        let found = *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        found.is_some_and(|at| at.elapsed() < STALE_FOR)
     }
 }
 

@@ -1,8 +1,10 @@
 //! The queue on Redis, on lists or on streams. The protocol's steps are the scripts beside this file, written once; the
 //! two layouts are what the steps are written in.
 
+mod dead;
 mod reply;
 mod scripts;
+mod wait;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
@@ -29,8 +31,6 @@ use crate::ports::queue::{
     claim_name, leaving, lost_alone, this_process,
 };
 
-/// How much longer than asked for the blocking command may take before its connection is given up.
-const BLOCKING_GRACE: Duration = Duration::from_secs(2);
 /// Keys that one step of the audit's SCAN looks at.
 const SCAN_COUNT: usize = 1000;
 
@@ -196,47 +196,6 @@ impl RedisQueue {
             history: Vec::new(),
             payload: item.payload.clone(),
         }
-    }
-
-    /// Waits for a marker. Markers carry no work, so one that is popped for a connection that just died costs a poll.
-    async fn wait_for_marker(&self, wait: Duration) {
-        let turn = async {
-            let mut slot = self.waiting.lock().await;
-            let connection = match slot.take() {
-                Some(connection) => Ok(connection),
-                None => self.redis.blocking().await,
-            };
-            let Ok(mut connection) = connection else {
-                // Redis is away; the wait is spent by the caller's time limit.
-                return std::future::pending().await;
-            };
-            let mut command = Cmd::new();
-            command.arg("BRPOP").arg(self.keys.wake()).arg(wait.as_secs_f64());
-            let answer =
-                tokio::time::timeout(wait + BLOCKING_GRACE, command.exec_async(&mut connection)).await;
-            if matches!(answer, Ok(Ok(()))) {
-                *slot = Some(connection);
-            }
-        };
-        let _ = tokio::time::timeout(wait + BLOCKING_GRACE, turn).await;
-    }
-
-    async fn letters(&self, ids: &[(String, f64)]) -> Result<Vec<DeadLetter>, QueueError> {
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut command = Cmd::new();
-        command.arg("HMGET").arg(self.keys.letters()).arg(ids.iter().map(|(id, _)| id).collect::<Vec<_>>());
-        let letters: Vec<Option<Vec<u8>>> =
-            command.query_async(&mut self.redis.shared()).await.map_err(failed)?;
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "milliseconds since 1970 are whole and far below 2^53"
-        )]
-        let read = letters.into_iter().zip(ids).filter_map(|(bytes, (_, at))| {
-            Some(DeadLetter { item: element::read(&bytes?.into())?, buried_ms: *at as i64 })
-        });
-        Ok(read.collect())
     }
 
     /// Batches that hold items, leased or not.
@@ -442,42 +401,7 @@ impl Queue for RedisQueue {
         after: Option<&DeadPlace>,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, QueueError> {
-        let index = match of {
-            Scope::All => self.keys.dead().to_owned(),
-            Scope::Brand(brand) => self.keys.dead_of(brand.0),
-            Scope::Nobody => self.keys.dead_of(element::brand(None)),
-        };
-        let limit = limit.clamp(1, MAX_DEAD_PAGE);
-        let mut connection = self.redis.shared();
-        let mut from: usize = match after {
-            None => 0,
-            Some(place) => {
-                let mut command = Cmd::new();
-                let newer = format!("({}", place.buried_ms);
-                command.arg("ZCOUNT").arg(&index).arg(newer).arg("+inf");
-                command.query_async(&mut connection).await.map_err(failed)?
-            }
-        };
-        let mut letters = Vec::new();
-        // More than once where several were buried in one millisecond.
-        while letters.len() < limit {
-            let mut command = Cmd::new();
-            command.arg("ZREVRANGE").arg(&index).arg(from).arg(from + limit - 1).arg("WITHSCORES");
-            let mut ids: Vec<(String, f64)> = command.query_async(&mut connection).await.map_err(failed)?;
-            if ids.is_empty() {
-                break;
-            }
-            from += ids.len();
-            #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 are far below 2^53")]
-            ids.retain(|(id, at)| {
-                after.is_none_or(|place| {
-                    *at < place.buried_ms as f64 || (*at <= place.buried_ms as f64 && *id < place.id)
-                })
-            });
-            letters.extend(self.letters(&ids).await?);
-        }
-        letters.truncate(limit);
-        Ok(letters)
+        self.dead_page(of, after, limit).await
     }
 
     async fn dead_letter(&self, id: &str) -> Result<Option<DeadLetter>, QueueError> {

@@ -4,6 +4,8 @@
 //! shop that knows nothing of it - is not kept ([`crate::services::events`]). An order stands without its customer, because the
 //! shop's accounts need it. The cache forgets at once, dead letters that speak of the customer are discarded.
 
+mod letters;
+
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use self::letters::Person;
 use crate::context::Context;
 use crate::domain::event::{ShopSubject, Subject};
 use crate::domain::identity::Identifier;
@@ -24,7 +27,6 @@ use crate::ports::privacy::{AuditEntry, Erased, Erasure, PrivacyRequest, Tally};
 use crate::ports::queue::QueueError;
 use crate::ports::store::{PrivacyRow, StoreError};
 use crate::services::customer360;
-use crate::services::letters::{self, Person};
 use crate::services::rounds::panicked;
 
 /// Rows that are read or deleted at once.
@@ -309,7 +311,7 @@ pub async fn carry_out(context: &Context) -> Result<usize, PrivacyError> {
         let carried = AssertUnwindSafe(carry_out_one(context, request)).catch_unwind().await;
         let Ok(carried) = carried else {
             panicked("privacy");
-            tracing::error!(request = %request.id, "a privacy request panicked; it is tried again, and the others go on");
+            tracing::error!(request = %request.id, "a privacy request panicked; it is retried, and the others continue");
             continue;
         };
         match carried {
@@ -470,7 +472,7 @@ async fn retain_of(context: &Context, brand: BrandId) -> Result<u64, PrivacyErro
             break;
         }
         for id in profiles {
-            // Nobody asked to be forgotten: who comes back is known anew, and who has come back meanwhile stays.
+            // Nobody asked to be forgotten: who comes back is known again, and who has come back meanwhile stays.
             let what = Erasure { profiles: vec![id], only_empty: true, ..Erasure::default() };
             let gone = erased(context, brand, &what).await?;
             customer360::forget(context, brand, &gone.profiles, &gone.identifiers).await.map_err(away)?;
