@@ -8,7 +8,7 @@ use tributary_core::domain::settings::BrandSettings;
 use tributary_core::domain::shopify::{PRIVACY_TOPICS, TOPICS};
 use tributary_core::domain::time::{self, Timestamp};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, Tenants};
-use tributary_core::services::brands::{SETTINGS_TTL, check_sender};
+use tributary_core::services::brands::{SETTINGS_TTL, sender_problem};
 use tributary_core::services::privacy::{Action, entry, note};
 use tributary_core::services::tenants::{
     KeyError, Maker, add_key, add_shop, expiry, limit_key, revoke_key, rotate_key,
@@ -73,7 +73,9 @@ async fn brands(
             let changes = serde_json::from_str(&settings).context("the settings are not JSON")?;
             let settings = before.patched(changes).context("the settings are not of the right shape")?;
             settings.check()?;
-            check_sender(tenants, brand, &settings).await??;
+            if let Some(wrong) = sender_problem(tenants, brand, &settings).await? {
+                return Err(wrong.into());
+            }
             let action = Action { what: "settings", subject: None, details: settings.in_short() };
             let note = entry(context, brand, ACTOR, action);
             context.brands.set(brand, &settings, Some(&note)).await?;

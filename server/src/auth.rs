@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::{ConnectInfo, FromRequestParts, OptionalFromRequestParts};
+use axum::extract::ConnectInfo;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use base64::Engine;
@@ -25,8 +25,6 @@ use tributary_core::services::tenants::{Maker, hash};
 use crate::bucket::Bucket;
 use crate::error::ApiError;
 use crate::refusals;
-use crate::scopes;
-use crate::state::AppState;
 
 /// How long a key that was found is believed without asking the store: a key that is revoked works no longer than that.
 const KEY_TTL: Duration = Duration::from_secs(5);
@@ -34,7 +32,7 @@ const KEY_TTL: Duration = Duration::from_secs(5);
 pub const USED_EVERY: Duration = Duration::from_secs(30);
 /// How long a shop that was found is believed: its secret may rotate.
 const SHOP_TTL: Duration = Duration::from_secs(5);
-/// How long either is believed while the store is away.
+/// How long either is believed while the store is unavailable.
 const OUTAGE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long the store may take to refresh what is remembered.
 const REFRESH_PATIENCE: Duration = Duration::from_millis(500);
@@ -71,20 +69,12 @@ pub struct Keys {
 pub struct Peer(IpAddr);
 
 impl Peer {
-    fn of(parts: &Parts) -> Self {
+    pub(crate) fn of(parts: &Parts) -> Self {
         let address = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
         Self(match address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).to_canonical() {
             IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64))),
             short => short,
         })
-    }
-}
-
-impl FromRequestParts<AppState> for Peer {
-    type Rejection = std::convert::Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Self::Rejection> {
-        Ok(Self::of(parts))
     }
 }
 
@@ -106,8 +96,8 @@ pub struct Secret {
     pub key: String,
     /// All that the key may do.
     pub may: Scopes,
-    until: Option<Timestamp>,
-    limit: Option<u32>,
+    pub(crate) until: Option<Timestamp>,
+    pub(crate) limit: Option<u32>,
 }
 
 impl Secret {
@@ -120,59 +110,6 @@ impl Secret {
             until: self.until,
             limit: self.limit,
         }
-    }
-}
-
-impl FromRequestParts<AppState> for Secret {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        let key = bearer(&parts.headers);
-        let grant = match state.keys.grant_of(key.as_deref(), KeyKind::Secret, Peer::of(parts)).await {
-            Ok(grant) => grant,
-            Err(error) => {
-                state.refused(key.as_deref(), &error).await?;
-                return Err(error);
-            }
-        };
-        let Some(scope) = scopes::of_request(parts) else {
-            tracing::error!(method = %parts.method, path = parts.uri.path(), "a route has no scope, and is closed");
-            return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this route is closed"));
-        };
-        let key = key_id(&hash(&key.unwrap_or_default()));
-        let actor = format!("key {key}");
-        if !grant.scopes.has(scope) {
-            state.looks.count(&state.context, (grant.brand, &actor), "key_refused_scope", None).await?;
-            return Err(ApiError::missing_scope(scope.as_str(), grant.scopes));
-        }
-        let KeyGrant { brand, scopes: may, expires_at: until, rate_limit: limit, .. } = grant;
-        Ok(Self { brand, actor, key, may, until, limit })
-    }
-}
-
-/// For routes that say more to a secret key: without one they answer, too; with one that is no good they do not.
-impl OptionalFromRequestParts<AppState> for Secret {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Option<Self>, ApiError> {
-        match bearer(&parts.headers) {
-            Some(_) => <Self as FromRequestParts<AppState>>::from_request_parts(parts, state).await.map(Some),
-            None => Ok(None),
-        }
-    }
-}
-
-impl AppState {
-    /// Counts a key that was refused for its brand, where it has one, in the audit log. Never its text.
-    async fn refused(&self, key: Option<&str>, error: &ApiError) -> Result<(), ApiError> {
-        let Some(key) = key else { return Ok(()) };
-        if !error.is_a_refusal() {
-            return Ok(());
-        }
-        let id = hash(key);
-        let Some(grant) = self.keys.known(&id) else { return Ok(()) };
-        let actor = format!("key {}", key_id(&id));
-        Ok(self.looks.count(&self.context, (grant.brand, &actor), "key_refused", None).await?)
     }
 }
 
@@ -204,7 +141,7 @@ impl Keys {
     ///
     /// # Errors
     /// 401 for no or an unknown key or one that has ended, 403 for one of the other kind, 429 for one that comes too often,
-    /// 503 when the store is away.
+    /// 503 when the store is unavailable.
     pub async fn grant_of(&self, key: Option<&str>, kind: KeyKind, from: Peer) -> Result<KeyGrant, ApiError> {
         let (hash, grant) = self.found(key, kind, from).await?;
         if grant.kind == kind {
@@ -285,9 +222,8 @@ impl Keys {
         };
         let hash = hash(key);
         let now = self.clock.now();
-        let unknown = || {
-            ApiError::new(StatusCode::UNAUTHORIZED, "invalid_key", "this key is not known here, or has ended")
-        };
+        let unknown =
+            || ApiError::new(StatusCode::UNAUTHORIZED, "invalid_key", "unknown, revoked or expired API key");
         let is_new = self.known(&hash).is_none();
         let stranger = || self.strangers.get_with(from.0, || Arc::new(Bucket::new(UNKNOWN_LIMIT)));
         if is_new {
@@ -332,7 +268,7 @@ impl Keys {
     /// The shop of that domain.
     ///
     /// # Errors
-    /// 503 when the store is away and the shop is not known from before.
+    /// 503 when the store is unavailable and the shop is not known from before.
     pub async fn shop(&self, domain: &str) -> Result<Option<Shop>, ApiError> {
         let key = domain.to_owned();
         remembered(&self.shops, key, SHOP_TTL, self.tenants.shops.shop(domain)).await
@@ -352,7 +288,7 @@ impl Keys {
         }
         let used: Vec<(String, Timestamp)> = drained.iter().map(|(hash, at)| (key_id(hash), *at)).collect();
         if let Err(error) = self.tenants.keys.keys_used(&used).await {
-            tracing::debug!(%error, "when keys were last used is told later");
+            tracing::debug!(%error, "when keys were last used is written later");
             let mut waiting = self.used.lock().unwrap_or_else(PoisonError::into_inner);
             for (hash, at) in drained {
                 waiting.entry(hash).or_insert(at);
@@ -361,7 +297,7 @@ impl Keys {
     }
 
     /// What is remembered of a key, also of one that has ended.
-    fn known(&self, hash: &[u8; 32]) -> Option<KeyGrant> {
+    pub(crate) fn known(&self, hash: &[u8; 32]) -> Option<KeyGrant> {
         self.grants.get(hash).map(|found| found.value)
     }
 
@@ -384,7 +320,7 @@ impl Keys {
     }
 }
 
-/// What was found under `key`, if that is younger than `ttl`; else what `ask` finds now. While the store is away, what was
+/// What was found under `key`, if that is younger than `ttl`; else what `ask` finds now. While the store is unavailable, what was
 /// found before stays good. What is not found is asked for every time, so that a new key works at once.
 async fn remembered<K, T>(
     cache: &Cache<K, Found<T>>,
@@ -400,7 +336,7 @@ where
     if let Some(held) = held.as_ref().filter(|held| held.at.elapsed() < ttl) {
         return Ok(Some(held.value.clone()));
     }
-    // With a copy in hand nobody waits long: a store that is away may take its time to say so.
+    // With a copy in hand nobody waits long: a store that is unavailable may take its time to say so.
     let asked = match &held {
         Some(_) => tokio::time::timeout(REFRESH_PATIENCE, ask).await.unwrap_or_else(|_| {
             Err(StoreError::Unavailable(format!("no answer in {} ms", REFRESH_PATIENCE.as_millis())))

@@ -13,11 +13,10 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
-use tributary_core::ports::locks::Acquired;
 use tributary_core::ports::queue::Queue;
 use tributary_core::services::automations::preflight::{self, Abilities};
 use tributary_core::services::automations::waker::{fill_once, wake};
-use tributary_core::services::locks::acquire;
+use tributary_core::services::locks::{Granted, acquire};
 use tributary_core::services::outbox::{check, drain};
 use tributary_core::services::privacy::{self, carry_out};
 use tributary_core::services::rounds::panicked;
@@ -225,8 +224,8 @@ async fn carry(context: Context) -> anyhow::Result<()> {
     let names = [String::from("privacy")];
     let locked = acquire(&*context.locks, &*context.store, &names, PRIVACY_LOCK, None).await;
     let lock = match locked {
-        Ok(Ok(Acquired::Busy)) => return Ok(()),
-        Ok(Ok(Acquired::Held(lock))) => Some(lock),
+        Ok(Granted::Busy) => return Ok(()),
+        Ok(Granted::Held(lock)) => Some(lock),
         _ => None,
     };
     // Also where it panics: the lock is given back, not left to run out.
@@ -259,13 +258,13 @@ async fn audit(context: Context, queue: Arc<dyn Queue>, lock: &'static str) -> a
     // One process at a time will do: it looks at every key.
     let names = [lock.to_owned()];
     let locked = acquire(&*context.locks, &*context.store, &names, AUDIT_EVERY / 2, None).await;
-    if matches!(locked, Ok(Ok(Acquired::Busy))) {
+    if matches!(locked, Ok(Granted::Busy)) {
         return Ok(());
     }
     let found = queue.audit().await?;
     if found.strays + found.repaired > 0 {
         metrics::counter!("tributary_queue_strays_total").increment(found.strays + found.repaired);
-        tracing::error!(found.strays, found.repaired, "an audit found strays, and repaired them");
+        tracing::error!(found.strays, found.repaired, "a queue audit found stray items and repaired them");
     }
     Ok(())
 }

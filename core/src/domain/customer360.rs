@@ -127,6 +127,13 @@ pub struct OrderTotals {
     pub last_ordered_at: Timestamp,
 }
 
+/// Where an event stands among those of its customer: by time, and by message id where times are equal. Ordered so.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EventKey {
+    pub timestamp: Timestamp,
+    pub message_id: String,
+}
+
 /// An event as a store holds it.
 #[derive(Clone, Debug)]
 pub struct StoredEvent {
@@ -143,6 +150,13 @@ pub struct StoredEvent {
     pub source: Source,
     /// When it reached the server.
     pub received_at: Timestamp,
+}
+
+impl StoredEvent {
+    /// Its place among its customer's events.
+    pub fn key(&self) -> EventKey {
+        EventKey { timestamp: self.timestamp, message_id: self.message_id.clone() }
+    }
 }
 
 /// What a customer says of being written to by one channel.
@@ -433,10 +447,11 @@ pub fn order_json(record: &OrderRecord) -> Value {
     let fulfillments: Vec<Value> = record
         .fulfillments
         .iter()
-        .map(|(id, parcel)| {
-            let at = Some(parcel.at_ms).filter(|at_ms| *at_ms != 0).map(|at_ms| time::format(from_ms(at_ms)));
-            json!({"id": id, "at": at, "status": parcel.status,
-                   "tracking_company": parcel.company, "tracking_number": parcel.number})
+        .map(|(id, fulfillment)| {
+            let at =
+                Some(fulfillment.at_ms).filter(|at_ms| *at_ms != 0).map(|at_ms| time::format(from_ms(at_ms)));
+            json!({"id": id, "at": at, "status": fulfillment.status,
+                   "tracking_company": fulfillment.company, "tracking_number": fulfillment.number})
         })
         .collect();
     json!({

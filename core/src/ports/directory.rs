@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::store::StoreError;
-use crate::domain::customer360::StoredEvent;
+use crate::domain::customer360::{EventKey, StoredEvent};
 use crate::domain::history::Merge;
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
@@ -81,12 +81,12 @@ pub trait Directory: Send + Sync {
     /// The profile itself, or the one that it was merged into.
     async fn survivor(&self, brand: BrandId, id: ProfileId) -> Result<Option<ProfileId>, StoreError>;
 
-    /// A customer's events before `(time, message id)`, newest first, at most `limit`.
+    /// A customer's events before that key, newest first, at most `limit`.
     async fn timeline(
         &self,
         brand: BrandId,
         id: ProfileId,
-        before: Option<&(Timestamp, String)>,
+        before: Option<&EventKey>,
         limit: i64,
     ) -> Result<Vec<StoredEvent>, StoreError>;
 

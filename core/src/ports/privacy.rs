@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::store::{PrivacyRow, StoreError};
-use crate::domain::customer360::{StoredConsent, StoredEvent};
+use crate::domain::customer360::{EventKey, StoredConsent, StoredEvent};
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
@@ -114,12 +114,12 @@ pub trait Privacy: Send + Sync {
     /// A brand's data requests that still name their subject.
     async fn named_exports(&self, brand: BrandId) -> Result<Vec<PrivacyRequest>, StoreError>;
 
-    /// Events of nobody that are about a customer's orders, oldest first, after that time and message, at most `limit`.
+    /// Events of nobody that are about a customer's orders, oldest first, after that key, at most `limit`.
     async fn order_events(
         &self,
         brand: BrandId,
         id: ProfileId,
-        after: Option<&(Timestamp, String)>,
+        after: Option<&EventKey>,
         limit: i64,
     ) -> Result<Vec<StoredEvent>, StoreError>;
 
@@ -147,7 +147,7 @@ pub trait Privacy: Send + Sync {
         request: Uuid,
     ) -> Result<u64, StoreError>;
 
-    /// Lets identifiers of erased customers be known again, and the bodies of redactions come again. Answers how many were suppressed.
+    /// Allows identifiers of erased customers and bodies of redactions again. Returns how many were suppressed.
     async fn unsuppress(&self, brand: BrandId, identifiers: &[Identifier]) -> Result<u64, StoreError>;
 
     /// A customer's orders, by id, after an order, at most `limit`.

@@ -54,25 +54,25 @@ pub struct Brands {
     redacted: Cache<String, (bool, Instant)>,
 }
 
-/// Whether a brand's e-mails may come from where its settings say. One relay carries all brands' mail, and signs for whatever
+/// Why a brand's e-mails may not come from where its settings say; `None` if they may. One relay carries all brands' mail, and signs for whatever
 /// domain it is given: so the operator names the domains of each brand. Where there is one brand alone, its domain is the
 /// operator's own matter, unless named.
 ///
 /// # Errors
-/// `invalid_settings`, which says what would be right; the store's own.
-pub async fn check_sender(
+/// The store's own.
+pub async fn sender_problem(
     tenants: &Tenants,
     brand: BrandId,
     settings: &BrandSettings,
-) -> Result<Result<(), Rejection>, StoreError> {
-    let Some(domain) = settings.sender_domain() else { return Ok(Ok(())) };
+) -> Result<Option<Rejection>, StoreError> {
+    let Some(domain) = settings.sender_domain() else { return Ok(None) };
     let named = tenants.brands.email_domains(brand).await?;
     let allowed = match &named {
         Some(domains) => domains.contains(&domain),
         None => tenants.brands.brands().await?.iter().all(|(other, _)| *other == brand),
     };
     if allowed {
-        return Ok(Ok(()));
+        return Ok(None);
     }
     let named = named.unwrap_or_default();
     let may = if named.is_empty() { "none".to_owned() } else { named.join(", ") };
@@ -81,7 +81,7 @@ pub async fn check_sender(
         "email_from is of the domain {domain}, from which this brand may not send; it may from: {may}. Whoever runs the system names \
          all of them in one command: server admin brand domains NAME {all}"
     );
-    Ok(Err(Rejection::new("invalid_settings", message)))
+    Ok(Some(Rejection::new("invalid_settings", message)))
 }
 
 impl Brands {
@@ -93,7 +93,7 @@ impl Brands {
     /// The settings of these brands, for processing, and their rules of identity.
     ///
     /// # Errors
-    /// When the store is away.
+    /// When the store is unavailable.
     pub async fn of(
         &self,
         brands: BTreeSet<BrandId>,
@@ -111,7 +111,7 @@ impl Brands {
     /// A brand's rules of identity.
     ///
     /// # Errors
-    /// When the store is away.
+    /// When the store is unavailable.
     pub async fn rules(&self, brand: BrandId) -> Result<Arc<Rules>, StoreError> {
         Ok(self.found(brand).await?.rules)
     }
@@ -119,7 +119,7 @@ impl Brands {
     /// A brand's settings.
     ///
     /// # Errors
-    /// When the store is away.
+    /// When the store is unavailable.
     pub async fn settings(&self, brand: BrandId) -> Result<Arc<BrandSettings>, StoreError> {
         Ok(self.found(brand).await?.playbook.settings.clone())
     }
@@ -127,7 +127,7 @@ impl Brands {
     /// What a brand has set up of segments and automations.
     ///
     /// # Errors
-    /// When the store is away.
+    /// When the store is unavailable.
     pub async fn playbook(&self, brand: BrandId) -> Result<Arc<Playbook>, StoreError> {
         Ok(self.found(brand).await?.playbook)
     }
@@ -140,7 +140,7 @@ impl Brands {
     /// Whether a shop's customers were erased, and it has not been added again.
     ///
     /// # Errors
-    /// When the store is away.
+    /// When the store is unavailable.
     pub async fn redacted(&self, shop: &str) -> Result<bool, StoreError> {
         if let Some((redacted, _)) = self.redacted.get(shop).filter(|(_, at)| at.elapsed() < SETTINGS_TTL) {
             return Ok(redacted);
@@ -172,7 +172,7 @@ impl Brands {
         }
         let read = async {
             let mut settings = self.tenants.brands.settings(brand).await?;
-            if let Err(why) = check_sender(&self.tenants, brand, &settings).await? {
+            if let Some(why) = sender_problem(&self.tenants, brand, &settings).await? {
                 // Set before its domain was taken back, or before domains were named: nothing is sent from there.
                 tracing::warn!(%brand, why = why.message, "a brand may not send e-mail as its settings say");
                 settings.email_from = None;

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::context::Context;
-use crate::domain::customer360::event_json;
+use crate::domain::customer360::{EventKey, StoredEvent, event_json};
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
@@ -164,7 +164,15 @@ fn listed(profile: Profile, identifiers: Vec<Identifier>) -> Listed {
     }
 }
 
-/// A page of a customer's events, newest first, with where the next begins; `None` for nobody of this brand.
+/// A page of a customer's events, newest first.
+pub struct TimelinePage {
+    /// As Customer360 lists them.
+    pub events: Vec<Value>,
+    /// The last event of this page; `None` after the last page.
+    pub next: Option<EventKey>,
+}
+
+/// A page of a customer's events; `None` if this brand has no such customer.
 ///
 /// # Errors
 /// The store's own.
@@ -172,15 +180,15 @@ pub async fn timeline(
     context: &Context,
     brand: BrandId,
     id: ProfileId,
-    before: Option<&(Timestamp, String)>,
+    before: Option<&EventKey>,
     limit: usize,
-) -> Result<Option<(Vec<Value>, Option<(Timestamp, String)>)>, StoreError> {
+) -> Result<Option<TimelinePage>, StoreError> {
     let Some(id) = context.directory.survivor(brand, id).await? else { return Ok(None) };
     let limit = limit.clamp(1, MAX_PAGE);
     let page = context.directory.timeline(brand, id, before, limit as i64).await?;
     let last = page.last().filter(|_| page.len() == limit);
-    let next = last.map(|last| (last.timestamp, last.message_id.clone()));
-    Ok(Some((page.iter().map(event_json).collect(), next)))
+    let next = last.map(StoredEvent::key);
+    Ok(Some(TimelinePage { events: page.iter().map(event_json).collect(), next }))
 }
 
 #[cfg(test)]

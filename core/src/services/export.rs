@@ -10,10 +10,10 @@ use tokio::sync::mpsc;
 
 use crate::context::Context;
 use crate::domain::customer360::{
-    Customer360, CustomerRecord, StoredConsent, StoredEvent, event_json, order_json,
+    Customer360, CustomerRecord, EventKey, StoredConsent, StoredEvent, event_json, order_json,
 };
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::domain::time::{self, Timestamp};
+use crate::domain::time::{self};
 use crate::ports::store::StoreError;
 use crate::priority;
 use crate::services::automations;
@@ -128,20 +128,20 @@ impl Export {
         }
         self.send("],\"events\":[".to_owned()).await?;
         let mut first = true;
-        let mut before: Option<(Timestamp, String)> = None;
+        let mut before: Option<EventKey> = None;
         loop {
             let page = self.context.directory.timeline(self.brand, self.id, before.as_ref(), PAGE).await?;
-            before = page.last().map(|last| (last.timestamp, last.message_id.clone()));
+            before = page.last().map(StoredEvent::key);
             self.list(&page.iter().map(InFull::of).collect::<Vec<_>>(), &mut first).await?;
             if (page.len() as i64) < PAGE {
                 break;
             }
         }
-        // What webhooks said of the customer's orders alone: refunds, parcels.
-        let mut after: Option<(Timestamp, String)> = None;
+        // What webhooks said of the customer's orders alone: refunds, fulfillments.
+        let mut after: Option<EventKey> = None;
         loop {
             let page = self.context.privacy.order_events(self.brand, self.id, after.as_ref(), PAGE).await?;
-            after = page.last().map(|last| (last.timestamp, last.message_id.clone()));
+            after = page.last().map(StoredEvent::key);
             self.list(&page.iter().map(InFull::of).collect::<Vec<_>>(), &mut first).await?;
             if (page.len() as i64) < PAGE {
                 break;

@@ -2,26 +2,39 @@
 
 use std::time::Duration;
 
-use crate::ports::locks::{Acquired, LockError, Locks};
+use crate::ports::locks::{Acquired, Lock, LockError, Locks};
 use crate::ports::store::{Store, StoreError};
 
+/// What came of asking for a lock.
+pub enum Granted {
+    Held(Lock),
+    /// Somebody else has it.
+    Busy,
+    /// The locks did not answer.
+    Unreachable(LockError),
+}
+
 /// One try. Where the counter is forgotten, it is seeded with the highest token that the store has seen, so that it never
-/// falls behind; so this is never answered with [`Acquired::Forgotten`].
+/// falls behind.
 ///
 /// # Errors
-/// The locks' own, inside; the store's, outside.
+/// The store's own.
 pub async fn acquire(
     locks: &dyn Locks,
     store: &dyn Store,
     names: &[String],
     ttl: Duration,
     seed: Option<i64>,
-) -> Result<Result<Acquired, LockError>, StoreError> {
-    match locks.acquire(names, ttl, seed).await {
-        Ok(Acquired::Forgotten) => {
-            let seed = store.last_fence().await?;
-            Ok(locks.acquire(names, ttl, Some(seed)).await)
-        }
-        answer => Ok(answer),
+) -> Result<Granted, StoreError> {
+    let mut answer = locks.acquire(names, ttl, seed).await;
+    if let Ok(Acquired::Forgotten) = answer {
+        let seed = store.last_fence().await?;
+        answer = locks.acquire(names, ttl, Some(seed)).await;
     }
+    Ok(match answer {
+        Ok(Acquired::Held(lock)) => Granted::Held(lock),
+        // Forgotten again, right after it was seeded: another try will tell.
+        Ok(Acquired::Busy | Acquired::Forgotten) => Granted::Busy,
+        Err(error) => Granted::Unreachable(error),
+    })
 }

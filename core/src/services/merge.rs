@@ -1,7 +1,7 @@
 //! Running a merge under its lock: [`with_merge_lock`].
 //!
 //! The lock keeps two workers from doing the same work; the fencing token that comes with it is checked by the store, in the
-//! transaction that merges. So when the lock expires, is stolen or cannot be had because Redis is away, work may be done
+//! transaction that merges. So when the lock expires, is stolen or cannot be had because Redis is unavailable, work may be done
 //! twice, and is committed once.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,15 +10,15 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::ports::locks::{Acquired, Lock, LockError, Locks};
+use crate::ports::locks::{Acquired, Lock, Locks};
 use crate::ports::store::{Store, StoreError};
-use crate::services::locks::acquire;
+use crate::services::locks::{Granted, acquire};
 
 /// How long a merge's lock lasts without an extension.
 pub const MERGE_LOCK_TTL: Duration = Duration::from_secs(10);
 /// How often it is extended at most: a merge that takes longer is stuck.
 pub const MAX_EXTENSIONS: u32 = 30;
-/// The longest wait between two tries for a lock that somebody holds; drawn anew each time.
+/// The longest wait between two tries for a lock that somebody holds; drawn again each time.
 const RETRY_WAIT: Duration = Duration::from_millis(50);
 
 /// The lock's name of a profile.
@@ -36,7 +36,7 @@ pub struct Taking {
     /// The highest fencing token known to have been used, where the counter is known to be behind.
     pub seed: Option<i64>,
     /// A transaction is open: where the counter is forgotten, the store cannot be asked beside it (that would take a second
-    /// connection while holding one). The caller hears [`StoreError::Fenced`], and comes again with a seed.
+    /// connection while holding one). The caller gets [`StoreError::Fenced`], and tries again with a seed.
     pub inside_transaction: bool,
 }
 
@@ -49,7 +49,7 @@ impl Default for Taking {
 /// What the work runs under.
 #[derive(Clone, Debug)]
 pub struct Grant {
-    /// The fencing token; `None` where there is no lock, because the locks are away: the store draws the next one itself.
+    /// The fencing token; `None` where there is no lock, because the locks are unavailable: the store draws the next one itself.
     pub fence: Option<i64>,
     valid_until: Arc<Mutex<Option<Instant>>>,
 }
@@ -93,13 +93,7 @@ pub async fn with_merge_lock<T, W>(
 where
     W: Future<Output = Result<T, StoreError>>,
 {
-    let lock = match take(locks, store, names, taking).await? {
-        Ok(lock) => lock,
-        Err(error) => {
-            tracing::warn!(%error, "merging without a lock");
-            return work(Grant::none()).await;
-        }
-    };
+    let Some(lock) = take(locks, store, names, taking).await? else { return work(Grant::none()).await };
     let grant = Grant::under(Some(&lock));
     let outcome = tokio::select! {
         outcome = work(grant.clone()) => outcome,
@@ -108,33 +102,41 @@ where
         }
     };
     if let Err(error) = locks.release(&lock).await {
-        tracing::debug!(%error, "a lock was not released; its time ends by itself");
+        tracing::debug!(%error, "a lock was not released; it expires");
     }
     outcome
 }
 
+/// The lock; `None` if the locks cannot be reached.
 async fn take(
     locks: &dyn Locks,
     store: &dyn Store,
     mut names: Vec<String>,
     taking: Taking,
-) -> Result<Result<Lock, LockError>, StoreError> {
+) -> Result<Option<Lock>, StoreError> {
     names.sort();
     names.dedup();
     let until = Instant::now() + taking.patience;
     loop {
-        let answer = match taking.inside_transaction {
-            true => locks.acquire(&names, taking.ttl, taking.seed).await,
+        let granted = match taking.inside_transaction {
+            true => match locks.acquire(&names, taking.ttl, taking.seed).await {
+                Ok(Acquired::Held(lock)) => Granted::Held(lock),
+                Ok(Acquired::Busy) => Granted::Busy,
+                Ok(Acquired::Forgotten) => return Err(StoreError::Fenced(0)),
+                Err(error) => Granted::Unreachable(error),
+            },
             false => acquire(locks, store, &names, taking.ttl, taking.seed).await?,
         };
-        match answer {
-            Ok(Acquired::Held(lock)) => return Ok(Ok(lock)),
-            Ok(Acquired::Forgotten) => return Err(StoreError::Fenced(0)),
-            Ok(Acquired::Busy) if Instant::now() < until => {
+        match granted {
+            Granted::Held(lock) => return Ok(Some(lock)),
+            Granted::Busy if Instant::now() < until => {
                 sleep(RETRY_WAIT.mul_f64(rand::random::<f64>().max(0.1))).await;
             }
-            Ok(Acquired::Busy) => return Err(StoreError::Conflict("another worker merges them now".into())),
-            Err(error) => return Ok(Err(error)),
+            Granted::Busy => return Err(StoreError::Conflict("another worker merges them now".into())),
+            Granted::Unreachable(error) => {
+                tracing::warn!(%error, "merging without a lock");
+                return Ok(None);
+            }
         }
     }
 }

@@ -13,14 +13,13 @@ use uuid::Uuid;
 use crate::context::Context;
 use crate::domain::ids::BrandId;
 use crate::failpoint;
-use crate::ports::locks::{Acquired, Lock};
 use crate::ports::outbox::{Sent, Staged};
 use crate::ports::queue::{
     Enqueued, Idempotency, Item, NewItem, Queue, QueueError, STAGED_KEPT, Then, Unfinished, staged_key,
 };
 use crate::ports::store::StoreError;
 use crate::sampled::Sampled;
-use crate::services::locks::acquire;
+use crate::services::locks::{Granted, acquire};
 
 /// Items that go at once.
 const PAGE: usize = 500;
@@ -47,31 +46,17 @@ const LOCK: &str = "outbox";
 pub enum DrainError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The queue: it is away, or full.
+    /// The queue: it is unavailable, or full.
     #[error(transparent)]
     Queue(#[from] QueueError),
-}
-
-/// The queues that the outbox leads to, by name: not through a decorator that would put items back into it.
-#[derive(Clone)]
-pub struct Outlets(pub Vec<(&'static str, Arc<dyn Queue>)>);
-
-impl Outlets {
-    fn names(&self) -> Vec<&'static str> {
-        self.0.iter().map(|(name, _)| *name).collect()
-    }
-
-    fn named(&self, name: &str) -> Option<&Arc<dyn Queue>> {
-        self.0.iter().find(|(queue, _)| *queue == name).map(|(_, queue)| queue)
-    }
 }
 
 /// Brings everything that waits to its queue; answers how many items. Somebody else who does so already is left alone.
 ///
 /// # Errors
-/// When the store or a queue is away; what was brought before stays so.
+/// When the store or a queue is unavailable; what was brought before stays so.
 pub async fn drain(context: &Context) -> Result<usize, DrainError> {
-    let queues = context.outlets.names();
+    let queues = context.outbox_targets.names();
     // A look costs one row, however often and by however many it is taken.
     if in_time(context.outbox.oldest(&queues, &[], 1)).await?.is_empty() {
         return Ok(0);
@@ -97,7 +82,12 @@ async fn drain_one(context: &Context, queue: &'static str) -> Result<usize, Drai
         if in_time(context.outbox.oldest(&[queue], &over, 1)).await?.is_empty() {
             return Ok(brought);
         }
-        let Some(lock) = lock(context, queue).await? else { return Ok(brought) };
+        let names = [format!("{LOCK}:{queue}")];
+        let lock = match in_time(acquire(&*context.locks, &*context.store, &names, LOCK_TTL, None)).await? {
+            Granted::Held(lock) => Some(lock),
+            Granted::Busy => return Ok(brought),
+            Granted::Unreachable(_) => None,
+        };
         let done = async {
             let page = in_time(context.outbox.oldest(&[queue], &over, PAGE)).await?;
             bring(context, page, &mut over).await
@@ -116,17 +106,6 @@ async fn in_time<T>(step: impl Future<Output = Result<T, StoreError>>) -> Result
     })
 }
 
-/// The lock, or nothing where the locks are away; `None` when somebody else has it.
-async fn lock(context: &Context, queue: &str) -> Result<Option<Option<Lock>>, StoreError> {
-    let names = [format!("{LOCK}:{queue}")];
-    let answer = in_time(acquire(&*context.locks, &*context.store, &names, LOCK_TTL, None)).await?;
-    Ok(match answer {
-        Ok(Acquired::Held(lock)) => Some(Some(lock)),
-        Ok(_) => None,
-        Err(_) => Some(None),
-    })
-}
-
 /// Brings one page, in pieces that a queue can take at once; answers how many items their queue has. Notes brands that hold their
 /// share.
 async fn bring(context: &Context, page: Vec<Staged>, over: &mut Vec<BrandId>) -> Result<usize, DrainError> {
@@ -135,7 +114,7 @@ async fn bring(context: &Context, page: Vec<Staged>, over: &mut Vec<BrandId>) ->
     let mut rest = page;
     let mut most = PAGE;
     while let Some(first) = rest.first() {
-        let Some(queue) = context.outlets.named(&first.queue) else { break };
+        let Some(queue) = context.outbox_targets.named(&first.queue) else { break };
         let piece = &rest[..piece_of(&rest).min(most)];
         let items: Vec<NewItem> = piece.iter().map(|staged| known_again(staged, now_ms)).collect();
         let answer = tokio::time::timeout(STEP_TIMEOUT, queue.enqueue(&items)).await.unwrap_or_else(|_| {
@@ -240,7 +219,7 @@ pub async fn check(context: &Context) -> Result<usize, DrainError> {
         let (mut ended, mut forgotten) = (Vec::new(), Vec::new());
         let mut there: BTreeMap<i64, Vec<Uuid>> = BTreeMap::new();
         for Sent { id, queue, staged_ms } in page {
-            let claim = match context.outlets.named(&queue) {
+            let claim = match context.outbox_targets.named(&queue) {
                 Some(queue) => queue.claim(&staged_key(id)).await?.map(|claim| claim.finished.is_some()),
                 // Of a version that knows more queues.
                 None => Some(false),

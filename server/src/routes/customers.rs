@@ -9,10 +9,10 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tributary_core::domain::customer360::Customer360;
+use tributary_core::domain::customer360::{Customer360, EventKey};
 use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
-use tributary_core::domain::time::{Timestamp, from_ms};
+use tributary_core::domain::time::from_ms;
 use tributary_core::ports::directory::{After, Sort};
 use tributary_core::services::customer360::{self, Asked};
 use tributary_core::services::directory::{self, Listed, Listing, MAX_PAGE};
@@ -35,10 +35,10 @@ errors!(ListErrors: SECRET, &["invalid_query", "invalid_limit", "invalid_after"]
 errors!(TimelineErrors: SECRET, &["not_found", "invalid_query", "invalid_limit", "invalid_after"]);
 errors!(ChangeErrors: SECRET, &["not_found", "refused"]);
 
-/// Customer360 of a customer, by id. Ids of profiles that were merged away answer with the survivor.
+/// Customer360 of a customer, by id. The id of a merged profile returns the profile that it was merged into.
 #[utoipa::path(get, path = "/api/customers/{id}/360", tag = "Customers", security(("secret_key" = [])),
     params(("id" = String, Path, description = "A profile's id, a UUID")),
-    responses((status = 200, body = Customer360, headers(("x-cache" = String, description = "hit, miss (the store) or stale (the store is away; the last known copy)"))), ReadErrors))]
+    responses((status = 200, body = Customer360, headers(("x-cache" = String, description = "hit, miss (the store) or stale (the last known copy, because the database is unavailable)"))), ReadErrors))]
 pub async fn by_id(
     State(state): State<AppState>,
     Path(id): Path<String>,
@@ -50,7 +50,7 @@ pub async fn by_id(
 
 /// Customer360 of the customer who has an identifier.
 #[utoipa::path(get, path = "/api/customers/by/{kind}/{value}/360", tag = "Customers", security(("secret_key" = [])),
-    params(("kind" = IdentifierKind, Path), ("value" = String, Path, description = "Percent-encoded; in any form that is understood of events")),
+    params(("kind" = IdentifierKind, Path), ("value" = String, Path, description = "The identifier's value, percent-encoded, in any form that events may have it in")),
     responses((status = 200, body = Customer360), ByIdentifierErrors))]
 pub async fn by_identifier(
     State(state): State<AppState>,
@@ -194,7 +194,10 @@ fn read_place(text: &str, sort: Sort) -> Result<After, ApiError> {
 }
 
 fn invalid_after(name: &str) -> ApiError {
-    ApiError::bad_request("invalid_after", format!("{name} is the next of the page before"))
+    ApiError::bad_request(
+        "invalid_after",
+        format!("invalid cursor: {name} must be the next of the previous page"),
+    )
 }
 
 pub(super) fn limit(asked: Option<usize>) -> Result<usize, ApiError> {
@@ -246,17 +249,18 @@ pub async fn timeline(
         let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| invalid_after("before"))?;
         let (ms, message): (i64, String) =
             serde_json::from_slice(&bytes).map_err(|_| invalid_after("before"))?;
-        Ok::<(Timestamp, String), ApiError>((from_ms(ms), message.replace('\0', "")))
+        Ok::<_, ApiError>(EventKey { timestamp: from_ms(ms), message_id: message.replace('\0', "") })
     });
     let before = before.transpose()?;
     let limit = limit(query.limit)?;
     let found = directory::timeline(&state.context, secret.brand, parsed, before.as_ref(), limit).await?;
-    let (events, next) = found.ok_or_else(|| nobody(&id))?;
+    let page = found.ok_or_else(|| nobody(&id))?;
     state.looked(&secret, "timeline_read", Some(parsed)).await?;
-    let next = next.map(|(at, message)| {
-        URL_SAFE_NO_PAD.encode(serde_json::to_vec(&(at.timestamp_millis(), message)).unwrap_or_default())
+    let next = page.next.map(|key| {
+        let place = (key.timestamp.timestamp_millis(), key.message_id);
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(&place).unwrap_or_default())
     });
-    Ok(Json(TimelinePage { events, next }))
+    Ok(Json(TimelinePage { events: page.events, next }))
 }
 
 /// How a customer's profile came to be.
@@ -346,7 +350,7 @@ pub(super) async fn identifier(
         let kinds = IdentifierKind::ALL.map(IdentifierKind::as_str).join(", ");
         ApiError::bad_request("unknown_kind", format!("{kind:?} is no kind of identifier; there are {kinds}"))
     })?;
-    // While the store is away the usual rules serve: what is cached can be answered.
+    // While the store is unavailable the usual rules serve: what is cached can be answered.
     let rules = state.context.brands.rules(brand).await.unwrap_or_default();
     Ok(rules.identifier(known, value))
 }

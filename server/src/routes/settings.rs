@@ -14,7 +14,7 @@ use tributary_core::domain::settings::BrandSettings;
 use tributary_core::domain::time;
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, KeyRecord, Refusal};
 use tributary_core::services::automations::api::{reschedule, segments::refill};
-use tributary_core::services::brands::check_sender;
+use tributary_core::services::brands::sender_problem;
 use tributary_core::services::privacy::{Action, entry};
 use tributary_core::services::tenants::{self, MAX_KEY_DAYS, MAX_ROTATION_GRACE, ROTATION_GRACE};
 use utoipa::{IntoParams, ToSchema};
@@ -83,7 +83,9 @@ async fn set(
     settings: BrandSettings,
 ) -> Result<Json<BrandSettings>, ApiError> {
     settings.check()?;
-    check_sender(&state.context.tenants, secret.brand, &settings).await??;
+    if let Some(wrong) = sender_problem(&state.context.tenants, secret.brand, &settings).await? {
+        return Err(wrong.into());
+    }
     let before = state.context.tenants.brands.settings(secret.brand).await?;
     let action = Action { what: "settings", subject: None, details: settings.in_short() };
     let note = entry(&state.context, secret.brand, &secret.actor, action);
@@ -99,7 +101,7 @@ async fn set(
     Ok(Json(settings))
 }
 
-/// A key, without its text, which nobody has.
+/// A key, without its secret text, which is not stored.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct KeyAnswer {
     /// What it is named by.

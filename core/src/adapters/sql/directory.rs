@@ -9,12 +9,11 @@ use super::events::EVENT;
 use super::merges::MERGE;
 use super::profiles::PROFILE;
 use super::statement::Statement;
-use crate::domain::customer360::StoredEvent;
+use crate::domain::customer360::{EventKey, StoredEvent};
 use crate::domain::history::Merge;
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
-use crate::domain::time::Timestamp;
 use crate::ports::directory::{After, Directory, MAX_FOUND, MAX_HISTORY, Search, Sort};
 use crate::ports::store::StoreError;
 
@@ -115,14 +114,14 @@ impl Directory for SqlDirectory {
         &self,
         brand: BrandId,
         id: ProfileId,
-        before: Option<&(Timestamp, String)>,
+        before: Option<&EventKey>,
         limit: i64,
     ) -> Result<Vec<StoredEvent>, StoreError> {
         let mut tx = self.db.reading(brand).await?;
         tx.sql(format!("select {EVENT} from events where profile_id = $1 and brand_id = $2"))
             .bind(id)
             .bind(brand)
-            .filter_two("(\"timestamp\", message_id) < ", before.map(|(at, message)| (*at, message)))
+            .filter_two("(\"timestamp\", message_id) < ", before.map(|key| (key.timestamp, &key.message_id)))
             .push(" order by \"timestamp\" desc, message_id desc limit ")
             .push_bind(limit)
             .all()

@@ -27,7 +27,7 @@ pub(super) async fn erase(
     tx.sql(locked).list(ids.iter().copied()).scalars::<ProfileId>().await?;
     // Whoever was merged between the look and the lock is seen now.
     if tree(&mut tx, what, nobody).await? != ids {
-        return Err(StoreError::Conflict("a profile was merged meanwhile".into()));
+        return Err(StoreError::Conflict("a profile was merged concurrently".into()));
     }
     // Seen again since it was looked at: then it stays.
     if what.only_empty && has_any(&mut tx, &ids).await? {

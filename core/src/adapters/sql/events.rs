@@ -10,7 +10,7 @@ use super::read_as;
 use super::statement::{Given, GivenOf};
 use super::store::SqlStoreTx;
 use crate::adapters::postgres;
-use crate::domain::customer360::StoredEvent;
+use crate::domain::customer360::{EventKey, StoredEvent};
 use crate::domain::event::{Event, Source};
 use crate::domain::history::Retold;
 use crate::domain::ids::{BrandId, ProfileId};
@@ -190,13 +190,13 @@ impl EventsTx for SqlStoreTx {
     async fn events_of(
         &mut self,
         id: ProfileId,
-        after: Option<&(Timestamp, String)>,
+        after: Option<&EventKey>,
         limit: i64,
     ) -> Result<Vec<Retold>, StoreError> {
         self.tx
             .sql(format!("select {EVENT}, told_at, sequence from events where profile_id = $1"))
             .bind(id)
-            .filter_two("(\"timestamp\", message_id) > ", after.map(|(at, message)| (*at, message)))
+            .filter_two("(\"timestamp\", message_id) > ", after.map(|key| (key.timestamp, &key.message_id)))
             .push(" order by \"timestamp\", message_id limit ")
             .push_bind(limit)
             .all()

@@ -96,7 +96,7 @@ impl IdentifiersTx for SqlStoreTx {
             .await?;
         match gone == from.len() as u64 {
             true => Ok(()),
-            false => Err(StoreError::Conflict("an identifier went elsewhere meanwhile".into())),
+            false => Err(StoreError::Conflict("an identifier was moved concurrently".into())),
         }
     }
 

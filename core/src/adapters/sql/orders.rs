@@ -263,7 +263,7 @@ impl OrdersTx for SqlStoreTx {
         // What was not written had been written meanwhile; the rows are locked now, so the next run sees them.
         match written == rows.len() as u64 {
             true => Ok(()),
-            false => Err(StoreError::Conflict("an order was written meanwhile".into())),
+            false => Err(StoreError::Conflict("an order was written concurrently".into())),
         }
     }
 

@@ -10,7 +10,7 @@ use super::events::EVENT;
 use super::orders::ORDER;
 use super::statement::Given;
 use super::{audit, customers, erasure, read_as};
-use crate::domain::customer360::{StoredConsent, StoredEvent};
+use crate::domain::customer360::{EventKey, StoredConsent, StoredEvent};
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
@@ -138,7 +138,7 @@ impl Privacy for SqlPrivacy {
         &self,
         brand: BrandId,
         id: ProfileId,
-        after: Option<&(Timestamp, String)>,
+        after: Option<&EventKey>,
         limit: i64,
     ) -> Result<Vec<StoredEvent>, StoreError> {
         let events = format!(
@@ -153,7 +153,7 @@ impl Privacy for SqlPrivacy {
             .bind(brand)
             .filter_two(
                 "(events.\"timestamp\", events.message_id) > ",
-                after.map(|(at, message)| (*at, message)),
+                after.map(|key| (key.timestamp, &key.message_id)),
             )
             .push(" order by events.\"timestamp\", events.message_id limit ")
             .push_bind(limit)

@@ -34,15 +34,11 @@ pub enum Then {
         error: String,
     },
     /// To the dead letters.
-    Bury {
-        error: String,
-    },
-    /// Back to pending as it was: the worker stops, or something it needs is away. Costs no attempt.
+    Bury { error: String },
+    /// Back to pending as it was: the worker stops, or something it needs is unavailable. Costs no attempt.
     Release,
     /// As it was, and not before `delay` is over: its turn has not come. Costs no attempt.
-    Defer {
-        delay: Duration,
-    },
+    Defer { delay: Duration },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -55,7 +55,7 @@ pub struct NewItem {
     pub brand: Option<BrandId>,
     /// A public key sent it: see [`PUBLIC_SHARE`].
     pub public: bool,
-    /// How to know it when it comes again; `None` for items that need no such check.
+    /// How to recognise it when it is enqueued again; `None` for items that need no such check.
     pub idempotency: Option<Idempotency>,
 }
 
@@ -66,7 +66,7 @@ impl NewItem {
     }
 }
 
-/// How an item is known when it comes again.
+/// How an item is recognised when it is enqueued again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Idempotency {
     /// Names under which it may come: one that was seen makes it a duplicate, or a conflict.
@@ -163,7 +163,6 @@ pub struct Finished {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It was worked off.
     Done,
     /// It is, or was last, among the dead letters.
     Dead,

@@ -75,7 +75,7 @@ pub enum QueueError {
         unit: &'static str,
     },
     /// The brand holds as much of it as it may; nothing was taken. Try again later.
-    #[error("the brand's share of the queue is full: what it sent before has to be worked off first")]
+    #[error("the brand's share of the queue is full until earlier items are processed")]
     OverShare,
     /// It answered something that this program cannot have asked for. A defect.
     #[error("the queue answered unexpectedly: {0}")]

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use async_trait::async_trait;
 
 use super::StoreError;
+use crate::domain::customer360::EventKey;
 use crate::domain::event::Event;
 use crate::domain::history::Retold;
 use crate::domain::ids::{BrandId, ProfileId};
@@ -49,11 +50,11 @@ pub trait EventsTx: Send {
     /// Empties events that must not say anything: they are about somebody who was erased.
     async fn blank_events(&mut self, events: &[(BrandId, String)]) -> Result<(), StoreError>;
 
-    /// The events of a profile after `(timestamp, message id)`, oldest first, at most `limit`.
+    /// The events of a profile after that key, oldest first, at most `limit`.
     async fn events_of(
         &mut self,
         id: ProfileId,
-        after: Option<&(Timestamp, String)>,
+        after: Option<&EventKey>,
         limit: i64,
     ) -> Result<Vec<Retold>, StoreError>;
 }

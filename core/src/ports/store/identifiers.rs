@@ -24,7 +24,7 @@ pub struct Claim {
 }
 
 /// What makes a hash of an identifier whose owner was erased: it is known again, and who has a dump without the key cannot try addresses
-/// against it. One key for the system, for good: nobody can make the hashes anew. It is never shown.
+/// against it. One key for the system, for good: nobody can make the hashes again. It is never shown.
 #[derive(Clone)]
 pub struct SuppressionKey([u8; 32]);
 

@@ -1,7 +1,7 @@
 //! What people do to a customer's identity: look at its history, preview and make a merge, undo one.
 //!
 //! A split gives back what a merge moved: identifiers, events, orders, consents by the profile they came to first, traits and
-//! times made anew from the events. What came since stays where it is, because which of the two it was about is just what was in
+//! times made again from the events. What came since stays where it is, because which of the two it was about is just what was in
 //! doubt. The two are kept apart from then on: an event that names both stays with its most trusted identifier.
 
 mod split;
@@ -27,7 +27,7 @@ use crate::services::privacy::{Action, entry};
 
 /// How often a change is tried that loses races against workers.
 const MAX_TRIES: u32 = 8;
-/// Events that are read at once to make a profile anew.
+/// Events that are read at once to make a profile again.
 const PAGE: i64 = 1000;
 
 /// Why it was not done.
@@ -199,10 +199,10 @@ async fn merge_under(
     let mut tx = context.store.begin_for(brand).await?;
     let mut held = locked(&mut *tx, &[survivor, merged]).await?;
     let (Some(mut whole), Some(mut gone)) = (held.remove(&survivor), held.remove(&merged)) else {
-        return Err(StoreError::Conflict("a customer was erased meanwhile".into()));
+        return Err(StoreError::Conflict("a customer was erased concurrently".into()));
     };
     if whole.merged_into.is_some() || gone.merged_into.is_some() {
-        return Err(StoreError::Conflict("a profile was merged meanwhile".into()));
+        return Err(StoreError::Conflict("a profile was merged concurrently".into()));
     }
     tx.fence(&[survivor, merged], grant.fence).await?;
     let row = MergeRow::new(&gone, survivor, format!("by hand: {actor}"), context.clock.now());
@@ -242,7 +242,7 @@ async fn locked(tx: &mut dyn StoreTx, ids: &[ProfileId]) -> Result<BTreeMap<Prof
     Ok(tx.lock(&ids).await?.into_iter().map(|profile| (profile.id, profile)).collect())
 }
 
-/// What these customers belong to is asked anew.
+/// What these customers belong to is asked again.
 async fn stage_signals(
     context: &Context,
     tx: &mut dyn StoreTx,

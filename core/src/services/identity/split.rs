@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{IdentityError, MAX_TRIES, PAGE, committed, locked, patient, stage_signals};
 use crate::context::Context;
+use crate::domain::customer360::EventKey;
 use crate::domain::event::{Event, EventKind};
 use crate::domain::history::{Merge, Rebuild, Snapshot};
 use crate::domain::identity::{Counts, Identifier, Tally};
@@ -124,10 +125,10 @@ fn parted(
         above.iter().all(|one| held.get(&one.loser).is_some_and(|p| p.merged_into == Some(one.survivor)));
     let end = above.last().map_or(merge.survivor, |one| one.survivor);
     let (Some(rest), Some(back)) = (held.remove(&from), held.remove(&merge.loser)) else {
-        return Err(StoreError::Conflict("a customer was erased meanwhile".into()));
+        return Err(StoreError::Conflict("a customer was erased concurrently".into()));
     };
     if !led || end != from || rest.merged_into.is_some() || back.merged_into != Some(merge.survivor) {
-        return Err(StoreError::Conflict("a profile was merged or split meanwhile".into()));
+        return Err(StoreError::Conflict("a profile was merged or split concurrently".into()));
     }
     Ok((rest, back))
 }
@@ -212,7 +213,7 @@ fn without(merge: &Merge, undone: &Merge, identifiers: &[Identifier], events: i6
     merge
 }
 
-/// A profile made anew from its events and from what it `held`, without what others said.
+/// A profile made again from its events and from what it `held`, without what others said.
 async fn rebuilt(
     tx: &mut dyn StoreTx,
     brand: BrandId,
@@ -232,13 +233,13 @@ async fn rebuilt(
     elsewhere
         .extend(known.into_iter().filter(|(_, owner)| *owner != Some(id)).map(|((_, message), _)| message));
     let mut rebuild = Rebuild::new(profile, held, &elsewhere);
-    let mut after: Option<(Timestamp, String)> = None;
+    let mut after: Option<EventKey> = None;
     loop {
         let page = tx.events_of(id, after.as_ref(), PAGE).await?;
         page.iter().for_each(|told| rebuild.event(told));
         match page.last() {
             Some(last) if page.len() as i64 == PAGE => {
-                after = Some((last.event.timestamp, last.event.message_id.clone()))
+                after = Some(last.event.key());
             }
             _ => return Ok(rebuild.done(doubtful)),
         }

@@ -19,7 +19,7 @@ use crate::ports::automations::{AutomationRow, AutomationStatus};
 use crate::ports::store::StoreError;
 use crate::services::automations::preflight;
 use crate::services::automations::waker::fires;
-use crate::services::brands::check_sender;
+use crate::services::brands::sender_problem;
 
 /// How often an edit is tried that others were faster than.
 const MAX_TRIES: u32 = 5;
@@ -29,7 +29,7 @@ pub const MAX_AUTOMATIONS: usize = 200;
 /// Puts schedules to where the brand's hours are now.
 ///
 /// # Errors
-/// When the store is away.
+/// When the store is unavailable.
 pub async fn reschedule(context: &Context, brand: BrandId) -> Result<(), AutomationError> {
     for row in context.automations.automations(brand).await? {
         if row.fires_ms.is_some() {
@@ -84,7 +84,7 @@ pub(super) fn answer(row: AutomationRow) -> Result<AutomationAnswer, AutomationE
 /// The brand's automations, the oldest first.
 ///
 /// # Errors
-/// When the store is away.
+/// When the store is unavailable.
 pub async fn automations(
     context: &Context,
     brand: BrandId,
@@ -95,7 +95,7 @@ pub async fn automations(
 /// One of them, with how its runs stand.
 ///
 /// # Errors
-/// When there is none, or the store is away.
+/// When there is none, or the store is unavailable.
 pub async fn automation(
     context: &Context,
     brand: BrandId,
@@ -133,7 +133,10 @@ pub(super) async fn unready(
         BrandSettings { email_from: None, .. } => {
             Err("the brand's setting email_from is not set: PATCH /api/settings".to_owned())
         }
-        set => check_sender(&context.tenants, brand, &set).await?.map_err(|wrong| wrong.message),
+        set => match sender_problem(&context.tenants, brand, &set).await? {
+            Some(wrong) => Err(wrong.message),
+            None => Ok(()),
+        },
     };
     let sender = sender.as_ref().copied().map_err(String::as_str);
     Ok((preflight::problems(plan, sender, abilities), unknown))
@@ -167,7 +170,7 @@ async fn checked(
 /// Makes an automation: a draft.
 ///
 /// # Errors
-/// When the definition makes no sense, there are too many, or the store is away.
+/// When the definition makes no sense, there are too many, or the store is unavailable.
 pub async fn create(
     context: &Context,
     brand: BrandId,
@@ -197,7 +200,7 @@ pub async fn create(
 /// Edits an automation: runs that begin from now on are of the new version, those under way finish on theirs.
 ///
 /// # Errors
-/// When there is none, the definition makes no sense, or the store is away.
+/// When there is none, the definition makes no sense, or the store is unavailable.
 pub async fn edit(
     context: &Context,
     brand: BrandId,
@@ -215,7 +218,7 @@ pub async fn edit(
         let version = if text == row.definition { old } else { old + 1 };
         let now = context.clock.now();
         let before = answer(row.clone())?.definition;
-        // What has come up and was not worked off yet still comes up.
+        // What has come up and was not processed yet still comes up.
         let kept =
             row.fires_ms.filter(|at| *at <= now.timestamp_millis() && before.trigger == definition.trigger);
         let fires_ms = match kept {
@@ -255,7 +258,7 @@ async fn next_fire(
 /// Lets an automation run, or stops it. What it began before stands still while it does not run.
 ///
 /// # Errors
-/// When there is none, or the store is away.
+/// When there is none, or the store is unavailable.
 pub async fn set_status(
     context: &Context,
     brand: BrandId,
@@ -286,7 +289,7 @@ pub async fn set_status(
 /// Takes an automation out. Its live runs are cancelled; the others stay to be looked at.
 ///
 /// # Errors
-/// When there is none, or the store is away.
+/// When there is none, or the store is unavailable.
 pub async fn delete(context: &Context, brand: BrandId, id: Uuid) -> Result<(), AutomationError> {
     if !context.automations.delete_automation(brand, id, context.clock.now_ms()).await? {
         return Err(AutomationError::NotFound("automation"));
@@ -298,7 +301,7 @@ pub async fn delete(context: &Context, brand: BrandId, id: Uuid) -> Result<(), A
 /// What an automation does, as it stands.
 ///
 /// # Errors
-/// When there is none, an older program wrote it otherwise, or the store is away.
+/// When there is none, an older program wrote it otherwise, or the store is unavailable.
 pub(in crate::services::automations) async fn plan(
     context: &Context,
     brand: BrandId,

@@ -88,7 +88,7 @@ async fn meant(context: &Context, brand: BrandId, asked: &DryRun) -> Result<Prof
 /// What an automation would do for a customer, by what is known of them now. Nothing is done.
 ///
 /// # Errors
-/// When there is no such automation or customer, or the store is away.
+/// When there is no such automation or customer, or the store is unavailable.
 pub async fn dry_run(
     context: &Context,
     brand: BrandId,

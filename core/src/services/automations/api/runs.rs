@@ -119,7 +119,7 @@ impl From<&Run> for RunAnswer {
 /// A run with its actions.
 ///
 /// # Errors
-/// When there is none, or the store is away.
+/// When there is none, or the store is unavailable.
 pub async fn run(context: &Context, brand: BrandId, id: Uuid) -> Result<RunAnswer, AutomationError> {
     let (run, actions) = context.automations.run(brand, id).await?.ok_or(AutomationError::NotFound("run"))?;
     Ok(RunAnswer { actions: Some(actions.iter().map(ActionAnswer::from).collect()), ..RunAnswer::from(&run) })
@@ -128,7 +128,7 @@ pub async fn run(context: &Context, brand: BrandId, id: Uuid) -> Result<RunAnswe
 /// Ends a run.
 ///
 /// # Errors
-/// When there is none, it has ended already, or the store is away.
+/// When there is none, it has ended already, or the store is unavailable.
 pub async fn cancel(
     context: &Context,
     brand: BrandId,
@@ -151,7 +151,7 @@ pub async fn cancel(
 /// Tries a failed run's action again.
 ///
 /// # Errors
-/// When there is none, it has not failed, or the store is away.
+/// When there is none, it has not failed, or the store is unavailable.
 pub async fn retry(
     context: &Context,
     brand: BrandId,

@@ -47,7 +47,7 @@ pub struct SegmentAnswer {
 /// All segments of a brand: those that every brand has first.
 ///
 /// # Errors
-/// When the store is away.
+/// When the store is unavailable.
 pub async fn list(context: &Context, brand: BrandId) -> Result<Vec<SegmentAnswer>, StoreError> {
     let counts = context.automations.member_counts(brand).await?;
     let members = |name: &str| counts.get(name).copied().unwrap_or_default();
@@ -74,7 +74,7 @@ pub async fn list(context: &Context, brand: BrandId) -> Result<Vec<SegmentAnswer
 /// One of them.
 ///
 /// # Errors
-/// When there is none, or the store is away.
+/// When there is none, or the store is unavailable.
 pub async fn get(context: &Context, brand: BrandId, name: &str) -> Result<SegmentAnswer, AutomationError> {
     let found = list(context, brand).await?.into_iter().find(|segment| segment.name == name);
     found.ok_or(AutomationError::NotFound("segment"))
@@ -83,7 +83,7 @@ pub async fn get(context: &Context, brand: BrandId, name: &str) -> Result<Segmen
 /// Writes a segment, new or changed. Who belongs to it is found from now on, in the background; no runs begin by that.
 ///
 /// # Errors
-/// When the name or the expression makes no sense, there are too many, or the store is away.
+/// When the name or the expression makes no sense, there are too many, or the store is unavailable.
 pub async fn put(
     context: &Context,
     brand: BrandId,
@@ -115,10 +115,10 @@ pub async fn put(
     get(context, brand, name).await
 }
 
-/// Asks all customers anew which of the segments they belong to that every brand has: their bounds are others.
+/// Asks all customers again which of the segments they belong to that every brand has: their bounds are others.
 ///
 /// # Errors
-/// When the store is away.
+/// When the store is unavailable.
 pub async fn refill(context: &Context, brand: BrandId) -> Result<(), StoreError> {
     let mut tx = context.automations.begin_for(brand).await?;
     let fill = Job::Fill { brand, segments: segment::own_names(), after: None };
@@ -129,7 +129,7 @@ pub async fn refill(context: &Context, brand: BrandId) -> Result<(), StoreError>
 /// Takes a segment out.
 ///
 /// # Errors
-/// When there is none, an automation needs it, or the store is away.
+/// When there is none, an automation needs it, or the store is unavailable.
 pub async fn delete(context: &Context, brand: BrandId, name: &str) -> Result<(), AutomationError> {
     if name.starts_with(segment::OWN) {
         return Err(AutomationError::Refused("every brand has this segment".to_owned()));
@@ -166,7 +166,7 @@ pub struct Preview {
 /// Who would belong to a segment of that expression. Nothing is changed.
 ///
 /// # Errors
-/// When the expression makes no sense, or the store is away.
+/// When the expression makes no sense, or the store is unavailable.
 pub async fn preview(context: &Context, brand: BrandId, text: &str) -> Result<Preview, AutomationError> {
     let expression = parse_expression(context, brand, text).await?;
     let settings = context.brands.settings(brand).await?;
