@@ -161,7 +161,7 @@ impl World {
             .unwrap();
     }
 
-    /// Works off everything that is due, until nothing is. Answers what became of jobs that were not done.
+    /// Processes everything that is due, until nothing is. Answers what became of jobs that were not done.
     async fn settle(&self) -> Vec<Then> {
         let mut undone = Vec::new();
         loop {
@@ -272,7 +272,7 @@ on_both!(
     an_abandoned_cart_is_told_of_once_and_a_bought_one_never,
     the_other_templates_do_what_they_say,
     what_is_delivered_twice_happens_once,
-    a_parcel_that_was_begun_is_carried_again_under_its_key,
+    a_message_that_was_begun_is_sent_again_under_its_key,
     a_receiver_that_is_away_is_tried_again_and_one_that_refuses_is_not,
     a_dead_destination_starves_nobody,
     edits_touch_no_run_under_way_and_a_pause_holds_all_of_them,
@@ -430,7 +430,7 @@ async fn what_is_delivered_twice_happens_once(w: World) {
         w.send(&format!("u{user}"), event.clone()).await;
         w.send(&format!("u{user}"), event).await;
     }
-    // Every batch of jobs is worked off twice: the first time it cannot be acked.
+    // Every batch of jobs is processed twice: the first time it cannot be acked.
     for _ in 0..6 {
         while let Some(batch) = w.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
             for _ in 0..2 {
@@ -451,14 +451,14 @@ async fn what_is_delivered_twice_happens_once(w: World) {
         w.pass(20_000);
     }
     assert_eq!(w.statuses(id).await, [Status::Done; 5]);
-    // Two at once may both carry a parcel: under one key, by which the receiver knows.
+    // Two at once may both send a message: under one key, by which the receiver knows.
     let mut keys = w.keys();
     keys.sort();
     keys.dedup();
     assert_eq!(keys.len(), 10);
 }
 
-async fn a_parcel_that_was_begun_is_carried_again_under_its_key(w: World) {
+async fn a_message_that_was_begun_is_sent_again_under_its_key(w: World) {
     let id =
         w.active(on("E", json!([hook("https://r.example/slow"), {"do": "add_tag", "tag": "after"}]))).await;
     w.answer("https://r.example/slow", SendOutcome::Later { error: "hang".into(), after: None });

@@ -1,4 +1,4 @@
-//! Order does not matter: any stream of events, in any order, repeated, cut into any batches, worked off by any number of
+//! Order does not matter: any stream of events, in any order, repeated, cut into any batches, processed by any number of
 //! workers that are killed in between, ends in the customers that the oracle says; on every store.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]

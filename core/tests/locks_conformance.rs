@@ -247,7 +247,7 @@ async fn work_runs_alone_and_is_dropped_when_its_lock_is_lost(u: &LocksUnderTest
     assert!(matches!(busy.await, Err(StoreError::Conflict(_))));
 }
 
-/// Locks that are away.
+/// Locks that are unavailable.
 struct Away;
 
 #[async_trait::async_trait]

@@ -11,11 +11,12 @@ use support::{ContextUnderTest, embedded_context, services_context};
 use tributary_core::context::EVENTS_QUEUE;
 use tributary_core::domain::ids::BrandId;
 use tributary_core::ports::clock::SystemClock;
+use tributary_core::ports::outbox::OutboxTargets;
 use tributary_core::ports::outbox::Stage;
 use tributary_core::ports::queue::{
     Enqueued, Idempotency, NewItem, Priority, Queue, QueueError, QueueSettings, Then, Unfinished,
 };
-use tributary_core::services::outbox::{DrainError, Outlets, check, drain, ended};
+use tributary_core::services::outbox::{DrainError, check, drain, ended};
 use tributary_core::services::spool::SpooledQueue;
 
 on_every_adapter!({ embedded: crate::embedded_context, services: crate::services_context } [
@@ -161,8 +162,8 @@ async fn what_a_queue_has_forgotten_it_gets_again(u: &ContextUnderTest) {
 async fn what_came_another_way_is_not_brought_again_and_again(u: &ContextUnderTest) {
     let delivery = keyed("1", "a");
     // Past the decorator that would put it into the outbox.
-    let outlets = &u.context.outlets.0;
-    let (_, queue) = outlets.iter().find(|(name, _)| *name == EVENTS_QUEUE).unwrap();
+    let targets = &u.context.outbox_targets.0;
+    let (_, queue) = targets.iter().find(|(name, _)| *name == EVENTS_QUEUE).unwrap();
     assert_eq!(queue.enqueue(std::slice::from_ref(&delivery)).await.unwrap(), [Enqueued::Accepted]);
     add(u, &[delivery]).await;
     assert_eq!((drain(&u.context).await.unwrap(), sent(u).await, waiting(u).await), (1, 0, (0, 0)));
@@ -215,7 +216,7 @@ async fn a_queue_that_is_away_or_unknown_loses_nothing(u: &ContextUnderTest) {
     u.context.outbox.add("nowhere", &[item("x")], NOW).await.unwrap();
     add(u, &[item("1")]).await;
     let mut away = u.context.clone();
-    away.outlets = Outlets(vec![(EVENTS_QUEUE, Arc::new(support::AwayQueue) as Arc<dyn Queue>)]);
+    away.outbox_targets = OutboxTargets(vec![(EVENTS_QUEUE, Arc::new(support::AwayQueue) as Arc<dyn Queue>)]);
     let error = drain(&away).await.unwrap_err();
     assert!(matches!(error, DrainError::Queue(QueueError::Unavailable(_))), "{error}");
     assert_eq!(drain(&u.context).await.unwrap(), 1);

@@ -376,7 +376,7 @@ async fn a_brand_holds_its_share_and_holds_up_nobody(u: &QueueUnderTest) {
     let [mine, theirs] = [1, 9].map(|brand| NewItem { brand: Some(BrandId(brand)), ..item("both") });
     let results = u.queue.enqueue(&[mine.clone(), theirs]).await.unwrap();
     assert_eq!(results, [Enqueued::OverShare, Enqueued::Accepted], "in one call, too");
-    // what is worked off makes room
+    // what is processed makes room
     let batch = fetch(u, 1000).await.unwrap();
     assert_eq!(
         u.queue.enqueue(std::slice::from_ref(&mine)).await.unwrap(),

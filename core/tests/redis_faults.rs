@@ -202,7 +202,7 @@ async fn killed_connections_and_flushed_scripts_are_survived() {
     }
 }
 
-/// The users' worst: workers that never resume after Redis was away. Ten seconds are the promise.
+/// The users' worst: workers that never resume after Redis was unavailable. Ten seconds are the promise.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn workers_resume_by_themselves_after_a_restart() {
     let mut redis = Redis::start(Fsync::Always).await.unwrap();
@@ -359,7 +359,7 @@ async fn a_change_of_layout_strands_nothing() {
     }
 }
 
-/// A full Redis takes nothing in, and says so; what it holds is worked off all the same: retries that are due, burials,
+/// A full Redis takes nothing in, and says so; what it holds is processed all the same: retries that are due, burials,
 /// beats, and what a dead worker held.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_without_memory_refuses_and_lets_go_of_what_it_has() {

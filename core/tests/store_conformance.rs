@@ -473,7 +473,7 @@ async fn opposite_merges(u: &StoreUnderTest, locks: Arc<dyn Locks>) {
     assert_eq!(customer(u, "u23").await, found);
 }
 
-/// PostgreSQL's second wall: a role that owns nothing special, a transaction for one brand, statements that forget the brand.
+/// PostgreSQL's row-level security: a role that owns nothing special, a transaction for one brand, statements that forget the brand.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_for_one_brand_sees_no_other_whatever_it_asks() {
     use sqlx::{AssertSqlSafe, Connection, PgConnection};

@@ -312,7 +312,7 @@ pub async fn services_context() -> ContextUnderTest {
     ContextUnderTest { context, store, backend, _folder: None }
 }
 
-/// A queue that is away.
+/// A queue that is unavailable.
 pub struct AwayQueue;
 
 fn away<T>() -> Result<T, QueueError> {
