@@ -175,7 +175,7 @@ pub async fn run(drill: &Drill) -> anyhow::Result<Outcome> {
     Ok(Outcome { verdict, kills, given_up, recovered_in, dead })
 }
 
-/// Asks for one customer after the other. What is away meanwhile answers nothing, or something old that says so.
+/// Asks for one customer after the other. What is unavailable meanwhile answers nothing, or something old that says so.
 async fn ask(client: Client, customers: Vec<Customer>, sending: Arc<AtomicBool>) {
     while sending.load(Ordering::Relaxed) {
         for customer in &customers {

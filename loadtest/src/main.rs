@@ -39,13 +39,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Sends a CDNOW purchase history as signed Shopify orders and compares every customer to the cent
+    /// Send a CDNOW purchase history as signed Shopify orders, and compare every customer to the cent
     Replay(replay::ReplayArgs),
-    /// Measures how many events the system takes, and how fast it answers
+    /// Measure throughput and response times
     Speed(speed::SpeedArgs),
-    /// Lets one brand attack in every way known, and compares what another feels with quiet
+    /// Let one brand attack the system, and compare another brand's latency with that in quiet times
     Hostile(hostile::HostileArgs),
-    /// Runs a campaign of automations and compares what was sent with a ledger
+    /// Run a campaign of automations, and compare what was sent with a ledger
     Automations(automations::AutomationsArgs),
 }
 

@@ -147,7 +147,7 @@ impl Target {
     }
 }
 
-/// How long the system may take to work off what it was sent.
+/// How long the system may take to process what it was sent.
 pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
 
 fn running(args: &TargetArgs, url: &str) -> anyhow::Result<Access> {

@@ -74,7 +74,7 @@ fn hold(bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
     let wanted = u32::try_from(units(bytes)).unwrap_or(u32::MAX);
     HELD.clone().try_acquire_many_owned(wanted).map_err(|_| {
         metrics::counter!("tributary_bodies_refused_total").increment(1);
-        ApiError::unavailable("overloaded", "too many bodies are under way; send it again in a moment")
+        ApiError::unavailable("overloaded", "the server handles too many requests; retry in a moment")
     })
 }
 

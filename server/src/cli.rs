@@ -24,10 +24,10 @@ use crate::state::Settings;
 /// Characters that the monitor's key has at least.
 const MIN_MONITOR_KEY: usize = 16;
 
-/// Tributary: many streams of events run into one profile for each customer.
+/// Tributary: merges storefront events and Shopify webhooks into one profile for each customer.
 ///
 /// Serves ingestion and Customer360 over HTTP. With --embedded everything runs in this process, in one data folder;
-/// without, it takes DATABASE_URL and REDIS_URL, and `workers event` and `workers automation` work off what it takes in.
+/// without it, the server needs DATABASE_URL and REDIS_URL, and `workers event` and `workers automation` process what it accepts.
 #[derive(Debug, Parser)]
 #[command(name = "server", version)]
 pub struct Cli {
@@ -48,36 +48,36 @@ pub struct ServeArgs {
     /// The data folder of --embedded
     #[arg(long, env = "TRIBUTARY_DATA", default_value = "data", global = true)]
     pub data: PathBuf,
-    /// On the first start of an empty folder, make a brand and print its keys also where no terminal is (--embedded)
+    /// On the first start in an empty folder, create a brand and print its keys even without a terminal (--embedded)
     #[arg(long)]
     pub demo: bool,
     /// Where to listen
     #[arg(long, env = "TRIBUTARY_BIND", default_value = "127.0.0.1:3000")]
     pub bind: SocketAddr,
-    /// Where to answer what concerns all brands (/metrics, /readyz, /api/monitoring). Without it, --bind answers that to whoever asks
-    /// from this machine itself: give it where a reverse proxy stands there
+    /// Address of /metrics, /readyz and /api/monitoring, which concern all brands. Without it, --bind serves them to clients on this
+    /// machine: set it if a reverse proxy runs on this machine
     #[arg(long, env = "TRIBUTARY_MONITOR_BIND")]
     pub monitor_bind: Option<SocketAddr>,
-    /// A key of at least 16 characters with which --bind answers that, too, as a Bearer token
+    /// Bearer token of at least 16 characters with which --bind serves these routes, too
     #[arg(long, env = "TRIBUTARY_MONITOR_KEY", hide_env_values = true)]
     pub monitor_key: Option<String>,
     /// A file that holds it
     #[arg(long, env = "TRIBUTARY_MONITOR_KEY_FILE")]
     pub monitor_key_file: Option<PathBuf>,
-    /// Events a second that a write key, or a shop, may send to this process, unless its own limit is set; 0 for any number. An event of
+    /// Most events a second from one write key or shop to this process, unless the key has its own limit; 0 for no limit. An event of
     /// more than 2 KiB counts as several
     #[arg(long, env = "TRIBUTARY_SENDER_LIMIT", default_value_t = 10_000)]
     pub sender_limit: u32,
-    /// Most connections at once; half of the open files that the process may have, unless given, at most 10,000
+    /// Most open connections; by default half of the process' limit of open files, at most 10,000
     #[arg(long, env = "TRIBUTARY_MAX_CONNECTIONS", value_parser = clap::value_parser!(u16).range(1..))]
     pub max_connections: Option<u16>,
-    /// Most connections from one address, also a reverse proxy's; three quarters of all, unless given
+    /// Most open connections from one address, also from a reverse proxy; by default three quarters of all
     #[arg(long, env = "TRIBUTARY_MAX_CONNECTIONS_PER_ADDRESS", value_parser = clap::value_parser!(u16).range(1..))]
     pub max_connections_per_address: Option<u16>,
     /// How long Customer360 answers are cached, in seconds
     #[arg(long, env = "TRIBUTARY_CACHE_TTL_S", default_value_t = 300)]
     pub cache_ttl_s: u64,
-    /// After how many days a new secret key ends, unless it is made with another time; 0 for never
+    /// Days until a new secret key expires, unless another time is given when it is created; 0 for never
     #[arg(long, env = "TRIBUTARY_API_KEY_DAYS", default_value_t = 0, global = true, value_parser = clap::value_parser!(u32).range(0..=MAX_KEY_DAYS as i64))]
     pub api_key_days: u32,
     #[command(flatten)]
@@ -176,19 +176,19 @@ pub enum Command {
     /// Brands, keys and shops
     #[command(subcommand)]
     Admin(Admin),
-    /// The queues: numbers, dead letters, pause
+    /// Queues: statistics, dead letters, pause
     Queues(QueuesArgs),
-    /// Brings in what happened before Tributary did
+    /// Import historical orders of a shop
     #[command(subcommand)]
     Import(Import),
-    /// Copies the data of a running or stopped server into a new folder (--embedded)
+    /// Copy the data of a running or stopped server into a new folder (--embedded)
     Backup {
-        /// The folder, which must not be there yet
+        /// The folder; it must not exist yet
         folder: PathBuf,
     },
-    /// Looks at everything that the server needs, and says what is wrong and how to mend it
+    /// Check everything the server needs, and say what is wrong and how to fix it
     Doctor,
-    /// Sends a running server what Shopify would send of a visitor, signed, as in docs/WALKTHROUGH.md
+    /// Send a running server the signed webhooks of one visitor, as in docs/WALKTHROUGH.md
     Demo(DemoArgs),
 }
 
@@ -208,25 +208,25 @@ pub struct DemoArgs {
 /// What the visitor does at the shop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
-    /// Puts a mug into the cart cart-1, and begins a checkout as ada@example.com
+    /// Add a mug to the cart cart-1, and start a checkout as ada@example.com
     Cart,
-    /// Buys what is in the cart
+    /// Buy the cart
     Order,
-    /// Gets the money back
+    /// Refund the order
     Refund,
 }
 
 /// What can be imported.
 #[derive(Debug, Subcommand)]
 pub enum Import {
-    /// Orders of a Shopify shop. Stopped, it goes on where it was; run again, it changes nothing
+    /// Orders of a Shopify shop. An interrupted import continues where it stopped; a repeated one changes nothing
     ShopifyOrders {
-        /// Shopify's order export (.csv), or orders as the API gives them, one a line (.ndjson)
+        /// Shopify's order export (.csv), or one order of Shopify's API per line (.ndjson)
         file: PathBuf,
-        /// The shop's domain; it must have been added
+        /// The shop's domain; add it first with `server admin shop add`
         #[arg(long)]
         shop: String,
-        /// Begin at the beginning, also where an earlier run was stopped
+        /// Start at the beginning of the file, even if an earlier import was interrupted
         #[arg(long)]
         restart: bool,
     },
@@ -246,18 +246,18 @@ pub struct QueuesArgs {
 /// What can be done to a queue.
 #[derive(Debug, Subcommand)]
 pub enum QueuesCommand {
-    /// Shows the queue in numbers, with its rates over two seconds
+    /// Show the queue's counters, and its rates over two seconds
     Stats,
     /// Dead letters
     #[command(subcommand)]
     Dead(DeadCommand),
-    /// Lets nobody fetch until it is resumed; all else goes on
+    /// Pause the queue: workers fetch nothing until it is resumed, ingestion continues
     Pause,
-    /// Ends a pause
+    /// Resume a paused queue
     Resume,
-    /// Looks for items that no step of the protocol would find again, and repairs them (workers do each minute)
+    /// Find items that the queue protocol has lost track of, and repair them (workers do this every minute)
     Audit,
-    /// Shows what is remembered of an idempotency key, for example shopify:SHOP:WEBHOOK_ID
+    /// Show the record of an idempotency key, for example shopify:SHOP:WEBHOOK_ID
     Claim {
         /// The key
         key: String,
@@ -267,23 +267,23 @@ pub enum QueuesCommand {
 /// Commands on dead letters.
 #[derive(Debug, Subcommand)]
 pub enum DeadCommand {
-    /// Lists them, newest first
+    /// List dead letters, newest first
     List {
-        /// Those after this place, which the page before says
+        /// Cursor from the end of the previous page
         #[arg(long, value_parser = place)]
         after: Option<DeadPlace>,
-        /// At most so many
+        /// Most dead letters to list
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=MAX_DEAD_PAGE as i64))]
         limit: u8,
     },
-    /// Shows one whole, with its history
+    /// Show one dead letter with its body and history
     Show {
         /// Its id
         id: String,
     },
-    /// Puts them back to pending, with attempts and losses forgiven
+    /// Move dead letters back to pending, with their attempts and losses reset
     Retry(Chosen),
-    /// Discards them for good
+    /// Delete dead letters permanently
     Discard(Chosen),
 }
 
@@ -326,35 +326,35 @@ pub enum Admin {
 /// Commands on brands.
 #[derive(Debug, Subcommand)]
 pub enum BrandCommand {
-    /// Adds a brand
+    /// Add a brand
     Add {
         /// Its name
         name: String,
     },
-    /// Lists brands
+    /// List brands
     List,
-    /// Prints a brand's settings, as JSON
+    /// Print a brand's settings as JSON
     Settings {
         /// Its name
         name: String,
     },
-    /// Names the domains that a brand's e-mails may come from; without any, lists them
+    /// Set the domains that a brand's e-mails may be sent from; without arguments, list them
     Domains {
         /// Its name
         name: String,
-        /// Like shop.example: this domain alone, none beneath it
+        /// For example shop.example: this domain only, no subdomains
         domains: Vec<String>,
-        /// Names none any more: then any domain will do while there is no other brand
+        /// Remove all domains: then any domain is allowed while there is no other brand
         #[arg(long, conflicts_with = "domains")]
         clear: bool,
     },
-    /// Changes a brand's settings: what is left out stays, null gives the usual value
+    /// Change a brand's settings: fields left out keep their values, null restores the default
     Set {
         /// Its name
         name: String,
         /// The settings, as JSON, like {"default_country":"DE","limits":{"kinds":{"user_id":1}}}
         settings: String,
-        /// Gives what is left out its usual value
+        /// Restore the default of each field that is left out
         #[arg(long)]
         all: bool,
     },
@@ -363,7 +363,7 @@ pub enum BrandCommand {
 /// Commands on keys.
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
-    /// Makes a key and prints it: it is not shown again
+    /// Create a key and print it; it cannot be shown again
     Add {
         /// The brand's name
         #[arg(long)]
@@ -371,52 +371,52 @@ pub enum KeyCommand {
         /// write: may send events; secret: may read customers
         #[arg(long)]
         kind: Kind,
-        /// What a secret key may do, of read, write, export, privacy, admin; all, unless given
+        /// Scopes of a secret key: read, write, export, privacy, admin; all by default
         #[arg(long, value_parser = scopes)]
         scopes: Option<Scopes>,
-        /// Events a second that it may send, or other requests that it may make, for each server process
+        /// Most events or other requests a second to each server process
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_RATE_LIMIT as i64))]
         rate_limit: Option<u32>,
-        /// After how many days it ends; never, unless given or set by --api-key-days (for secret keys)
+        /// Days until the key expires; never by default, or as --api-key-days says (secret keys)
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_KEY_DAYS as i64))]
         days: Option<u32>,
     },
-    /// Lists a brand's keys: id, kind, made, by which key, last used, ends, limit a second, scopes
+    /// List a brand's keys: id, kind, created at, created by, last used, expires, limit per second, scopes
     List {
         /// The brand's name
         #[arg(long)]
         brand: String,
     },
-    /// Makes a key like an old one and prints it; the old one ends after a grace
+    /// Create a key with the scopes of an old one and print it; the old one expires after a grace period
     Rotate {
         /// The brand's name
         #[arg(long)]
         brand: String,
         /// The old key's id
         id: String,
-        /// How long the old one stays good, in seconds; a week at most
+        /// Seconds until the old key expires; at most a week
         #[arg(long, default_value_t = 24 * 60 * 60, value_parser = clap::value_parser!(u32).range(0..=MAX_ROTATION_GRACE.as_secs() as i64))]
         grace_s: u32,
     },
-    /// Ends a key: it works for 5 s at most
+    /// Revoke a key; servers accept it for at most 5 more seconds
     Revoke {
         /// The brand's name
         #[arg(long)]
         brand: String,
         /// The key's id
         id: String,
-        /// Ends every key that it made, too, and those that these made
+        /// Also revoke every key created with it, directly or indirectly
         #[arg(long)]
         cascade: bool,
     },
-    /// Limits how many events or other requests a second a key may send
+    /// Limit the events or other requests a second of a key
     Limit {
         /// The brand's name
         #[arg(long)]
         brand: String,
         /// The key's id
         id: String,
-        /// Events or other requests a second, for each server process; as --sender-limit says, unless given
+        /// Most events or other requests a second to each server process; by default as --sender-limit says
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_RATE_LIMIT as i64))]
         rate_limit: Option<u32>,
     },
@@ -443,7 +443,7 @@ impl From<Kind> for KeyKind {
 /// Commands on shops.
 #[derive(Subcommand)]
 pub enum ShopCommand {
-    /// Adds a shop, or gives it a new secret; the old one stays good until the next rotation
+    /// Add a shop, or rotate its secret; the old secret stays valid until the next rotation
     Add {
         /// The brand's name
         #[arg(long)]
@@ -457,11 +457,11 @@ pub enum ShopCommand {
         /// A file that holds it
         #[arg(long, env = "TRIBUTARY_SHOP_SECRET_FILE")]
         secret_file: Option<PathBuf>,
-        /// The address at which Shopify reaches this server, https://…
+        /// This server's public URL, https://…
         #[arg(long, default_value = "https://YOUR-SERVER")]
         address: String,
     },
-    /// Lists a brand's shops
+    /// List a brand's shops
     List {
         /// The brand's name
         #[arg(long)]

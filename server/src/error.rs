@@ -14,7 +14,7 @@ use tributary_core::services::identity::IdentityError;
 use tributary_core::services::privacy::PrivacyError;
 use tributary_core::services::tenants::KeyError;
 
-/// How long a client is asked to wait when something is away or full, in seconds.
+/// How long a client is asked to wait when something is unavailable or full, in seconds.
 pub const RETRY_AFTER_S: u16 = 5;
 /// Seconds after which a brand may send again whose share of the queue is full.
 const SHARE_RETRY_S: u16 = 10;
@@ -95,7 +95,7 @@ impl ApiError {
         Self {
             status: StatusCode::TOO_MANY_REQUESTS,
             code: "rate_limited",
-            message: format!("{message}; come again in {seconds} s"),
+            message: format!("{message}; retry in {seconds} s"),
             retry: Some(seconds),
         }
     }
@@ -122,7 +122,7 @@ impl From<QueueError> for ApiError {
                 tracing::warn!(%error, "an event was not taken");
                 Self::unavailable(
                     "queue_unavailable",
-                    "the queue did not answer; send it again, with the same messageId",
+                    "the queue is unavailable; retry with the same messageId",
                 )
             }
         }

@@ -35,22 +35,22 @@ pub struct Error {
 #[openapi(
     info(
         title = "Tributary",
-        description = "Many streams of events run into one profile for each customer.\n\nAn error is `{\"code\", \"message\"}`; a 429 and a 503 have a `Retry-After` in seconds. Any route may answer 500 `internal`, a defect, 405 `method_not_allowed`, and 400 `invalid_text` for U+0000; those that change something by a secret key also 403 `foreign_origin` and 415 `unsupported_media_type`.",
+        description = "Merges storefront events and Shopify webhooks into one profile for each customer.\n\nAn error is `{\"code\", \"message\"}`; a 429 and a 503 have a `Retry-After` in seconds. Any route may answer 500 `internal`, a defect, 405 `method_not_allowed`, and 400 `invalid_text` for U+0000; those that change something by a secret key also 403 `foreign_origin` and 415 `unsupported_media_type`.",
         license(name = "Apache-2.0 OR MIT", identifier = "Apache-2.0 OR MIT"),
     ),
     components(schemas(Error)),
     modifiers(&Keys),
     tags(
-        (name = "Events", description = "Taking events in: Segment's API, arrays of events, Shopify's webhooks"),
+        (name = "Events", description = "Ingestion: Segment's API, arrays of events, Shopify's webhooks"),
         (name = "Customers", description = "Customer360, lists, timelines"),
-        (name = "Identity", description = "How profiles came to be, merging and splitting"),
+        (name = "Identity", description = "How profiles were formed; merging and splitting"),
         (name = "Privacy", description = "Export, erasure, requests, the audit log"),
-        (name = "Segments", description = "Customers by rule: definitions, members, changes, previews"),
-        (name = "Automations", description = "What is done when something happens: definitions, templates, dry runs, runs"),
-        (name = "Unsubscribe", description = "The pages that links in e-mails lead to"),
+        (name = "Segments", description = "Segments: customers by rule; definitions, members, changes, previews"),
+        (name = "Automations", description = "Automations: definitions, templates, dry runs, runs"),
+        (name = "Unsubscribe", description = "Pages for the links in e-mails"),
         (name = "Settings", description = "A brand's settings and keys"),
-        (name = "Queues", description = "Queues in numbers, dead letters"),
-        (name = "Monitoring", description = "Health, numbers, metrics"),
+        (name = "Queues", description = "Queue statistics and dead letters"),
+        (name = "Monitoring", description = "Health, statistics, metrics"),
     )
 )]
 pub struct Base;

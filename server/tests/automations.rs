@@ -63,7 +63,7 @@ impl Shop {
         assert_eq!(status, 200, "{found}");
     }
 
-    /// Works off everything, and what is due by then.
+    /// Processes everything, and what is due by then.
     async fn settle(&self) {
         self.app.work_off().await;
     }
@@ -151,7 +151,7 @@ async fn the_templates_run_from_a_webhook_to_a_mailbox(on: On) {
     shop.settle().await;
     assert_eq!(shop.subjects().len(), 2);
 
-    // A best customer, one who has stayed away, a parcel two weeks ago.
+    // A best customer, one who has stayed away, a fulfillment two weeks ago.
     let at = |days: i64| time::format(time::from_ms(shop.clock.now_ms() - days * DAY));
     shop.webhook("customers/update", "u4", customer(4, "best@example.com", true)).await;
     shop.webhook("customers/update", "u5", customer(5, "away@example.com", true)).await;
@@ -171,9 +171,9 @@ async fn the_templates_run_from_a_webhook_to_a_mailbox(on: On) {
             "currency": "EUR", "created_at": at(days), "updated_at": at(days)});
         shop.webhook("orders/create", &format!("o{number}"), order).await;
     }
-    let parcel = json!({"id": 500, "name": "#500", "customer": {"id": 3}, "email": "bob@example.com", "total_price": "700.00",
+    let fulfillment = json!({"id": 500, "name": "#500", "customer": {"id": 3}, "email": "bob@example.com", "total_price": "700.00",
         "currency": "EUR", "fulfillment_status": "fulfilled"});
-    shop.webhook("orders/fulfilled", "f500", parcel).await;
+    shop.webhook("orders/fulfilled", "f500", fulfillment).await;
     shop.settle().await;
     let mut sent = shop.subjects()[2..].to_vec();
     sent.sort();

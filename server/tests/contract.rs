@@ -595,7 +595,7 @@ async fn what_is_away_is_named() {
             .bearer_auth(key)
             .body(sound_body(route).to_string()),
     };
-    // Known from before, for the time that the store is away.
+    // Known from before, for the time that the store is unavailable.
     assert_eq!(answer(app.post("/v1/track", r#"{"event": "E", "userId": "u"}"#)).await.0, 200);
     app.work_off().await;
     let (_, customer) = answer(app.get("/api/customers/by/user_id/u/360")).await;
@@ -607,7 +607,7 @@ async fn what_is_away_is_named() {
     let (taking, looking): (Vec<&Route>, Vec<&Route>) = asked
         .iter()
         .partition(|route| route.key == Some(KeyKind::Write) || route.path == "/api/webhooks/shopify");
-    // Taking events in goes on without Redis: only where the store is away, too, there is nothing to be done.
+    // Taking events in goes on without Redis: only where the store is unavailable, too, there is nothing to be done.
     let refused = async |route: &Route, request: RequestBuilder| {
         let (status, body) = answer(request).await;
         assert_eq!((status, body["code"].as_str()), (503, Some("queue_unavailable")), "{route:?}: {body}");

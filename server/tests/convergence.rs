@@ -16,7 +16,7 @@ use stack::verify::verify;
 use support::{On, SHOP, TestApp};
 use tributary_core::ports::queue::QueueSettings;
 
-/// Senders at once; lanes that work off meanwhile.
+/// Senders at once; lanes that process meanwhile.
 const AT_ONCE: usize = 8;
 const LANES: usize = 3;
 const DRAIN: Duration = Duration::from_secs(120);

@@ -1,4 +1,4 @@
-//! What clients see when a service is away, on a Redis and a PostgreSQL of the test's own.
+//! What clients see when a service is unavailable, on a Redis and a PostgreSQL of the test's own.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -64,7 +64,7 @@ async fn without_redis_events_wait_in_the_store_and_come_through_once_when_it_is
     assert_eq!(
         answer(webhook(r#"{"id": 7, "email": null}"#)).await,
         taken(true),
-        "known though Redis is away"
+        "known while Redis is unavailable"
     );
     assert_eq!(answer(webhook(r#"{"id": 8, "email": null}"#)).await.0, 409);
     assert_eq!(app.context.outbox.stats().await.unwrap().waiting, 21);

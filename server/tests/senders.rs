@@ -312,9 +312,12 @@ async fn a_body_that_says_a_part_keeps_the_rest(on: On) {
             (&json!("fulfilled"), &json!("paid"))
         );
         assert_eq!((&order["name"], order["items"].as_array().unwrap().len()), (&json!("#1"), 1));
-        let parcel = &order["fulfillments"][0];
-        assert_eq!((&parcel["status"], &parcel["tracking_number"]), (&json!("delivered"), &json!("1Z")));
-        assert_eq!(parcel["at"], "2026-02-01T12:00:00.000Z");
+        let fulfillment = &order["fulfillments"][0];
+        assert_eq!(
+            (&fulfillment["status"], &fulfillment["tracking_number"]),
+            (&json!("delivered"), &json!("1Z"))
+        );
+        assert_eq!(fulfillment["at"], "2026-02-01T12:00:00.000Z");
         assert_eq!(order["refunded"], "0.00");
     }
     // A product keeps its title when a body says only its vendor.

@@ -370,8 +370,8 @@ async fn a_data_request_and_a_redaction_are_carried_out(on: On) {
     .await;
     send(&app, json!({"event": "Viewed", "userId": "u7", "messageId": "v", "context": {"traits": {"email": "ada@example.com"}}})).await;
     // It names only the order, and tells where she lives.
-    let parcel = json!({"id": 5, "order_id": 1, "status": "success", "email": "ada@example.com", "destination": {"address1": "Chestnut Street 92"}});
-    deliver(&app, "fulfillments/create", "parcel", &parcel).await;
+    let fulfillment = json!({"id": 5, "order_id": 1, "status": "success", "email": "ada@example.com", "destination": {"address1": "Chestnut Street 92"}});
+    deliver(&app, "fulfillments/create", "fulfillment", &fulfillment).await;
     // A dead letter about her, and one about somebody else.
     send(&app, json!({"event": "E", "userId": "other", "messageId": "fine"})).await;
     let bad = json!({"batch": [{"type": "track", "userId": "u7", "context": {"traits": {"email": "ada@example.com"}}},
@@ -409,7 +409,7 @@ async fn a_data_request_and_a_redaction_are_carried_out(on: On) {
     assert!(carry_out(&app.context).await.unwrap() >= 1);
     assert_eq!(carry_out(&app.context).await.unwrap(), 0, "each once");
     let after = app.context.store.stats(app.brand).await.unwrap().events;
-    assert_eq!(after, before + 1 - 3, "a request came, once; order, view and parcel went");
+    assert_eq!(after, before + 1 - 3, "a request came, once; order, view and fulfillment went");
     let (_, requests) = answer(app.get("/api/privacy/requests")).await;
     assert_eq!(requests["requests"].as_array().unwrap().len(), 2);
     let id = requests["requests"][1]["id"].as_str().unwrap();
@@ -435,7 +435,7 @@ async fn a_data_request_and_a_redaction_are_carried_out(on: On) {
     .await;
     send(&app, json!({"type": "identify", "userId": "u7", "messageId": "late", "traits": {"email": "ada@example.com"}})).await;
     app.work_off().await;
-    // Also a new order of hers, and its parcel, which names only the order.
+    // Also a new order of hers, and its fulfillment, which names only the order.
     deliver(
         &app,
         "orders/create",
@@ -444,8 +444,8 @@ async fn a_data_request_and_a_redaction_are_carried_out(on: On) {
     )
     .await;
     app.work_off().await;
-    let parcel = json!({"id": 6, "order_id": 2, "tracking_number": "1Z", "destination": {"address1": "Chestnut Street 92"}});
-    deliver(&app, "fulfillments/create", "new parcel", &parcel).await;
+    let fulfillment = json!({"id": 6, "order_id": 2, "tracking_number": "1Z", "destination": {"address1": "Chestnut Street 92"}});
+    deliver(&app, "fulfillments/create", "new fulfillment", &fulfillment).await;
     app.work_off().await;
     let mut tx = app.context.store.begin().await.unwrap();
     let held = tx.orders(&[(app.brand, SHOP.into(), "2".into())]).await.unwrap();

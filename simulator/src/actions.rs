@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-/// How long a cart may be left before its customer is reminded, in seconds: longer than a drill keeps an order from being worked off.
+/// How long a cart may be left before its customer is reminded, in seconds: longer than a drill keeps an order from being processed.
 pub const CART_WAIT_S: u32 = 20;
 /// How long ago the orders of those are who stay away, in days: at risk, by the usual bounds.
 const AWAY_DAYS: i64 = 150;

@@ -1,4 +1,4 @@
-//! What must be true when everything has been worked off: who the customers are, how many events each has, what they
+//! What must be true when everything has been processed: who the customers are, how many events each has, what they
 //! ordered. Made from the facts alone, by the plainest means.
 
 use std::collections::{BTreeMap, BTreeSet};

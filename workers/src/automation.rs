@@ -41,7 +41,7 @@ impl Line for Automations {
     }
 }
 
-/// Works off the automations queue, and fills it with what is due, until `stop`; then finishes what is under way within the grace,
+/// Processes the automations queue, and fills it with what is due, until `stop`; then finishes what is under way within the grace,
 /// gives back the rest.
 pub async fn run(context: Context, outbound: Outbound, options: Options, stop: CancellationToken) {
     let queue = context.automation_queue.clone();

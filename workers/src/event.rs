@@ -31,7 +31,7 @@ impl Line for Events {
     }
 }
 
-/// Works off the events queue until `stop`; then finishes what is under way within the grace, gives back the rest.
+/// Processes the events queue until `stop`; then finishes what is under way within the grace, gives back the rest.
 pub async fn run(context: Context, options: Options, stop: CancellationToken) {
     let queue = context.queue.clone();
     let housekeeping = tokio::spawn(housekeeping::beside_events(context.clone(), queue, stop.clone()));

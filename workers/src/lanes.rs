@@ -1,7 +1,7 @@
-//! Lanes: fetch, work off, ack, a few batches at once, of whatever queue.
+//! Lanes: each fetches a batch, has it processed and acknowledges it; a worker runs several lanes over one queue.
 //!
-//! A [`Line`] decides what becomes of each item; a lane keeps the lease alive meanwhile, stops when it has lost it, and gives back
-//! what it cannot finish. A batch that is outcome off but cannot be acked comes again, and has no effect the second time.
+//! A [`Line`] processes the items; a lane extends the lease while it does, stops when it has lost the lease, and gives back what it
+//! cannot finish. A batch that is processed but cannot be acknowledged is redelivered, and has no second effect.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use tributary_core::ports::queue::{Acked, Batch, Item, POLL, Queue, Then, Unfini
 use tributary_core::services::batches::{BatchOutcome, try_later};
 use tributary_core::services::outbox;
 
-/// The first wait when something is away, and the longest.
+/// The first wait when a service is unavailable; it doubles up to [`AWAY_CAP`].
 const AWAY_BASE: Duration = Duration::from_millis(100);
 /// See [`AWAY_BASE`].
 const AWAY_CAP: Duration = Duration::from_secs(2);
@@ -28,17 +28,17 @@ const AWAY_CAP: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How long a queue that cannot be reached is to be told that the worker of a lost batch lives.
 const SURVIVES: Duration = Duration::from_secs(60 * 60);
-/// The part of a batch that a lane fetches first after the store was away; it doubles with each batch that works.
+/// The part of a batch that a lane fetches first after the store was unavailable; it doubles with each batch that works.
 const RAMP: usize = 16;
 
 /// How the loop runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Lanes: batches outcome off at once.
+    /// Lanes: batches processed concurrently.
     pub concurrency: usize,
-    /// Most items a batch.
+    /// Most items per batch.
     pub batch: usize,
-    /// How long a batch under way may go on after `stop`.
+    /// How long a batch may take to finish after `stop`.
     pub grace: Duration,
 }
 
@@ -56,11 +56,11 @@ pub trait Line: Send + Sync {
         0
     }
 
-    /// Works off items. Never fails as a whole; what could not be done is in the answer.
+    /// Processes items. Never fails as a whole; what could not be done is in the outcome.
     async fn handle(&self, context: &Context, items: &[Item]) -> BatchOutcome;
 }
 
-/// Works off a line's queue until `stop`; then finishes what is under way within the grace, gives back the rest.
+/// Processes a line's queue until `stop`; then finishes what is under way within the grace, gives back the rest.
 pub async fn run(context: Context, line: Arc<dyn Line>, options: Options, stop: CancellationToken) {
     // Cancelled when the grace is over: lanes give back what they hold.
     let give_back = CancellationToken::new();
@@ -141,7 +141,7 @@ impl Lane {
         }
     }
 
-    /// Works off a batch; one that takes long, because somebody is slow to answer, goes on by itself, so that the lane has time for
+    /// Processes a batch; one that takes long, because somebody is slow to answer, goes on by itself, so that the lane has time for
     /// others.
     async fn run_beside(
         self: &Arc<Self>,
@@ -166,7 +166,7 @@ impl Lane {
         }
     }
 
-    /// Works off a suspect while no other lane holds anything: if it kills this process, nobody else's loss counts. One that
+    /// Processes a suspect while no other lane holds anything: if it kills this process, nobody else's loss counts. One that
     /// was fetched while others are at work goes back first, so that it is not lost with them either.
     async fn run_suspect(&self, batch: Batch, quarantine: &RwLock<()>) -> bool {
         if let Ok(_alone) = quarantine.try_write() {
@@ -179,12 +179,12 @@ impl Lane {
         }
         match self.queue().fetch(1, Duration::ZERO).await {
             Ok(Some(batch)) => self.run_batch(batch).await,
-            // Somebody else has it, or the queue is away: the lane finds out.
+            // Somebody else has it, or the queue is unavailable: the lane finds out.
             Ok(None) | Err(_) => true,
         }
     }
 
-    /// Works off one batch: fetched, so it must be acked, given back, or lost. Answers whether the store was there.
+    /// Processes one batch: fetched, so it must be acked, given back, or lost. Answers whether the store was there.
     async fn run_batch(&self, batch: Batch) -> bool {
         let started = Instant::now();
         failpoint::reached("fetched_before_handler");
@@ -194,7 +194,7 @@ impl Lane {
                 Ok(outcome) => outcome,
                 Err(_) => {
                     metrics::counter!("tributary_worker_panics_total").increment(1);
-                    tracing::error!(items = batch.items.len(), "working off a batch panicked; its items will come again, alone");
+                    tracing::error!(items = batch.items.len(), "processing a batch panicked; its items are redelivered one by one");
                     to_blame(&batch)
                 }
             },
@@ -215,9 +215,9 @@ impl Lane {
         };
         tokio::select! {
             () = ending => {}
-            // Kept alive meanwhile: what is committed must not come again only because the queue was away for a moment.
+            // The lease is extended: what is committed must not be redelivered only because the queue was unavailable for a moment.
             () = self.lease_lost(&batch) => {
-                tracing::warn!(items = batch.items.len(), "a batch could not be acked; it will come again, without effect");
+                tracing::warn!(items = batch.items.len(), "a batch could not be acknowledged; it is redelivered, without a second effect");
             }
         }
         failpoint::reached("acked_before_next");
@@ -293,10 +293,10 @@ fn ramp(want: usize, most: usize, store_was_there: bool) -> usize {
     if store_was_there { (want * 2).min(most) } else { most.div_ceil(RAMP) }
 }
 
-/// Each item comes again, alone; the one that makes its worker panic has failed.
+/// Each item is redelivered alone; the one that makes its worker panic has failed.
 fn to_blame(batch: &Batch) -> BatchOutcome {
     let unfinished = match &*batch.items {
-        [item] => vec![try_later(item, "working it off panicked; see the log")],
+        [item] => vec![try_later(item, "processing it panicked; see the log")],
         items => items
             .iter()
             .map(|item| Unfinished { item: Item { suspect: true, ..item.clone() }, then: Then::Release })

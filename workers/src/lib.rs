@@ -1,4 +1,4 @@
-//! The worker loops: [`event`] works off the events queue, [`automation`] the automations queue; both by the same [`lanes`]. The binary
+//! The worker loops: [`event`] processes the events queue, [`automation`] the automations queue; both by the same [`lanes`]. The binary
 //! `workers` runs one role a process; the server runs both in its own process when it is embedded.
 //!
 //! [`housekeeping`] runs beside every loop: what dead workers held, what waits in the outbox, what is astray, what is due.
@@ -27,7 +27,7 @@ use tributary_core::failpoint;
 
 use crate::settings::{OutboundArgs, QueueArgs, ServicesArgs, WorkerArgs};
 
-/// Tributary's workers: they work off what the server has taken in.
+/// Tributary's workers: they process what the server accepted.
 #[derive(Debug, Parser)]
 #[command(name = "workers", version)]
 struct Cli {
@@ -37,9 +37,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// Works off the events queue; any number of processes may.
+    /// Process the events queue; run as many as needed.
     Event(RoleArgs),
-    /// Works off the automations queue: segments, runs, what they send; any number of processes may.
+    /// Process the automations queue: segments, runs and their messages; run as many as needed.
     Automation(AutomationArgs),
 }
 
@@ -59,7 +59,7 @@ struct RoleArgs {
     queue: QueueArgs,
     #[command(flatten)]
     worker: WorkerArgs,
-    /// Where health and metrics answer: `/healthz`, `/readyz`, `/metrics`.
+    /// Address of `/healthz`, `/readyz` and `/metrics`.
     #[arg(long, env = "TRIBUTARY_MONITOR_BIND", default_value = "127.0.0.1:3001")]
     monitor_bind: SocketAddr,
 }

@@ -49,7 +49,7 @@ async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// 200 when it takes events in, 503 when it cannot: the queue is away, and so is the store in its stead.
+/// 200 when it takes events in, 503 when it cannot: the queue is unavailable, and so is the store in its stead.
 async fn ready(Extract(state): Extract<State>) -> Response {
     let health = health::check(&state.context, state.alarms).await;
     let status = if health.status == Status::Down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };

@@ -43,7 +43,7 @@ pub const NUMBERS: &[Number] = &[
     labelled(
         "tributary_actions_total",
         Counter,
-        "Actions of automations that left for the world outbound, by outcome",
+        "Messages of automations that were sent, by outcome",
         "outcome",
         &["done", "later", "refused", "bounced"],
     ),
@@ -62,7 +62,7 @@ pub const NUMBERS: &[Number] = &[
     number(
         "tributary_bodies_refused_total",
         Counter,
-        "Requests refused because the bodies under way took all memory that they may",
+        "Requests refused because the bodies of concurrent requests used up their memory limit",
     ),
     number(
         "tributary_connections_over_bound_total",
@@ -81,7 +81,7 @@ pub const NUMBERS: &[Number] = &[
         Counter,
         "Times that a destination was left alone because it failed again and again",
     ),
-    number("tributary_events_accepted_total", Counter, "Events that were taken in, durably"),
+    number("tributary_events_accepted_total", Counter, "Events that were accepted durably"),
     number("tributary_events_buried_total", Counter, "Events that became dead letters"),
     number("tributary_events_duplicate_total", Counter, "Events that had taken effect before"),
     number("tributary_events_effective_total", Counter, "Events that took effect"),
@@ -133,7 +133,7 @@ pub const NUMBERS: &[Number] = &[
     number(
         "tributary_jobs_batch_items",
         Histogram(Unit::Count),
-        "Jobs of automations that were outcome on in one go",
+        "Jobs of automations that were processed together",
     ),
     number(
         "tributary_jobs_batch_seconds",
@@ -195,7 +195,7 @@ pub const NUMBERS: &[Number] = &[
     number(
         "tributary_spooled_items_total",
         Counter,
-        "Items that were kept in the store because the queue was away",
+        "Items kept in the store because the queue was unavailable",
     ),
     number("tributary_unknown_keys_total", Counter, "Requests with keys that are not known"),
     number(
@@ -218,7 +218,7 @@ pub const NUMBERS: &[Number] = &[
     labelled(
         "tributary_webhooks_total",
         Counter,
-        "Webhooks that were taken in, by whether they had come before",
+        "Webhooks that were accepted, by whether they were received before",
         "duplicate",
         &["true", "false"],
     ),

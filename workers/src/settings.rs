@@ -104,22 +104,22 @@ pub struct ServicesArgs {
     /// A file that holds it
     #[arg(long, env = "REDIS_URL_FILE", global = true)]
     pub redis_url_file: Option<PathBuf>,
-    /// What seals secrets in the store: 32 bytes in base64 (head -c 32 /dev/urandom | base64). Keep it: without it they cannot be read
+    /// Key that encrypts secrets in the store: 32 bytes in base64 (head -c 32 /dev/urandom | base64). Without it they cannot be read
     #[arg(long, env = "TRIBUTARY_SECRET_KEY", hide_env_values = true, global = true)]
     pub secret_key: Option<String>,
     /// A file that holds it
     #[arg(long, env = "TRIBUTARY_SECRET_KEY_FILE", global = true)]
     pub secret_key_file: Option<PathBuf>,
-    /// The key before it: what lies sealed under it is sealed anew at the start
+    /// The previous key: secrets sealed with it are sealed with the new one at startup
     #[arg(long, env = "TRIBUTARY_SECRET_KEY_PREVIOUS", hide_env_values = true, global = true)]
     pub secret_key_previous: Option<String>,
     /// A file that holds it
     #[arg(long, env = "TRIBUTARY_SECRET_KEY_PREVIOUS_FILE", global = true)]
     pub secret_key_previous_file: Option<PathBuf>,
-    /// What every key in Redis begins with
+    /// Prefix of every key in Redis
     #[arg(long, env = "TRIBUTARY_KEY_SPACE", default_value = KEY_SPACE, global = true)]
     pub key_space: String,
-    /// How the queue lies in Redis; every process of one system must be given the same
+    /// How the queue is stored in Redis; all processes of a system need the same value
     #[arg(long, value_enum, env = "TRIBUTARY_QUEUE", default_value_t = QueueKind::Lists, global = true)]
     pub queue: QueueKind,
     /// Most connections to PostgreSQL of this process
@@ -251,10 +251,10 @@ fn is_of(variable: &str, url: &str, begins: &[&str]) -> anyhow::Result<()> {
 /// How the events queue behaves. Every process of one system should be given the same.
 #[derive(Args, Debug)]
 pub struct QueueArgs {
-    /// How long a worker may be silent before its items go to another, in milliseconds
+    /// Lease: milliseconds without a heartbeat after which a worker's items are redelivered
     #[arg(long, env = "TRIBUTARY_LEASE_MS", default_value_t = 15_000, value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
     pub lease_ms: u64,
-    /// How long a webhook's delivery is remembered, in seconds
+    /// Seconds for which the idempotency key of a webhook is remembered
     #[arg(long, env = "TRIBUTARY_CLAIM_TTL_S", default_value_t = 24 * 60 * 60, value_parser = clap::value_parser!(u64).range(60..=315_360_000))]
     pub claim_ttl_s: u64,
     /// Most events in the queue, beyond which ingestion answers 503; 0 for no limit. A brand may hold four times the room that is free,
@@ -264,16 +264,16 @@ pub struct QueueArgs {
     /// Most bytes in the queue, shared alike; 0 for no limit. On Redis at most a quarter of its maxmemory
     #[arg(long, env = "TRIBUTARY_MAX_BYTES", default_value_t = QueueSettings::default().max_bytes)]
     pub max_bytes: u64,
-    /// Most dead letters of a brand, beyond which its oldest go
+    /// Most dead letters of a brand; beyond, its oldest are deleted
     #[arg(long, env = "TRIBUTARY_MAX_DEAD", default_value_t = QueueSettings::default().max_dead, value_parser = clap::value_parser!(u64).range(1..))]
     pub max_dead: u64,
     /// Most bytes of a brand's dead letters. On Redis at most 1/32 of its maxmemory
     #[arg(long, env = "TRIBUTARY_MAX_DEAD_BYTES", default_value_t = QueueSettings::default().max_dead_bytes)]
     pub max_dead_bytes: u64,
-    /// Age of the oldest waiting event that turns health, in seconds
+    /// Age of the oldest pending event, in seconds, above which health is degraded
     #[arg(long, env = "TRIBUTARY_MAX_LAG_S", default_value_t = 60)]
     pub max_lag_s: u64,
-    /// Dead letters that turn health; 0 for never
+    /// Number of dead letters above which health is degraded; 0 for never
     #[arg(long, env = "TRIBUTARY_DEAD_ALARM", default_value_t = 1000)]
     pub dead_alarm: u64,
 }
@@ -298,16 +298,16 @@ impl QueueArgs {
     }
 }
 
-/// How events are outcome off.
+/// How batches are processed.
 #[derive(Args, Debug)]
 pub struct WorkerArgs {
-    /// Batches outcome off at once
+    /// Batches processed concurrently
     #[arg(long, env = "TRIBUTARY_CONCURRENCY", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub concurrency: u16,
-    /// Most events a batch
+    /// Most items per batch
     #[arg(long, env = "TRIBUTARY_BATCH", default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=MAX_FETCH as i64))]
     pub batch: u16,
-    /// How long a batch under way may go on after SIGTERM, in milliseconds
+    /// Milliseconds that a batch may take to finish after SIGTERM
     #[arg(long, env = "TRIBUTARY_GRACE_MS", default_value_t = 10_000)]
     pub grace_ms: u64,
 }
@@ -325,25 +325,25 @@ impl WorkerArgs {
 /// How automations reach the world outside.
 #[derive(Args)]
 pub struct OutboundArgs {
-    /// The server that e-mails leave by: `smtps://user:password@host`, or `smtp://host:587?tls=required`
+    /// The SMTP server: `smtps://user:password@host`, or `smtp://host:587?tls=required`
     #[arg(long, global = true, env = "TRIBUTARY_SMTP_URL", hide_env_values = true)]
     pub smtp_url: Option<String>,
     /// A file that holds it
     #[arg(long, global = true, env = "TRIBUTARY_SMTP_URL_FILE")]
     pub smtp_url_file: Option<PathBuf>,
-    /// Let a password go to the SMTP server in clear text
+    /// Allow sending the password to the SMTP server in clear text
     #[arg(long, global = true, env = "TRIBUTARY_ALLOW_PLAIN_SMTP", value_parser = FalseyValueParser::new())]
     pub allow_plain_smtp: bool,
-    /// Where customers reach this system, like `https://events.shop.example`: links to unsubscribe begin with it
+    /// This system's public URL, for example `https://events.shop.example`: unsubscribe links begin with it
     #[arg(long, global = true, env = "TRIBUTARY_PUBLIC_URL")]
     pub public_url: Option<String>,
-    /// Let automations post to private and local addresses
+    /// Allow automations to post to private and local addresses
     #[arg(long, global = true, env = "TRIBUTARY_ALLOW_PRIVATE_DESTINATIONS", value_parser = FalseyValueParser::new())]
     pub allow_private_destinations: bool,
-    /// Let automations post to http:// addresses: what they send crosses the network in clear text
+    /// Allow automations to post to http:// addresses, in clear text
     #[arg(long, global = true, env = "TRIBUTARY_ALLOW_HTTP_DESTINATIONS", value_parser = FalseyValueParser::new())]
     pub allow_http_destinations: bool,
-    /// Most posts and e-mails a second to one destination, for each process
+    /// Most webhooks and e-mails a second to one destination from each process
     #[arg(long, env = "TRIBUTARY_DESTINATION_RATE", default_value_t = DEFAULT_RATE)]
     pub destination_rate: NonZeroU32,
 }
@@ -375,7 +375,7 @@ impl OutboundArgs {
         Reach { private: self.allow_private_destinations, http: self.allow_http_destinations }
     }
 
-    /// What carries parcels.
+    /// What sends messages.
     ///
     /// # Errors
     /// When a URL cannot be read.

@@ -17,7 +17,7 @@ pub fn on_signals() -> CancellationToken {
         token.cancel();
         tracing::info!("stopping; a second signal ends at once");
         let _ = next_signal().await;
-        tracing::warn!("ending at once; what was under way comes back when its lease ends");
+        tracing::warn!("exiting at once; items in progress are redelivered when their leases end");
         std::process::exit(EXIT_AT_ONCE);
     });
     stop

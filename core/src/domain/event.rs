@@ -176,7 +176,7 @@ impl Channel {
 
 /// The state of consent that allows marketing.
 pub const SUBSCRIBED: &str = "subscribed";
-/// The state of an address that a mail server has refused for good: nothing is sent there until consent is given anew.
+/// The state of an address that a mail server has refused for good: nothing is sent there until consent is given again.
 pub const UNDELIVERABLE: &str = "undeliverable";
 
 /// What a customer said of being written to. The newest of a channel holds, by `at` and then as [`Version`](super::version::Version) says.

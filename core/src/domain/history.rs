@@ -1,4 +1,4 @@
-//! What is recorded of a merge, and how a profile is made anew when one is undone.
+//! What is recorded of a merge, and how a profile is made again when one is undone.
 //!
 //! Traits keep the value that weighs most: see [`Trait`]. So a profile's traits are the newest of what its events say and of
 //! what it held before; whatever another profile's events said is left out.
@@ -78,7 +78,7 @@ pub struct Retold {
     pub sequence: i64,
 }
 
-/// Makes a profile anew out of what was known and what its events say.
+/// Makes a profile again out of what was known and what its events say.
 #[derive(Debug)]
 pub struct Rebuild {
     profile: Profile,

@@ -163,12 +163,12 @@ pub struct Fulfillment {
     pub number: Option<String>,
     /// Which reports this is from.
     #[serde(flatten)]
-    pub versions: Versions<ParcelPart>,
+    pub versions: Versions<FulfillmentPart>,
 }
 
-/// A part of what is known of a parcel. A delivery that does not mention one leaves it as it was.
+/// A part of what is known of a fulfillment. A delivery that does not mention one leaves it as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum ParcelPart {
+pub enum FulfillmentPart {
     #[serde(rename = "s")]
     Status,
     /// When it was made.
@@ -180,18 +180,18 @@ pub enum ParcelPart {
     Number,
 }
 
-impl ParcelPart {
+impl FulfillmentPart {
     pub const ALL: [Self; 4] = [Self::Status, Self::At, Self::Company, Self::Number];
 }
 
 impl Fulfillment {
-    /// Takes in another report of the same parcel.
+    /// Takes in another report of the same fulfillment.
     fn take_in(&mut self, other: &Self) {
-        self.versions.take_in(&other.versions, &ParcelPart::ALL, |part| match part {
-            ParcelPart::Status => self.status.clone_from(&other.status),
-            ParcelPart::At => self.at_ms = other.at_ms,
-            ParcelPart::Company => self.company.clone_from(&other.company),
-            ParcelPart::Number => self.number.clone_from(&other.number),
+        self.versions.take_in(&other.versions, &FulfillmentPart::ALL, |part| match part {
+            FulfillmentPart::Status => self.status.clone_from(&other.status),
+            FulfillmentPart::At => self.at_ms = other.at_ms,
+            FulfillmentPart::Company => self.company.clone_from(&other.company),
+            FulfillmentPart::Number => self.number.clone_from(&other.number),
         });
     }
 }
@@ -232,9 +232,9 @@ impl OrderUpdate {
             believed_ms(&mut refund.at_ms);
             believed_ms(&mut refund.version.at_ms);
         }
-        for parcel in self.fulfillments.values_mut() {
-            believed_ms(&mut parcel.at_ms);
-            parcel.versions.each(|version| believed_ms(&mut version.at_ms));
+        for fulfillment in self.fulfillments.values_mut() {
+            believed_ms(&mut fulfillment.at_ms);
+            fulfillment.versions.each(|version| believed_ms(&mut version.at_ms));
         }
     }
 
@@ -446,10 +446,12 @@ mod tests {
             3 => update.deleted_at = Some(from_ms(number)),
             _ => {
                 let status = Some(format!("s{number}"));
-                let left_out = [[ParcelPart::At], [ParcelPart::Status]][usize::try_from(number % 2).unwrap()];
+                let left_out =
+                    [[FulfillmentPart::At], [FulfillmentPart::Status]][usize::try_from(number % 2).unwrap()];
                 let versions = Versions::told(version(number), &left_out);
-                let parcel = Fulfillment { status, at_ms: number, company: None, number: None, versions };
-                update.fulfillments.insert(id, parcel);
+                let fulfillment =
+                    Fulfillment { status, at_ms: number, company: None, number: None, versions };
+                update.fulfillments.insert(id, fulfillment);
             }
         }
         update

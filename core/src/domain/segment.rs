@@ -433,7 +433,7 @@ fn contact(details: &Details<'_>, kind: IdentifierKind, rules: &Rules) -> Option
     of(&details.traits).or_else(|| of(&details.in_context))
 }
 
-/// What a kept message says of its customer: for making a profile anew from its events.
+/// What a kept message says of its customer: for making a profile again from its events.
 pub fn traits_again(kind: EventKind, body: &str, at: Timestamp) -> Vec<TraitUpdate> {
     again(body, |message, details| traits(message, details, kind, at))
 }

@@ -61,7 +61,7 @@ const ORDERS_OWN: &[&str] = &[
     "order_status_url",
     "checkout_token",
 ];
-/// What only the body of a refund or a parcel has.
+/// What only the body of a refund or a fulfillment has.
 const PART: &[&str] =
     &["order_id", "refund_line_items", "transactions", "tracking_number", "tracking_numbers"];
 /// What only the bodies of privacy topics have.
@@ -159,7 +159,7 @@ impl Shape {
         let says = kind("admin_graphql_api_id").or_else(|| kind("id"));
         match (self.resource, says) {
             (Some(meant), Some(said)) if meant != said => {
-                Err(format!("a body of {topic} tells of a {meant}, and this one of something else"))
+                Err(format!("a body of {topic} describes a {meant}, but this one does not"))
             }
             _ => Ok(()),
         }

@@ -61,17 +61,17 @@ pub struct Health {
     pub status: Status,
     /// Profiles, events, orders.
     pub store: Check,
-    /// The events queue. While it is away and the store is there, events are taken into the outbox.
+    /// The events queue. While it is unavailable and the store is there, events are taken into the outbox.
     pub queue: Check,
     /// Cached answers: Tributary works without.
     pub cache: Check,
-    /// Whether events are worked off in time.
+    /// Whether events are processed in time.
     pub lag: Check,
     /// Whether what waits in the store for a queue gets there in time, and was refused by none.
     pub outbox: Check,
     /// Whether the dead letters are few. A brand keeps its newest, for a while.
     pub dead: Check,
-    /// Whether the jobs of segments and automations are worked off in time, and few of them are dead.
+    /// Whether the jobs of segments and automations are processed in time, and few of them are dead.
     pub automations: Check,
     /// Whether every loop of this process's housekeeping comes round; workers answer for their own.
     pub housekeeping: Check,

@@ -86,7 +86,7 @@ async fn write(queue: Arc<dyn Queue>, waiting: Arc<Mutex<mpsc::Receiver<Request>
                 Ok(results) => Ok(results.by_ref().take(count).collect()),
                 Err(error) => Err(error.clone()),
             };
-            // A requester that has gone away has its items in the queue all the same.
+            // The items of a client that has disconnected are in the queue all the same.
             let _ = answer.send(share);
         }
     }

@@ -88,7 +88,7 @@ fn fault(error: SealError) -> StoreError {
 #[async_trait]
 impl Shops for Sealed {
     async fn add_shop(&self, domain: &str, brand: BrandId, secret: &str) -> Result<(), StoreError> {
-        // Sealed anew, the same secret would look like another, and push the one before it out.
+        // Sealed again, the same secret would look like another, and push the one before it out.
         let held = self.shops.shop(domain).await?.filter(|shop| shop.brand == brand);
         let same = match held {
             Some(shop) => {

@@ -1,4 +1,4 @@
-//! A queue that goes on taking items in while the queue behind it is away: they wait in the store's outbox.
+//! A queue that goes on taking items in while the queue behind it is unavailable: they wait in the store's outbox.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -69,7 +69,7 @@ impl SpooledQueue {
     fn leave_alone(&self, error: &QueueError) {
         *self.away_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + AWAY);
         if !self.spooling.swap(true, Ordering::Relaxed) {
-            tracing::warn!(%error, queue = self.name, "the queue is away; what comes waits in the store");
+            tracing::warn!(%error, queue = self.name, "the queue is unavailable; items are kept in the store");
         }
     }
 
@@ -178,7 +178,7 @@ impl Queue for SpooledQueue {
         match timeout(STORE_PATIENCE, self.spool(items)).await {
             Ok(answer) => answer,
             Err(_) => Err(QueueError::Unavailable(format!(
-                "the queue is away, and the store did not answer in {} s",
+                "the queue is unavailable, and the store did not answer within {} s",
                 STORE_PATIENCE.as_secs()
             ))),
         }

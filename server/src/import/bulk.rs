@@ -135,17 +135,17 @@ fn refund(refund: &mut Value) {
     });
 }
 
-fn fulfillment(parcel: &mut Value) {
-    lower(parcel, "status");
-    rename(parcel, "display_status", "shipment_status");
-    lower(parcel, "shipment_status");
-    let mut tracking = match parcel["tracking_info"].take() {
+fn fulfillment(fulfillment: &mut Value) {
+    lower(fulfillment, "status");
+    rename(fulfillment, "display_status", "shipment_status");
+    lower(fulfillment, "shipment_status");
+    let mut tracking = match fulfillment["tracking_info"].take() {
         Value::Array(all) => all.into_iter().next().unwrap_or_default(),
         one => one,
     };
     for (from, to) in [("company", "tracking_company"), ("number", "tracking_number")] {
-        if parcel[to].is_null() {
-            parcel[to] = tracking[from].take();
+        if fulfillment[to].is_null() {
+            fulfillment[to] = tracking[from].take();
         }
     }
 }

@@ -72,14 +72,14 @@ struct Found {
 /// Imports `file` for `shop`.
 ///
 /// # Errors
-/// When the shop is unknown, the file cannot be read or is none of the two kinds, or the queue stays away.
+/// When the shop is unknown, the file cannot be read or is none of the two kinds, or the queue stays unavailable.
 pub async fn shopify_orders(args: &ServeArgs, file: &Path, shop: &str, restart: bool) -> anyhow::Result<()> {
     args.refuse_missing_folder()?;
     let context = Context::open(&args.backend()?, args.queue.settings()).await?;
     let shop = shop.to_lowercase();
     let known = context.tenants.shops.shop(&shop).await?;
     if known.as_ref().is_some_and(|shop| shop.redacted_at.is_some()) {
-        bail!("the customers of {shop} were erased at its owner's request; add the shop again to begin anew");
+        bail!("the customers of {shop} were erased at its owner's request; add the shop again to start over");
     }
     let brand = known
         .with_context(|| {
@@ -311,7 +311,7 @@ async fn enqueue(context: &Context, items: &[NewItem]) -> anyhow::Result<()> {
         }
     }
     bail!(
-        "the queue took nothing for {} minutes; run the import again, and it goes on here",
+        "the queue accepted nothing for {} minutes; run the import again to continue from here",
         WAIT.as_secs() * u64::from(WAITS) / 60
     )
 }

@@ -103,7 +103,7 @@ pub async fn edit(
     Ok(Json(edited))
 }
 
-/// An automation that was taken out.
+/// An automation that was deleted.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AutomationDeleted {
     /// Its id.
@@ -218,7 +218,7 @@ pub struct RunPage {
     next: Option<Uuid>,
 }
 
-/// An automation's runs, newest first, with every step and why it was taken or skipped.
+/// An automation's runs, newest first, with every step and why it was executed or skipped.
 #[utoipa::path(get, path = "/api/automations/{id}/runs", tag = "Automations", security(("secret_key" = [])),
     params(("id" = String, Path), RunsQuery), responses((status = 200, body = RunPage), RunsErrors))]
 pub async fn runs(
@@ -324,7 +324,7 @@ pub struct TemplateList {
     templates: Vec<TemplateAnswer>,
 }
 
-/// Definitions to begin with: abandoned cart, welcome, win-back, review, VIP.
+/// Templates: abandoned cart, welcome, win-back, review, VIP.
 #[utoipa::path(get, path = "/api/automation-templates", tag = "Automations", security(("secret_key" = [])),
     responses((status = 200, body = TemplateList), ListErrors))]
 pub async fn templates(State(_): State<AppState>, _: Secret) -> Result<Json<TemplateList>, ApiError> {

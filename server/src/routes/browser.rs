@@ -106,7 +106,7 @@ pub async fn rudderstack(
 
 errors!(SourceErrors: &["no_key", "invalid_key", "wrong_key", "rate_limited", "store_unavailable", "invalid_query"]);
 
-/// Numbers that Segment's SDK sends about itself: taken, and not kept.
+/// Accepts the metrics that Segment's SDK sends about itself, and does not keep them.
 #[utoipa::path(post, path = "/v1/m", tag = "Events", security(()), responses((status = 200, description = "Thank you", body = Object)))]
 pub async fn measures() -> Json<Value> {
     Json(json!({"success": true}))

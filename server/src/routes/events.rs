@@ -27,7 +27,7 @@ errors!(TakeErrors: TAKING, &["too_many_events"]);
 /// Takes events: 202 `{"accepted", "rejected": [{"index", "code", "error"}]}`, also when all are rejected.
 #[utoipa::path(post, path = "/api/events", tag = "Events", security(("write_key" = [])),
     request_body(content = Object, description = "A message in Segment's format, an event of Shopify's web pixels, or an array of them"),
-    responses((status = 202, description = "What was taken, and why others were not", body = Object), TakeErrors))]
+    responses((status = 202, description = "What was accepted, and why the rest was not", body = Object), TakeErrors))]
 pub async fn take(
     State(state): State<AppState>,
     peer: Peer,

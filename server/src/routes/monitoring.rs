@@ -25,9 +25,9 @@ pub async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// 200 while events can be taken in, 503 while they cannot: to anybody the verdict, a second old at most; inside with the report.
+/// 200 while events can be accepted, 503 while they cannot. Anybody gets the verdict, at most a second old; the monitor gets the report.
 #[utoipa::path(get, path = "/readyz", tag = "Monitoring",
-    responses((status = 200, body = Health), (status = 503, description = "Nothing can be taken in", body = Health)))]
+    responses((status = 200, body = Health), (status = 503, description = "Events cannot be accepted", body = Health)))]
 pub async fn readyz(State(state): State<AppState>, inside: Option<Inside>) -> Response {
     let of = |health: &Health| match health.status {
         Status::Down => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
@@ -49,14 +49,14 @@ pub async fn metrics(_: Inside, State(state): State<AppState>) -> String {
 
 /// The verdict on store, queue, cache and lag: 200, or 503 unless all is well.
 #[utoipa::path(get, path = "/api/monitoring/health", tag = "Monitoring", security((), ("monitor_key" = [])),
-    responses((status = 200, description = "All is well", body = Health), (status = 503, description = "Something is not: the same report says what", body = Health), InsideErrors))]
+    responses((status = 200, description = "All checks pass", body = Health), (status = 503, description = "A check fails; the report says which", body = Health), InsideErrors))]
 pub async fn health(_: Inside, State(state): State<AppState>) -> Response {
     let health = health::check(&state.context, state.settings.alarms).await;
     let status = if health.status == Status::Ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(health)).into_response()
 }
 
-/// Each queue in numbers, and the outbox: `null` while the store is away.
+/// Statistics of each queue, and of the outbox: `null` while the database is unavailable.
 #[utoipa::path(get, path = "/api/monitoring/queues", tag = "Monitoring", security((), ("monitor_key" = [])),
     responses((status = 200, body = Object), QueuesErrors))]
 pub async fn queues(_: Inside, State(state): State<AppState>) -> Result<Json<Value>, ApiError> {

@@ -67,9 +67,9 @@ fn streamed(text: impl Stream<Item = Result<Bytes, StoreError>> + Send + 'static
 /// What an erasure forgot.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ErasedAnswer {
-    /// The profiles, also those that had been merged away.
+    /// The profiles, including merged ones.
     profiles: Vec<ProfileId>,
-    /// How many identifiers are suppressed: what comes under them later is not kept.
+    /// How many identifiers are suppressed: later events with them are not stored.
     suppressed: usize,
     /// How many events were deleted.
     events: u64,
@@ -106,11 +106,11 @@ pub async fn erase(
 /// Whom to forget.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct ErasureRequest {
-    /// Identifiers, at most 100. Whoever has them is forgotten; those that nobody has are suppressed all the same.
+    /// Identifiers, at most 100. Customers who have them are erased; identifiers that no customer has are suppressed, too.
     identifiers: Vec<NamedIdentifier>,
 }
 
-/// An identifier in any form that is understood of events.
+/// An identifier, in any form that events may have it in.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct NamedIdentifier {
     kind: String,

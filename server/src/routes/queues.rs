@@ -52,7 +52,7 @@ errors!(ClaimErrors: SECRET, &["not_found", "invalid_query", "queue_unavailable"
 
 type Answer<T = Value> = Result<Json<T>, ApiError>;
 
-/// Every queue in numbers, with its rates; and the outbox, where items wait for a queue that is away. Where there are other brands,
+/// Statistics and rates of every queue, and the outbox, where items wait for a queue that is unavailable. Where there are other brands,
 /// of each queue what this one holds.
 #[utoipa::path(get, path = "/api/queues", tag = "Queues", security(("secret_key" = [])),
     responses((status = 200, body = Object), AllErrors))]
@@ -60,7 +60,7 @@ pub async fn all(State(state): State<AppState>, secret: Secret) -> Answer {
     let alone = is_alone(&state, secret.brand).await;
     let mut answer = json!({});
     if alone {
-        // The store may be away; the queue's numbers are wanted then more than ever.
+        // The store may be unavailable; the queue's numbers are wanted then more than ever.
         answer["outbox"] = json!(state.context.outbox.stats().await.ok());
     }
     for (name, queue) in state.context.queues() {

@@ -136,7 +136,7 @@ errors!(BatchErrors: TAKING, EVENT, &["too_many_events", "context_too_large", "n
 /// One message, whose kind the route says.
 #[utoipa::path(post, path = "/v1/track", tag = "Events", security(("write_key" = [])),
     request_body(content = Object, description = "A message in Segment's format"),
-    responses((status = 200, description = "Taken, durably", body = Object), OneErrors))]
+    responses((status = 200, description = "Accepted durably", body = Object), OneErrors))]
 pub async fn one(
     kind: EventKind,
     State(state): State<AppState>,
@@ -160,7 +160,7 @@ pub async fn one(
 /// A batch of messages, each with its type.
 #[utoipa::path(post, path = "/v1/batch", tag = "Events", security(("write_key" = [])),
     request_body(content = Object, description = "`{\"batch\": […]}`, at most 2,500 messages and 4 MB"),
-    responses((status = 200, description = "Taken, durably", body = Object), BatchErrors))]
+    responses((status = 200, description = "Accepted durably", body = Object), BatchErrors))]
 pub async fn batch(
     State(state): State<AppState>,
     peer: Peer,
@@ -299,7 +299,7 @@ pub(super) fn json<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, ApiErro
     })
 }
 
-/// Counts events that were taken.
+/// Counts events that were accepted.
 pub(super) fn count(events: usize) {
     metrics::counter!("tributary_events_accepted_total").increment(events as u64);
 }

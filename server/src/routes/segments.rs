@@ -56,7 +56,7 @@ pub async fn show(
     Ok(Json(segments::get(&state.context, secret.brand, &name).await?))
 }
 
-/// Writes a segment, new or changed. Who belongs to it is found in the background, and kept as events come.
+/// Creates or replaces a segment. Its members are computed in the background, and updated with each event.
 #[utoipa::path(put, path = "/api/segments/{name}", tag = "Segments", security(("secret_key" = [])), params(("name" = String, Path)),
     request_body = SegmentInput, responses((status = 200, body = SegmentAnswer), PutErrors))]
 pub async fn put(
@@ -76,7 +76,7 @@ pub async fn put(
     Ok(Json(answer))
 }
 
-/// A segment that was taken out.
+/// A segment that was deleted.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Deleted {
     /// Its name.

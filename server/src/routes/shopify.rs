@@ -59,7 +59,7 @@ errors!(TakeErrors: &[
         ("x-shopify-webhook-id" = String, Header), ("x-shopify-api-version" = String, Header), ("x-shopify-event-id" = Option<String>, Header),
         ("x-shopify-triggered-at" = Option<String>, Header)),
     request_body(content = Object, description = "As Shopify sends it"),
-    responses((status = 200, description = "Taken, or known from before", body = Object), TakeErrors))]
+    responses((status = 200, description = "Accepted, or accepted before", body = Object), TakeErrors))]
 pub async fn take(
     State(state): State<AppState>,
     headers: HeaderMap,
@@ -91,7 +91,7 @@ pub async fn take(
             metrics::counter!("tributary_webhooks_refused_total", "reason" => "replay").increment(1);
             tracing::warn!(
                 shop = shop.domain,
-                "a signed body came again under a topic that takes something away"
+                "a signed body was sent again under a topic that deletes something"
             );
             return Err(ApiError::new(
                 StatusCode::CONFLICT,

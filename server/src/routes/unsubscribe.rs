@@ -20,7 +20,7 @@ errors!(LinkErrors: &["not_found", "store_unavailable"]);
 pub async fn ask(State(state): State<AppState>, Path(token): Path<String>) -> Result<Response, ApiError> {
     unsubscribe::whose(&state.context, &token).await.map_err(told)?;
     Ok(page(
-        "<p>Do you want no more marketing by e-mail?</p><form method=\"post\"><button>Unsubscribe</button></form>",
+        "<p>Do you want to stop receiving marketing e-mails?</p><form method=\"post\"><button>Unsubscribe</button></form>",
     ))
 }
 
@@ -29,7 +29,7 @@ pub async fn ask(State(state): State<AppState>, Path(token): Path<String>) -> Re
     responses((status = 200, content_type = "text/html", body = String), LinkErrors))]
 pub async fn confirm(State(state): State<AppState>, Path(token): Path<String>) -> Result<Response, ApiError> {
     unsubscribe::unsubscribe(&state.context, &token).await.map_err(told)?;
-    Ok(page("<p>You get no more marketing by e-mail.</p>"))
+    Ok(page("<p>You will not receive any more marketing e-mails.</p>"))
 }
 
 /// Asks whether the address is the reader's. Looking at the link confirms nothing: programs look at links before people do.

@@ -230,7 +230,7 @@ impl TestApp {
         Client::new(access).unwrap()
     }
 
-    /// Works off the queues in the test itself, until they are empty.
+    /// Processes the queues in the test itself, until they are empty.
     pub async fn work_off(&self) {
         loop {
             let mut done = 0;

@@ -16,7 +16,7 @@ use webhook::Webhooks;
 /// How long a receiver may take, from the first byte to the last.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why parcels cannot be carried.
+/// Why messages cannot be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum OutboundError {
     /// The SMTP server's URL.

@@ -125,7 +125,7 @@ async fn warn_of_a_role_without_wall(pool: &PgPool) -> Result<(), StoreError> {
     if above {
         tracing::warn!(
             "row-level security does not bind this PostgreSQL role, a superuser; an ordinary role that owns the tables has it \
-             as a second wall between brands"
+             as a second barrier between brands"
         );
     }
     Ok(())
@@ -146,7 +146,7 @@ pub(in crate::adapters) fn failed(error: sqlx::Error) -> StoreError {
     match database.code().as_deref() {
         // serialization failure, deadlock, lock not available
         Some("40001" | "40P01" | "55P03") => StoreError::Conflict(text),
-        // a statement over its time limit: the batch is too much, and must be halved rather than come again as it is
+        // a statement over its time limit: the batch is too much, and must be halved rather than retried as it is
         Some("57014") => StoreError::Invalid(text),
         // the data: out of range, against a constraint, too complex. All else speaks of the server: away, full, read-only
         // after a failover, shutting down, closed to us. That is no fault of an event's.

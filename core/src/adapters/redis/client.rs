@@ -32,7 +32,7 @@ fn with_timeouts(info: ConnectionInfo) -> ConnectionInfo {
     let settings = info.tcp_settings().clone().set_nodelay(true);
     #[cfg(target_os = "linux")]
     let settings = settings.set_user_timeout(PEER_TIMEOUT);
-    // What `CLIENT LIST` shows of each connection, also of those that come up anew.
+    // What `CLIENT LIST` shows of each connection, also of those that come up again.
     let named = info.redis_settings().clone().set_lib_name("tributary", env!("CARGO_PKG_VERSION"));
     info.set_redis_settings(named).set_tcp_settings(settings)
 }
@@ -45,10 +45,7 @@ pub enum RedisStartError {
     Unavailable(#[from] RedisError),
     /// It cannot be reached at the start.
     #[error("Redis at {address} cannot be reached: {error}")]
-    NoAnswer {
-        address: String,
-        error: RedisError,
-    },
+    NoAnswer { address: String, error: RedisError },
     /// It may throw the queue away when memory is short.
     #[error(
         "Redis has maxmemory-policy {0}, which may evict the queue: events would be lost. Set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in redis.conf)."

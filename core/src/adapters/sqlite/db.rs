@@ -111,7 +111,7 @@ impl Db {
         }
     }
 
-    /// A file from before deleted rows were written over holds them in its free pages: it is written anew, once.
+    /// A file from before deleted rows were written over holds them in its free pages: it is written again, once.
     async fn scrub_once(&self) -> Result<(), StoreError> {
         let done: i64 =
             sqlx::query_scalar("pragma user_version").fetch_one(&self.write).await.map_err(failed)?;
@@ -124,7 +124,7 @@ impl Db {
             .map_err(failed)?;
         if tables > 0 {
             tracing::info!(
-                "a file of an older version is written anew, once; this takes as long as the file is large"
+                "a database file of an older version is rewritten once; the time it takes grows with the file's size"
             );
             self.execute(sqlx::query("vacuum")).await?;
             self.scrub().await?;

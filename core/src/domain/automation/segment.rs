@@ -34,8 +34,8 @@ pub const RFM: [(&str, &str, &str); 9] = [
     ("rfm_promising", "rfm.recency == 3 && rfm.frequency == 1", "bought once, a while ago"),
     ("rfm_at_risk", "rfm.recency == 2 && rfm.frequency >= 2", "bought more than once, but not for long"),
     ("rfm_hibernating", "rfm.recency == 2 && rfm.frequency == 1", "bought once, long ago"),
-    ("rfm_cannot_lose", "rfm.recency == 1 && rfm.frequency >= 4", "bought often, and have stayed away"),
-    ("rfm_lost", "rfm.recency == 1 && rfm.frequency < 4", "bought seldom, and have stayed away"),
+    ("rfm_cannot_lose", "rfm.recency == 1 && rfm.frequency >= 4", "bought often, but not recently"),
+    ("rfm_lost", "rfm.recency == 1 && rfm.frequency < 4", "bought seldom, and not recently"),
 ];
 
 /// A segment as it is kept.

@@ -145,7 +145,7 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
     })
 }
 
-/// What a kept webhook says of its customer: for making a profile anew from its events.
+/// What a kept webhook says of its customer: for making a profile again from its events.
 pub fn traits_again(name: &str, body: &str, timestamp: Timestamp) -> Vec<TraitUpdate> {
     let topic = EVENT_NAMES.into_iter().find(|(_, known)| *known == name).map_or(name, |(topic, _)| topic);
     let body: Value = json::read(body).unwrap_or_default();
@@ -336,8 +336,8 @@ mod tests {
 
     #[test]
     fn what_happens_to_an_order_is_read_without_its_state() {
-        let parcel = json!({"id": 9, "order_id": 1, "status": "success", "tracking_number": "1Z"});
-        let update = decoded("fulfillments/update", &parcel).unwrap().order.unwrap();
+        let fulfillment = json!({"id": 9, "order_id": 1, "status": "success", "tracking_number": "1Z"});
+        let update = decoded("fulfillments/update", &fulfillment).unwrap().order.unwrap();
         assert_eq!((update.id.as_str(), update.state.is_none()), ("1", true));
         assert_eq!(update.fulfillments["9"].number.as_deref(), Some("1Z"));
         let deleted = decoded("orders/delete", &json!({"id": 1})).unwrap().order.unwrap();

@@ -9,7 +9,7 @@ use super::fields::{amount, id_in, instant, list, mentions_any, text};
 use super::topics::ORDER_TOPICS;
 use crate::domain::event::Rejection;
 use crate::domain::order::{
-    Amount, Fulfillment, Item, Order, OrderUpdate, ParcelPart, Part, Refund, SUM, UNKNOWN_CURRENCY,
+    Amount, Fulfillment, FulfillmentPart, Item, Order, OrderUpdate, Part, Refund, SUM, UNKNOWN_CURRENCY,
 };
 use crate::domain::time::Timestamp;
 use crate::domain::version::{Version, Versions};
@@ -205,26 +205,27 @@ fn paid_back(refund: &Value, updated_at: Timestamp, version: &Version) -> Result
     Ok(Some(Refund { at_ms: at.timestamp_millis(), amount: sum, currency, version }))
 }
 
-fn fulfillment(parcel: &Value, version: &Version) -> Option<(String, Fulfillment)> {
-    let own = instant(parcel, "updated_at").map_or(version.at_ms, |at| at.timestamp_millis());
-    let mentions = |part: &ParcelPart| {
-        let is_there = |fields: &[&str]| mentions_any(parcel, fields);
+fn fulfillment(fulfillment: &Value, version: &Version) -> Option<(String, Fulfillment)> {
+    let own = instant(fulfillment, "updated_at").map_or(version.at_ms, |at| at.timestamp_millis());
+    let mentions = |part: &FulfillmentPart| {
+        let is_there = |fields: &[&str]| mentions_any(fulfillment, fields);
         match part {
-            ParcelPart::Status => is_there(&["shipment_status", "status"]),
-            ParcelPart::At => instant(parcel, "created_at").is_some(),
-            ParcelPart::Company => is_there(&["tracking_company"]),
-            ParcelPart::Number => is_there(&["tracking_number"]),
+            FulfillmentPart::Status => is_there(&["shipment_status", "status"]),
+            FulfillmentPart::At => instant(fulfillment, "created_at").is_some(),
+            FulfillmentPart::Company => is_there(&["tracking_company"]),
+            FulfillmentPart::Number => is_there(&["tracking_number"]),
         }
     };
-    let left_out: Vec<ParcelPart> = ParcelPart::ALL.into_iter().filter(|part| !mentions(part)).collect();
+    let left_out: Vec<FulfillmentPart> =
+        FulfillmentPart::ALL.into_iter().filter(|part| !mentions(part)).collect();
     let made = Fulfillment {
-        status: text(parcel, "shipment_status").or_else(|| text(parcel, "status")),
-        at_ms: instant(parcel, "created_at").map_or(0, |at| at.timestamp_millis()),
-        company: text(parcel, "tracking_company"),
-        number: text(parcel, "tracking_number"),
+        status: text(fulfillment, "shipment_status").or_else(|| text(fulfillment, "status")),
+        at_ms: instant(fulfillment, "created_at").map_or(0, |at| at.timestamp_millis()),
+        company: text(fulfillment, "tracking_company"),
+        number: text(fulfillment, "tracking_number"),
         versions: Versions::told(Version { at_ms: own, ..version.clone() }, &left_out),
     };
-    Some((id_in(parcel, "id")?, made))
+    Some((id_in(fulfillment, "id")?, made))
 }
 
 fn item(line: &Value) -> Result<Item, Rejection> {

@@ -40,7 +40,7 @@ pub async fn whose(context: &Context, token: &str) -> Result<(BrandId, Identifie
 /// Takes the confirmation, as an event of whoever has the address.
 ///
 /// # Errors
-/// When the link is not valid, nobody has the address any more, or store or queue are away.
+/// When the link is not valid, nobody has the address any more, or store or queue are unavailable.
 pub async fn confirm(context: &Context, token: &str) -> Result<(), LinkError> {
     let (brand, identifier) = whose(context, token).await?;
     // Who was erased meanwhile does not come back by an old link.

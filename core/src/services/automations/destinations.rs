@@ -1,6 +1,6 @@
-//! Where parcels go: a destination that is dead, slow or flooded is left alone for a while, so that it holds up nobody else.
+//! Where messages go: a destination that is dead, slow or flooded is left alone for a while, so that it holds up nobody else.
 //!
-//! A brand has a share besides, since it may name as many destinations as it likes: of parcels under way, and of destinations that
+//! A brand has a share besides, since it may name as many destinations as it likes: of messages under way, and of destinations that
 //! have not answered yet or answer no more. Each process has its own view, and its own share of the rate.
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,29 +15,29 @@ use crate::domain::ids::BrandId;
 
 /// Failures in a row after which a destination is left alone.
 pub const OPENS_AFTER: u32 = 5;
-/// How long it is left alone; then one parcel tries.
+/// How long it is left alone; then one message tries.
 pub const OPEN_FOR: Duration = Duration::from_secs(30);
-/// Most parcels under way to a destination at once.
+/// Most messages under way to a destination at once.
 pub const MAX_IN_FLIGHT: u32 = 200;
-/// Most parcels of a brand under way at once, wherever they go.
+/// Most messages of a brand under way at once, wherever they go.
 pub const MAX_BRAND_IN_FLIGHT: u32 = 400;
-/// Most destinations of a brand that are tried at once without having answered: a parcel to one may hold up its batch until its
+/// Most destinations of a brand that are tried at once without having answered: a message to one may hold up its batch until its
 /// time limit.
 pub const MAX_UNPROVEN: u32 = 2;
-/// Most batches that may wait for parcels of one brand for longer than 250 ms: lanes have room for so many besides those that they
+/// Most batches that may wait for messages of one brand for longer than 250 ms: lanes have room for so many besides those that they
 /// work on, and it is everybody's.
 pub const MAX_SLOW_BATCHES: usize = 4;
-/// After which a batch that waits for a parcel is slow: lanes leave it to go on by itself then.
+/// After which a batch that waits for a message is slow: lanes leave it to go on by itself then.
 const SLOW_AFTER: Duration = Duration::from_millis(250);
-/// Most parcels under way to a destination that has failed and not answered since.
+/// Most messages under way to a destination that has failed and not answered since.
 pub const MAX_TO_FAILING: u32 = 10;
-/// Most parcels a second to a destination, unless set otherwise.
+/// Most messages a second to a destination, unless set otherwise.
 pub const DEFAULT_RATE: NonZeroU32 = NonZeroU32::new(100).unwrap();
 /// How long one that tries may take: the rest waits for it.
 const TRIED_FOR: Duration = Duration::from_secs(10);
-/// How long a parcel waits that finds no room.
+/// How long a message waits that finds no room.
 const CROWDED: Duration = Duration::from_millis(250);
-/// Between two parcels that wait because their brand's destinations are slow, in microseconds: each asks the store before it learns that it
+/// Between two messages that wait because their brand's destinations are slow, in microseconds: each asks the store before it learns that it
 /// has to wait on.
 const SLOW_APART_US: i64 = 50_000;
 /// Destinations beyond which those are forgotten of which nothing is to be said.
@@ -50,9 +50,9 @@ struct State {
     /// Until when it is left alone, in milliseconds since 1970.
     open_until_ms: Option<i64>,
     probing: bool,
-    /// When the next parcel that has to wait may come: each gets a time of its own, so that they do not come in a crowd.
+    /// When the next message that has to wait may come: each gets a time of its own, so that they do not come in a crowd.
     next_free_us: i64,
-    /// Whether its last parcel was answered.
+    /// Whether its last message was answered.
     proven: bool,
     /// Whether it counts among its brand's unproven ones: it is being tried.
     counted: bool,
@@ -65,7 +65,7 @@ struct Share {
     unproven: u32,
     /// See [`State::next_free_us`].
     next_free_us: i64,
-    /// The batches that its parcels are of: since when, in milliseconds since 1970, and how many.
+    /// The batches that its messages are of: since when, in milliseconds since 1970, and how many.
     batches: BTreeMap<u64, (i64, u32)>,
 }
 
@@ -90,18 +90,18 @@ pub struct Destinations {
     known: Mutex<Known>,
     rate: DefaultKeyedRateLimiter<String>,
     next_batch: AtomicU64,
-    /// Between two parcels that have to wait, in microseconds.
+    /// Between two messages that have to wait, in microseconds.
     apart_us: i64,
 }
 
-/// Why a parcel does not go now, and for how long.
+/// Why a message does not go now, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Later {
     pub wait: Duration,
     pub why: String,
 }
 
-/// Leave to carry one parcel. Dropped without a word, nothing is known of the destination, and the place is free again.
+/// Leave to send one message. Dropped without a word, nothing is known of the destination, and the place is free again.
 #[must_use]
 pub struct Permit {
     all: Arc<Destinations>,
@@ -112,7 +112,7 @@ pub struct Permit {
 }
 
 impl Destinations {
-    /// With at most `rate` parcels a second to each.
+    /// With at most `rate` messages a second to each.
     pub fn new(rate: NonZeroU32) -> Self {
         Self {
             known: Mutex::default(),
@@ -122,15 +122,15 @@ impl Destinations {
         }
     }
 
-    /// A name for a batch, whose end waits for its parcels.
+    /// A name for a batch, whose end waits for its messages.
     pub fn batch(&self) -> u64 {
         self.next_batch.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Lets a parcel of a batch and a brand go, or says when it may.
+    /// Lets a message of a batch and a brand go, or says when it may.
     ///
     /// # Errors
-    /// When to come again.
+    /// When to try again.
     pub fn go(
         self: &Arc<Self>,
         batch: u64,
@@ -185,7 +185,7 @@ impl Destinations {
             return later(&mut share.next_free_us, slow_apart_us, now_ms, crowded, why);
         }
         if self.rate.check_key(&destination).is_err() {
-            let why = "the destination gets no more a second".to_owned();
+            let why = "the destination's rate limit is reached".to_owned();
             return later(&mut state.next_free_us, self.apart_us, now_ms, now_ms, why);
         }
         state.counted |= counts;
@@ -223,7 +223,7 @@ fn later<T>(
 }
 
 impl Permit {
-    /// Where the parcel goes.
+    /// Where the message goes.
     pub fn destination(&self) -> &str {
         &self.destination
     }
@@ -252,9 +252,9 @@ impl Drop for Permit {
         let mut known = self.all.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(share) = known.shares.get_mut(&self.brand) {
             share.in_flight = share.in_flight.saturating_sub(1);
-            if let Some((_, parcels)) = share.batches.get_mut(&self.batch) {
-                *parcels -= 1;
-                if *parcels == 0 {
+            if let Some((_, messages)) = share.batches.get_mut(&self.batch) {
+                *messages -= 1;
+                if *messages == 0 {
                     share.batches.remove(&self.batch);
                 }
             }
@@ -338,7 +338,7 @@ mod tests {
         let other = all.go(all.batch(), BrandId(2), "silent:1", 0).ok().unwrap();
         other.tell(true, 0);
         drop(held);
-        // One that answers is no more among those that are tried, and one that failed is tried by few parcels.
+        // One that answers is no more among those that are tried, and one that failed is tried by few messages.
         for port in 0..10 {
             all.go(all.batch(), A, &format!("well:{port}"), 0).ok().unwrap().tell(true, 0);
         }

@@ -36,7 +36,7 @@ pub enum Job {
         /// Those after this one.
         after: Option<ProfileId>,
     },
-    /// All customers are asked anew what they belong to, a page at a time, because segments are new or other.
+    /// All customers are asked again what they belong to, a page at a time, because segments are new or other.
     Fill {
         brand: BrandId,
         /// Which segments those are: who comes into them by this starts no run.

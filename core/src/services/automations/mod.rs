@@ -2,7 +2,7 @@
 //!
 //! 1. Processing a batch of events stages a [`jobs::Job::Signal`] for each customer whom a segment or an automation is to hear of, in
 //!    the events' own transaction; most events concern none and stage nothing.
-//! 2. [`signals`] works these off: who belongs to what now, which runs begin, and which are woken.
+//! 2. [`signals`] processes these: who belongs to what now, which runs begin, and which are woken.
 //! 3. [`runs`] goes on with a run: it records what it is about to do, does it, and records what became of it.
 //! 4. [`waker`] finds what is due in the store: runs that wait, customers whom time alone moves between segments, schedules. What
 //!    waits costs nothing but its row.

@@ -43,7 +43,7 @@ pub struct Playbook {
 /// Reads what a brand has set up. What this program cannot read - a newer one wrote it - is left out, and said.
 ///
 /// # Errors
-/// When the store is away.
+/// When the store is unavailable.
 pub async fn read(
     automations: &dyn Automations,
     brand: BrandId,
@@ -96,7 +96,7 @@ impl Playbook {
     /// What a version of an automation does; `None` when it is gone.
     ///
     /// # Errors
-    /// When the store is away.
+    /// When the store is unavailable.
     pub async fn plan(
         &self,
         automations: &dyn Automations,

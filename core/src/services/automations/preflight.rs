@@ -39,7 +39,7 @@ impl Abilities {
     }
 }
 
-/// Says what this worker can do. Where the cache is away, nobody hears of it.
+/// Says what this worker can do. Where the cache is unavailable, nobody hears of it.
 pub async fn say(context: &Context, abilities: Abilities) {
     let said = serde_json::to_vec(&abilities).unwrap_or_default().into();
     let _ = tokio::time::timeout(PATIENCE, context.cache.put(KEY, said, BELIEVED)).await;

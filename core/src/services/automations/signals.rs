@@ -35,7 +35,7 @@ pub(super) async fn playbooks(context: &Context, brands: BTreeSet<BrandId>) -> R
     Ok(all)
 }
 
-/// Works off signals, in one transaction. Who comes into a segment of `quiet`, or goes out of it, starts no run by that.
+/// Processes signals, in one transaction. Who comes into a segment of `quiet`, or goes out of it, starts no run by that.
 ///
 /// # Errors
 /// The store's own. Nothing has changed then.
@@ -363,7 +363,7 @@ pub async fn schedule(
     tx.commit().await
 }
 
-/// A page of all customers: what they belong to is asked anew, and the next page is staged.
+/// A page of all customers: what they belong to is asked again, and the next page is staged.
 ///
 /// # Errors
 /// The store's own.

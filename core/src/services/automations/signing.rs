@@ -31,7 +31,7 @@ static KNOWN: LazyLock<Cache<(uuid::Uuid, BrandId), BrandSecrets>> =
 /// The brand's secrets. After a rotation a process believes the old ones for [`SETTINGS_TTL`], within the grace of both.
 ///
 /// # Errors
-/// When the store is away.
+/// When the store is unavailable.
 pub async fn secrets(context: &Context, brand: BrandId) -> Result<BrandSecrets, StoreError> {
     let key = (context.id, brand);
     if let Some(known) = KNOWN.get(&key) {
@@ -54,7 +54,7 @@ impl BrandSecrets {
 /// Gives the brand a new signing secret. For `grace` webhooks are signed with the old one, too. Answers the new one.
 ///
 /// # Errors
-/// When the store is away.
+/// When the store is unavailable.
 pub async fn rotate(
     context: &Context,
     brand: BrandId,

@@ -40,7 +40,7 @@ pub async fn whose(context: &Context, token: &str) -> Result<(BrandId, ProfileId
 /// Takes a customer's consent to e-mail back, as an event of theirs.
 ///
 /// # Errors
-/// When the link is not valid, or store or queue are away.
+/// When the link is not valid, or store or queue are unavailable.
 pub async fn unsubscribe(context: &Context, token: &str) -> Result<(), LinkError> {
     let (brand, profile) = whose(context, token).await?;
     let record = context.store.customer(brand, profile).await?.ok_or(LinkError::Unknown)?;

@@ -22,7 +22,7 @@ const STUCK_MS: i64 = 26 * 3_600_000;
 /// Puts what is due into the queue; answers how many jobs.
 ///
 /// # Errors
-/// When the store is away: nothing was taken then.
+/// When the store is unavailable: nothing was taken then.
 pub async fn wake(context: &Context) -> Result<usize, StoreError> {
     let mut woken = 0;
     loop {
@@ -72,7 +72,7 @@ pub async fn wake(context: &Context) -> Result<usize, StoreError> {
 /// Asks the customers of brands what they belong to who were never asked: those who were there before there were segments.
 ///
 /// # Errors
-/// When the store is away.
+/// When the store is unavailable.
 pub async fn fill_once(context: &Context) -> Result<(), StoreError> {
     let mut tx = context.automations.begin().await?;
     let brands = tx.take_unfilled().await?;

@@ -46,7 +46,7 @@ use crate::services::merge::{self as locking, Grant, Taking};
 const MAX_RUNS: u32 = 8;
 /// Runs after which a merge goes on without the lock that somebody else holds.
 const RUNS_UNDER_LOCK: u32 = 4;
-/// The longest wait before a batch that lost a race is run again; drawn anew each time, and longer with each run.
+/// The longest wait before a batch that lost a race is run again; drawn again each time, and longer with each run.
 const RERUN_WAIT: Duration = Duration::from_millis(20);
 
 /// What a batch did.

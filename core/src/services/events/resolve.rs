@@ -122,7 +122,10 @@ impl Resolution {
             }
             let given: HashSet<BrandIdentifier> = tx.claim(&claims).await?.into_iter().collect();
             if !taken.is_empty() && given.len() < claims.len() {
-                return Err(StoreError::Conflict("others claimed what was taken away".into()).into());
+                return Err(StoreError::Conflict(
+                    "an identifier that was removed was claimed concurrently".into(),
+                )
+                .into());
             }
             for claim in &claims {
                 if given.contains(&claim.identifier) {
@@ -341,14 +344,14 @@ pub(super) async fn lock(
     let ids: Vec<ProfileId> = ids.into_iter().collect();
     let locked = tx.lock(&ids).await?;
     if locked.len() != ids.len() {
-        // Whoever was erased meanwhile is gone with all identifiers: looking again shows it.
+        // Whoever was erased concurrently is gone with all identifiers: looking again shows it.
         return Err(match run {
-            1 | 2 => StoreError::Conflict("a customer was erased meanwhile".into()),
+            1 | 2 => StoreError::Conflict("a customer was erased concurrently".into()),
             _ => StoreError::Invalid("an identifier belongs to a profile that is not there".into()),
         });
     }
     if locked.iter().any(|profile| profile.merged_into.is_some()) {
-        return Err(StoreError::Conflict("a profile was merged meanwhile".into()));
+        return Err(StoreError::Conflict("a profile was merged concurrently".into()));
     }
     Ok(locked.into_iter().map(|profile| (profile.id, profile)).collect())
 }
@@ -366,7 +369,7 @@ pub(super) fn check_limits(
         let moved =
             profiles.values().any(|p| resolution.standings.get(&p.id).is_none_or(|seen| *seen != p.standing));
         return match moved {
-            true => Err(StoreError::Conflict("a profile grew meanwhile".into()).into()),
+            true => Err(StoreError::Conflict("a profile gained identifiers concurrently".into()).into()),
             false => Ok(()),
         };
     }

@@ -17,7 +17,7 @@ end
 local PIECE = 500
 
 -- A Redis without memory refuses a script's first command that needs some, and lets the rest of a script pass that has
--- begun to write. Steps that free memory in the end begin with this, so that a full queue can be worked off.
+-- begun to write. Steps that free memory in the end begin with this, so that a full queue can be drained.
 local function begin() redis.call('DEL', TAG .. ':none') end
 
 -- An element as a table; nil when it is none of ours. The payload is never looked at.

@@ -133,7 +133,7 @@ impl Run {
         self.go(at.next, now_ms, Some(at.path.clone()), "skipped", Some(why));
     }
 
-    /// The action at `node` is put off: its destination is away, or gets no more at once.
+    /// The action at `node` is put off: its destination is unavailable, or gets no more at once.
     pub fn postponed(&mut self, plan: &Plan, node: usize, until_ms: i64, now_ms: i64, why: String) {
         let step = plan.nodes.get(node).map(|node| node.path.clone());
         self.wait(until_ms, now_ms, step, "postponed", Some(why));
@@ -197,11 +197,13 @@ impl Run {
             Action::Email { .. } if !s.facts.address(Channel::Email).is_some_and(|a| a.trusted) => {
                 if !s.facts.allows(Channel::Email) {
                     return skip(
-                        "only a public key told the address, and nobody there has consented to e-mail",
+                        "the address comes from a public key only, and its owner has not consented to e-mail",
                     );
                 }
                 if s.settings.confirm_addresses {
-                    return skip("only a public key told the address, and nobody there has confirmed it");
+                    return skip(
+                        "the address comes from a public key only, and its owner has not confirmed it",
+                    );
                 }
             }
             Action::Email { marketing: true, .. } if !s.facts.allows(Channel::Email) => {
@@ -212,7 +214,7 @@ impl Run {
                 let Some(address) = address else { return skip("the customer has no e-mail address") };
                 let asked = s.facts.consent(Channel::Email);
                 if address.trusted {
-                    return skip("the address needs no confirmation: a trusted source told it");
+                    return skip("the address needs no confirmation: it comes from a trusted source");
                 }
                 if !asked.is_some_and(|consent| consent.is_given() || consent.state == "pending") {
                     return skip("nobody has asked for e-mail at the address");

@@ -19,7 +19,7 @@ use crate::domain::time::{self, Timestamp, from_ms};
 
 /// The longest life of a run, in days.
 pub const MAX_DAYS: i64 = 365;
-/// An event that is older than this when it is worked off starts nothing: a day's outage is made good, an import of old orders
+/// An event that is older than this when it is processed starts nothing: a day's outage is made good, an import of old orders
 /// writes to nobody.
 pub const MAX_TRIGGER_AGE_MS: i64 = 86_400_000;
 /// Most entries of a run's log; the oldest go first.

@@ -42,7 +42,10 @@ pub(super) struct ActionContext<'a> {
 pub(super) enum Rendered {
     /// It is done within the store.
     Inside(Option<Stage>),
-    Outside { destination: String, content: MessageContent },
+    Outside {
+        destination: String,
+        content: MessageContent,
+    },
     /// It is not done for this customer.
     Skip(String),
     /// It cannot be done.

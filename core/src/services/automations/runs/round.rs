@@ -60,7 +60,7 @@ pub(super) async fn run_round(
     runs.retain(|run| round.admit(run, jobs.get(&run.id).copied()));
     let absorbed = |run: &Run| locked.get(&run.profile).is_none_or(|id| *id != run.profile);
     if runs.iter().any(absorbed) {
-        return Err(StoreError::Conflict("a customer was merged meanwhile".into()));
+        return Err(StoreError::Conflict("a customer was merged concurrently".into()));
     }
     if !runs.is_empty() {
         let mut seen = Seen::load(&mut *tx, &runs, rules, round.now_ms).await?;
