@@ -254,7 +254,7 @@ impl Context {
             return Err(fault(std::io::Error::other(error)));
         }
         for file in [&queue, &jobs].into_iter().filter(|file| store.exists() && !file.exists()) {
-            tracing::warn!(file = %file.display(), "a queue's file is missing: what waited in it is gone");
+            tracing::warn!(file = %file.display(), "a queue's file is missing: the items in it are lost");
         }
         for file in [&store, &queue, &jobs] {
             folder::own_file(file).map_err(fault)?;

@@ -71,7 +71,7 @@ async fn brands(
             let brand = brand_named(tenants, &name).await?;
             let before = if all { BrandSettings::default() } else { tenants.brands.settings(brand).await? };
             let changes = serde_json::from_str(&settings).context("the settings are not JSON")?;
-            let settings = before.patched(changes).context("the settings are not of the right shape")?;
+            let settings = before.patched(changes).context("the settings have an unknown field or a wrong type")?;
             settings.check()?;
             if let Some(wrong) = sender_problem(tenants, brand, &settings).await? {
                 return Err(wrong.into());
@@ -79,7 +79,7 @@ async fn brands(
             let action = Action { what: "settings", subject: None, details: settings.in_short() };
             let note = entry(context, brand, ACTOR, action);
             context.brands.set(brand, &settings, Some(&note)).await?;
-            eprintln!("set; every process follows within {} s", SETTINGS_TTL.as_secs());
+            eprintln!("set; every process uses it within {} s", SETTINGS_TTL.as_secs());
         }
         BrandCommand::Domains { name, domains, clear } => {
             email_domains(context, &name, &domains, clear).await?
@@ -104,7 +104,7 @@ async fn email_domains(context: &Context, name: &str, domains: &[String], clear:
         let note = entry(context, brand, ACTOR, Action { what: "email_domains", subject: None, details });
         let named = (!clear).then_some(&domains[..]);
         tenants.brands.set_email_domains(brand, named, Some(&note)).await?;
-        eprintln!("set; every process follows within {} s", SETTINGS_TTL.as_secs());
+        eprintln!("set; every process uses it within {} s", SETTINGS_TTL.as_secs());
     }
     Ok(())
 }
@@ -217,7 +217,7 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
             for id in &ended.living {
                 println!("made by it, and still living: {id}");
             }
-            eprintln!("revoked; servers that know it forget it within 5 s");
+            eprintln!("revoked; servers accept it for at most 5 more seconds");
         }
         KeyCommand::Limit { brand, id, rate_limit } => {
             let brand = brand_named(tenants, &brand).await?;

@@ -233,7 +233,7 @@ impl Keys {
             }
             stranger().room().map_err(|wait| {
                 self.count_unknown();
-                ApiError::rate_limited(wait, "too many keys that are not known here come from this address")
+                ApiError::rate_limited(wait, "too many requests with unknown keys from this address")
             })?;
         }
         match self.grant(&hash).await? {
@@ -260,7 +260,7 @@ impl Keys {
         if let Some(times) = self.unknown_said.happened(1) {
             tracing::warn!(
                 times,
-                "keys come that are not known here; tributary_unknown_keys_total counts them"
+                "requests with unknown keys arrive; tributary_unknown_keys_total counts them"
             );
         }
     }

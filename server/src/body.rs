@@ -125,7 +125,7 @@ pub fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         false => Ok(read),
         true => Err(ApiError::bad_request(
             "invalid_text",
-            "the body has U+0000 in a text, which no text of the API may have",
+            "the body contains U+0000, which cannot be stored",
         )),
     }
 }

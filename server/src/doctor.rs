@@ -88,7 +88,7 @@ pub async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let heard = preflight::heard(&context).await;
     // The embedded profile's cache is in the server's own process.
     if !args.embedded {
-        let missing = || "none has been there for a minute: start workers automation".to_owned();
+        let missing = || "none has reported for a minute: start workers automation".to_owned();
         found.look("automation workers", heard.map(|_| "there".to_owned()).ok_or_else(missing));
     }
     found.look("clock", clock(&context).await);

@@ -48,7 +48,7 @@ pub async fn guard(request: Request, next: Next) -> Response {
 fn refused(request: &Request) -> Option<ApiError> {
     let uri = request.uri();
     match percent_decoded(uri.path()) {
-        None => return Some(ApiError::not_found("there is no such route: its address is no UTF-8")),
+        None => return Some(ApiError::not_found("there is no such route: its path is not valid UTF-8")),
         Some(path) if path.contains('\0') => return Some(nul("the path")),
         Some(_) => {}
     }
@@ -91,7 +91,7 @@ fn from_elsewhere(headers: &HeaderMap) -> Option<ApiError> {
 fn nul(what: &str) -> ApiError {
     ApiError::bad_request(
         "invalid_text",
-        format!("{what} has U+0000 in it, which no text of the API may have"),
+        format!("{what} contains U+0000, which cannot be stored"),
     )
 }
 

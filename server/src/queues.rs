@@ -37,7 +37,7 @@ pub async fn run(args: &ServeArgs, command: QueuesArgs) -> anyhow::Result<()> {
         QueuesCommand::Dead(command) => dead(&mut out, queue, command).await?,
         QueuesCommand::Pause => {
             queue.set_paused(true).await?;
-            eprintln!("paused: nobody fetches from {name} until: server queues resume --name {name}");
+            eprintln!("paused: workers fetch nothing from {name} until: server queues resume --name {name}");
         }
         QueuesCommand::Resume => {
             queue.set_paused(false).await?;

@@ -195,7 +195,7 @@ async fn tell_looks(context: Context, looks: Weak<Looks>) {
         let Some(looks) = looks.upgrade() else { return };
         if let Err(error) = looks.tell(&context).await {
             metrics::counter!("tributary_audit_failed_total").increment(1);
-            tracing::warn!(%error, "looks at customers are noted in the audit log later");
+            tracing::warn!(%error, "reads of customers are recorded in the audit log later");
         }
     }
 }

@@ -158,7 +158,7 @@ where
                 panicked(pace.name);
                 tracing::error!(
                     name = pace.name,
-                    "a round of the housekeeping panicked; the loop begins again"
+                    "a round of the housekeeping panicked; the loop continues"
                 );
                 sleep(AFTER_PANIC).await;
             }

@@ -15,7 +15,7 @@ pub fn on_signals() -> CancellationToken {
             return;
         }
         token.cancel();
-        tracing::info!("stopping; a second signal ends at once");
+        tracing::info!("stopping; a second signal exits at once");
         let _ = next_signal().await;
         tracing::warn!("exiting at once; items in progress are redelivered when their leases end");
         std::process::exit(EXIT_AT_ONCE);

@@ -23,14 +23,14 @@ pub fn make(path: &Path) -> io::Result<()> {
 
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         if tighten(path, 0o700)? {
-            tracing::warn!(folder = %path.display(), "others could look into the data folder; it is closed to them now (0700)");
+            tracing::warn!(folder = %path.display(), "other users could read the data folder; its mode is 0700 now");
         }
         for entry in fs::read_dir(path)? {
             let entry = entry?;
             let name = entry.file_name();
             let own = OWN.iter().any(|end| name.to_string_lossy().ends_with(end));
             if own && entry.file_type()?.is_file() && tighten(&entry.path(), 0o600)? {
-                tracing::warn!(file = %entry.path().display(), "others could read this file; it is closed to them now (0600)");
+                tracing::warn!(file = %entry.path().display(), "other users could read this file; its mode is 0600 now");
             }
         }
         Ok(())
@@ -43,7 +43,7 @@ pub fn make(path: &Path) -> io::Result<()> {
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// The folder is there.
-    #[error("there is something already: name a folder that is not there yet")]
+    #[error("the folder exists: name one that does not exist yet")]
     There,
     /// A copy is not whole.
     #[error("the copy of {0} is damaged: {1}")]

@@ -155,7 +155,7 @@ fn read(body: &str, route: Option<EventKind>) -> Result<(Message<'_>, EventKind)
         return Err(Rejection::new("invalid_event", "an event must be a JSON object"));
     }
     let message: Message<'_> = serde_json::from_str(body)
-        .map_err(|error| Rejection::new("invalid_event", format!("the event cannot be read: {error}")))?;
+        .map_err(|error| Rejection::new("invalid_event", format!("invalid event: {error}")))?;
     let kind = kind_of(&message, route)?;
     required(&message, kind)?;
     Ok((message, kind))

@@ -182,7 +182,7 @@ impl BrandSettings {
         if self.limits.identifiers == 0
             || IdentifierKind::ALL.into_iter().any(|kind| self.limits.of(kind) == 0)
         {
-            return wrong("a limit of 0 identifiers would let nobody in; the least is 1".to_owned());
+            return wrong("a limit of identifiers must be at least 1".to_owned());
         }
         let counts = self.limits.kinds.values().chain([&self.limits.identifiers, &self.limits.merges]);
         if counts.into_iter().any(|most| *most > MAX_COUNT) {

@@ -82,7 +82,7 @@ pub(crate) fn panicked(items: usize) -> StoreError {
     count_panic();
     tracing::error!(
         items,
-        "processing items panicked; the item to blame is looked for, the others are processed"
+        "processing items panicked; the batch is halved to find the item, the others are processed"
     );
     StoreError::Invalid("processing it panicked; see the log".to_owned())
 }

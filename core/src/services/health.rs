@@ -159,7 +159,7 @@ fn of_jobs(stats: Option<&QueueStats>, alarms: Alarms) -> Check {
     let detail = match stats {
         None => Some("the automations queue did not answer".to_owned()),
         Some(stats) if stats.paused => Some(format!(
-            "the automations queue is paused, and {} jobs wait: server queues --name automations resume ends it",
+            "the automations queue is paused, and {} jobs wait: resume it with server queues --name automations resume",
             stats.pending
         )),
         Some(stats) if u128::from(stats.oldest_age_ms) > alarms.max_lag.as_millis() => Some(format!(
@@ -191,7 +191,7 @@ fn lag(stats: Option<&QueueStats>, max_lag: Duration) -> Check {
         Some(stats) if stats.paused => Check {
             status: Status::Degraded,
             detail: Some(format!(
-                "the queue is paused, and {} events wait: server queues resume ends it",
+                "the queue is paused, and {} events wait: resume it with server queues resume",
                 stats.pending
             )),
         },

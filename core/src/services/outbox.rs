@@ -149,7 +149,7 @@ async fn bring(context: &Context, page: Vec<Staged>, over: &mut Vec<BrandId>) ->
                 items = refused.len(),
                 "items of the outbox have a key that came before with another body"
             );
-            in_time(outbox.refuse(&refused, "a key of its came before with another body")).await?;
+            in_time(outbox.refuse(&refused, "one of its keys was received before with another body")).await?;
         }
         in_time(outbox.sent(&brought, later(now_ms, first_check(queue)))).await?;
         if !elsewhere.is_empty() {

@@ -115,7 +115,7 @@ async fn import(
         .filter(|before| !restart && before.file_bytes == file_bytes && before.shop == shop)
         .unwrap_or(fresh);
     if progress.bytes > 0 {
-        eprintln!("going on at line {}; --restart begins at the beginning", progress.line);
+        eprintln!("continuing at line {}; --restart starts at line 1", progress.line);
     }
     let mut orders = open(path, &progress)?;
     let bar = ProgressBar::new(file_bytes).with_style(

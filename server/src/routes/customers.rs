@@ -59,7 +59,7 @@ pub async fn by_identifier(
 ) -> Result<Response, ApiError> {
     let nobody = || {
         ApiError::not_found(format!(
-            "no customer has the {kind} {value:?}; what was sent in the last seconds may still be on its way"
+            "no customer has the {kind} {value:?}; events of the last seconds may not be processed yet"
         ))
     };
     let identifier = identifier(&state, secret.brand, &kind, &value).await?.ok_or_else(nobody)?;

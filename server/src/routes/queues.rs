@@ -98,7 +98,7 @@ pub async fn list(
         match &paging.after {
             None => None,
             Some(text) => Some(DeadPlace::parse(text).ok_or_else(|| {
-                ApiError::bad_request("invalid_after", "after is the next of the page before")
+                ApiError::bad_request("invalid_after", "invalid cursor: after must be the next of the previous page")
             })?),
         };
     let queue = queue(&state, &name)?;
@@ -202,7 +202,7 @@ async fn set_paused(
     let queue = queue(&state, &name)?;
     if !has_no_other(&state, brand).await? {
         let message =
-            "other brands share this queue: who runs the system pauses it, with server queues pause";
+            "other brands share this queue: only the operator may pause it, with server queues pause";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "shared_queue", message));
     }
     let what = if paused { "queue_paused" } else { "queue_resumed" };
@@ -224,7 +224,7 @@ pub async fn claim(
     let queue = queue(&state, &name)?;
     let Query(ids) = ids.map_err(invalid_query)?;
     let domain = ids.shop.to_lowercase();
-    let nothing = || ApiError::not_found("nothing is remembered of this delivery");
+    let nothing = || ApiError::not_found("there is no record of this delivery");
     if state.keys.shop(&domain).await?.is_none_or(|shop| shop.brand != brand) {
         return Err(nothing());
     }

@@ -103,7 +103,7 @@ pub(super) async fn writer(
     // A browser says which page asks. One that has a secret key has what only servers may have, or adds it to what another page asks.
     if sender.source.is_trusted() && headers.contains_key(header::ORIGIN) {
         let message =
-            "a secret key is for servers, and this comes from a page; send events of pages with a write key";
+            "a secret key is for servers, and this request comes from a page; use a write key in pages";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "wrong_key", message));
     }
     Ok(sender)
@@ -248,7 +248,7 @@ async fn kept<'b>(
     if let (0, Some(Rejection { code, message })) = (sound, first_fault) {
         return Err(ApiError::bad_request(
             code,
-            format!("no event of the batch can be taken; the first: {message}"),
+            format!("no event of the batch is valid; the first: {message}"),
         ));
     }
     Ok(kept)

@@ -260,7 +260,7 @@ pub(super) fn cursor(after: Option<&str>) -> Result<Option<Uuid>, ApiError> {
 }
 
 fn invalid_after() -> ApiError {
-    ApiError::bad_request("invalid_after", "after is the next of the page before")
+    ApiError::bad_request("invalid_after", "invalid cursor: after must be the next of the previous page")
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]

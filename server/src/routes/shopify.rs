@@ -96,7 +96,7 @@ pub async fn take(
             return Err(ApiError::new(
                 StatusCode::CONFLICT,
                 "idempotency_conflict",
-                "this body came before under another topic; a body of this topic comes under it alone",
+                "this body was received before under another topic; a body of this topic is accepted under one topic only",
             ));
         }
     }
@@ -144,7 +144,7 @@ async fn authentic(
     }
     // The same answer for an unknown shop, and at the same time, though nothing is remembered of one: nobody learns which shops are here.
     sleep_until(began + REFUSED_AFTER).await;
-    let why = "the signature does not fit this shop's secret";
+    let why = "the signature does not match this shop's secret";
     Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_hmac", why))
 }
 
@@ -191,7 +191,7 @@ async fn enqueue(state: &AppState, shop: &Shop, item: NewItem) -> Result<Respons
             return Err(ApiError::new(
                 StatusCode::CONFLICT,
                 "idempotency_conflict",
-                "a delivery with this webhook id came before with another body",
+                "a delivery with this webhook id was received before with another body",
             ));
         }
         _ => true,

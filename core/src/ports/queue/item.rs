@@ -240,7 +240,7 @@ pub(crate) fn lost_alone() -> String {
 }
 
 /// What an item's history says of a loss that counts no more.
-pub(crate) const SURVIVED: &str = "its worker was cut off, and has come back: that loss does not count";
+pub(crate) const SURVIVED: &str = "its worker was cut off and has reconnected: this loss does not count";
 
 /// What the history says of an item that somebody put back from the dead letters.
 pub(crate) const PUT_BACK: &str = "put back from the dead letters";

@@ -28,11 +28,11 @@ const REMEMBERED: u64 = 100_000;
 pub enum LanguageError {
     /// The brand asks already.
     #[error(
-        "other expressions or templates of this brand are being worked out, and one is at a time; try again in a moment"
+        "another expression or template of this brand is being evaluated, and one may be at a time; try again in a moment"
     )]
     Busy,
     /// It took longer than [`PATIENCE`].
-    #[error("it was given up after {} seconds; ask for less", PATIENCE.as_secs())]
+    #[error("it was cancelled after {} seconds; ask for less", PATIENCE.as_secs())]
     Overdue,
     /// A defect of an engine.
     #[error(transparent)]

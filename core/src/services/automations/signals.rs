@@ -84,7 +84,7 @@ pub async fn take(context: &Context, signals: &[Signal], quiet: &[String]) -> Re
         let over = asked.map_err(|error| StoreError::Invalid(format!("the customer {id}: {error}")))?;
         if let Some(over) = over {
             metrics::counter!("tributary_expressions_overrun_total").increment(1);
-            tracing::warn!(%brand, %over, "the expressions that a brand asks of a customer are given up");
+            tracing::warn!(%brand, %over, "the expressions that a brand asks of a customer are cancelled");
         }
     }
     // Nothing to write where nobody came or went.

@@ -112,7 +112,7 @@ pub async fn ask(
         return Err(AutomationError::Busy(format!("a brand may ask for {MAX_AN_HOUR} tests an hour")));
     }
     if preflight::heard(context).await.is_none() {
-        let why = "no automation worker has been there for a minute: start `workers automation`";
+        let why = "no automation worker has reported for a minute: start `workers automation`";
         return Err(AutomationError::Refused(why.to_owned()));
     }
     let trial_id = Uuid::now_v7();

@@ -154,7 +154,7 @@ async fn note_uninstalled(context: &Context, events: &[Event]) {
     for (event, shop) in gone.filter_map(|event| Some((event, event.shop.as_deref()?))) {
         tracing::warn!(shop, "the app was uninstalled");
         if let Err(error) = context.tenants.shops.shop_uninstalled(shop, event.timestamp).await {
-            tracing::warn!(%error, shop, "that the app was uninstalled could not be noted");
+            tracing::warn!(%error, shop, "that the app was uninstalled could not be recorded");
         }
     }
 }

@@ -254,7 +254,7 @@ async fn forget_ways(context: &Context, brand: BrandId, split: &Split) -> Result
     let ids: Vec<ProfileId> = ids.into_iter().filter(|id| *id != split.from).collect();
     let keys = customer360::ways(&context.suppression, brand, &ids, &split.identifiers);
     if let Err(error) = context.cache.remove(&keys).await {
-        tracing::warn!(%error, "cached ways could not be dropped; they grow old by themselves");
+        tracing::warn!(%error, "cached aliases could not be removed; they expire");
     }
     Ok(())
 }

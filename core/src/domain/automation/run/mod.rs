@@ -255,9 +255,9 @@ pub fn may_enter(plan: &Plan, past: &[Past], now: Timestamp) -> Result<(), Strin
         return Ok(());
     }
     match reentry.mode {
-        ReentryMode::Once => return Err("the customer was in it before, and may come in once".to_owned()),
+        ReentryMode::Once => return Err("the customer ran through it before, and may enter it once".to_owned()),
         ReentryMode::AfterEnd if past.iter().any(|run| run.status.is_live()) => {
-            return Err("the customer is in it, and may come in again after the end".to_owned());
+            return Err("the customer is in it, and may enter it again after it has ended".to_owned());
         }
         ReentryMode::AfterEnd | ReentryMode::Always => {}
     }
@@ -265,7 +265,7 @@ pub fn may_enter(plan: &Plan, past: &[Past], now: Timestamp) -> Result<(), Strin
     let again = last.saturating_add(reentry.after.ms());
     if now.timestamp_millis() < again {
         return Err(format!(
-            "the customer was in it before, and may come in again from {}",
+            "the customer ran through it before, and may enter it again from {}",
             time::format(from_ms(again))
         ));
     }

@@ -126,7 +126,7 @@ pub(super) async fn unready(
     }
     let abilities = preflight::heard(context).await;
     let unknown = abilities.is_none().then(|| {
-        "no automation worker has been there for a minute: whether e-mails and webhooks can leave is not known"
+        "no automation worker has reported for a minute: whether e-mails and webhooks can be sent is unknown"
             .to_owned()
     });
     let sender = match context.tenants.brands.settings(brand).await? {
@@ -238,7 +238,7 @@ pub async fn edit(
             return automation(context, brand, id).await;
         }
     }
-    Err(AutomationError::Refused("others edit it at this moment; try again".to_owned()))
+    Err(AutomationError::Refused("the automation was edited concurrently; try again".to_owned()))
 }
 
 async fn next_fire(

@@ -162,7 +162,7 @@ pub async fn retry(
         // A queued one may have lost its job: another at a new revision does no harm.
         if ![Status::Failed, Status::Queued].contains(&run.status) {
             return Err(AutomationError::Refused(format!(
-                "only a failed run is tried again; it is {}",
+                "only a failed run can be retried; this one is {}",
                 run.status.as_str()
             )));
         }
