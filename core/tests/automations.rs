@@ -29,7 +29,7 @@ use tributary_core::ports::sender::{MessageContent, OutboundMessage, SendOutcome
 use tributary_core::services::automations::api::{self, DryRun, segments};
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outbound;
-use tributary_core::services::automations::{handle as jobs, unsubscribe, waker};
+use tributary_core::services::automations::{handle as jobs, scheduler, unsubscribe};
 use tributary_core::services::events::handle::handle_batch;
 use tributary_core::services::outbox::drain;
 use tributary_core::services::{identity, privacy};
@@ -172,7 +172,7 @@ impl World {
                 self.context.queue.ack(&batch, &worked.unfinished).await.unwrap();
                 done += batch.items.len();
             }
-            done += waker::wake(&self.context).await.unwrap();
+            done += scheduler::enqueue_due(&self.context).await.unwrap();
             done += drain(&self.context).await.unwrap();
             while let Some(batch) = self.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap() {
                 let worked = jobs::handle_batch(&self.context, &self.outbound, &batch.items).await;
@@ -438,7 +438,7 @@ async fn what_is_delivered_twice_happens_once(w: World) {
             }
             w.context.queue.ack(&batch, &[]).await.unwrap();
         }
-        waker::wake(&w.context).await.unwrap();
+        scheduler::enqueue_due(&w.context).await.unwrap();
         drain(&w.context).await.unwrap();
         while let Some(batch) = w.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap() {
             let (one, two) = tokio::join!(

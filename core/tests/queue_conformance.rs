@@ -11,8 +11,8 @@ use bytes::Bytes;
 use support::{LEASE, QueueUnderTest, redis_lists, redis_streams, sqlite_queue};
 use tributary_core::domain::ids::BrandId;
 use tributary_core::ports::queue::{
-    Acked, Audited, Batch, BatchId, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Holding, Idempotency,
-    MAX_DEAD_PAGE, MAX_LOSSES, MAX_SURVIVED, NewItem, Outcome, Priority, QueueError, Reclaimed, Scope, Then,
+    Acked, Batch, BatchId, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Holding, Idempotency, MAX_DEAD_PAGE,
+    MAX_LOSSES, MAX_SURVIVED, NewItem, Outcome, Priority, QueueError, Reclaimed, Repaired, Scope, Then,
     Unfinished,
 };
 
@@ -775,14 +775,14 @@ async fn the_lowest_priority_is_served_within_so_many_fetches(u: &QueueUnderTest
 async fn an_audit_finds_what_lost_its_lease(u: &QueueUnderTest) {
     put(u, &["1", "2", "3"]).await;
     let batch = fetch(u, 2).await.unwrap();
-    assert_eq!(u.queue.audit().await.unwrap(), Audited::default(), "nothing is astray");
+    assert_eq!(u.queue.repair().await.unwrap(), Repaired::default(), "nothing is astray");
     u.forget_leases().await;
     u.pass(LEASE + Duration::from_millis(50)).await;
     assert_eq!(u.queue.reclaim().await.unwrap(), Reclaimed::default(), "no lease says that it is there");
-    assert_eq!(u.queue.audit().await.unwrap().strays, 2);
+    assert_eq!(u.queue.repair().await.unwrap().strays, 2);
     assert_eq!(u.queue.reclaim().await.unwrap().returned, 2);
     assert_eq!(u.queue.ack(&batch, &[]).await.unwrap(), Acked::Lost);
-    assert_eq!(u.queue.audit().await.unwrap(), Audited::default());
+    assert_eq!(u.queue.repair().await.unwrap(), Repaired::default());
     for expected in ["1", "2", "3"] {
         let batch = fetch(u, 10).await.unwrap();
         assert_eq!(payloads(&batch), [expected]);

@@ -208,8 +208,8 @@ impl<A: Adapter> Subject<A> {
             Transition::DropDead(brand, age) => {
                 Reply::Count(self.queue.drop_dead(of(*brand), self.back_door_now() - age).await.unwrap())
             }
-            Transition::Audit => {
-                let found = self.queue.audit().await.unwrap();
+            Transition::Repair => {
+                let found = self.queue.repair().await.unwrap();
                 Reply::Count(found.strays + found.repaired)
             }
         }

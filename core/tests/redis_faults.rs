@@ -276,7 +276,7 @@ async fn every_script_keeps_to_one_slot_of_a_cluster() {
         assert_eq!(queue.retry_dead(&[dead[0].item.id.clone()]).await.unwrap(), 1);
         queue.discard_dead(&["nobody".into()]).await.unwrap();
         queue.set_paused(true).await.unwrap();
-        queue.audit().await.unwrap();
+        queue.repair().await.unwrap();
         queue.stats().await.unwrap();
         queue.set_paused(false).await.unwrap();
     }

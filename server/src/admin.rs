@@ -71,7 +71,8 @@ async fn brands(
             let brand = brand_named(tenants, &name).await?;
             let before = if all { BrandSettings::default() } else { tenants.brands.settings(brand).await? };
             let changes = serde_json::from_str(&settings).context("the settings are not JSON")?;
-            let settings = before.patched(changes).context("the settings have an unknown field or a wrong type")?;
+            let settings =
+                before.patched(changes).context("the settings have an unknown field or a wrong type")?;
             settings.check()?;
             if let Some(wrong) = sender_problem(tenants, brand, &settings).await? {
                 return Err(wrong.into());

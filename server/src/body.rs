@@ -123,10 +123,9 @@ pub fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         .map_err(|error| ApiError::bad_request("invalid_json", format!("the body is not JSON: {error}")))?;
     match has_nul(bytes) {
         false => Ok(read),
-        true => Err(ApiError::bad_request(
-            "invalid_text",
-            "the body contains U+0000, which cannot be stored",
-        )),
+        true => {
+            Err(ApiError::bad_request("invalid_text", "the body contains U+0000, which cannot be stored"))
+        }
     }
 }
 

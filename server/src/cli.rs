@@ -294,8 +294,9 @@ fn scopes(text: &str) -> Result<Scopes, String> {
 }
 
 fn place(text: &str) -> Result<DeadPlace, String> {
-    DeadPlace::parse(text)
-        .ok_or_else(|| "invalid cursor: it looks like 1768000000000-019b…, and the previous page ends with it".into())
+    DeadPlace::parse(text).ok_or_else(|| {
+        "invalid cursor: it looks like 1768000000000-019b…, and the previous page ends with it".into()
+    })
 }
 
 /// Which dead letters.

@@ -89,10 +89,7 @@ fn from_elsewhere(headers: &HeaderMap) -> Option<ApiError> {
 }
 
 fn nul(what: &str) -> ApiError {
-    ApiError::bad_request(
-        "invalid_text",
-        format!("{what} contains U+0000, which cannot be stored"),
-    )
+    ApiError::bad_request("invalid_text", format!("{what} contains U+0000, which cannot be stored"))
 }
 
 /// `None` for what is no UTF-8.

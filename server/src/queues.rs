@@ -44,7 +44,7 @@ pub async fn run(args: &ServeArgs, command: QueuesArgs) -> anyhow::Result<()> {
             eprintln!("resumed");
         }
         QueuesCommand::Audit => {
-            let found = queue.audit().await?;
+            let found = queue.repair().await?;
             writeln!(out, "strays {}  repaired {}", found.strays, found.repaired)?;
         }
         QueuesCommand::Claim { key } => match queue.claim(&key).await? {

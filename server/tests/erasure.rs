@@ -157,7 +157,11 @@ async fn nothing_of_a_person_is_found_after_an_erasure(on: On) {
     };
     app.context.outbox.add("events", &[refused], 1).await.unwrap();
     let waiting = app.context.outbox.oldest(&["events"], &[], 10).await.unwrap();
-    app.context.outbox.refuse(&[waiting[0].id], "one of its keys was received before with another body").await.unwrap();
+    app.context
+        .outbox
+        .refuse(&[waiting[0].id], "one of its keys was received before with another body")
+        .await
+        .unwrap();
 
     let (status, seen) = answer(app.get(&format!("/api/customers/by/email/{address}/360"))).await;
     assert_eq!(status, 200, "{seen}");

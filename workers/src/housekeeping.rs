@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
 use tributary_core::ports::queue::Queue;
 use tributary_core::services::automations::preflight::{self, Abilities};
-use tributary_core::services::automations::waker::{fill_once, wake};
+use tributary_core::services::automations::scheduler::{enqueue_due, fill_once};
 use tributary_core::services::locks::{Granted, acquire};
 use tributary_core::services::outbox::{check, drain};
 use tributary_core::services::privacy::{self, carry_out};
@@ -74,7 +74,7 @@ pub async fn beside_automations(
     loops.begin(Pace::even("outbox_automations", DRAIN_EVERY), bring);
     loops.begin(Pace::spread("outbox_check_automations", CHECK_EVERY), look_after);
     loops.begin(Pace::even("fill", PRIVACY_EVERY), move |context| fill(context, filled.clone()));
-    loops.begin(Pace::even("wake", WAKE_EVERY), wake_up);
+    loops.begin(Pace::even("wake", WAKE_EVERY), enqueue_due_runs);
     loops.begin(Pace::even("preflight", preflight::SAID_EVERY), move |context| say(context, abilities));
     loops.ended().await;
 }
@@ -156,10 +156,7 @@ where
             }
             Err(_) => {
                 panicked(pace.name);
-                tracing::error!(
-                    name = pace.name,
-                    "a round of the housekeeping panicked; the loop continues"
-                );
+                tracing::error!(name = pace.name, "a round of the housekeeping panicked; the loop continues");
                 sleep(AFTER_PANIC).await;
             }
         }
@@ -174,8 +171,8 @@ async fn say(context: Context, abilities: Abilities) -> anyhow::Result<()> {
 }
 
 /// What is due goes to its queue.
-async fn wake_up(context: Context) -> anyhow::Result<()> {
-    wake(&context).await?;
+async fn enqueue_due_runs(context: Context) -> anyhow::Result<()> {
+    enqueue_due(&context).await?;
     Ok(())
 }
 
@@ -261,7 +258,7 @@ async fn audit(context: Context, queue: Arc<dyn Queue>, lock: &'static str) -> a
     if matches!(locked, Ok(Granted::Busy)) {
         return Ok(());
     }
-    let found = queue.audit().await?;
+    let found = queue.repair().await?;
     if found.strays + found.repaired > 0 {
         metrics::counter!("tributary_queue_strays_total").increment(found.strays + found.repaired);
         tracing::error!(found.strays, found.repaired, "a queue audit found stray items and repaired them");

@@ -13,7 +13,7 @@ use super::event::{Event, EventKind, Rejection, Source};
 use super::identity::{Identifier, Rules};
 use super::ids::BrandId;
 use super::json::is_default;
-use super::{segment, shopify};
+use super::{shopify, tracking};
 
 /// A message on its way to a worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl<'a> Envelope<'a> {
     /// What is wrong with the message.
     pub fn decode(&self, rules: &Rules) -> Result<Event, Rejection> {
         let (event, source) = match &self.origin {
-            Origin::Segment { source, .. } => (segment::decode(self, rules)?.from_source(*source), *source),
+            Origin::Segment { source, .. } => (tracking::decode(self, rules)?.from_source(*source), *source),
             Origin::Shopify { .. } => (shopify::decode(self, rules)?, Source::Shopify),
             Origin::Automation { .. } => (emitted::decode(self)?, Source::Secret),
         };

@@ -13,7 +13,7 @@ use super::identity::Identifier;
 use super::ids::ProfileId;
 use super::profile::{Profile, Trait};
 use super::time::{Timestamp, iso};
-use super::{segment, shopify};
+use super::{shopify, tracking};
 
 /// A profile as it was before it was merged away.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl Rebuild {
             Some(EventKind::Shopify) => {
                 shopify::traits_again(event.name.as_deref().unwrap_or_default(), &event.body, event.timestamp)
             }
-            Some(kind) => segment::traits_again(kind, &event.body, *told_at),
+            Some(kind) => tracking::traits_again(kind, &event.body, *told_at),
             None => Vec::new(),
         };
         for update in updates {

@@ -221,12 +221,12 @@ fn told<const N: usize>(fields: [(&str, Value); N]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::segment;
+    use crate::domain::tracking;
 
     fn read(event: &Value) -> Option<Value> {
         let raw = serde_json::value::to_raw_value(event).unwrap();
         let message = translated(&raw)?;
-        assert_eq!(segment::check(&message, None, 0), Ok(true), "{message}");
+        assert_eq!(tracking::check(&message, None, 0), Ok(true), "{message}");
         serde_json::from_str(message.get()).ok()
     }
 

@@ -3,7 +3,7 @@
 //! A lock saves work; it makes nothing safe. It may expire while its holder is stopped, be lost with Redis, or be granted
 //! twice after a failover. What makes a merge safe is the store, which takes a fencing token once: each grant has a higher
 //! token than the one before, and the store commits under a token only where the profile's last was strictly lower
-//! ([`crate::ports::store::StoreTx::fence`]). Where the tokens' counter was forgotten, `acquire` says so, and is asked again
+//! ([`crate::ports::store::ProfilesTx::fence`]). Where the tokens' counter was forgotten, `acquire` says so, and is asked again
 //! with the highest token that the store has seen.
 
 use std::time::Duration;

@@ -24,7 +24,7 @@ const LAST_COPY_TTL: Duration = Duration::from_secs(60 * 60);
 const READ_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a question waits for the store before the last known copy is looked for.
 const STALE_AFTER: Duration = Duration::from_secs(1);
-/// See [`STALE_FOR`].
+/// The same, while the store is known to be unavailable.
 const STALE_SOON: Duration = Duration::from_millis(50);
 /// How long a question waits for the cache before it is put to the store. A Redis that flushes each write (`appendfsync always`)
 /// answers nobody while it flushes; the store does meanwhile.

@@ -13,8 +13,8 @@ use crate::domain::ids::BrandId;
 use crate::ports::clock::Clock;
 use crate::ports::outbox::Outbox;
 use crate::ports::queue::{
-    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, Holding, NewItem, Queue,
-    QueueError, QueueStats, Reclaimed, Scope, Unfinished, is_over_share,
+    Acked, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, Holding, NewItem, Queue, QueueError,
+    QueueStats, Reclaimed, Repaired, Scope, Unfinished, is_over_share,
 };
 use crate::ports::store::StoreError;
 
@@ -241,8 +241,8 @@ impl Queue for SpooledQueue {
         self.inner.claim(key).await
     }
 
-    async fn audit(&self) -> Result<Audited, QueueError> {
-        self.inner.audit().await
+    async fn repair(&self) -> Result<Repaired, QueueError> {
+        self.inner.repair().await
     }
 
     fn lease(&self) -> Duration {

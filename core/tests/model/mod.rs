@@ -135,7 +135,7 @@ pub enum Transition {
     DiscardDead(Vec<usize>),
     /// Those of a brand that are so old, in milliseconds.
     DropDead(i64, i64),
-    Audit,
+    Repair,
 }
 
 /// The model: what a queue holds, and what was said last.
@@ -526,7 +526,7 @@ impl Model {
             Transition::DiscardDead(which) => self.discard_dead(which),
             Transition::DropDead(brand, age) => self.drop_dead(*brand, *age),
             // Nothing that the protocol does leaves a stray behind.
-            Transition::Audit => {
+            Transition::Repair => {
                 if self.holds.shares.is_empty() {
                     self.brands.clear();
                 }
@@ -605,7 +605,7 @@ impl ReferenceStateMachine for Model {
             1 => dead().prop_map(Transition::DiscardDead),
             1 => (0_i64..3, prop_oneof![Just(0_i64), Just(LEASE_MS), Just(CLAIM_TTL_MS)])
                 .prop_map(|(brand, age)| Transition::DropDead(brand, age)),
-            1 => Just(Transition::Audit),
+            1 => Just(Transition::Repair),
         ];
         let fetched = state.fetched.len();
         if fetched == 0 {

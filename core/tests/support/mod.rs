@@ -31,8 +31,8 @@ use tributary_core::ports::clock::{ManualClock, SystemClock};
 use tributary_core::ports::locks::Locks;
 use tributary_core::ports::outbox::Staged;
 use tributary_core::ports::queue::{
-    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, Holding, NewItem, Queue,
-    QueueError, QueueSettings, QueueStats, Reclaimed, Scope, Unfinished,
+    Acked, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, Holding, NewItem, Queue, QueueError,
+    QueueSettings, QueueStats, Reclaimed, Repaired, Scope, Unfinished,
 };
 use tributary_core::ports::store::{Store, SuppressionKey};
 use tributary_core::ports::tenants::Tenants;
@@ -363,7 +363,7 @@ impl Queue for AwayQueue {
     async fn claim(&self, _: &str) -> Result<Option<Claim>, QueueError> {
         away()
     }
-    async fn audit(&self) -> Result<Audited, QueueError> {
+    async fn repair(&self) -> Result<Repaired, QueueError> {
         away()
     }
     fn lease(&self) -> Duration {

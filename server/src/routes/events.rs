@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use serde_json::value::RawValue;
-use tributary_core::domain::{pixel, segment};
+use tributary_core::domain::{pixel, tracking};
 use tributary_core::ports::queue::NewItem;
 use tributary_core::priority::others_first;
 
@@ -59,7 +59,7 @@ pub async fn take(
         others_first(index).await;
         let pixels = pixel::translated(event);
         let event = pixels.as_deref().unwrap_or(event);
-        match segment::check(event, None, 0) {
+        match tracking::check(event, None, 0) {
             Ok(has_id) => items.push(reception.item(event, index, has_id)),
             Err(fault) => {
                 metrics::counter!("tributary_events_faulty_total", "code" => fault.code).increment(1);

@@ -307,8 +307,12 @@ pub async fn audit(
     let Query(query) =
         query.map_err(|rejection| ApiError::bad_request("invalid_query", rejection.body_text()))?;
     let before = query.before.as_deref().map(|text| {
-        Uuid::try_parse(text)
-            .map_err(|_| ApiError::bad_request("invalid_after", "invalid cursor: before must be the next of the previous page"))
+        Uuid::try_parse(text).map_err(|_| {
+            ApiError::bad_request(
+                "invalid_after",
+                "invalid cursor: before must be the next of the previous page",
+            )
+        })
     });
     let limit = limit(query.limit)?;
     let page = state.context.privacy.audit_log(secret.brand, before.transpose()?, limit as i64).await?;

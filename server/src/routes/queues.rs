@@ -94,13 +94,15 @@ pub async fn list(
         let message = format!("limit is {limit}; it may be 1 to {MAX_DEAD_PAGE}");
         return Err(ApiError::bad_request("invalid_limit", message));
     }
-    let after =
-        match &paging.after {
-            None => None,
-            Some(text) => Some(DeadPlace::parse(text).ok_or_else(|| {
-                ApiError::bad_request("invalid_after", "invalid cursor: after must be the next of the previous page")
-            })?),
-        };
+    let after = match &paging.after {
+        None => None,
+        Some(text) => Some(DeadPlace::parse(text).ok_or_else(|| {
+            ApiError::bad_request(
+                "invalid_after",
+                "invalid cursor: after must be the next of the previous page",
+            )
+        })?),
+    };
     let queue = queue(&state, &name)?;
     let page = queues::letters(&**queue, Scope::Brand(brand), after, limit).await?;
     state.looked(&secret, "dead_letters_read", None).await?;

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use tributary_core::domain::envelope::{Envelope, Origin};
 use tributary_core::domain::event::{EventKind, Rejection, Source};
 use tributary_core::domain::ids::BrandId;
-use tributary_core::domain::segment::{self, TOO_LARGE};
+use tributary_core::domain::tracking::{self, TOO_LARGE};
 use tributary_core::ports::queue::NewItem;
 use tributary_core::priority::others_first;
 use tributary_core::sampled::Sampled;
@@ -149,7 +149,7 @@ pub async fn one(
     let sender = writer(&state, &headers, peer, || key_in(message)).await?;
     state.keys.charge(&sender, cost(1, bytes.len()))?;
     let Sender { brand, source, .. } = sender;
-    let has_id = segment::check(message, Some(kind), 0)?;
+    let has_id = tracking::check(message, Some(kind), 0)?;
     let received_ms = state.context.clock.now_ms();
     let reception = Reception { brand, source, received_ms, kind: Some(kind), sent_at: None, shared: None };
     state.ingest.enqueue(vec![reception.item(message, 0, has_id)]).await?;
@@ -221,7 +221,7 @@ async fn kept<'b>(
     let mut kept: Vec<(usize, &RawValue, bool)> = Vec::with_capacity(messages.len());
     for (at, message) in messages.iter().enumerate() {
         others_first(at).await;
-        match segment::check(message, None, shared_bytes) {
+        match tracking::check(message, None, shared_bytes) {
             Ok(has_id) => {
                 sound += 1;
                 kept.push((at, message, has_id));

@@ -26,7 +26,7 @@ use tributary_core::ports::queue::{POLL, QueueSettings};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind};
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outbound;
-use tributary_core::services::automations::{handle as jobs, waker};
+use tributary_core::services::automations::{handle as jobs, scheduler};
 use tributary_core::services::events::handle::handle_batch;
 use tributary_core::services::health::Alarms;
 use tributary_core::services::outbox::drain;
@@ -239,7 +239,7 @@ impl TestApp {
                 self.context.queue.ack(&batch, &worked.unfinished).await.unwrap();
                 done += batch.items.len();
             }
-            done += waker::wake(&self.context).await.unwrap();
+            done += scheduler::enqueue_due(&self.context).await.unwrap();
             done += drain(&self.context).await.unwrap();
             while let Some(batch) = self.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap() {
                 let worked = jobs::handle_batch(&self.context, &self.outbound, &batch.items).await;

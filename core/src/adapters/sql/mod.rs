@@ -1,6 +1,6 @@
 //! The store, on PostgreSQL and SQLite: each rule, each row's mapping and each statement once.
 //!
-//! [`database`] opens transactions, [`statement`] runs statements on either store, [`codec`] says how a column's type stands on each.
+//! `database` opens transactions, `statement` runs statements on either store, `codec` says how a column's type stands on each.
 //! One file an aggregate holds its rows and its statements. What a store has of its own - its pool, its errors, those few statements
 //! that are faster in a form of its own - is in [`super::postgres`] and [`super::sqlite`].
 

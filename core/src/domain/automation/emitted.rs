@@ -7,8 +7,8 @@ use crate::domain::event::{Channel, Consent, Event, EventKind, Rejection, UNDELI
 use crate::domain::identity::Identifier;
 use crate::domain::ids::BrandId;
 use crate::domain::profile::TAG;
-use crate::domain::segment::{consents_again, traits_again};
 use crate::domain::time;
+use crate::domain::tracking::{consents_again, traits_again};
 
 /// The body of an event that sets a trait.
 pub fn set_trait(name: &str, value: &Value) -> Value {

@@ -2,7 +2,7 @@
 //!
 //! Facts about a customer ([`facts`]) are what expressions ([`expression`]) speak of. A [`segment`] is an expression with a name.
 //! A definition ([`definition`]) becomes a [`plan`], whose nodes a [`run`] goes through for one customer; [`template`] writes the
-//! texts that it sends, and [`ready`] has definitions to begin with. What expressions and templates may use up is in [`meter`].
+//! texts that it sends, and [`presets`] has definitions to begin with. What expressions and templates may use up is in [`meter`].
 
 pub mod definition;
 pub mod emitted;

@@ -4,7 +4,7 @@
 //! relation does not depend on the order in which events arrive.
 
 //!
-//! [`Rules`] say what may identify at all; [`prune`] keeps profiles within [`Limits`] by leaving out the least trusted links.
+//! [`Rules`] say what may identify at all; `prune` keeps profiles within `Limits` by leaving out the least trusted links.
 //! Where a limit holds, what came first stays: there, and only there, the grouping depends on the order.
 
 mod group;

@@ -89,7 +89,7 @@ impl Firm {
 /// How many people trusted sources know among those whom a group would make one customer. More than one means that only a public
 /// key's word holds the group together.
 ///
-/// `firm_events` lists the identifiers of each event that [`links_firmly`](super::event::Event::links_firmly), as indices.
+/// `firm_events` lists the identifiers of each event that [`links_firmly`](crate::domain::event::Event::links_firmly), as indices.
 pub fn people<'e>(
     firm_events: impl Iterator<Item = &'e [usize]> + Clone,
     identifiers: &[Held],

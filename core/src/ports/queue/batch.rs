@@ -53,6 +53,6 @@ pub enum Acked {
 pub struct Reclaimed {
     /// Items given back to pending.
     pub returned: u64,
-    /// Items buried after [`MAX_LOSSES`].
+    /// Items buried after [`super::MAX_LOSSES`].
     pub buried: u64,
 }

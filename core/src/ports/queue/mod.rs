@@ -24,7 +24,7 @@
 //! of their own for each brand: the oldest go.
 //!
 //! People look after a queue by [`Queue::dead`], [`Queue::retry_dead`], [`Queue::discard_dead`], [`Queue::set_paused`] and
-//! [`Queue::claim`]; [`Queue::audit`] finds what no step of the protocol would find again.
+//! [`Queue::claim`]; [`Queue::repair`] finds what no step of the protocol would find again.
 
 mod batch;
 mod dead;
@@ -39,7 +39,7 @@ use async_trait::async_trait;
 pub use self::batch::{Acked, Batch, BatchId, Reclaimed, Then, Unfinished};
 pub use self::dead::{DeadLetter, DeadPlace, MAX_DEAD_PAGE, Scope};
 pub use self::item::*;
-pub use self::stats::{Audited, Holding, PUBLIC_SHARE, QueueStats, SHARE, within_share};
+pub use self::stats::{Holding, PUBLIC_SHARE, QueueStats, Repaired, SHARE, within_share};
 pub(crate) use self::stats::{is_over_share, leaving};
 use crate::domain::ids::BrandId;
 
@@ -204,7 +204,7 @@ pub trait Queue: Send + Sync {
     async fn claim(&self, key: &str) -> Result<Option<Claim>, QueueError>;
 
     /// Looks for strays and repairs them. Any worker may call it at any time.
-    async fn audit(&self) -> Result<Audited, QueueError>;
+    async fn repair(&self) -> Result<Repaired, QueueError>;
 
     /// How long a lease lasts without a beat.
     fn lease(&self) -> Duration;

@@ -32,7 +32,7 @@ pub fn within_share(results: Vec<Enqueued>) -> Result<Vec<Enqueued>, QueueError>
 
 /// What `audit` found: things that no step of the protocol leaves behind, so a defect, a hand in the data, or lost data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Audited {
+pub struct Repaired {
     /// Items under a batch without a lease; they are under one now that ends at once.
     pub strays: u64,
     /// Dead letters that stood in some of their indexes only; repaired.

@@ -67,7 +67,7 @@ pub trait IdentifiersTx: Send {
     /// transaction meanwhile, for whose end it waited. `claims` must be sorted.
     async fn claim(&mut self, claims: &[Claim]) -> Result<Vec<BrandIdentifier>, StoreError>;
 
-    /// Takes identifiers away from profiles that only a public key gave them to: before [`StoreTx::claim`] gives them to others.
+    /// Takes identifiers away from profiles that only a public key gave them to: before `claim` gives them to others.
     /// [`StoreError::Conflict`] when one went elsewhere meanwhile.
     async fn disown(&mut self, from: &[(BrandIdentifier, ProfileId)]) -> Result<(), StoreError>;
 

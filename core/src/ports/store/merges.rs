@@ -102,7 +102,7 @@ pub trait MergesTx: Send {
     /// Adds relations. The profiles are locked, and are saved as related.
     async fn relate(&mut self, relations: &[Relation]) -> Result<(), StoreError>;
 
-    /// Records merges with what is about to move: before [`StoreTx::move_owned`].
+    /// Records merges with what is about to move: before `move_owned`.
     async fn record_merges(&mut self, merges: &[MergeRow]) -> Result<(), StoreError>;
 
     /// Moves identifiers, events, orders and consents between profiles; where `related`, relations too.

@@ -1,6 +1,6 @@
 //! Handling a batch of the events queue: what becomes of each item.
 //!
-//! A message that cannot be decoded is buried at once, alone. The rest is processed together, or in halves ([`super::batches`]).
+//! A message that cannot be decoded is buried at once, alone. The rest is processed together, or in halves ([`crate::services::batches`]).
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -25,13 +25,13 @@ use super::{escaped, ms, ttl_ms};
 use crate::domain::ids::BrandId;
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
-    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Holding, Item, LOST,
-    LOW_STEP, MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, MAX_SURVIVED, NewItem,
-    PUT_BACK, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, SURVIVED, Scope, Then, Unfinished,
+    Acked, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Holding, Item, LOST, LOW_STEP,
+    MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, MAX_SURVIVED, NewItem, PUT_BACK, Queue,
+    QueueError, QueueSettings, QueueStats, Reclaimed, Repaired, SURVIVED, Scope, Then, Unfinished,
     claim_name, leaving, lost_alone, this_process,
 };
 
-/// Keys that one step of the audit's SCAN looks at.
+/// Keys that one step of the repair's SCAN looks at.
 const SCAN_COUNT: usize = 1000;
 
 /// The queue on Redis.
@@ -468,14 +468,14 @@ impl Queue for RedisQueue {
         held.map(|text| read_claim(&text).ok_or_else(|| unexpected(text))).transpose()
     }
 
-    async fn audit(&self) -> Result<Audited, QueueError> {
+    async fn repair(&self) -> Result<Repaired, QueueError> {
         let batches = self.batches().await?;
         let (strays, repaired) = self
-            .run(&self.scripts.audit, |command| {
+            .run(&self.scripts.repair, |command| {
                 command.arg(SCAN_COUNT).arg(batches);
             })
             .await?;
-        Ok(Audited { strays, repaired })
+        Ok(Repaired { strays, repaired })
     }
 
     fn lease(&self) -> Duration {

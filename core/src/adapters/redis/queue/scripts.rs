@@ -15,7 +15,7 @@ pub(super) struct Scripts {
     pub(super) discard_dead: Script,
     pub(super) drop_dead: Script,
     pub(super) pause: Script,
-    pub(super) audit: Script,
+    pub(super) repair: Script,
 }
 
 impl Scripts {
@@ -37,7 +37,7 @@ impl Scripts {
             discard_dead: whole(include_str!("../scripts/discard_dead.lua")),
             drop_dead: whole(include_str!("../scripts/drop_dead.lua")),
             pause: whole(include_str!("../scripts/pause.lua")),
-            audit: whole(include_str!("../scripts/audit.lua")),
+            repair: whole(include_str!("../scripts/repair.lua")),
         }
     }
 }

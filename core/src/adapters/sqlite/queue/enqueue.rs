@@ -29,7 +29,7 @@ pub(super) struct Admissions {
     over: HashSet<(Option<BrandId>, u64)>,
     /// How many items brands hold, with what was let in since.
     hold: HashMap<Option<BrandId>, u64>,
-    /// See [`is_shared`].
+    /// See `shares::is_shared`.
     shared: bool,
 }
 

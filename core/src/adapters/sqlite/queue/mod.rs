@@ -24,9 +24,8 @@ use super::db::Db;
 use crate::domain::ids::BrandId;
 use crate::ports::clock::Clock;
 use crate::ports::queue::{
-    Acked, Audited, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, Holding, MAX_FETCH, NewItem,
-    POLL, Queue, QueueError, QueueSettings, QueueStats, Reclaimed, Scope, Unfinished, claim_name,
-    this_process,
+    Acked, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, Holding, MAX_FETCH, NewItem, POLL, Queue,
+    QueueError, QueueSettings, QueueStats, Reclaimed, Repaired, Scope, Unfinished, claim_name, this_process,
 };
 
 /// The queue on SQLite.
@@ -181,7 +180,7 @@ impl Queue for SqliteQueue {
         row.as_ref().map(claim).transpose().map_err(failed)
     }
 
-    async fn audit(&self) -> Result<Audited, QueueError> {
+    async fn repair(&self) -> Result<Repaired, QueueError> {
         self.repair().await
     }
 

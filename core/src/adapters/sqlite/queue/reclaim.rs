@@ -10,7 +10,7 @@ use super::rows::{ITEM, failed, item, ms, signed, written};
 use super::shares::{add_to_share, count};
 use super::{SqliteQueue, Tx};
 use crate::ports::queue::{
-    Audited, Item, LOST, MAX_LOSSES, MAX_RECLAIM, MAX_SURVIVED, QueueError, Reclaimed, SURVIVED, lost_alone,
+    Item, LOST, MAX_LOSSES, MAX_RECLAIM, MAX_SURVIVED, QueueError, Reclaimed, Repaired, SURVIVED, lost_alone,
 };
 
 /// How long losses are kept.
@@ -159,7 +159,7 @@ impl SqliteQueue {
         Ok(())
     }
 
-    pub(super) async fn repair(&self) -> Result<Audited, QueueError> {
+    pub(super) async fn repair(&self) -> Result<Repaired, QueueError> {
         let now = self.clock.now_ms();
         let mut tx = self.begin().await?;
         let strays = sqlx::query_scalar::<_, i64>(
@@ -185,6 +185,6 @@ impl SqliteQueue {
         let strays = usize::try_from(strays).unwrap_or_default();
         count(&mut tx, "strays", strays).await?;
         tx.commit().await.map_err(failed)?;
-        Ok(Audited { strays: strays as u64, repaired: 0 })
+        Ok(Repaired { strays: strays as u64, repaired: 0 })
     }
 }

@@ -255,7 +255,9 @@ pub fn may_enter(plan: &Plan, past: &[Past], now: Timestamp) -> Result<(), Strin
         return Ok(());
     }
     match reentry.mode {
-        ReentryMode::Once => return Err("the customer ran through it before, and may enter it once".to_owned()),
+        ReentryMode::Once => {
+            return Err("the customer ran through it before, and may enter it once".to_owned());
+        }
         ReentryMode::AfterEnd if past.iter().any(|run| run.status.is_live()) => {
             return Err("the customer is in it, and may enter it again after it has ended".to_owned());
         }

@@ -18,7 +18,7 @@ use crate::domain::time::{self, Timestamp, from_ms};
 use crate::ports::automations::{AutomationRow, AutomationStatus};
 use crate::ports::store::StoreError;
 use crate::services::automations::preflight;
-use crate::services::automations::waker::fires;
+use crate::services::automations::scheduler::fires;
 use crate::services::brands::sender_problem;
 
 /// How often an edit is tried that others were faster than.

@@ -1,7 +1,7 @@
 //! Advancing runs: an action is recorded, done, and recorded as done.
 //!
-//! A batch is processed in rounds. Each round is one transaction ([`round`]): it records the outcomes of messages that were sent, advances
-//! their runs as far as they can go, and records the messages that are to be sent next. Then those are sent ([`send`]), all at once. A
+//! A batch is processed in rounds. Each round is one transaction (`round`): it records the outcomes of messages that were sent, advances
+//! their runs as far as they can go, and records the messages that are to be sent next. Then those are sent (`send`), all at once. A
 //! round takes the outcomes that are there by then: no run waits for another run's slow receiver.
 //!
 //! Whoever dies in between leaves records of what was begun. Whoever gets the jobs next sends those messages again, under the same keys.

@@ -23,7 +23,7 @@ const STUCK_MS: i64 = 26 * 3_600_000;
 ///
 /// # Errors
 /// When the store is unavailable: nothing was taken then.
-pub async fn wake(context: &Context) -> Result<usize, StoreError> {
+pub async fn enqueue_due(context: &Context) -> Result<usize, StoreError> {
     let mut woken = 0;
     loop {
         let now = context.clock.now();
