@@ -478,7 +478,7 @@ mod tests {
         assert!(why(&world).2.unwrap().contains("not consented"));
         // An address that only a public key told gets mail under a consent for it, and where the brand asks for no more.
         world.facts.trusted.clear();
-        assert!(why(&world).2.unwrap().contains("only a public key told"));
+        assert!(why(&world).2.unwrap().contains("the address comes from a public key only"));
         world.facts.consents.push(StoredConsent {
             channel: "email".into(),
             state: "subscribed".into(),
