@@ -181,7 +181,7 @@ impl Queue for SqliteQueue {
     }
 
     async fn repair(&self) -> Result<Repaired, QueueError> {
-        self.repair().await
+        self.repair_strays().await
     }
 
     fn lease(&self) -> Duration {

@@ -159,7 +159,7 @@ impl SqliteQueue {
         Ok(())
     }
 
-    pub(super) async fn repair(&self) -> Result<Repaired, QueueError> {
+    pub(super) async fn repair_strays(&self) -> Result<Repaired, QueueError> {
         let now = self.clock.now_ms();
         let mut tx = self.begin().await?;
         let strays = sqlx::query_scalar::<_, i64>(
