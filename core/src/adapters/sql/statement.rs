@@ -15,9 +15,6 @@ use super::database::{Conn, Held};
 use crate::adapters::{postgres, sqlite};
 use crate::ports::store::StoreError;
 
-/// Rows of one statement on SQLite, which has a placeholder for each of their cells: few sizes, so that few statements are prepared.
-const PIECES: [usize; 4] = [100, 25, 5, 1];
-
 /// What is read of a row of either store.
 pub(in crate::adapters) trait FromEither:
     for<'r> FromRow<'r, PgRow> + for<'r> FromRow<'r, SqliteRow> + Send + Unpin
@@ -288,24 +285,21 @@ fn in_pieces(
     };
     let place = speaks_of_place(text);
     let mut pieces = Vec::new();
-    let mut first = 0;
-    for size in PIECES {
-        while given.len - first >= size {
-            let mut bound = SqliteArguments::default();
-            for row in first..first + size {
-                for (.., cells) in &given.columns {
-                    bind_sqlite(&mut bound, &cells[row])?;
-                }
-                if place {
-                    bind_sqlite(&mut bound, &Value::Int(row as i64 + 1))?;
-                }
+    let rows: Vec<usize> = (0..given.len).collect();
+    for piece in sqlite::db::pieces(&rows) {
+        let mut bound = SqliteArguments::default();
+        for row in piece {
+            for (.., cells) in &given.columns {
+                bind_sqlite(&mut bound, &cells[*row])?;
             }
-            // The rows' placeholders have no numbers, so they come first, and those of the text are counted from there.
-            let cells = bound.len();
-            bind_all_sqlite(&mut bound, parameters)?;
-            pieces.push((with_values(given, size, place, &for_sqlite(text, cells)), bound));
-            first += size;
+            if place {
+                bind_sqlite(&mut bound, &Value::Int(*row as i64 + 1))?;
+            }
         }
+        // The rows' placeholders have no numbers, so they come first, and those of the text are counted from there.
+        let cells = bound.len();
+        bind_all_sqlite(&mut bound, parameters)?;
+        pieces.push((with_values(given, piece.len(), place, &for_sqlite(text, cells)), bound));
     }
     Ok(pieces)
 }

@@ -206,7 +206,7 @@ async fn fold_once(file: &mut SqliteConnection) -> Result<(), sqlx::Error> {
 }
 
 /// Cuts rows into pieces of few different sizes.
-pub(super) fn pieces<T>(mut rows: &[T]) -> Vec<&[T]> {
+pub(in crate::adapters) fn pieces<T>(mut rows: &[T]) -> Vec<&[T]> {
     let mut cut = Vec::new();
     for size in ROWS {
         while rows.len() >= size {
