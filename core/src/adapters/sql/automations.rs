@@ -77,12 +77,12 @@ impl Automations for SqlAutomations {
 
     async fn automations(&self, brand: BrandId) -> Result<Vec<AutomationRow>, StoreError> {
         let automations = format!("select {AUTOMATION} from automations where brand_id = $1 order by id");
-        self.db.reading(brand).await?.sql(automations).bind(brand).all().await
+        self.db.looking_at(brand).await?.sql(automations).bind(brand).all().await
     }
 
     async fn automation(&self, brand: BrandId, id: Uuid) -> Result<Option<AutomationRow>, StoreError> {
         let automation = format!("select {AUTOMATION} from automations where brand_id = $1 and id = $2");
-        self.db.reading(brand).await?.sql(automation).bind(brand).bind(id).optional().await
+        self.db.looking_at(brand).await?.sql(automation).bind(brand).bind(id).optional().await
     }
 
     async fn version(
@@ -93,7 +93,7 @@ impl Automations for SqlAutomations {
     ) -> Result<Option<String>, StoreError> {
         let definition = "select definition from automation_versions
             where brand_id = $1 and automation_id = $2 and version = $3";
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         tx.sql(definition).bind(brand).bind(automation).bind(version).scalar().await
     }
 
@@ -101,7 +101,7 @@ impl Automations for SqlAutomations {
         let versions = "select v.automation_id, v.version, v.definition from automations a join automation_versions v
             on v.automation_id = a.id and v.version > a.version - $2 where a.brand_id = $1 and a.status = 'active'";
         let rows: Vec<(Id, i32, String)> =
-            self.db.reading(brand).await?.sql(versions).bind(brand).bind(each).all().await?;
+            self.db.looking_at(brand).await?.sql(versions).bind(brand).bind(each).all().await?;
         Ok(rows.into_iter().map(|(id, version, definition)| (id.0, version, definition)).collect())
     }
 

@@ -58,7 +58,7 @@ impl Brands for SqlTenants {
     async fn settings(&self, brand: BrandId) -> Result<BrandSettings, StoreError> {
         let settings = "select settings from brands where id = $1";
         let found: Option<Json<BrandSettings>> =
-            self.db.reading(brand).await?.sql(settings).bind(brand).scalar().await?;
+            self.db.looking_at(brand).await?.sql(settings).bind(brand).scalar().await?;
         Ok(found.map(|settings| settings.0.clamped()).unwrap_or_default())
     }
 
@@ -77,7 +77,7 @@ impl Brands for SqlTenants {
     async fn email_domains(&self, brand: BrandId) -> Result<Option<Vec<String>>, StoreError> {
         let domains = "select email_domains from brands where id = $1";
         let found: Option<Option<Json<Vec<String>>>> =
-            self.db.reading(brand).await?.sql(domains).bind(brand).scalar().await?;
+            self.db.looking_at(brand).await?.sql(domains).bind(brand).scalar().await?;
         Ok(found.flatten().map(|domains| domains.0))
     }
 
@@ -123,6 +123,6 @@ impl Refusals for SqlTenants {
     async fn refusals(&self, brand: BrandId) -> Result<Vec<Refusal>, StoreError> {
         let refusals = "select brand_id, source, code, count, last_ms from refusals where brand_id = $1
             order by last_ms desc, source, code limit $2";
-        self.db.reading(brand).await?.sql(refusals).bind(brand).bind(REFUSALS_LISTED).all().await
+        self.db.looking_at(brand).await?.sql(refusals).bind(brand).bind(REFUSALS_LISTED).all().await
     }
 }

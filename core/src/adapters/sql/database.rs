@@ -28,7 +28,15 @@ impl Database {
         Ok(BrandTx { tx: Tx { conn }, brand })
     }
 
-    /// Opens a transaction that reads one brand's rows in one state. It waits for no writer, and holds none up.
+    /// A connection for one statement that reads one brand's rows. PostgreSQL has a transaction for it all the same: row-level security
+    /// takes the brand from there.
+    pub(in crate::adapters) async fn looking_at(&self, brand: BrandId) -> Result<BrandTx, StoreError> {
+        let Self::Sqlite(db) = self else { return self.reading(brand).await };
+        let conn = Conn::Sqlite(Held::Conn(db.reader().await.map_err(sqlite::db::failed)?));
+        Ok(BrandTx { tx: Tx { conn }, brand })
+    }
+
+    /// Opens a transaction that reads one brand's rows in one state, with several statements. It waits for no writer, and holds none up.
     pub(in crate::adapters) async fn reading(&self, brand: BrandId) -> Result<BrandTx, StoreError> {
         let conn = match self {
             Self::Postgres(pool) => Conn::Postgres(Held::Tx(postgres::db::begin_reading(pool, brand).await?)),

@@ -42,7 +42,7 @@ impl Directory for SqlDirectory {
         after: Option<&After>,
         limit: i64,
     ) -> Result<Vec<Profile>, StoreError> {
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         let mut list = tx.sql("");
         if let Some(search) = search {
             list = found(list, brand, search);
@@ -96,7 +96,7 @@ impl Directory for SqlDirectory {
         let identifiers =
             "select profile_id, kind, value from identifiers where profile_id = any($1) and brand_id = $2
             order by profile_id, kind, value";
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         let rows: Vec<(ProfileId, String, String)> =
             tx.sql(identifiers).list(ids.iter().copied()).bind(brand).all().await?;
         let known = |(id, kind, value): (_, String, _)| {
@@ -106,7 +106,7 @@ impl Directory for SqlDirectory {
     }
 
     async fn survivor(&self, brand: BrandId, id: ProfileId) -> Result<Option<ProfileId>, StoreError> {
-        let survivor = customers::survivor(&mut self.db.reading(brand).await?, id).await?;
+        let survivor = customers::survivor(&mut self.db.looking_at(brand).await?, id).await?;
         Ok(survivor.map(|profile| profile.id))
     }
 
@@ -117,7 +117,7 @@ impl Directory for SqlDirectory {
         before: Option<&EventKey>,
         limit: i64,
     ) -> Result<Vec<StoredEvent>, StoreError> {
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         tx.sql(format!("select {EVENT} from events where profile_id = $1 and brand_id = $2"))
             .bind(id)
             .bind(brand)
@@ -139,13 +139,13 @@ impl Directory for SqlDirectory {
             where brand_id = $2 and (survivor in (select id from tree) or loser in (select id from tree))
             order by at desc, id desc limit $3"
         );
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         tx.sql(merges).bind(id).bind(brand).bind(MAX_HISTORY).all().await
     }
 
     async fn merge(&self, brand: BrandId, id: Uuid) -> Result<Option<Merge>, StoreError> {
         let merge = format!("select {MERGE} from merges where id = $1 and brand_id = $2");
-        self.db.reading(brand).await?.sql(merge).bind(id).bind(brand).optional().await
+        self.db.looking_at(brand).await?.sql(merge).bind(id).bind(brand).optional().await
     }
 }
 

@@ -113,7 +113,7 @@ impl ApiKeys for SqlTenants {
         let keys = format!(
             "select id, {GRANT}, created_at, last_used_at, made_by from api_keys where brand_id = $1 order by created_at, id"
         );
-        self.db.reading(brand).await?.sql(keys).bind(brand).all().await
+        self.db.looking_at(brand).await?.sql(keys).bind(brand).all().await
     }
 
     async fn revoke_key(

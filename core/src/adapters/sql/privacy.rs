@@ -95,12 +95,12 @@ impl Privacy for SqlPrivacy {
         let requests = format!(
             "select {REQUEST} from privacy_requests where brand_id = $1 order by created_at desc, id desc limit $2"
         );
-        self.db.reading(brand).await?.sql(requests).bind(brand).bind(limit).all().await
+        self.db.looking_at(brand).await?.sql(requests).bind(brand).bind(limit).all().await
     }
 
     async fn request(&self, brand: BrandId, id: Uuid) -> Result<Option<PrivacyRequest>, StoreError> {
         let request = format!("select {REQUEST} from privacy_requests where brand_id = $1 and id = $2");
-        self.db.reading(brand).await?.sql(request).bind(brand).bind(id).optional().await
+        self.db.looking_at(brand).await?.sql(request).bind(brand).bind(id).optional().await
     }
 
     async fn stop(
@@ -131,7 +131,7 @@ impl Privacy for SqlPrivacy {
         let exports = format!(
             "select {REQUEST} from privacy_requests where brand_id = $1 and kind = 'export' and subject is not null"
         );
-        self.db.reading(brand).await?.sql(exports).bind(brand).all().await
+        self.db.looking_at(brand).await?.sql(exports).bind(brand).all().await
     }
 
     async fn order_events(
@@ -147,7 +147,7 @@ impl Privacy for SqlPrivacy {
                 and events.profile_id is null
             where o.profile_id = $1 and o.brand_id = $2"
         );
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         tx.sql(events)
             .bind(id)
             .bind(brand)
@@ -185,7 +185,7 @@ impl Privacy for SqlPrivacy {
             "select profile_id from events where brand_id = $1 and shop = $2 and profile_id is not null
             union select profile_id from orders where brand_id = $1 and shop = $2 and profile_id is not null
             limit $3";
-        self.db.reading(brand).await?.sql(customers).bind(brand).bind(shop).bind(limit).scalars().await
+        self.db.looking_at(brand).await?.sql(customers).bind(brand).bind(shop).bind(limit).scalars().await
     }
 
     async fn erase_shop(
@@ -220,7 +220,7 @@ impl Privacy for SqlPrivacy {
         after: Option<&(String, String)>,
         limit: i64,
     ) -> Result<Vec<OrderRecord>, StoreError> {
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         tx.sql(format!("select {ORDER} from orders where profile_id = $1 and brand_id = $2"))
             .bind(id)
             .bind(brand)
@@ -256,7 +256,7 @@ impl Privacy for SqlPrivacy {
         before: Option<&StoredConsent>,
         limit: i64,
     ) -> Result<Vec<StoredConsent>, StoreError> {
-        customers::consents(&mut self.db.reading(brand).await?, id, before, limit).await
+        customers::consents(&mut self.db.looking_at(brand).await?, id, before, limit).await
     }
 
     async fn expire(&self, brand: BrandId, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
@@ -284,7 +284,7 @@ impl Privacy for SqlPrivacy {
                 and not exists (select 1 from orders where profile_id = p.id)
             order by id limit $4";
         let youngest = ProfileId::first_at(before.timestamp_millis());
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         tx.sql(inactive).bind(brand).bind(youngest).bind(before).bind(limit).scalars().await
     }
 
@@ -302,7 +302,7 @@ impl Privacy for SqlPrivacy {
         before: Option<Uuid>,
         limit: i64,
     ) -> Result<Vec<AuditEntry>, StoreError> {
-        audit::before(&mut self.db.reading(brand).await?, before, limit).await
+        audit::before(&mut self.db.looking_at(brand).await?, before, limit).await
     }
 }
 

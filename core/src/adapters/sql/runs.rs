@@ -129,7 +129,7 @@ impl Runs for SqlAutomations {
         before: Option<Uuid>,
         limit: i64,
     ) -> Result<Vec<Run>, StoreError> {
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         tx.sql(format!("select {RUN} from automation_runs where brand_id = $1"))
             .bind(brand)
             .filter("automation_id = ", filter.automation)
@@ -158,7 +158,7 @@ impl Runs for SqlAutomations {
     async fn run_counts(&self, brand: BrandId, automation: Uuid) -> Result<HashMap<Status, i64>, StoreError> {
         let counts = "select status, count(*) from automation_runs where brand_id = $1 and automation_id = $2 group by status";
         let counts: Vec<(Status, i64)> =
-            self.db.reading(brand).await?.sql(counts).bind(brand).bind(automation).all().await?;
+            self.db.looking_at(brand).await?.sql(counts).bind(brand).bind(automation).all().await?;
         Ok(counts.into_iter().collect())
     }
 
@@ -172,7 +172,7 @@ impl Runs for SqlAutomations {
             "select {ACTION} from automation_actions where profile_id = $1 and brand_id = $2
             order by first_ms desc, run_id desc, node desc limit $3"
         );
-        self.db.reading(brand).await?.sql(actions).bind(id).bind(brand).bind(limit).all().await
+        self.db.looking_at(brand).await?.sql(actions).bind(id).bind(brand).bind(limit).all().await
     }
 }
 

@@ -75,7 +75,7 @@ impl Secrets for SqlTenants {
         let held = format!(
             "select {SECRETS} from brands where id = $1 and signing_secret is not null and link_secret is not null"
         );
-        if let Some(secrets) = self.db.reading(brand).await?.sql(held).bind(brand).optional().await? {
+        if let Some(secrets) = self.db.looking_at(brand).await?.sql(held).bind(brand).optional().await? {
             return Ok(secrets);
         }
         let mut tx = self.db.brand(brand).await?;

@@ -71,7 +71,7 @@ impl Segments for SqlAutomations {
     async fn segments(&self, brand: BrandId) -> Result<Vec<SegmentRow>, StoreError> {
         let segments = "select brand_id, name, expression, description, created_ms, updated_ms from segments
             where brand_id = $1 order by name";
-        self.db.reading(brand).await?.sql(segments).bind(brand).all().await
+        self.db.looking_at(brand).await?.sql(segments).bind(brand).all().await
     }
 
     async fn delete_segment(&self, brand: BrandId, name: &str) -> Result<bool, StoreError> {
@@ -97,13 +97,14 @@ impl Segments for SqlAutomations {
     ) -> Result<Vec<Member>, StoreError> {
         let members = "select profile_id, since_ms from segment_members
             where brand_id = $1 and segment = $2 and profile_id > $3 order by profile_id limit $4";
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         tx.sql(members).bind(brand).bind(segment).bind(after.unwrap_or(FIRST)).bind(limit).all().await
     }
 
     async fn member_counts(&self, brand: BrandId) -> Result<HashMap<String, i64>, StoreError> {
         let counts = "select segment, count(*) from segment_members where brand_id = $1 group by segment";
-        let counts: Vec<(String, i64)> = self.db.reading(brand).await?.sql(counts).bind(brand).all().await?;
+        let counts: Vec<(String, i64)> =
+            self.db.looking_at(brand).await?.sql(counts).bind(brand).all().await?;
         Ok(counts.into_iter().collect())
     }
 
@@ -116,7 +117,7 @@ impl Segments for SqlAutomations {
         limit: i64,
     ) -> Result<Vec<Change>, StoreError> {
         let changes = "select id, brand_id, segment, profile_id, entered, at_ms from segment_changes where brand_id = $1";
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         tx.sql(changes)
             .bind(brand)
             .filter("segment = ", segment)
@@ -136,7 +137,7 @@ impl Segments for SqlAutomations {
     ) -> Result<Vec<ProfileId>, StoreError> {
         let profiles = "select id from profiles
             where brand_id = $1 and merged_into is null and id > $2 order by id limit $3";
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         tx.sql(profiles).bind(brand).bind(after.unwrap_or(FIRST)).bind(limit).scalars().await
     }
 }

@@ -54,7 +54,7 @@ impl Shops for SqlTenants {
 
     async fn shops(&self, brand: BrandId) -> Result<Vec<Shop>, StoreError> {
         let shops = format!("select {SHOP} from shops where brand_id = $1 order by domain");
-        self.db.reading(brand).await?.sql(shops).bind(brand).all().await
+        self.db.looking_at(brand).await?.sql(shops).bind(brand).all().await
     }
 
     async fn shop_uninstalled(&self, domain: &str, at: Timestamp) -> Result<(), StoreError> {

@@ -40,11 +40,11 @@ impl Store for SqlStore {
     }
 
     async fn owner(&self, brand: BrandId, identifier: &Identifier) -> Result<Option<ProfileId>, StoreError> {
-        customers::owner(&mut self.db.reading(brand).await?, identifier).await
+        customers::owner(&mut self.db.looking_at(brand).await?, identifier).await
     }
 
     async fn revision(&self, brand: BrandId, asked: &Asked) -> Result<Option<Revision>, StoreError> {
-        customers::revision(&mut self.db.reading(brand).await?, asked).await
+        customers::revision(&mut self.db.looking_at(brand).await?, asked).await
     }
 
     async fn customer(&self, brand: BrandId, id: ProfileId) -> Result<Option<CustomerRecord>, StoreError> {
@@ -58,7 +58,7 @@ impl Store for SqlStore {
         digest: &[u8; 32],
     ) -> Result<Vec<String>, StoreError> {
         let topics = "select topic from webhook_bodies where brand_id = $1 and shop = $2 and digest = $3";
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         tx.sql(topics).bind(brand).bind(shop).bind(&digest[..]).scalars().await
     }
 
@@ -70,7 +70,7 @@ impl Store for SqlStore {
     async fn stats(&self, brand: BrandId) -> Result<StoreStats, StoreError> {
         let counts = "select (select count(*) from profiles where brand_id = $1 and merged_into is null),
             (select count(*) from events where brand_id = $1), (select count(*) from orders where brand_id = $1)";
-        let mut tx = self.db.reading(brand).await?;
+        let mut tx = self.db.looking_at(brand).await?;
         let (profiles, events, orders) = tx.sql(counts).bind(brand).one().await?;
         Ok(StoreStats { profiles, events, orders })
     }
