@@ -160,6 +160,20 @@ struct Services<'a> {
     keys: &'a SecretKeys,
 }
 
+/// What each profile has of its own.
+struct Parts {
+    open: Open,
+    outbox: Arc<dyn Outbox>,
+    spools: bool,
+    /// The queue of events and that of automations, without what stands before them.
+    outbox_targets: [Arc<dyn Queue>; 2],
+    locks: Arc<dyn Locks>,
+    queue: Arc<dyn Queue>,
+    automation_queue: Arc<dyn Queue>,
+    cache: Arc<dyn Cache>,
+    clock: Arc<dyn Clock>,
+}
+
 impl Context {
     /// Closes the connections, after what is under way on them. For the end of a process: nothing works afterwards.
     pub async fn close(&self) {
@@ -266,7 +280,6 @@ impl Context {
         let queue: Arc<dyn Queue> = Arc::new(SqliteQueue::new(queue, settings, clock.clone()));
         let jobs: Arc<dyn Queue> = Arc::new(SqliteQueue::new(jobs, settings, clock.clone()));
         let db = Database::Sqlite(store);
-        let automations: Arc<dyn Automations> = Arc::new(SqlAutomations::new(db.clone()));
         let plain: Tenants = SqlTenants::ports(db.clone());
         let keys = match folder::keys(data).map_err(fault)? {
             Some(keys) => keys,
@@ -276,35 +289,19 @@ impl Context {
             None => folder::make_key(data).map_err(fault)?,
         };
         let tenants = sealed(plain, keys).await?;
-        let suppression = suppression_key(&tenants).await?;
-        let privacy = SqlPrivacy::new(db.clone(), suppression.clone());
-        key_suppressions(&privacy).await?;
-        Ok(Self {
+        let parts = Parts {
             open,
             outbox: Arc::new(SqlOutbox::new(db.clone())),
             // the queue is a file beside the store's: neither is unavailable without the other
             spools: false,
-            outbox_targets: OutboxTargets(vec![
-                (EVENTS_QUEUE, queue.clone()),
-                (AUTOMATIONS_QUEUE, jobs.clone()),
-            ]),
+            outbox_targets: [queue.clone(), jobs.clone()],
             locks: Arc::new(MemoryLocks::default()),
-            directory: Arc::new(SqlDirectory::new(db.clone())),
-            privacy: Arc::new(privacy),
-            store: Arc::new(SqlStore::new(db, suppression.clone())),
-            suppression,
-            brands: Brands::new(tenants.clone(), automations.clone()),
-            rounds: Arc::default(),
-            store_health: Arc::default(),
-            languages: Languages::default(),
-            automations,
-            tenants,
             queue,
             automation_queue: jobs,
             cache: Arc::new(MemoryCache::default()),
             clock,
-            id: uuid::Uuid::now_v7(),
-        })
+        };
+        Self::over(db, tenants, parts).await
     }
 
     async fn open_services(
@@ -334,10 +331,6 @@ impl Context {
         let direct: Arc<dyn Queue> = Arc::new(queue);
         let outbox: Arc<dyn Outbox> = Arc::new(SqlOutbox::new(db.clone()));
         let tenants = sealed(SqlTenants::ports(db.clone()), keys.clone()).await?;
-        let suppression = suppression_key(&tenants).await?;
-        let privacy = SqlPrivacy::new(db.clone(), suppression.clone());
-        key_suppressions(&privacy).await?;
-        let automations: Arc<dyn Automations> = Arc::new(SqlAutomations::new(db.clone()));
         let queue = SpooledQueue::new(
             direct.clone(),
             EVENTS_QUEUE,
@@ -345,12 +338,33 @@ impl Context {
             clock.clone(),
             settings.max_depth,
         );
-        Ok(Self {
+        let parts = Parts {
             open: Open::Services { redis: Box::new(redis.clone()), pool },
             outbox,
             spools: true,
-            outbox_targets: OutboxTargets(vec![(EVENTS_QUEUE, direct), (AUTOMATIONS_QUEUE, jobs.clone())]),
+            outbox_targets: [direct, jobs.clone()],
             locks: Arc::new(RedisLocks::new(redis.clone())),
+            queue: Arc::new(queue),
+            automation_queue: jobs,
+            cache: Arc::new(RedisCache::new(redis)),
+            clock,
+        };
+        Self::over(db, tenants, parts).await
+    }
+
+    /// What both profiles have over their database, beside what each has of its own.
+    async fn over(db: Database, tenants: Tenants, parts: Parts) -> Result<Self, OpenError> {
+        let suppression = suppression_key(&tenants).await?;
+        let privacy = SqlPrivacy::new(db.clone(), suppression.clone());
+        key_suppressions(&privacy).await?;
+        let automations: Arc<dyn Automations> = Arc::new(SqlAutomations::new(db.clone()));
+        let [events, jobs] = parts.outbox_targets;
+        Ok(Self {
+            open: parts.open,
+            outbox: parts.outbox,
+            spools: parts.spools,
+            outbox_targets: OutboxTargets(vec![(EVENTS_QUEUE, events), (AUTOMATIONS_QUEUE, jobs)]),
+            locks: parts.locks,
             directory: Arc::new(SqlDirectory::new(db.clone())),
             privacy: Arc::new(privacy),
             store: Arc::new(SqlStore::new(db, suppression.clone())),
@@ -361,10 +375,10 @@ impl Context {
             languages: Languages::default(),
             automations,
             tenants,
-            queue: Arc::new(queue),
-            automation_queue: jobs,
-            cache: Arc::new(RedisCache::new(redis)),
-            clock,
+            queue: parts.queue,
+            automation_queue: parts.automation_queue,
+            cache: parts.cache,
+            clock: parts.clock,
             id: uuid::Uuid::now_v7(),
         })
     }
