@@ -219,7 +219,7 @@ async fn carry(context: Context) -> anyhow::Result<()> {
     }
     // One process at a time will do; without locks all do, which changes nothing.
     let names = [String::from("privacy")];
-    let locked = acquire(&*context.locks, &*context.store, &names, PRIVACY_LOCK, None).await;
+    let locked = acquire(&*context.locks, Some(&*context.store), &names, PRIVACY_LOCK, None).await;
     let lock = match locked {
         Ok(Granted::Busy) => return Ok(()),
         Ok(Granted::Held(lock)) => Some(lock),
@@ -254,7 +254,7 @@ async fn retain(context: Context) -> anyhow::Result<()> {
 async fn audit(context: Context, queue: Arc<dyn Queue>, lock: &'static str) -> anyhow::Result<()> {
     // One process at a time will do: it looks at every key.
     let names = [lock.to_owned()];
-    let locked = acquire(&*context.locks, &*context.store, &names, AUDIT_EVERY / 2, None).await;
+    let locked = acquire(&*context.locks, Some(&*context.store), &names, AUDIT_EVERY / 2, None).await;
     if matches!(locked, Ok(Granted::Busy)) {
         return Ok(());
     }

@@ -14,21 +14,21 @@ pub enum Granted {
     Unreachable(LockError),
 }
 
-/// One try. Where the counter is forgotten, it is seeded with the highest token that the store has seen, so that it never
+/// One try. Where the counter is forgotten, it is seeded with the highest token that `store` has seen, so that it never
 /// falls behind.
 ///
 /// # Errors
-/// The store's own.
+/// The store's own; [`StoreError::Fenced`] where the counter is forgotten and there is no `store` to ask.
 pub async fn acquire(
     locks: &dyn Locks,
-    store: &dyn Store,
+    store: Option<&dyn Store>,
     names: &[String],
     ttl: Duration,
     seed: Option<i64>,
 ) -> Result<Granted, StoreError> {
     let mut answer = locks.acquire(names, ttl, seed).await;
     if let Ok(Acquired::Forgotten) = answer {
-        let seed = store.last_fence().await?;
+        let seed = store.ok_or(StoreError::Fenced(0))?.last_fence().await?;
         answer = locks.acquire(names, ttl, Some(seed)).await;
     }
     Ok(match answer {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::ports::locks::{Acquired, Lock, Locks};
+use crate::ports::locks::{Lock, Locks};
 use crate::ports::store::{Store, StoreError};
 use crate::services::locks::{Granted, acquire};
 
@@ -118,16 +118,8 @@ async fn take(
     names.dedup();
     let until = Instant::now() + taking.patience;
     loop {
-        let granted = match taking.inside_transaction {
-            true => match locks.acquire(&names, taking.ttl, taking.seed).await {
-                Ok(Acquired::Held(lock)) => Granted::Held(lock),
-                Ok(Acquired::Busy) => Granted::Busy,
-                Ok(Acquired::Forgotten) => return Err(StoreError::Fenced(0)),
-                Err(error) => Granted::Unreachable(error),
-            },
-            false => acquire(locks, store, &names, taking.ttl, taking.seed).await?,
-        };
-        match granted {
+        let store = (!taking.inside_transaction).then_some(store);
+        match acquire(locks, store, &names, taking.ttl, taking.seed).await? {
             Granted::Held(lock) => return Ok(Some(lock)),
             Granted::Busy if Instant::now() < until => {
                 sleep(RETRY_WAIT.mul_f64(rand::random::<f64>().max(0.1))).await;

@@ -83,11 +83,12 @@ async fn drain_one(context: &Context, queue: &'static str) -> Result<usize, Drai
             return Ok(brought);
         }
         let names = [format!("{LOCK}:{queue}")];
-        let lock = match in_time(acquire(&*context.locks, &*context.store, &names, LOCK_TTL, None)).await? {
-            Granted::Held(lock) => Some(lock),
-            Granted::Busy => return Ok(brought),
-            Granted::Unreachable(_) => None,
-        };
+        let lock =
+            match in_time(acquire(&*context.locks, Some(&*context.store), &names, LOCK_TTL, None)).await? {
+                Granted::Held(lock) => Some(lock),
+                Granted::Busy => return Ok(brought),
+                Granted::Unreachable(_) => None,
+            };
         let done = async {
             let page = in_time(context.outbox.oldest(&[queue], &over, PAGE)).await?;
             bring(context, page, &mut over).await
