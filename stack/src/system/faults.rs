@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use tributary_core::context::AUTOMATIONS_QUEUE;
 
-use super::System;
+use super::{System, oldest};
 use crate::proxy::Proxy;
 
 impl System {
@@ -81,10 +81,7 @@ impl System {
     /// # Errors
     /// When there is none.
     pub fn kill_automation_worker(&mut self) -> anyhow::Result<()> {
-        if self.automation_workers.is_empty() {
-            bail!("no automation worker runs");
-        }
-        self.automation_workers.remove(0).kill()
+        oldest(&mut self.automation_workers).context("no automation worker runs")?.kill()
     }
 
     /// Kills the server as a power cut would.
@@ -100,9 +97,6 @@ impl System {
     /// # Errors
     /// When there is none.
     pub fn kill_worker(&mut self) -> anyhow::Result<()> {
-        if self.workers.is_empty() {
-            bail!("no worker runs");
-        }
-        self.workers.remove(0).kill()
+        oldest(&mut self.workers).context("no worker runs")?.kill()
     }
 }

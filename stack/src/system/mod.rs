@@ -234,10 +234,7 @@ impl System {
     /// # Errors
     /// When there is none, or it does not end.
     pub fn stop_worker(&mut self) -> anyhow::Result<()> {
-        if self.workers.is_empty() {
-            bail!("no worker runs");
-        }
-        self.workers.remove(0).stop()
+        oldest(&mut self.workers).context("no worker runs")?.stop()
     }
 
     /// Ends the workers as an operator would, and waits until they have.
@@ -402,4 +399,8 @@ fn without_signal(command: &Command) -> Command {
         };
     }
     shell
+}
+
+fn oldest(workers: &mut Vec<Guarded>) -> Option<Guarded> {
+    (!workers.is_empty()).then(|| workers.remove(0))
 }
