@@ -18,12 +18,12 @@ use crate::services::batches::{BatchOutcome, Process, in_halves, panicked};
 
 /// How often a transaction is run again that lost a race.
 const MAX_RUNS: u32 = 5;
+/// The longest wait before it is.
+const RERUN_WAIT: Duration = Duration::from_millis(40);
 /// Jobs that cannot be read.
 static UNREADABLE: Sampled = Sampled::new();
 /// Actions that cannot be done.
 static UNDONE: Sampled = Sampled::new();
-/// The longest wait before it is.
-const RERUN_WAIT: Duration = Duration::from_millis(40);
 
 /// Handles `items`. Never fails as a whole: what could not be done is in the outcome.
 pub async fn handle_batch(context: &Context, outbound: &Outbound, items: &[Item]) -> BatchOutcome {
