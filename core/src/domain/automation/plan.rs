@@ -7,6 +7,7 @@ use super::expression::{Expression, Scope, Written};
 use super::template;
 use crate::domain::event::Rejection;
 use crate::domain::profile::MAX_TRAIT_BYTES;
+use crate::domain::settings::BrandSettings;
 
 /// Most steps of an automation, with those of its branches.
 pub const MAX_STEPS: usize = 50;
@@ -22,7 +23,7 @@ pub const MAX_NAME_CHARS: usize = 200;
 pub const MAX_BYTES: usize = 128 * 1024;
 /// The longest tag, in characters.
 pub const MAX_TAG_CHARS: usize = 60;
-const DAY_MS: i64 = 86_400_000;
+pub(super) const DAY_MS: i64 = 86_400_000;
 
 /// An event that is looked for.
 #[derive(Clone, Debug)]
@@ -149,6 +150,13 @@ impl Plan {
         }
         plan.first = plan.lay(&definition.steps, "", None, (scope, written), 0)?;
         Ok(plan)
+    }
+
+    /// From when on marketing counts, in milliseconds since 1970: as far back as the automation's frequency cap or its brand's looks.
+    /// `None` where there is no cap.
+    pub fn counts_since(&self, settings: &BrandSettings, now_ms: i64) -> Option<i64> {
+        let caps = [self.definition.frequency_cap, settings.frequency_cap];
+        caps.into_iter().flatten().map(|cap| now_ms - i64::from(cap.days) * DAY_MS).min()
     }
 
     /// Lays out steps that lead to `after`; answers where they begin.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::definition::{Action, ReentryMode};
 use super::facts::{Facts, Trigger};
-use super::plan::Plan;
+use super::plan::{DAY_MS, Plan};
 use crate::domain::customer360::StoredEvent;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::settings::BrandSettings;
@@ -26,7 +26,6 @@ pub const MAX_TRIGGER_AGE_MS: i64 = 86_400_000;
 pub const MAX_LOG: usize = 200;
 /// The trait that has a customer's time zone.
 pub const ZONE_TRAIT: &str = "timezone";
-const DAY_MS: i64 = 86_400_000;
 
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]

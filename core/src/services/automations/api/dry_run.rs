@@ -125,14 +125,10 @@ pub async fn dry_run(
     let names: Vec<String> = plan.cancelling().chain(plan.awaited()).map(str::to_owned).collect();
     let at_ms = trigger.as_ref().map_or(now.timestamp_millis(), |t| t.0.timestamp.timestamp_millis());
     let events = tx.events_since(&[(profile, at_ms)], &names).await?.remove(&profile).unwrap_or_default();
-    let days = [plan.definition.frequency_cap, settings.frequency_cap]
-        .into_iter()
-        .flatten()
-        .map(|cap| cap.days)
-        .max();
-    let sent = tx
-        .sent(&[profile], now.timestamp_millis() - i64::from(days.unwrap_or_default()) * 86_400_000)
-        .await?;
+    let sent = match plan.counts_since(&settings, now.timestamp_millis()) {
+        Some(since) => tx.sent(&[profile], since).await?,
+        None => Vec::new(),
+    };
     let sent: Vec<(Uuid, i64)> = sent.iter().map(|row| (row.automation, row.first_ms)).collect();
     drop(tx);
     let past = past.get(&(id, profile)).cloned().unwrap_or_default();

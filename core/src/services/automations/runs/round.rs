@@ -24,7 +24,6 @@ use crate::services::automations::playbook::Playbook;
 
 /// How long a run waits that this version cannot read: a newer one wrote it.
 const UNREADABLE_WAIT: Duration = Duration::from_secs(60);
-const DAY_MS: i64 = 86_400_000;
 
 /// Runs one round. Returns the messages that are to be sent once it has committed.
 pub(super) async fn run_round(
@@ -99,9 +98,12 @@ impl Seen {
             runs.iter().filter_map(|run| Some((run.brand, run.state.message_id.clone()?))).collect();
         let triggers = if triggers.is_empty() { HashMap::new() } else { tx.events(&triggers).await? };
         let events = Self::load_events(tx, runs, rules).await?;
-        let days = runs.iter().filter_map(|run| cap_days(run, rules)).max();
-        let marketing = match days {
-            Some(days) => tx.sent(&ids, now_ms - i64::from(days) * DAY_MS).await?,
+        let counts_since = |run: &Run| {
+            let settings = &rules.playbooks.get(&run.brand)?.settings;
+            rules.plan(run.id)?.counts_since(settings, now_ms)
+        };
+        let marketing = match runs.iter().filter_map(counts_since).min() {
+            Some(since) => tx.sent(&ids, since).await?,
             None => Vec::new(),
         };
         Ok(Self { facts, triggers, events, marketing })
@@ -147,13 +149,6 @@ impl Seen {
         };
         self.marketing.iter().filter(counts).map(|row| (row.automation, row.first_ms)).collect()
     }
-}
-
-/// The days that a frequency cap looks back at most, if one holds.
-fn cap_days(run: &Run, rules: &Rules) -> Option<u32> {
-    let own = rules.plan(run.id).and_then(|plan| plan.definition.frequency_cap);
-    let brands = rules.playbooks.get(&run.brand).and_then(|book| book.settings.frequency_cap);
-    [own, brands].into_iter().flatten().map(|cap| cap.days).max()
 }
 
 struct Round<'r> {
