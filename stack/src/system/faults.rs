@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use tributary_core::context::AUTOMATIONS_QUEUE;
 
 use super::{System, oldest};
-use crate::proxy::Proxy;
+use backends::proxy::Proxy;
 
 impl System {
     /// Stops the oldest worker where it stands, as a machine under pressure does: it is not dead, and does nothing.

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use crate::guard::Guarded;
-use crate::postgres::Postgres;
-use crate::proxy::Proxy;
-use crate::redis::{Fsync, Redis};
 use crate::roles;
-use crate::services::Services;
+use backends::guard::Guarded;
+use backends::postgres::Postgres;
+use backends::proxy::Proxy;
+use backends::redis::{Fsync, Redis};
+use backends::services::Services;
 
 mod faults;
 

@@ -1,11 +1,11 @@
-//! `stack exec -- COMMAND …`: brings Redis and PostgreSQL up, runs the command with `TEST_REDIS_URL` and `TEST_DATABASE_URL`
+//! `backends exec -- COMMAND …`: brings Redis and PostgreSQL up, runs the command with `TEST_REDIS_URL` and `TEST_DATABASE_URL`
 //! set, takes them down, and ends as the command ended. `ci/test` runs all tests under it, so that they share one of each.
 
 use std::process::{ExitCode, Stdio};
 
 use anyhow::Context;
+use backends::services::{Services, TEST_DATABASE_URL, TEST_REDIS_URL};
 use clap::Parser;
-use stack::services::{Services, TEST_DATABASE_URL, TEST_REDIS_URL};
 
 #[derive(Parser)]
 enum Cli {
@@ -19,9 +19,6 @@ enum Cli {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
-    if let Some(played) = stack::roles::play().await {
-        return played.map(|()| ExitCode::SUCCESS);
-    }
     let Cli::Exec { command } = Cli::parse();
     let services = Services::start().await?;
     let status = tokio::process::Command::new(&command[0])
