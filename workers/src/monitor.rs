@@ -70,7 +70,6 @@ pub async fn render(context: &Context, metrics: &PrometheusHandle) -> String {
             ("tributary_queue_delayed", stats.delayed),
             ("tributary_queue_bytes", stats.bytes),
             ("tributary_queue_dead", stats.dead),
-            ("tributary_queue_dead_dropped", stats.dropped),
         ];
         for (name, value) in gauges {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
@@ -78,6 +77,7 @@ pub async fn render(context: &Context, metrics: &PrometheusHandle) -> String {
         }
         let age = std::time::Duration::from_millis(stats.oldest_age_ms);
         metrics::gauge!("tributary_queue_oldest_age_seconds", "queue" => queue).set(age.as_secs_f64());
+        metrics::counter!("tributary_queue_dead_dropped_total", "queue" => queue).absolute(stats.dropped);
     }
     if let Ok(outbox) = context.outbox.stats().await {
         for (name, value) in

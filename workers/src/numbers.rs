@@ -167,8 +167,8 @@ pub const NUMBERS: &[Number] = &[
     labelled("tributary_queue_bytes", Gauge, "Bytes that a queue holds", "queue", &[]),
     labelled("tributary_queue_dead", Gauge, "Dead letters of a queue", "queue", &[]),
     labelled(
-        "tributary_queue_dead_dropped",
-        Gauge,
+        "tributary_queue_dead_dropped_total",
+        Counter,
         "Dead letters of a queue that were dropped because a brand had too many",
         "queue",
         &[],
@@ -249,6 +249,26 @@ pub fn begin() {
     }
 }
 
+/// The table of all metrics, as docs/METRICS.md has it.
+pub fn table() -> String {
+    let mut table = String::from("| metric | kind | labels | what it says |\n|---|---|---|---|\n");
+    for Number { name, kind, help, label } in NUMBERS.iter().copied() {
+        let kind = match kind {
+            Counter => "counter",
+            Gauge => "gauge",
+            Histogram(Unit::Seconds) => "histogram, seconds",
+            Histogram(_) => "histogram",
+        };
+        let labels = match label {
+            None => String::new(),
+            Some((label, [])) => format!("`{label}`"),
+            Some((label, values)) => format!("`{label}`: {}", values.join(", ")),
+        };
+        table.push_str(&format!("| `{name}` | {kind} | {labels} | {help} |\n"));
+    }
+    table
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -267,6 +287,36 @@ mod tests {
                 let text = std::fs::read_to_string(&path).unwrap();
                 let names = text.split("\"tributary_").skip(1).filter_map(|rest| rest.split_once('"'));
                 found.extend(names.map(|(name, _)| format!("tributary_{name}")));
+            }
+        }
+    }
+
+    #[test]
+    fn the_document_lists_every_metric() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docs/METRICS.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let listed = text.split_once("| metric |").map(|(_, rest)| format!("| metric |{rest}"));
+        assert_eq!(
+            listed.as_deref().map(str::trim),
+            Some(table().trim()),
+            "docs/METRICS.md ends with this table"
+        );
+    }
+
+    #[test]
+    fn names_follow_the_conventions_of_prometheus() {
+        for Number { name, kind, .. } in NUMBERS {
+            assert!(name.starts_with("tributary_"), "{name}");
+            assert_eq!(
+                name.ends_with("_total"),
+                *kind == Counter,
+                "counters and nothing else end in _total: {name}"
+            );
+            for (unit, base) in [("_ms", "_seconds"), ("_milliseconds", "_seconds"), ("_kb", "_bytes")] {
+                assert!(!name.ends_with(unit), "{name} should be in {base}");
+            }
+            if *kind == Histogram(Unit::Seconds) {
+                assert!(name.ends_with("_seconds"), "{name}");
             }
         }
     }
