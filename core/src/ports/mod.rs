@@ -6,8 +6,8 @@
 pub mod automations;
 pub mod cache;
 pub mod clock;
-
 pub mod directory;
+pub mod fault;
 pub mod locks;
 pub mod outbox;
 pub mod privacy;
@@ -15,3 +15,4 @@ pub mod queue;
 pub mod sender;
 pub mod store;
 pub mod tenants;
+pub mod world;

@@ -1,0 +1,99 @@
+//! What was found a while ago, believed for some time by a world's clock.
+
+use std::hash::Hash;
+use std::time::Duration;
+
+use moka::sync::Cache;
+
+use crate::ports::clock::Moment;
+use crate::ports::world::World;
+
+/// Values by key. The least used go where there are too many.
+pub struct Remembered<K, V> {
+    world: World,
+    found: Cache<K, Found<V>>,
+}
+
+impl<K, V> Clone for Remembered<K, V> {
+    /// The same values, not a copy of them.
+    fn clone(&self) -> Self {
+        Self { world: self.world.clone(), found: self.found.clone() }
+    }
+}
+
+#[derive(Clone)]
+struct Found<V> {
+    value: V,
+    fresh_until: Moment,
+    kept_until: Moment,
+}
+
+impl<K, V> Remembered<K, V>
+where
+    K: Hash + Eq + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Nothing yet, and at most `most` values.
+    pub fn new(world: World, most: u64) -> Self {
+        Self { world, found: Cache::new(most) }
+    }
+
+    /// The value, while it is believed without asking.
+    pub fn fresh(&self, key: &K) -> Option<V> {
+        self.found
+            .get(key)
+            .filter(|found| self.world.monotonic() < found.fresh_until)
+            .map(|found| found.value)
+    }
+
+    /// The value, also where it would have to be asked for again: it serves while nobody can be asked.
+    pub fn kept(&self, key: &K) -> Option<V> {
+        self.found.get(key).filter(|found| self.world.monotonic() < found.kept_until).map(|found| found.value)
+    }
+
+    /// Remembers a value: `fresh` for so long, and kept for so long in all.
+    pub fn put(&self, key: K, value: V, fresh: Duration, kept: Duration) {
+        let now = self.world.monotonic();
+        self.found.insert(key, Found { value, fresh_until: now + fresh, kept_until: now + kept.max(fresh) });
+    }
+
+    /// Believes a value for so long again, without keeping it for longer: nobody can be asked.
+    pub fn trust(&self, key: K, fresh: Duration) {
+        if let Some(found) = self.found.get(&key) {
+            self.found.insert(key, Found { fresh_until: self.world.monotonic() + fresh, ..found });
+        }
+    }
+
+    pub fn forget(&self, key: &K) {
+        self.found.invalidate(key);
+    }
+
+    pub fn forget_all(&self) {
+        self.found.invalidate_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::clock::ManualClock;
+
+    #[test]
+    fn a_value_is_fresh_for_a_while_kept_for_longer_and_then_gone() {
+        let clock = ManualClock::at(0);
+        let remembered = Remembered::new(World::on(clock.clone()), 10);
+        remembered.put("a", 1, Duration::from_millis(10), Duration::from_millis(20));
+        assert_eq!(
+            (remembered.fresh(&"a"), remembered.kept(&"a"), remembered.kept(&"b")),
+            (Some(1), Some(1), None)
+        );
+        clock.advance(10);
+        assert_eq!((remembered.fresh(&"a"), remembered.kept(&"a")), (None, Some(1)));
+        clock.advance(10);
+        assert_eq!(remembered.kept(&"a"), None);
+        remembered.put("a", 2, Duration::from_secs(1), Duration::ZERO);
+        assert_eq!((remembered.fresh(&"a"), remembered.kept(&"a")), (Some(2), Some(2)));
+        remembered.forget(&"a");
+        assert_eq!(remembered.kept(&"a"), None);
+    }
+}
