@@ -1,15 +1,30 @@
 //! The cache of answers. It saves work and is never asked for the truth: whoever reads an answer out of it holds it against what the
 //! store says of its revision, so that nothing depends on what became of an entry.
 
+use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::ports::fault::Fault;
+
 /// Why a cache did not answer. The caller goes on without it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the cache cannot be reached: {0}")]
-pub struct CacheError(pub String);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheError(pub Fault);
+
+impl fmt::Display for CacheError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the cache cannot be reached: {}", self.0)
+    }
+}
+
+impl Error for CacheError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
 
 /// The cache port. Keys begin with the brand they belong to: `{brand}:…`.
 #[async_trait]

@@ -6,10 +6,14 @@
 //! ([`crate::ports::store::ProfilesTx::fence`]). Where the tokens' counter was forgotten, `acquire` says so, and is asked again
 //! with the highest token that the store has seen.
 
+use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::Instant;
+
+use super::clock::Moment;
+use crate::ports::fault::Fault;
 
 /// Part of a lock's time that is not relied on: clocks drift.
 const DRIFT_PERCENT: u32 = 1;
@@ -25,7 +29,7 @@ pub struct Lock {
     pub token: String,
     pub fence: i64,
     /// Until when the holder may believe in it, on its own monotonic clock.
-    pub valid_until: Instant,
+    pub valid_until: Moment,
 }
 
 /// What came of asking.
@@ -40,9 +44,20 @@ pub enum Acquired {
 }
 
 /// Why a lock could not be asked for: whether it acted is unknown.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the locks cannot be reached: {0}")]
-pub struct LockError(pub String);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LockError(pub Fault);
+
+impl fmt::Display for LockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the locks cannot be reached: {}", self.0)
+    }
+}
+
+impl Error for LockError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
 
 #[async_trait]
 pub trait Locks: Send + Sync {
@@ -57,26 +72,27 @@ pub trait Locks: Send + Sync {
 
     /// Makes a lock last for `ttl` from now, if all of it is still its holder's; answers until when, or `None` when it is
     /// lost.
-    async fn extend(&self, lock: &Lock, ttl: Duration) -> Result<Option<Instant>, LockError>;
+    async fn extend(&self, lock: &Lock, ttl: Duration) -> Result<Option<Moment>, LockError>;
 
     /// Gives up what of it is still its holder's; answers whether all was.
     async fn release(&self, lock: &Lock) -> Result<bool, LockError>;
 }
 
 /// Until when a lock may be believed in that was asked for at `asked`.
-pub(crate) fn valid_until(asked: Instant, ttl: Duration) -> Instant {
+pub(crate) fn valid_until(asked: Moment, ttl: Duration) -> Moment {
     asked + ttl.saturating_sub(ttl * DRIFT_PERCENT / 100 + DRIFT)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::clock::{Clock, SystemClock};
 
     #[test]
     fn a_lock_is_believed_in_for_less_than_it_lasts() {
-        let asked = Instant::now();
+        let asked = SystemClock.monotonic();
         for ttl in [Duration::from_millis(10), Duration::from_secs(10), Duration::from_secs(3600)] {
-            let believed = valid_until(asked, ttl) - asked;
+            let believed = valid_until(asked, ttl).since(asked);
             assert!(believed < ttl && believed + ttl / 100 + DRIFT >= ttl, "{believed:?} of {ttl:?}");
         }
         assert_eq!(valid_until(asked, Duration::from_millis(1)), asked, "too short to be believed in at all");

@@ -17,7 +17,7 @@ pub const MAX_HISTORY: usize = 16;
 pub const MAX_ERROR_CHARS: usize = 500;
 
 /// Which items are fetched first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
     High,
@@ -138,7 +138,8 @@ pub enum Enqueued {
 }
 
 /// What is remembered of the first item that came under an idempotency key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = RememberedDelivery)]
 pub struct Claim {
     pub item: String,
     pub digest: String,
@@ -149,7 +150,8 @@ pub struct Claim {
 }
 
 /// How an item ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = DeliveryFinished)]
 pub struct Finished {
     /// When, in milliseconds since 1970.
     pub at_ms: i64,
@@ -160,7 +162,8 @@ pub struct Finished {
 }
 
 /// What became of an item.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = DeliveryOutcome)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     Done,
@@ -187,7 +190,8 @@ impl Outcome {
 }
 
 /// Something that went wrong with an item.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = ItemFailure)]
 pub struct Failure {
     /// When, in milliseconds since 1970.
     pub at_ms: i64,

@@ -31,6 +31,8 @@ mod dead;
 mod item;
 mod stats;
 
+use std::error::Error;
+use std::fmt;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -42,6 +44,7 @@ pub use self::item::*;
 pub use self::stats::{Holding, PUBLIC_SHARE, QueueStats, Repaired, SHARE, within_share};
 pub(crate) use self::stats::{is_over_share, leaving};
 use crate::domain::ids::BrandId;
+use crate::ports::fault::Fault;
 
 /// Losses suffered alone after which an item goes to the dead letters.
 pub const MAX_LOSSES: u32 = 3;
@@ -61,13 +64,11 @@ pub const LOW_STEP: usize = 8;
 pub const FAIR_EVERY: u64 = 8;
 
 /// Why a queue did not do as asked.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QueueError {
     /// It cannot be reached, or did not answer in time: whether it acted is unknown. Try again later.
-    #[error("the queue cannot be reached: {0}")]
-    Unavailable(String),
+    Unavailable(Fault),
     /// It holds as much as it may; nothing was taken.
-    #[error("the queue is full: it holds {holds} {unit}, and {limit} are allowed")]
     Full {
         /// How much it holds: pending, delayed and in flight.
         holds: u64,
@@ -75,11 +76,33 @@ pub enum QueueError {
         unit: &'static str,
     },
     /// The brand holds as much of it as it may; nothing was taken. Try again later.
-    #[error("the brand's share of the queue is full until earlier items are processed")]
     OverShare,
     /// It answered something that this program cannot have asked for. A defect.
-    #[error("the queue answered unexpectedly: {0}")]
     Unexpected(String),
+}
+
+impl fmt::Display for QueueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable(fault) => write!(f, "the queue cannot be reached: {fault}"),
+            Self::Full { holds, limit, unit } => {
+                write!(f, "the queue is full: it holds {holds} {unit}, and {limit} are allowed")
+            }
+            Self::OverShare => {
+                f.write_str("the brand's share of the queue is full until earlier items are processed")
+            }
+            Self::Unexpected(answer) => write!(f, "the queue answered unexpectedly: {answer}"),
+        }
+    }
+}
+
+impl Error for QueueError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Unavailable(fault) => fault.source(),
+            _ => None,
+        }
+    }
 }
 
 /// How a queue behaves.

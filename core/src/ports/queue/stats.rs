@@ -40,7 +40,7 @@ pub struct Repaired {
 }
 
 /// The queue in numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct QueueStats {
     /// Items that wait, suspects among them.
     pub pending: u64,
@@ -76,7 +76,7 @@ pub struct QueueStats {
 }
 
 /// What a brand has in a queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Holding {
     /// Items pending, delayed and in flight.
     pub items: u64,

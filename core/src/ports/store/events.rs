@@ -23,7 +23,7 @@ pub struct EventRow<'a> {
 pub struct BodyRow<'e> {
     pub brand: BrandId,
     pub shop: &'e str,
-    /// The body's SHA-256.
+    /// The SHA-256 of the canonical body, by which a replay is known.
     pub digest: [u8; 32],
     pub topic: &'e str,
     pub message_id: &'e str,

@@ -26,9 +26,15 @@ pub struct MergeRow {
 
 impl MergeRow {
     /// `loser`, as it is now, goes into `survivor`.
-    pub fn new(loser: &Profile, survivor: ProfileId, message_id: String, at: Timestamp) -> Self {
+    pub fn new(
+        id: uuid::Uuid,
+        loser: &Profile,
+        survivor: ProfileId,
+        message_id: String,
+        at: Timestamp,
+    ) -> Self {
         Self {
-            id: uuid::Uuid::now_v7(),
+            id,
             brand: loser.brand,
             moved: Move { from: loser.id, into: survivor },
             at,

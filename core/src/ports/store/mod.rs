@@ -11,6 +11,8 @@ mod orders;
 mod profiles;
 
 use async_trait::async_trait;
+use std::error::Error;
+use std::fmt;
 
 pub use self::events::{BodyRow, EventRow, EventsTx, KnownEvents};
 pub use self::identifiers::{BrandIdentifier, Claim, IdentifiersTx, SuppressionKey};
@@ -21,25 +23,42 @@ use crate::domain::customer360::{Asked, CustomerRecord, Revision};
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::Timestamp;
+use crate::ports::fault::Fault;
 use crate::ports::outbox::Stage;
 use crate::ports::privacy::AuditEntry;
 
 /// Why a store did not do as asked.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreError {
     /// Another transaction was faster. Nothing was changed; run the transaction again.
-    #[error("another transaction was faster: {0}")]
     Conflict(String),
     /// A profile was merged under a fencing token as high as the transaction's, or higher. Nothing was changed; run it
     /// again under a token above [`Store::last_fence`].
-    #[error("a fencing token is too old: {0}")]
     Fenced(i64),
     /// It cannot be reached, or did not answer in time. Try again later.
-    #[error("the store cannot be reached: {0}")]
-    Unavailable(String),
+    Unavailable(Fault),
     /// It refused the data. Trying again will not help.
-    #[error("the store refused the data: {0}")]
     Invalid(String),
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Conflict(why) => write!(f, "another transaction was faster: {why}"),
+            Self::Fenced(token) => write!(f, "a fencing token is too old: {token}"),
+            Self::Unavailable(fault) => write!(f, "the store cannot be reached: {fault}"),
+            Self::Invalid(why) => write!(f, "the store refused the data: {why}"),
+        }
+    }
+}
+
+impl Error for StoreError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Unavailable(fault) => fault.source(),
+            _ => None,
+        }
+    }
 }
 
 /// A request in the name of privacy, to be carried out by [`crate::services::privacy`].
