@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::adapters::in_time;
 use crate::adapters::memory::cache::MemoryCache;
 use crate::adapters::memory::locks::MemoryLocks;
 use crate::adapters::redis::cache::RedisCache;
@@ -19,9 +21,9 @@ use crate::adapters::sql::{
 };
 use crate::adapters::sqlite::queue::SqliteQueue;
 use crate::adapters::{folder, postgres, sqlite};
+use crate::domain::ids::BrandId;
 use crate::ports::automations::Automations;
 use crate::ports::cache::Cache;
-use crate::ports::clock::{Clock, SystemClock};
 use crate::ports::directory::Directory;
 use crate::ports::locks::Locks;
 use crate::ports::outbox::Outbox;
@@ -29,7 +31,9 @@ use crate::ports::outbox::OutboxTargets;
 use crate::ports::privacy::Privacy;
 use crate::ports::queue::{Queue, QueueSettings};
 use crate::ports::store::{Store, StoreError, SuppressionKey};
-use crate::ports::tenants::Tenants;
+use crate::ports::tenants::{BrandSecrets, Tenants};
+use crate::ports::world::World;
+use crate::remembered::Remembered;
 use crate::services::automations::languages::Languages;
 use crate::services::brands::Brands;
 use crate::services::rounds::Rounds;
@@ -42,6 +46,8 @@ use crate::services::store_health::StoreHealth;
 pub const EVENTS_QUEUE: &str = "events";
 /// The queue that the jobs of segments and automations wait in.
 pub const AUTOMATIONS_QUEUE: &str = "automations";
+/// Most brands of which services remember something.
+const BRANDS_KNOWN: u64 = 10_000;
 /// How long closing may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What every key in Redis begins with, unless set otherwise.
@@ -137,10 +143,26 @@ pub struct Context {
     pub store_health: Arc<StoreHealth>,
     /// Where expressions and templates run.
     pub languages: Languages,
-    pub clock: Arc<dyn Clock>,
-    /// Tells contexts of one process apart.
-    pub id: uuid::Uuid,
+    /// Where time, ids and randomness come from.
+    pub world: World,
+    pub(crate) known: Arc<Known>,
     open: Open,
+}
+
+/// What services remember for a while of this store.
+pub(crate) struct Known {
+    pub(crate) secrets: Remembered<BrandId, BrandSecrets>,
+    /// How many test e-mails a brand has asked for in the hour since the first.
+    pub(crate) trials: Remembered<BrandId, Arc<AtomicU32>>,
+}
+
+impl Known {
+    fn new(world: &World) -> Self {
+        Self {
+            secrets: Remembered::new(world.clone(), BRANDS_KNOWN),
+            trials: Remembered::new(world.clone(), BRANDS_KNOWN),
+        }
+    }
 }
 
 /// What is to be closed.
@@ -171,7 +193,7 @@ struct Parts {
     queue: Arc<dyn Queue>,
     automation_queue: Arc<dyn Queue>,
     cache: Arc<dyn Cache>,
-    clock: Arc<dyn Clock>,
+    world: World,
 }
 
 impl Context {
@@ -192,7 +214,7 @@ impl Context {
             }
         };
         // A service that is unavailable must not hold up the end.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, close).await;
+        let _ = in_time(CLOSE_TIMEOUT, close).await;
     }
 
     /// Leaves nothing on the disk of what was deleted, as far as this process can see to that: embedded, the files' logs are emptied.
@@ -225,7 +247,20 @@ impl Context {
     /// # Errors
     /// When any of it fails.
     pub async fn open(backend: &Backend, settings: QueueSettings) -> Result<Self, OpenError> {
-        Self::open_with(backend, settings, true).await
+        Self::open_in(backend, settings, World::real()).await
+    }
+
+    /// The same, in another world: embedded, everything goes by its clock and its randomness. On services, PostgreSQL and Redis have clocks
+    /// of their own: leases, and the times at which the queue lets items go, are by Redis'.
+    ///
+    /// # Errors
+    /// As [`Context::open`].
+    pub async fn open_in(
+        backend: &Backend,
+        settings: QueueSettings,
+        world: World,
+    ) -> Result<Self, OpenError> {
+        Self::open_with(backend, settings, world, true).await
     }
 
     /// The same, for a command of an operator: where Redis cannot be reached, what needs it fails, and the rest works. Keys can be revoked
@@ -234,16 +269,17 @@ impl Context {
     /// # Errors
     /// As [`Context::open`], but for a Redis that cannot be reached.
     pub async fn open_for_command(backend: &Backend, settings: QueueSettings) -> Result<Self, OpenError> {
-        Self::open_with(backend, settings, false).await
+        Self::open_with(backend, settings, World::real(), false).await
     }
 
     async fn open_with(
         backend: &Backend,
         settings: QueueSettings,
+        world: World,
         needs_redis: bool,
     ) -> Result<Self, OpenError> {
         match backend {
-            Backend::Embedded { data } => Self::open_embedded(data, settings).await,
+            Backend::Embedded { data } => Self::open_embedded(data, settings, world).await,
             Backend::Services { database_url, redis_url, key_space, connections, layout, keys } => {
                 let services = Services {
                     database_url,
@@ -253,13 +289,12 @@ impl Context {
                     layout: *layout,
                     keys,
                 };
-                Self::open_services(services, settings, needs_redis).await
+                Self::open_services(services, settings, world, needs_redis).await
             }
         }
     }
 
-    async fn open_embedded(data: &Path, settings: QueueSettings) -> Result<Self, OpenError> {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    async fn open_embedded(data: &Path, settings: QueueSettings, world: World) -> Result<Self, OpenError> {
         let fault = |error| OpenError::Folder { path: data.to_owned(), error };
         folder::make(data).map_err(fault)?;
         let [store, queue, jobs] = ["store.db", "queue.db", "automations.db"].map(|name| data.join(name));
@@ -277,16 +312,16 @@ impl Context {
         let queue = sqlite::db::Db::open_queue(&queue).await?;
         let jobs = sqlite::db::Db::open_queue(&jobs).await?;
         let open = Open::Embedded { store: store.clone(), queues: [queue.clone(), jobs.clone()] };
-        let queue: Arc<dyn Queue> = Arc::new(SqliteQueue::new(queue, settings, clock.clone()));
-        let jobs: Arc<dyn Queue> = Arc::new(SqliteQueue::new(jobs, settings, clock.clone()));
-        let db = Database::Sqlite(store);
+        let queue: Arc<dyn Queue> = Arc::new(SqliteQueue::new(queue, settings, world.clone()));
+        let jobs: Arc<dyn Queue> = Arc::new(SqliteQueue::new(jobs, settings, world.clone()));
+        let db = Database::sqlite(store, world.clone());
         let plain: Tenants = SqlTenants::ports(db.clone());
         let keys = match folder::keys(data).map_err(fault)? {
             Some(keys) => keys,
             None if plain.secrets.stored_secrets().await?.iter().any(|secret| is_sealed(&secret.held)) => {
                 return Err(OpenError::NoKey { path: data.to_owned(), file: folder::KEY_FILE });
             }
-            None => folder::make_key(data).map_err(fault)?,
+            None => folder::make_key(data, &world).map_err(fault)?,
         };
         let tenants = sealed(plain, keys).await?;
         let parts = Parts {
@@ -295,11 +330,11 @@ impl Context {
             // the queue is a file beside the store's: neither is unavailable without the other
             spools: false,
             outbox_targets: [queue.clone(), jobs.clone()],
-            locks: Arc::new(MemoryLocks::default()),
+            locks: Arc::new(MemoryLocks::new(world.clone())),
             queue,
             automation_queue: jobs,
-            cache: Arc::new(MemoryCache::default()),
-            clock,
+            cache: Arc::new(MemoryCache::new(world.clone())),
+            world,
         };
         Self::over(db, tenants, parts).await
     }
@@ -307,10 +342,10 @@ impl Context {
     async fn open_services(
         services: Services<'_>,
         settings: QueueSettings,
+        world: World,
         needs_redis: bool,
     ) -> Result<Self, OpenError> {
         let Services { database_url, redis_url, key_space, connections, layout, keys } = services;
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (redis, is_there) = match RedisClient::connect(redis_url, key_space).await {
             Ok(redis) => (redis, true),
             Err(error @ RedisStartError::NoAnswer { .. }) if !needs_redis => {
@@ -319,15 +354,15 @@ impl Context {
             }
             Err(error) => return Err(error.into()),
         };
-        let queue = RedisQueue::new(redis.clone(), EVENTS_QUEUE, layout, settings, clock.clone());
-        let jobs = RedisQueue::new(redis.clone(), AUTOMATIONS_QUEUE, layout, settings, clock.clone());
+        let queue = RedisQueue::new(redis.clone(), EVENTS_QUEUE, layout, settings, world.clone());
+        let jobs = RedisQueue::new(redis.clone(), AUTOMATIONS_QUEUE, layout, settings, world.clone());
         if is_there {
             queue.refuse_other_layout(EVENTS_QUEUE).await?;
             jobs.refuse_other_layout(AUTOMATIONS_QUEUE).await?;
         }
         let jobs: Arc<dyn Queue> = Arc::new(jobs);
         let pool = postgres::db::open(database_url, connections).await?;
-        let db = Database::Postgres(pool.clone());
+        let db = Database::postgres(pool.clone(), world.clone());
         let direct: Arc<dyn Queue> = Arc::new(queue);
         let outbox: Arc<dyn Outbox> = Arc::new(SqlOutbox::new(db.clone()));
         let tenants = sealed(SqlTenants::ports(db.clone()), keys.clone()).await?;
@@ -335,7 +370,7 @@ impl Context {
             direct.clone(),
             EVENTS_QUEUE,
             outbox.clone(),
-            clock.clone(),
+            world.clone(),
             settings.max_depth,
         );
         let parts = Parts {
@@ -343,18 +378,19 @@ impl Context {
             outbox,
             spools: true,
             outbox_targets: [direct, jobs.clone()],
-            locks: Arc::new(RedisLocks::new(redis.clone())),
+            locks: Arc::new(RedisLocks::new(redis.clone(), world.clone())),
             queue: Arc::new(queue),
             automation_queue: jobs,
             cache: Arc::new(RedisCache::new(redis)),
-            clock,
+            world,
         };
         Self::over(db, tenants, parts).await
     }
 
     /// What both profiles have over their database, beside what each has of its own.
     async fn over(db: Database, tenants: Tenants, parts: Parts) -> Result<Self, OpenError> {
-        let suppression = suppression_key(&tenants).await?;
+        let world = parts.world;
+        let suppression = suppression_key(&tenants, &world).await?;
         let privacy = SqlPrivacy::new(db.clone(), suppression.clone());
         key_suppressions(&privacy).await?;
         let automations: Arc<dyn Automations> = Arc::new(SqlAutomations::new(db.clone()));
@@ -369,17 +405,17 @@ impl Context {
             privacy: Arc::new(privacy),
             store: Arc::new(SqlStore::new(db, suppression.clone())),
             suppression,
-            brands: Brands::new(tenants.clone(), automations.clone()),
-            rounds: Arc::default(),
-            store_health: Arc::default(),
-            languages: Languages::default(),
+            brands: Brands::new(tenants.clone(), automations.clone(), &world),
+            rounds: Arc::new(Rounds::new(world.clone())),
+            store_health: Arc::new(StoreHealth::new(world.clone())),
+            languages: Languages::new(world.clone()),
             automations,
             tenants,
             queue: parts.queue,
             automation_queue: parts.automation_queue,
             cache: parts.cache,
-            clock: parts.clock,
-            id: uuid::Uuid::now_v7(),
+            known: Arc::new(Known::new(&world)),
+            world,
         })
     }
 }
@@ -388,8 +424,8 @@ impl Context {
 const SUPPRESSIONS: i64 = 500;
 
 /// The system's suppression key, made at the first start.
-async fn suppression_key(tenants: &Tenants) -> Result<SuppressionKey, StoreError> {
-    let held = tenants.secrets.suppression_key(&STANDARD.encode(rand::random::<[u8; 32]>())).await?;
+async fn suppression_key(tenants: &Tenants, world: &World) -> Result<SuppressionKey, StoreError> {
+    let held = tenants.secrets.suppression_key(&STANDARD.encode(world.bytes::<32>())).await?;
     let key = STANDARD.decode(held).ok().and_then(|bytes| bytes.try_into().ok());
     key.map(SuppressionKey::new)
         .ok_or_else(|| StoreError::Invalid("the suppression key is not 32 bytes".into()))

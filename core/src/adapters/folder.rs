@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use crate::ports::world::World;
 use crate::services::seal::{SecretKey, SecretKeys};
 
 /// The file of the key that seals secrets: base64, one a line. The first seals, the others are from before.
@@ -144,9 +145,9 @@ pub fn own_file(path: &Path) -> io::Result<fs::File> {
 ///
 /// # Errors
 /// The system's own.
-pub fn draft(path: &Path) -> io::Result<(fs::File, PathBuf)> {
+pub fn draft(path: &Path, world: &World) -> io::Result<(fs::File, PathBuf)> {
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}", uuid::Uuid::new_v4().simple()));
+    name.push(format!(".{}", world.token().simple()));
     let mut options = OpenOptions::new();
     options.create_new(true).write(true);
     owner_only(&mut options);
@@ -191,10 +192,10 @@ pub fn keys(data: &Path) -> io::Result<Option<SecretKeys>> {
 ///
 /// # Errors
 /// The system's own.
-pub fn make_key(data: &Path) -> io::Result<SecretKeys> {
+pub fn make_key(data: &Path, world: &World) -> io::Result<SecretKeys> {
     let path = data.join(KEY_FILE);
-    let (mut file, draft) = draft(&path)?;
-    let written = writeln!(file, "{}", SecretKey::random().to_base64()).and_then(|()| file.sync_all());
+    let (mut file, draft) = draft(&path, world)?;
+    let written = writeln!(file, "{}", SecretKey::random(world).to_base64()).and_then(|()| file.sync_all());
     let linked = written.and_then(|()| match fs::hard_link(&draft, &path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),

@@ -76,7 +76,7 @@ mod tests {
     }
 
     fn profile(email: Option<(&str, Source)>) -> Profile {
-        let mut profile = Profile::new(ProfileId::new(1), BrandId(1));
+        let mut profile = Profile::new(ProfileId::first_at(1), BrandId(1));
         if let Some((value, source)) = email {
             let held = Trait { at_ms: 1, sequence: 0, message_id: "m".into(), value: value.into(), source };
             profile.traits.insert("email".into(), held);

@@ -103,18 +103,18 @@ pub struct Revision {
 /// A profile that is related to a customer's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RelatedProfile {
-    /// Its id.
+    /// The id of the related profile.
     pub id: ProfileId,
     /// `split` or `refused`.
     pub kind: String,
-    /// Why.
+    /// Why the two are related, in a sentence.
     pub reason: String,
 }
 
 /// Orders of one currency in sum.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OrderTotals {
-    /// ISO 4217.
+    /// The currency, as an ISO 4217 code.
     pub currency: String,
     pub count: u64,
     /// What they cost in all.
@@ -166,7 +166,7 @@ pub struct ConsentState {
     pub state: String,
     /// How it was given, if that is known.
     pub level: Option<String>,
-    /// Since when.
+    /// When the state was first said; null where nobody said when.
     #[serde(with = "time::iso")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub since: Option<Timestamp>,
@@ -182,9 +182,9 @@ pub struct ConsentState {
 /// One change of consent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ConsentChange {
-    /// To what.
+    /// The state of consent, such as `subscribed`.
     pub state: String,
-    /// When.
+    /// When it was said; null where nobody said when.
     #[serde(with = "time::iso")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub at: Option<Timestamp>,
@@ -242,11 +242,11 @@ pub struct Customer360 {
     pub recent_orders: Vec<Value>,
     /// Where the customer is in their life as one.
     pub lifecycle: Lifecycle,
-    /// When they order.
+    /// How often the customer orders, and when the next order is due.
     pub cadence: Cadence,
-    /// Their visits.
+    /// Visits to the shop: events without a longer pause between them.
     pub sessions: Sessions,
-    /// What they like.
+    /// The products and types that the customer looks at and orders most.
     pub affinity: Affinity,
     /// What they say of being written to, by channel.
     pub consent: BTreeMap<String, ConsentState>,

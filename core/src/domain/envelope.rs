@@ -21,6 +21,9 @@ pub struct Envelope<'a> {
     pub brand: BrandId,
     /// When the server received it, in milliseconds since 1970.
     pub received_ms: i64,
+    /// The trace of the request that brought it, as the W3C's `traceparent`; none where nobody collects traces.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Cow<'a, str>>,
     /// What only its reception knows of it.
     #[serde(flatten, borrow)]
     pub origin: Origin<'a>,

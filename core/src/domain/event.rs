@@ -145,9 +145,9 @@ pub struct TraitUpdate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Channel {
-    /// E-mail.
+    /// Marketing by e-mail.
     Email,
-    /// Text messages.
+    /// Marketing by text message.
     Sms,
 }
 

@@ -25,17 +25,6 @@ impl fmt::Display for BrandId {
 pub struct ProfileId(pub Uuid);
 
 impl ProfileId {
-    /// A new id, stamped with `now_ms` (milliseconds since 1970, UTC).
-    pub fn new(now_ms: i64) -> Self {
-        let ms = u64::try_from(now_ms).unwrap_or(0);
-        let stamp = uuid::Timestamp::from_unix(
-            uuid::NoContext,
-            ms / 1000,
-            u32::try_from((ms % 1000) * 1_000_000).unwrap_or(0),
-        );
-        Self(Uuid::new_v7(stamp))
-    }
-
     /// The first id that could be made at `now_ms`: every older profile's is smaller.
     pub fn first_at(now_ms: i64) -> Self {
         let ms = u64::try_from(now_ms).unwrap_or(0);

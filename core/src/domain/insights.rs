@@ -63,15 +63,15 @@ pub struct KnownProduct {
 /// One visit: events no further apart than [`SESSION_GAP_MINUTES`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Session {
-    /// Its first event.
+    /// When the first event of the visit happened.
     #[serde(with = "time::iso")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub started_at: Option<Timestamp>,
-    /// Its last event.
+    /// When the last event of the visit happened.
     #[serde(with = "time::iso")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub ended_at: Option<Timestamp>,
-    /// How many events.
+    /// How many events the visit has.
     pub events: u64,
     /// How many of them pages or screens.
     pub pages: u64,
@@ -80,7 +80,7 @@ pub struct Session {
 /// Visits among the newest [`ACTIVITY`] events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Sessions {
-    /// How many.
+    /// How many visits are known.
     pub count: u64,
     /// The newest, newest first, at most [`SESSIONS`].
     pub recent: Vec<Session>,
@@ -103,7 +103,7 @@ pub struct Like {
 /// What a customer likes, the most liked first, at most [`LIKES`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Affinity {
-    /// Products.
+    /// The products that are liked most, first.
     pub products: Vec<Like>,
     /// Categories: the product types of the shop.
     pub categories: Vec<Like>,
@@ -117,7 +117,7 @@ pub enum Lifecycle {
     Visitor,
     /// Known, and never ordered.
     Lead,
-    /// Ordered once, lately.
+    /// Has ordered once, and not long ago.
     New,
     /// Ordered more than once, and lately.
     Active,

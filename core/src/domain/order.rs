@@ -113,7 +113,7 @@ impl Part {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Amount {
     pub amount: Decimal,
-    /// ISO 4217.
+    /// The currency, as an ISO 4217 code.
     pub currency: String,
 }
 
@@ -486,7 +486,7 @@ mod tests {
 
     #[test]
     fn what_a_delivery_does_not_mention_stays_and_what_was_taken_out_is_not_owed() {
-        let owner = ProfileId::new(1);
+        let owner = ProfileId::first_at(1);
         let mut record = OrderRecord::new("s", "1");
         let whole =
             OrderUpdate { updated_at: from_ms(1), state: Some(order("USD", 100)), ..OrderUpdate::default() };

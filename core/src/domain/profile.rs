@@ -215,8 +215,10 @@ mod tests {
                 one
             })
             .collect();
-        let (mut there, mut back) =
-            (Profile::new(ProfileId::new(1), BrandId(1)), Profile::new(ProfileId::new(1), BrandId(1)));
+        let (mut there, mut back) = (
+            Profile::new(ProfileId::first_at(1), BrandId(1)),
+            Profile::new(ProfileId::first_at(1), BrandId(1)),
+        );
         events.iter().for_each(|event| there.apply(event));
         events.iter().rev().for_each(|event| back.apply(event));
         assert_eq!(there.traits.len(), MAX_TRAITS);
@@ -237,14 +239,14 @@ mod tests {
                 unique.dedup_by_key(|t| t.0);
                 event(n, *at, *active, &unique)
             }).collect();
-            let id = ProfileId::new(1);
+            let id = ProfileId::first_at(1);
             let mut plain = Profile::new(id, BrandId(1));
             for event in &events {
                 plain.apply(event);
             }
             let mut order: Vec<usize> = (0..events.len()).collect();
             order.sort_by_key(|n| drawn[*n].4);
-            let mut parts = vec![Profile::new(id, BrandId(1)), Profile::new(ProfileId::new(2), BrandId(1)), Profile::new(ProfileId::new(3), BrandId(1))];
+            let mut parts = vec![Profile::new(id, BrandId(1)), Profile::new(ProfileId::first_at(2), BrandId(1)), Profile::new(ProfileId::first_at(3), BrandId(1))];
             for n in order {
                 parts[drawn[n].3].apply(&events[n]);
             }

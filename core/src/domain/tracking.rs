@@ -504,6 +504,7 @@ mod tests {
     fn decoded(body: &str, sent_at: Option<&str>, shared: Option<&str>) -> Event {
         let body = raw(body);
         let envelope = Envelope {
+            trace: None,
             brand: BrandId(1),
             received_ms: time::parse("2026-01-01T12:00:10Z").unwrap().timestamp_millis(),
             origin: Origin::Segment {
@@ -717,6 +718,7 @@ mod tests {
                         "timestamp": time::format(time::from_ms(made[call] + error_ms)), "traits": {"call": call}});
                     let body = serde_json::value::to_raw_value(&body).unwrap();
                     let envelope = Envelope {
+                        trace: None,
                         brand: BrandId(1),
                         received_ms: sent + late * 1000,
                         origin: Origin::Segment {
@@ -752,7 +754,7 @@ mod tests {
             let mut envelopes: Vec<(u32, Vec<u8>)> =
                 arrival.iter().copied().cycle().zip(received(&calls, error_ms)).collect();
             envelopes.sort();
-            let mut profile = Profile::new(ProfileId::new(1), BrandId(1));
+            let mut profile = Profile::new(ProfileId::first_at(1), BrandId(1));
             let mut known = std::collections::BTreeSet::new();
             for (_, bytes) in &envelopes {
                 let event = Envelope::read(bytes).unwrap().decode(&Rules::default()).unwrap();

@@ -5,36 +5,43 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::Instant;
-use uuid::Uuid;
 
+use crate::ports::clock::Moment;
 use crate::ports::locks::{Acquired, Lock, LockError, Locks, valid_until};
+use crate::ports::world::World;
 
 /// Locks that are remembered before those whose time is over are cleared away.
 const SWEPT_AT: usize = 1000;
 
 /// The locks of one process. Its tokens' counter is forgotten with the process.
-#[derive(Debug, Default)]
-pub struct MemoryLocks(Mutex<Held>);
+pub struct MemoryLocks {
+    world: World,
+    held: Mutex<Held>,
+}
 
 #[derive(Debug, Default)]
 struct Held {
     /// Who holds what, until when.
-    locks: HashMap<String, (String, Instant)>,
+    locks: HashMap<String, (String, Moment)>,
     fence: Option<i64>,
 }
 
 impl Held {
-    fn holder(&self, name: &str) -> Option<&str> {
-        self.locks.get(name).filter(|(_, until)| *until > Instant::now()).map(|(token, _)| token.as_str())
+    fn holder(&self, name: &str, now: Moment) -> Option<&str> {
+        self.locks.get(name).filter(|(_, until)| *until > now).map(|(token, _)| token.as_str())
     }
 
-    fn is_all_of(&self, lock: &Lock) -> bool {
-        lock.names.iter().all(|name| self.holder(name) == Some(&lock.token))
+    fn is_all_of(&self, lock: &Lock, now: Moment) -> bool {
+        lock.names.iter().all(|name| self.holder(name, now) == Some(&lock.token))
     }
 }
 
 impl MemoryLocks {
+    /// Locks whose time goes by that world's clock.
+    pub fn new(world: World) -> Self {
+        Self { world, held: Mutex::default() }
+    }
+
     /// For tests: ends a lock's time.
     #[doc(hidden)]
     pub fn end(&self, name: &str) {
@@ -48,7 +55,7 @@ impl MemoryLocks {
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -60,9 +67,9 @@ impl Locks for MemoryLocks {
         ttl: Duration,
         seed: Option<i64>,
     ) -> Result<Acquired, LockError> {
-        let now = Instant::now();
+        let now = self.world.monotonic();
         let mut held = self.held();
-        if names.iter().any(|name| held.holder(name).is_some()) {
+        if names.iter().any(|name| held.holder(name, now).is_some()) {
             return Ok(Acquired::Busy);
         }
         let Some(last) = held.fence.max(seed) else { return Ok(Acquired::Forgotten) };
@@ -71,17 +78,17 @@ impl Locks for MemoryLocks {
         if held.locks.len() >= SWEPT_AT {
             held.locks.retain(|_, (_, until)| *until > now);
         }
-        let token = Uuid::new_v4().simple().to_string();
+        let token = self.world.token().simple().to_string();
         for name in names {
             held.locks.insert(name.clone(), (token.clone(), now + ttl));
         }
         Ok(Acquired::Held(Lock { names: names.to_vec(), token, fence, valid_until: valid_until(now, ttl) }))
     }
 
-    async fn extend(&self, lock: &Lock, ttl: Duration) -> Result<Option<Instant>, LockError> {
-        let now = Instant::now();
+    async fn extend(&self, lock: &Lock, ttl: Duration) -> Result<Option<Moment>, LockError> {
+        let now = self.world.monotonic();
         let mut held = self.held();
-        if !held.is_all_of(lock) {
+        if !held.is_all_of(lock, now) {
             return Ok(None);
         }
         for name in &lock.names {
@@ -91,10 +98,11 @@ impl Locks for MemoryLocks {
     }
 
     async fn release(&self, lock: &Lock) -> Result<bool, LockError> {
+        let now = self.world.monotonic();
         let mut held = self.held();
-        let all = held.is_all_of(lock);
+        let all = held.is_all_of(lock, now);
         for name in &lock.names {
-            if held.holder(name) == Some(&lock.token) {
+            if held.holder(name, now) == Some(&lock.token) {
                 held.locks.remove(name);
             }
         }

@@ -6,6 +6,7 @@ use lettre::transport::smtp::Error;
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 
 use super::{OutboundError, TIMEOUT};
+use crate::adapters::in_time;
 use crate::domain::addresses::is_own_machine;
 use crate::ports::sender::{Email, SendOutcome};
 
@@ -29,7 +30,7 @@ impl Smtp {
 
     /// Connects, signs in, and goes.
     pub(super) async fn greet(&self) -> Result<(), String> {
-        match tokio::time::timeout(TIMEOUT, self.transport.test_connection()).await {
+        match in_time(TIMEOUT, self.transport.test_connection()).await {
             Ok(Ok(true)) => Ok(()),
             Ok(Ok(false)) => Err("the SMTP server does not answer a NOOP".to_owned()),
             Ok(Err(error)) => Err(format!("the SMTP server cannot be reached: {error}")),
@@ -43,7 +44,7 @@ impl Smtp {
             Ok(message) => message,
             Err(error) => return SendOutcome::Refused(format!("the e-mail cannot be written: {error}")),
         };
-        match tokio::time::timeout(TIMEOUT, self.transport.send(message)).await {
+        match in_time(TIMEOUT, self.transport.send(message)).await {
             Ok(Ok(response)) => SendOutcome::Done(format!("accepted: {}", response.code())),
             Ok(Err(error)) => failed(&error, &email.to),
             Err(_) => {

@@ -6,8 +6,10 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Postgres, Transaction};
 
+use crate::adapters::in_time;
 use crate::adapters::migration;
 use crate::domain::ids::BrandId;
+use crate::ports::fault::Fault;
 use crate::ports::store::StoreError;
 
 /// How long a caller waits for a free connection.
@@ -57,12 +59,13 @@ pub async fn open(url: &str, connections: u32) -> Result<PgPool, StoreError> {
 async fn migrate(options: &PgConnectOptions) -> Result<(), StoreError> {
     let patient = options.clone().options([("statement_timeout", "0"), ("lock_timeout", "0")]);
     let (host, port) = (options.get_host().to_owned(), options.get_port());
-    let connecting = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&patient)).await;
+    let connecting = in_time(CONNECT_TIMEOUT, PgConnection::connect_with(&patient)).await;
     let mut connection = connecting
-        .map_err(|_| StoreError::Unavailable(format!("PostgreSQL at {host}:{port} gives no answer")))?
+        .map_err(|_| StoreError::Unavailable(format!("PostgreSQL at {host}:{port} gives no answer").into()))?
         .map_err(|error| match error {
             sqlx::Error::Io(error) => {
-                StoreError::Unavailable(format!("PostgreSQL at {host}:{port}: {error}"))
+                let text = format!("PostgreSQL at {host}:{port}: {error}");
+                StoreError::Unavailable(Fault::told(text, error))
             }
             other => failed(other),
         })?;
@@ -97,7 +100,7 @@ async fn begin_with(pool: &PgPool, statement: String) -> Result<Transaction<'sta
     let pool = pool.clone();
     // Made of constants and a number.
     let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(statement)).await });
-    begun.await.map_err(|error| StoreError::Unavailable(error.to_string()))?.map_err(failed)
+    begun.await.map_err(|error| StoreError::Unavailable(Fault::of(error)))?.map_err(failed)
 }
 
 async fn warn_of_weak_durability(pool: &PgPool) -> Result<(), StoreError> {
@@ -132,14 +135,13 @@ async fn warn_of_a_role_without_wall(pool: &PgPool) -> Result<(), StoreError> {
 }
 
 /// What an error means to a caller.
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 pub(in crate::adapters) fn failed(error: sqlx::Error) -> StoreError {
     let Some(database) = error.as_database_error() else {
         return match error {
             sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => {
                 StoreError::Invalid(error.to_string())
             }
-            _ => StoreError::Unavailable(error.to_string()),
+            _ => StoreError::Unavailable(Fault::of(error)),
         };
     };
     let text = database.to_string();
@@ -151,6 +153,6 @@ pub(in crate::adapters) fn failed(error: sqlx::Error) -> StoreError {
         // the data: out of range, against a constraint, too complex. All else speaks of the server: away, full, read-only
         // after a failover, shutting down, closed to us. That is no fault of an event's.
         Some(code) if ["22", "23", "54"].contains(&&code[..2]) => StoreError::Invalid(text),
-        _ => StoreError::Unavailable(text),
+        _ => StoreError::Unavailable(Fault::told(text, error)),
     }
 }

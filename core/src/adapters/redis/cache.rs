@@ -8,7 +8,9 @@ use redis::{Cmd, RedisResult};
 
 use super::client::RedisClient;
 use super::{escaped, keys, ttl_ms};
+use crate::adapters::in_time;
 use crate::ports::cache::{Cache, CacheError};
+use crate::ports::fault::Fault;
 
 /// Keys that one step of SCAN looks at.
 const SCAN_COUNT: usize = 500;
@@ -27,9 +29,9 @@ impl RedisCache {
     }
 
     async fn within<T>(&self, call: impl Future<Output = RedisResult<T>>) -> Result<T, CacheError> {
-        match tokio::time::timeout(TIMEOUT, call).await {
-            Ok(answer) => answer.map_err(|error| CacheError(error.to_string())),
-            Err(_) => Err(CacheError(format!("no answer in {} ms", TIMEOUT.as_millis()))),
+        match in_time(TIMEOUT, call).await {
+            Ok(answer) => answer.map_err(|error| CacheError(Fault::of(error))),
+            Err(_) => Err(CacheError(format!("no answer in {} ms", TIMEOUT.as_millis()).into())),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The connections to Redis: one shared and multiplexed for commands, and one apart for the command that blocks.
 
+use crate::adapters::in_time;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -151,7 +152,7 @@ impl RedisClient {
     pub async fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         // Answers come in the order of the requests: this one's comes last.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.ping()).await;
+        let _ = in_time(CLOSE_TIMEOUT, self.ping()).await;
     }
 
     fn refuse_if_closed(&self) -> RedisResult<()> {

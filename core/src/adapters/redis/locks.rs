@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::{RedisResult, Script, Value, from_redis_value};
-use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::client::RedisClient;
 use super::keys::LockKeys;
 use super::ttl_ms;
+use crate::adapters::in_time;
+use crate::ports::clock::Moment;
+use crate::ports::fault::Fault;
 use crate::ports::locks::{Acquired, Lock, LockError, Locks, valid_until};
+use crate::ports::world::World;
 
 /// How long one call may take. A lock saves work: who waits longer for it is better off without.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -18,6 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// The locks in a client's key space.
 pub struct RedisLocks {
     redis: RedisClient,
+    world: World,
     keys: LockKeys,
     lock: Script,
     extend: Script,
@@ -26,10 +29,11 @@ pub struct RedisLocks {
 
 impl RedisLocks {
     /// The locks in the client's key space.
-    pub fn new(redis: RedisClient) -> Self {
+    pub fn new(redis: RedisClient, world: World) -> Self {
         let keys = LockKeys::new(redis.space());
         Self {
             redis,
+            world,
             keys,
             lock: Script::new(include_str!("scripts/lock.lua")),
             extend: Script::new(include_str!("scripts/extend.lua")),
@@ -73,10 +77,10 @@ impl Locks for RedisLocks {
         ttl: Duration,
         seed: Option<i64>,
     ) -> Result<Acquired, LockError> {
-        let token = Uuid::new_v4().simple().to_string();
+        let token = self.world.token().simple().to_string();
         let mut keys = vec![self.keys.fence()];
         keys.extend(self.locks(names));
-        let asked = Instant::now();
+        let asked = self.world.monotonic();
         let run = self.redis.run(&self.lock, &keys, |command| {
             command.arg(&token).arg(ttl_ms(ttl)).arg(seed.map(|seed| seed.to_string()).unwrap_or_default());
         });
@@ -95,9 +99,9 @@ impl Locks for RedisLocks {
         }
     }
 
-    async fn extend(&self, lock: &Lock, ttl: Duration) -> Result<Option<Instant>, LockError> {
+    async fn extend(&self, lock: &Lock, ttl: Duration) -> Result<Option<Moment>, LockError> {
         let keys = self.locks(&lock.names);
-        let asked = Instant::now();
+        let asked = self.world.monotonic();
         let run = self.redis.run(&self.extend, &keys, |command| {
             command.arg(&lock.token).arg(ttl_ms(ttl));
         });
@@ -112,9 +116,9 @@ impl Locks for RedisLocks {
 async fn answer<T: redis::FromRedisValue>(
     run: impl Future<Output = RedisResult<Value>>,
 ) -> Result<T, LockError> {
-    let answer = tokio::time::timeout(TIMEOUT, run)
+    let answer = in_time(TIMEOUT, run)
         .await
-        .map_err(|_| LockError(format!("no answer in {} ms", TIMEOUT.as_millis())))?
-        .map_err(|error| LockError(error.to_string()))?;
-    from_redis_value(answer).map_err(|error| LockError(error.to_string()))
+        .map_err(|_| LockError(format!("no answer in {} ms", TIMEOUT.as_millis()).into()))?
+        .map_err(|error| LockError(Fault::of(error)))?;
+    from_redis_value(answer).map_err(|error| LockError(Fault::of(error)))
 }

@@ -66,7 +66,7 @@ pub(super) async fn erase(
 /// Claims identifiers under nobody's name, who is returned. A transaction that claims one of them just now is waited for, and its
 /// profile is found; one that claims it later waits for this one, and sees what is suppressed.
 async fn claim(tx: &mut BrandTx, identifiers: &[Identifier]) -> Result<ProfileId, StoreError> {
-    let nobody = ProfileId(Uuid::now_v7());
+    let nobody = ProfileId(tx.id());
     let brand = tx.brand();
     let mut sorted = identifiers.to_vec();
     sorted.sort();

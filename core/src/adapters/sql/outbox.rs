@@ -206,7 +206,7 @@ async fn claim(
 
 /// Adds items, in their order. Returns their ids.
 pub(super) async fn insert(tx: &mut Tx, stages: &[Stage], now_ms: i64) -> Result<Vec<Uuid>, StoreError> {
-    let staged: Vec<(Uuid, &Stage)> = stages.iter().map(|stage| (Uuid::now_v7(), stage)).collect();
+    let staged: Vec<(Uuid, &Stage)> = stages.iter().map(|stage| (tx.id(), stage)).collect();
     let given = Given::of(&staged)
         .column("id", |(id, _)| *id)
         .column("queue", |(_, stage)| &stage.queue)

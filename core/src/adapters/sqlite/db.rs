@@ -13,9 +13,10 @@ use sqlx::sqlite::{
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Sqlite, SqlitePool, Transaction};
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
+use crate::adapters::in_time;
 use crate::adapters::migration;
+use crate::ports::fault::Fault;
 use crate::ports::store::StoreError;
 
 /// How long a transaction waits for another process (an `admin` command) that writes to the same file.
@@ -186,7 +187,7 @@ fn pool() -> SqlitePoolOptions {
 
 /// Folds a write-ahead log into its file whenever it has grown, until the file is closed.
 async fn fold(mut file: SqliteConnection, turn: Arc<Mutex<()>>, mut closed: oneshot::Receiver<()>) {
-    while timeout(FOLD_EVERY, &mut closed).await.is_err() {
+    while in_time(FOLD_EVERY, &mut closed).await.is_err() {
         let _turn = turn.lock().await;
         // Where it cannot be done now, it is done later, at last by the writer.
         if let Err(error) = fold_once(&mut file).await {
@@ -219,21 +220,20 @@ pub(in crate::adapters) fn pieces<T>(mut rows: &[T]) -> Vec<&[T]> {
 }
 
 /// What an error means to a caller.
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 pub(in crate::adapters) fn failed(error: sqlx::Error) -> StoreError {
     let Some(database) = error.as_database_error() else {
         return match error {
             sqlx::Error::Encode(_) | sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => {
                 StoreError::Invalid(error.to_string())
             }
-            _ => StoreError::Unavailable(error.to_string()),
+            _ => StoreError::Unavailable(Fault::of(error)),
         };
     };
     // The low byte is the primary result code: 18 too big, 19 constraint, 20 mismatch, 25 range speak of the data; what
     // is left - busy, full, I/O, read-only - of the machine.
     match database.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
         Some(1 | 18 | 19 | 20 | 25) => StoreError::Invalid(database.to_string()),
-        _ => StoreError::Unavailable(database.to_string()),
+        _ => StoreError::Unavailable(Fault::told(database.to_string(), error)),
     }
 }
 

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 pub struct Definition {
     /// What it is called.
     pub name: String,
-    /// For people.
+    /// Free text for people; nothing is made of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// What starts a run.
@@ -50,17 +50,17 @@ pub enum Trigger {
     },
     /// The customer comes into a segment.
     SegmentEnter {
-        /// The segment's name.
+        /// The name of a segment of the brand.
         segment: String,
     },
     /// The customer goes out of a segment.
     SegmentLeave {
-        /// The segment's name.
+        /// The name of a segment of the brand.
         segment: String,
     },
     /// A time of day, for everybody in a segment.
     Schedule {
-        /// For whom.
+        /// The segment whose members a run begins for.
         segment: String,
         /// When, in the brand's time zone, like `09:00`.
         at: String,
@@ -102,7 +102,7 @@ impl From<Weekday> for chrono::Weekday {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object like {\"event\": \"Order Created\"}")]
 pub struct EventMatch {
-    /// The event's name.
+    /// The name of an event, as senders give it.
     pub event: String,
     /// What else must hold: a CEL expression over the customer and the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,7 +116,7 @@ pub struct EventMatch {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object like {\"mode\": \"once\"}")]
 pub struct Reentry {
-    /// When.
+    /// When a customer may start another run.
     #[serde(default)]
     pub mode: ReentryMode,
     /// At the earliest so long after the last run began.
@@ -128,12 +128,12 @@ pub struct Reentry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReentryMode {
-    /// Never.
+    /// A customer has one run in all, and never another.
     Once,
     /// When the last run has ended.
     #[default]
     AfterEnd,
-    /// At any time.
+    /// A customer may have any number of runs, at the same time too.
     Always,
 }
 
@@ -158,13 +158,13 @@ pub struct Span {
     /// Days of 24 hours.
     #[serde(skip_serializing_if = "is_default")]
     pub days: u32,
-    /// Hours.
+    /// Hours, added to the other parts.
     #[serde(skip_serializing_if = "is_default")]
     pub hours: u32,
-    /// Minutes.
+    /// Minutes, added to the other parts.
     #[serde(skip_serializing_if = "is_default")]
     pub minutes: u32,
-    /// Seconds.
+    /// Seconds, added to the other parts.
     #[serde(skip_serializing_if = "is_default")]
     pub seconds: u32,
 }
@@ -186,19 +186,19 @@ impl Span {
     }
 }
 
-/// One step.
+/// One step of an automation; steps are executed in their order.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Step {
-    /// Waits.
+    /// Waits for a time before the next step.
     Wait {
-        /// How long.
+        /// How long to wait, counted from the end of the step before.
         #[serde(rename = "for")]
         span: Span,
     },
     /// Waits until an event comes, but not for ever.
     WaitUntil {
-        /// The event.
+        /// The name of the event that is waited for.
         event: String,
         /// What else must hold of it: a CEL expression.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -219,7 +219,7 @@ pub enum Step {
     },
     /// Goes one of two ways.
     Branch {
-        /// A CEL expression.
+        /// A CEL expression over the customer and the trigger.
         condition: String,
         /// What is done when it holds.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -230,9 +230,9 @@ pub enum Step {
         #[schema(no_recursion)]
         otherwise: Vec<Step>,
     },
-    /// Ends the run.
+    /// Ends the run: later steps are not executed.
     Exit,
-    /// Does something.
+    /// Does something for the customer, once for each run.
     #[serde(untagged)]
     Act(Action),
 }
@@ -347,7 +347,7 @@ fn of_kind<T: DeserializeOwned>(kind: &str, fields: Map<String, Value>) -> Resul
 pub enum Action {
     /// Posts JSON to a URL, signed by the Standard Webhooks scheme.
     Webhook {
-        /// Where.
+        /// The URL that is posted to.
         url: String,
         /// What is sent as `data.custom`: JSON whose texts are templates.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -361,9 +361,9 @@ pub enum Action {
     },
     /// Sends an e-mail to the customer.
     Email {
-        /// A template.
+        /// The subject, a template.
         subject: String,
-        /// A template.
+        /// The plain text, a template.
         text: String,
         /// A template; what it inserts is escaped.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -376,9 +376,9 @@ pub enum Action {
     /// Asks whoever reads an e-mail address that only a public key told whether it is theirs and whether they want marketing there
     /// (double opt-in). Only where the public key told of consent for it, too. The template's `confirm_url` is the link.
     Confirm {
-        /// A template.
+        /// The subject, a template.
         subject: String,
-        /// A template.
+        /// The plain text, a template.
         text: String,
         /// A template; what it inserts is escaped.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -386,26 +386,26 @@ pub enum Action {
     },
     /// Posts `{"text": …}` to a chat's webhook.
     Chat {
-        /// Where.
+        /// The URL that is posted to.
         url: String,
-        /// A template.
+        /// The plain text, a template.
         text: String,
     },
     /// Sets a trait of the customer.
     SetTrait {
-        /// Which.
+        /// The name of the trait.
         name: String,
         /// To what; null unsets it. Texts are templates.
         value: Value,
     },
     /// Gives the customer a tag.
     AddTag {
-        /// Which.
+        /// The tag, as Customer360 lists it.
         tag: String,
     },
     /// Makes an event of the customer's.
     EmitEvent {
-        /// Its name.
+        /// The name of the event that is emitted.
         event: String,
         /// What it says. Texts are templates.
         #[serde(default, skip_serializing_if = "Value::is_null")]

@@ -78,7 +78,7 @@ fn wrapped(
     let body = serde_json::value::to_raw_value(body).ok()?;
     let origin =
         Origin::Automation { message_id: message_id.into(), identifier: identifier.clone(), vouches };
-    Some(Envelope { brand, received_ms: at_ms, origin, body: &body }.encode())
+    Some(Envelope { brand, received_ms: at_ms, trace: None, origin, body: &body }.encode())
 }
 
 /// The event in such an envelope.

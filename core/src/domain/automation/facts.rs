@@ -225,7 +225,7 @@ impl Facts {
     /// A made-up customer, for trying expressions and templates on.
     pub fn example() -> Self {
         let day = |text: &str| time::parse(text).unwrap_or_default();
-        let mut profile = Profile::new(ProfileId::new(0), BrandId(0));
+        let mut profile = Profile::new(ProfileId::first_at(0), BrandId(0));
         let values = [
             ("plan", json!("gold")),
             ("age", json!(30)),

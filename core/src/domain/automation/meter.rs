@@ -6,7 +6,9 @@
 //! Payments go to the whole stack of meters that are open on the thread: one for an expression, one around it for a customer.
 
 use std::cell::{Cell, RefCell};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::stopwatch::Stopwatch;
 
 /// The stack that parsers and evaluations get. Both call themselves for each level of a text; within the limits of texts, the
 /// deepest needs some megabytes. The memory is taken only when it is used.
@@ -55,7 +57,7 @@ pub struct Panicked;
 
 struct Meter {
     left: Effort,
-    since: Instant,
+    since: Stopwatch,
     payments: u32,
     over: Option<Overrun>,
 }
@@ -97,7 +99,7 @@ pub fn within<T>(effort: Effort, work: impl FnOnce() -> T) -> (T, Option<Overrun
         }
     }
     METERS.with_borrow_mut(|meters| {
-        meters.push(Meter { left: effort, since: Instant::now(), payments: 0, over: None });
+        meters.push(Meter { left: effort, since: Stopwatch::start(), payments: 0, over: None });
     });
     let _close = Close;
     let done = work();

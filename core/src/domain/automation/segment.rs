@@ -59,7 +59,7 @@ pub struct SegmentRow {
 pub struct SegmentInput {
     /// Who belongs to it: a CEL expression.
     pub expression: String,
-    /// For people.
+    /// Free text for people; nothing is made of it.
     #[serde(default)]
     pub description: Option<String>,
 }

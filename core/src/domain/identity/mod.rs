@@ -83,8 +83,8 @@ mod tests {
 
     #[test]
     fn sharing_an_identifier_or_an_owner_makes_one_group() {
-        let old = ProfileId::new(1);
-        let young = ProfileId::new(2);
+        let old = ProfileId::first_at(1);
+        let young = ProfileId::first_at(2);
         // 0-1 share identifier 1; event 2 joins them through an owner; event 3 stands alone; event 4 is nobody's.
         let events = [vec![0, 1], vec![1, 2], vec![3], vec![4], vec![]];
         let owners = [None, Some(young), Some(old), Some(young), None];
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn a_public_word_makes_no_two_people_one_and_a_trusted_one_takes_back_what_it_gave() {
         // The first owns 0 (trusted) and 1 (by a public key's word), the second 2 (trusted), somebody unknown 4 and 5; 3 is free.
-        let owners = [ProfileId::new(1), ProfileId::new(2), ProfileId::new(3)];
+        let owners = [ProfileId::first_at(1), ProfileId::first_at(2), ProfileId::first_at(3)];
         let of =
             |kind, owner: Option<usize>, trusted| Held { kind, owner: owner.map(|at| owners[at]), trusted };
         let held = [

@@ -181,6 +181,7 @@ mod tests {
     fn decoded(topic: &str, body: &Value) -> Result<Event, Rejection> {
         let body = to_raw_value(body).unwrap();
         let envelope = Envelope {
+            trace: None,
             brand: BrandId(1),
             received_ms: time::parse("2027-01-01T00:00:00Z").unwrap().timestamp_millis(),
             origin: Origin::Shopify {

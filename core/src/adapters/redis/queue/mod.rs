@@ -7,14 +7,13 @@ mod scripts;
 mod wait;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, FromRedisValue, Script, Value, from_redis_value};
 use tokio::sync::Mutex;
-use uuid::Uuid;
 
 use self::reply::{byte_strings, failed, json, page, read_claim, unexpected};
 use self::scripts::Scripts;
@@ -23,13 +22,13 @@ use super::element;
 use super::keys::{Layout, QueueKeys};
 use super::{escaped, ms, ttl_ms};
 use crate::domain::ids::BrandId;
-use crate::ports::clock::Clock;
 use crate::ports::queue::{
     Acked, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, FAIR_EVERY, Holding, Item, LOST, LOW_STEP,
     MAX_DEAD_PAGE, MAX_FETCH, MAX_LOSSES, MAX_PROMOTE, MAX_RECLAIM, MAX_SURVIVED, NewItem, PUT_BACK, Queue,
     QueueError, QueueSettings, QueueStats, Reclaimed, Repaired, SURVIVED, Scope, Then, Unfinished,
     claim_name, leaving, lost_alone, this_process,
 };
+use crate::ports::world::World;
 
 /// Keys that one step of the repair's SCAN looks at.
 const SCAN_COUNT: usize = 1000;
@@ -40,7 +39,7 @@ pub struct RedisQueue {
     layout: Layout,
     keys: QueueKeys,
     settings: QueueSettings,
-    clock: Arc<dyn Clock>,
+    world: World,
     /// Redis' own clock is the queue's, except in tests that own the time.
     clock_is_given: bool,
     scripts: Scripts,
@@ -57,7 +56,7 @@ impl RedisQueue {
         name: &str,
         layout: Layout,
         settings: QueueSettings,
-        clock: Arc<dyn Clock>,
+        world: World,
     ) -> Self {
         let keys = QueueKeys::new(redis.space(), name, layout);
         let settings = settings.within(redis.max_memory());
@@ -67,7 +66,7 @@ impl RedisQueue {
             layout,
             keys,
             settings,
-            clock,
+            world,
             clock_is_given: false,
             scripts,
             waiting: Mutex::new(None),
@@ -124,7 +123,7 @@ impl RedisQueue {
         let run = self.redis.run(step, self.keys.all(), |command| {
             command.arg(self.keys.tag()).arg(this_process());
             match self.clock_is_given {
-                true => command.arg(self.clock.now_ms()),
+                true => command.arg(self.world.now_ms()),
                 false => command.arg(""),
             };
             args(command);
@@ -140,7 +139,7 @@ impl RedisQueue {
         {
             return Ok(Some(batch));
         }
-        self.take_as(Uuid::now_v7().simple().to_string(), want, false).await
+        self.take_as(self.world.id().simple().to_string(), want, false).await
     }
 
     async fn take_as(&self, id: String, want: usize, in_doubt: bool) -> Result<Option<Batch>, QueueError> {
@@ -185,8 +184,8 @@ impl RedisQueue {
 
     fn fresh(&self, item: &NewItem) -> Item {
         Item {
-            id: Uuid::now_v7().simple().to_string(),
-            enqueued_ms: self.clock.now_ms(),
+            id: self.world.id().simple().to_string(),
+            enqueued_ms: self.world.now_ms(),
             attempt: 0,
             suspect: false,
             losses: 0,
@@ -311,7 +310,7 @@ impl Queue for RedisQueue {
             .filter(|item| unfinished.iter().all(|other| other.item.id != item.id))
             .collect();
         let leave = leaving(batch, unfinished);
-        let now = self.clock.now_ms();
+        let now = self.world.now_ms();
         let answer = self
             .run(&self.scripts.ack, |command| {
                 command.arg(&batch.id.0).arg(json(SURVIVED));

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use redis::{ErrorKind, RedisError, Value};
 
+use crate::ports::fault::Fault;
 use crate::ports::queue::{Claim, Finished, MAX_DEAD_PAGE, Outcome, QueueError};
 /// Reads `<digest> <item> <claimed ms> <until ms>`, and a second line `<ms> <outcome> <by>` once it is finished.
 pub(super) fn read_claim(text: &str) -> Option<Claim> {
@@ -47,7 +48,7 @@ pub(super) fn byte_strings(answer: Value) -> Result<Vec<Bytes>, QueueError> {
 pub(super) fn failed(error: RedisError) -> QueueError {
     match error.kind() {
         ErrorKind::UnexpectedReturnType => unexpected(error),
-        _ => QueueError::Unavailable(error.to_string()),
+        _ => QueueError::Unavailable(Fault::of(error)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Waiting until there may be something to fetch.
 
+use crate::adapters::in_time;
 use std::time::Duration;
 
 use redis::Cmd;
@@ -24,12 +25,11 @@ impl RedisQueue {
             };
             let mut command = Cmd::new();
             command.arg("BRPOP").arg(self.keys.wake()).arg(wait.as_secs_f64());
-            let answer =
-                tokio::time::timeout(wait + BLOCKING_GRACE, command.exec_async(&mut connection)).await;
+            let answer = in_time(wait + BLOCKING_GRACE, command.exec_async(&mut connection)).await;
             if matches!(answer, Ok(Ok(()))) {
                 *slot = Some(connection);
             }
         };
-        let _ = tokio::time::timeout(wait + BLOCKING_GRACE, turn).await;
+        let _ = in_time(wait + BLOCKING_GRACE, turn).await;
     }
 }

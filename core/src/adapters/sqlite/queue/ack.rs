@@ -16,7 +16,7 @@ impl SqliteQueue {
         batch: &Batch,
         unfinished: &[Unfinished],
     ) -> Result<Acked, QueueError> {
-        let now = self.clock.now_ms();
+        let now = self.world.now_ms();
         let mut tx = self.begin().await?;
         let ours = sqlx::query("delete from leases where batch = ?1")
             .bind(&batch.id.0)
@@ -69,7 +69,7 @@ impl SqliteQueue {
         Unfinished { item, then }: &Unfinished,
         place: i64,
     ) -> Result<(), QueueError> {
-        let now = self.clock.now_ms();
+        let now = self.world.now_ms();
         let after = |delay: Duration| now.saturating_add(ms(delay).max(1));
         let statement = match then {
             Then::Bury { error } => {
@@ -112,12 +112,12 @@ impl SqliteQueue {
         for batch in batches {
             let extended = sqlx::query("update leases set deadline_ms = ?2 where batch = ?1")
                 .bind(&batch.0)
-                .bind(self.clock.now_ms() + ms(self.settings.lease))
+                .bind(self.world.now_ms() + ms(self.settings.lease))
                 .execute(&mut *tx)
                 .await
                 .map_err(failed)?;
             if extended.rows_affected() == 0 {
-                survived(&mut tx, &batch.0, self.clock.now_ms()).await?;
+                survived(&mut tx, &batch.0, self.world.now_ms()).await?;
                 lost.push(batch.clone());
             }
         }

@@ -111,7 +111,7 @@ impl SqliteQueue {
         item: &Item,
         error: &str,
     ) -> Result<(), QueueError> {
-        let now = self.clock.now_ms();
+        let now = self.world.now_ms();
         let history = written(&item.history_with(now, error));
         sqlx::query(
             "insert into dead (id, priority, enqueued_ms, attempt, suspect, losses, brand, claims, history, buried_ms, body)
@@ -184,7 +184,7 @@ impl SqliteQueue {
     }
 
     pub(super) async fn retry_letters(&self, ids: &[String]) -> Result<u64, QueueError> {
-        let now = self.clock.now_ms();
+        let now = self.world.now_ms();
         let mut tx = self.begin().await?;
         let mut place = next_places(&mut tx, ids.len()).await?;
         let mut back = 0;
@@ -207,7 +207,7 @@ impl SqliteQueue {
     }
 
     pub(super) async fn discard_letters(&self, ids: &[String]) -> Result<u64, QueueError> {
-        let now = self.clock.now_ms();
+        let now = self.world.now_ms();
         let mut tx = self.begin().await?;
         let mut discarded = 0;
         for id in ids.iter().take(MAX_DEAD_PAGE) {
@@ -221,7 +221,7 @@ impl SqliteQueue {
     }
 
     pub(super) async fn drop_letters(&self, of: Option<BrandId>, before_ms: i64) -> Result<u64, QueueError> {
-        let now = self.clock.now_ms();
+        let now = self.world.now_ms();
         let mut tx = self.begin().await?;
         let old: Vec<String> = sqlx::query_scalar(
             "select id from dead where brand is ?1 and buried_ms < ?2 order by buried_ms, id limit ?3",

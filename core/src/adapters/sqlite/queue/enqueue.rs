@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::json;
 use sqlx::{QueryBuilder, Sqlite};
-use uuid::Uuid;
 
 use super::super::db::pieces;
 use super::rows::{failed, ms, signed};
@@ -133,13 +132,13 @@ impl SqliteQueue {
         items: &[NewItem],
         admissions: &mut Admissions,
     ) -> Result<Vec<Enqueued>, QueueError> {
-        let now = self.clock.now_ms();
+        let now = self.world.now_ms();
         let mut place = next_places(tx, items.len()).await?;
         let mut results = Vec::with_capacity(items.len());
         let mut taken = BTreeMap::<Option<BrandId>, Held>::new();
         let mut accepted: Vec<(String, i64, Priority, &NewItem)> = Vec::with_capacity(items.len());
         for item in items {
-            let id = Uuid::now_v7().simple().to_string();
+            let id = self.world.id().simple().to_string();
             let is_over = admissions.over.contains(&(item.brand, item.share()));
             let result = self.take_claims(tx, item, &id, now, is_over).await?;
             if result == Enqueued::Accepted {

@@ -3,7 +3,6 @@
 use sqlx::AssertSqlSafe;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
-use uuid::Uuid;
 
 use super::enqueue::next_places;
 use super::rows::{ITEM, failed, item, ms};
@@ -73,7 +72,7 @@ pub(super) async fn hold(
 
 impl SqliteQueue {
     pub(super) async fn take(&self, want: usize) -> Result<Option<Batch>, QueueError> {
-        let now = self.clock.now_ms();
+        let now = self.world.now_ms();
         if !self.anything_ready(now).await? {
             return Ok(None);
         }
@@ -86,7 +85,7 @@ impl SqliteQueue {
             return Ok(None);
         }
         promote(&mut tx, now).await?;
-        let id = Uuid::now_v7().simple().to_string();
+        let id = self.world.id().simple().to_string();
         let fetches: Option<i64> = sqlx::query_scalar("select value from counters where name = ?1")
             .bind(FETCHES)
             .fetch_optional(&mut *tx)

@@ -12,7 +12,6 @@ mod reclaim;
 mod rows;
 mod shares;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,24 +21,24 @@ use tokio::sync::Notify;
 use self::rows::{claim, failed, positive};
 use super::db::Db;
 use crate::domain::ids::BrandId;
-use crate::ports::clock::Clock;
 use crate::ports::queue::{
     Acked, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, Holding, MAX_FETCH, NewItem, POLL, Queue,
     QueueError, QueueSettings, QueueStats, Reclaimed, Repaired, Scope, Unfinished, claim_name, this_process,
 };
+use crate::ports::world::World;
 
 /// The queue on SQLite.
 pub struct SqliteQueue {
     db: Db,
     settings: QueueSettings,
-    clock: Arc<dyn Clock>,
+    world: World,
     wake: Notify,
 }
 
 impl SqliteQueue {
     /// The queue in an open file.
-    pub fn new(db: Db, settings: QueueSettings, clock: Arc<dyn Clock>) -> Self {
-        Self { db, settings, clock, wake: Notify::new() }
+    pub fn new(db: Db, settings: QueueSettings, world: World) -> Self {
+        Self { db, settings, world, wake: Notify::new() }
     }
 
     pub(super) async fn begin(&self) -> Result<Tx, QueueError> {
@@ -59,7 +58,7 @@ impl Queue for SqliteQueue {
         let woken = self.wake.notified();
         match self.take(want).await? {
             None if !wait.is_zero() => {
-                let _ = tokio::time::timeout(wait.min(POLL), woken).await;
+                let _ = self.world.timeout(wait.min(POLL), woken).await;
                 self.take(want).await
             }
             taken => Ok(taken),
@@ -104,7 +103,7 @@ impl Queue for SqliteQueue {
             bytes: positive(bytes),
             dead: positive(dead),
             paused,
-            oldest_age_ms: oldest.map_or(0, |at| positive(self.clock.now_ms() - at)),
+            oldest_age_ms: oldest.map_or(0, |at| positive(self.world.now_ms() - at)),
             ..QueueStats::default()
         };
         stats.count(|name| {
@@ -159,7 +158,7 @@ impl Queue for SqliteQueue {
         sqlx::query("delete from paused").execute(&mut *tx).await.map_err(failed)?;
         if paused {
             sqlx::query("insert into paused (since_ms, by) values (?1, ?2)")
-                .bind(self.clock.now_ms())
+                .bind(self.world.now_ms())
                 .bind(this_process())
                 .execute(&mut *tx)
                 .await
@@ -173,7 +172,7 @@ impl Queue for SqliteQueue {
     async fn claim(&self, key: &str) -> Result<Option<Claim>, QueueError> {
         let row = sqlx::query("select * from claims where key = ?1 and until_ms > ?2")
             .bind(claim_name(key))
-            .bind(self.clock.now_ms())
+            .bind(self.world.now_ms())
             .fetch_optional(&self.db.read)
             .await
             .map_err(failed)?;
@@ -198,7 +197,7 @@ mod tests {
     use sqlx::{ConnectOptions, Connection};
 
     use super::*;
-    use crate::ports::clock::SystemClock;
+    use crate::ports::world::World;
 
     #[tokio::test]
     async fn what_an_older_version_left_is_served_with_its_payload() {
@@ -230,7 +229,7 @@ mod tests {
         file.close().await.unwrap();
 
         let db = Db::open_queue(&path).await.unwrap();
-        let queue = SqliteQueue::new(db.clone(), QueueSettings::default(), Arc::new(SystemClock));
+        let queue = SqliteQueue::new(db.clone(), QueueSettings::default(), World::real());
         // its place is less than what was there had for a number
         queue.enqueue(&[NewItem { payload: "new".into(), ..NewItem::default() }]).await.unwrap();
         assert_eq!(queue.retry_dead(&["dead".into()]).await.unwrap(), 1);

@@ -69,7 +69,7 @@ pub(super) async fn survived(tx: &mut Tx, batch: &str, now: i64) -> Result<(), Q
 
 impl SqliteQueue {
     pub(super) async fn reclaim_expired(&self) -> Result<Reclaimed, QueueError> {
-        let now = self.clock.now_ms();
+        let now = self.world.now_ms();
         let expired: bool =
             sqlx::query_scalar("select exists (select 1 from leases where deadline_ms <= ?1)")
                 .bind(now)
@@ -106,7 +106,7 @@ impl SqliteQueue {
 
     /// Gives a batch's items back; one that was lost alone too often is buried.
     async fn reclaim_batch(&self, tx: &mut Tx, batch: &str, done: &mut Reclaimed) -> Result<(), QueueError> {
-        let now = self.clock.now_ms();
+        let now = self.world.now_ms();
         let rows = sqlx::query(AssertSqlSafe(format!(
             "select {ITEM} from items where batch = ?1 order by priority, released desc, place"
         )))
@@ -160,7 +160,7 @@ impl SqliteQueue {
     }
 
     pub(super) async fn repair_strays(&self) -> Result<Repaired, QueueError> {
-        let now = self.clock.now_ms();
+        let now = self.world.now_ms();
         let mut tx = self.begin().await?;
         let strays = sqlx::query_scalar::<_, i64>(
             "select count(*) from items where batch is not null and batch not in (select batch from leases)",

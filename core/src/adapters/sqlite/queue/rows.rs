@@ -7,6 +7,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use crate::domain::ids::BrandId;
+use crate::ports::fault::Fault;
 use crate::ports::queue::{Claim, DeadLetter, Failure, Finished, Item, Outcome, Priority, QueueError};
 
 /// The columns of an item or a dead letter.
@@ -62,13 +63,12 @@ pub(super) fn ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 pub(super) fn failed(error: sqlx::Error) -> QueueError {
     match &error {
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
             QueueError::Unexpected(error.to_string())
         }
-        _ => QueueError::Unavailable(error.to_string()),
+        _ => QueueError::Unavailable(Fault::of(error)),
     }
 }
 

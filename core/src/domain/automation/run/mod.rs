@@ -130,7 +130,7 @@ pub struct Run {
 pub enum ActionStatus {
     /// It is being done: after a crash, whether it was is not known, and it is done again under the same key.
     Started,
-    /// It was done.
+    /// The action took effect, or its message was taken by its receiver.
     Done,
     /// It was not to be done; the run's log says why.
     Skipped,
@@ -273,19 +273,22 @@ pub fn may_enter(plan: &Plan, past: &[Past], now: Timestamp) -> Result<(), Strin
     Ok(())
 }
 
+/// Which run of what it is, for whom.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOf {
+    pub id: Uuid,
+    pub brand: BrandId,
+    pub automation: Uuid,
+    pub version: i32,
+    pub profile: ProfileId,
+}
+
 impl Run {
     /// A run that begins.
-    pub fn new(
-        brand: BrandId,
-        automation: Uuid,
-        version: i32,
-        plan: &Plan,
-        profile: ProfileId,
-        cause: &Cause,
-        now_ms: i64,
-    ) -> Self {
+    pub fn new(of: RunOf, plan: &Plan, cause: &Cause, now_ms: i64) -> Self {
+        let RunOf { id, brand, automation, version, profile } = of;
         let mut run = Self {
-            id: Uuid::now_v7(),
+            id,
             brand,
             automation,
             version,
@@ -347,7 +350,16 @@ mod tests {
     fn started(plan: &Plan) -> Run {
         let cause =
             Cause { key: "k".into(), message_id: Some("trigger".into()), at_ms: T0, why: "test".into() };
-        Run::new(BrandId(1), Uuid::nil(), 1, plan, ProfileId::new(1), &cause, T0)
+        {
+            let of = RunOf {
+                id: Uuid::from_u128(1),
+                brand: BrandId(1),
+                automation: Uuid::nil(),
+                version: 1,
+                profile: ProfileId::first_at(1),
+            };
+            Run::new(of, plan, &cause, T0)
+        }
     }
 
     fn event(name: &str, minute: i64) -> StoredEvent {
