@@ -13,7 +13,7 @@ use tributary_core::services::automations::runs::Outbound;
 use tributary_core::services::batches::BatchOutcome;
 
 use crate::housekeeping;
-use crate::lanes::{self, Line, Options};
+use crate::lanes::{self, Consumer, Options};
 
 /// Batches of a lane that may wait for slow receivers while it takes others.
 const BESIDE: usize = 16;
@@ -23,7 +23,7 @@ struct Automations {
 }
 
 #[async_trait]
-impl Line for Automations {
+impl Consumer for Automations {
     fn name(&self) -> &'static str {
         "automation"
     }
@@ -46,7 +46,7 @@ impl Line for Automations {
 pub async fn run(context: Context, outbound: Outbound, options: Options, stop: CancellationToken) {
     let queue = context.automation_queue.clone();
     let abilities = Abilities::of(&outbound);
-    preflight::say(&context, abilities).await;
+    preflight::report_abilities(&context, abilities).await;
     let housekeeping =
         tokio::spawn(housekeeping::beside_automations(context.clone(), queue, abilities, stop.clone()));
     lanes::run(context, Arc::new(Automations { outbound }), options, stop).await;

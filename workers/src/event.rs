@@ -12,12 +12,12 @@ use tributary_core::services::events::handle::handle_batch;
 
 use crate::housekeeping;
 pub use crate::lanes::Options;
-use crate::lanes::{self, Line};
+use crate::lanes::{self, Consumer};
 
 struct Events;
 
 #[async_trait]
-impl Line for Events {
+impl Consumer for Events {
     fn name(&self) -> &'static str {
         "event"
     }

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::Context;
 use tributary_core::ports::queue::Queue;
+use tributary_core::ports::world::World;
 use tributary_core::services::automations::preflight::{self, Abilities};
 use tributary_core::services::automations::scheduler::{enqueue_due, fill_once};
 use tributary_core::services::locks::{Granted, acquire};
@@ -97,9 +97,9 @@ impl Pace {
         Self { name, every, spread: true }
     }
 
-    async fn pause(self) {
-        let part = if self.spread { rand::random::<f64>() + 0.5 } else { 1.0 };
-        sleep(self.every.mul_f64(part)).await;
+    async fn pause(self, world: &World) {
+        let part = if self.spread { world.fraction() + 0.5 } else { 1.0 };
+        world.sleep(self.every.mul_f64(part)).await;
     }
 }
 
@@ -139,7 +139,7 @@ where
     R: Future<Output = anyhow::Result<()>>,
 {
     if pace.spread {
-        pace.pause().await;
+        pace.pause(&context.world).await;
     }
     loop {
         // Called within, too: what panics before its first await is caught as well.
@@ -149,7 +149,7 @@ where
                 context.rounds.done(pace.name);
                 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
                 metrics::gauge!("tributary_housekeeping_last_round_timestamp_seconds", "loop" => pace.name)
-                    .set(context.clock.now_ms() as f64 / 1000.0);
+                    .set(context.world.now_ms() as f64 / 1000.0);
             }
             Ok(Err(error)) => {
                 tracing::debug!(%error, name = pace.name, "a round of the housekeeping failed; the next one tries again");
@@ -157,16 +157,16 @@ where
             Err(_) => {
                 panicked(pace.name);
                 tracing::error!(name = pace.name, "a round of the housekeeping panicked; the loop continues");
-                sleep(AFTER_PANIC).await;
+                context.world.sleep(AFTER_PANIC).await;
             }
         }
-        pace.pause().await;
+        pace.pause(&context.world).await;
     }
 }
 
 /// What this worker can do is known to those who activate automations.
 async fn say(context: Context, abilities: Abilities) -> anyhow::Result<()> {
-    preflight::say(&context, abilities).await;
+    preflight::report_abilities(&context, abilities).await;
     Ok(())
 }
 
@@ -214,7 +214,7 @@ async fn look_after(context: Context) -> anyhow::Result<()> {
 /// Requests in the name of privacy are carried out.
 async fn carry(context: Context) -> anyhow::Result<()> {
     // Nearly always nothing waits: then there is nothing to lock.
-    if context.privacy.open_requests(context.clock.now(), 1).await?.is_empty() {
+    if context.privacy.open_requests(context.world.now(), 1).await?.is_empty() {
         return Ok(());
     }
     // One process at a time will do; without locks all do, which changes nothing.

@@ -1,6 +1,6 @@
 //! Lanes: each fetches a batch, has it processed and acknowledges it; a worker runs several lanes over one queue.
 //!
-//! A [`Line`] processes the items; a lane extends the lease while it does, stops when it has lost the lease, and gives back what it
+//! A [`Consumer`] processes the items; a lane extends the lease while it does, stops when it has lost the lease, and gives back what it
 //! cannot finish. A batch that is processed but cannot be acknowledged is redelivered, and has no second effect.
 
 use std::panic::AssertUnwindSafe;
@@ -11,20 +11,24 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use tokio::sync::{RwLock, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 use tributary_core::context::Context;
 use tributary_core::domain::backoff::jittered;
 use tributary_core::failpoint;
 use tributary_core::ports::queue::{Acked, Batch, Item, POLL, Queue, Then, Unfinished};
+use tributary_core::ports::world::World;
 use tributary_core::services::batches::{BatchOutcome, try_later};
 use tributary_core::services::outbox;
+use tributary_core::stopwatch::Stopwatch;
+
+use crate::traces;
 
 /// The first wait when a service is unavailable; it doubles up to [`AWAY_CAP`].
 const AWAY_BASE: Duration = Duration::from_millis(100);
 /// See [`AWAY_BASE`].
 const AWAY_CAP: Duration = Duration::from_secs(2);
-/// After which a lane leaves a batch to go on by itself, and takes the next, where its line lets it.
+/// After which a lane leaves a batch to go on by itself, and takes the next, where its consumer lets it.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How long a queue that cannot be reached is to be told that the worker of a lost batch lives.
 const SURVIVES: Duration = Duration::from_secs(60 * 60);
@@ -44,14 +48,14 @@ pub struct Options {
 
 /// A queue, and what is done with its items.
 #[async_trait]
-pub trait Line: Send + Sync {
+pub trait Consumer: Send + Sync {
     /// What it is called in logs and metrics.
     fn name(&self) -> &'static str;
 
     fn queue<'c>(&self, context: &'c Context) -> &'c dyn Queue;
 
-    /// How many batches of a lane may go on beside it that take long: those of a line that waits for others than
-    /// the store.
+    /// How many batches of a lane may go on beside it that take long: those of a consumer that waits for others
+    /// than the store.
     fn beside(&self) -> usize {
         0
     }
@@ -60,18 +64,18 @@ pub trait Line: Send + Sync {
     async fn handle(&self, context: &Context, items: &[Item]) -> BatchOutcome;
 }
 
-/// Processes a line's queue until `stop`; then finishes what is under way within the grace, gives back the rest.
-pub async fn run(context: Context, line: Arc<dyn Line>, options: Options, stop: CancellationToken) {
+/// Processes a consumer's queue until `stop`; then finishes what is under way within the grace, gives back the rest.
+pub async fn run(context: Context, consumer: Arc<dyn Consumer>, options: Options, stop: CancellationToken) {
     // Cancelled when the grace is over: lanes give back what they hold.
     let give_back = CancellationToken::new();
     // Held shared by lanes at work, and alone by the one that works on a suspect.
     let quarantine = Arc::new(RwLock::new(()));
-    let name = line.name();
+    let name = consumer.name();
     let mut lanes = JoinSet::new();
     for _ in 0..options.concurrency {
         let at = Lane {
             context: context.clone(),
-            line: line.clone(),
+            consumer: consumer.clone(),
             stop: stop.clone(),
             give_back: give_back.clone(),
         };
@@ -80,7 +84,7 @@ pub async fn run(context: Context, line: Arc<dyn Line>, options: Options, stop: 
     tracing::info!(lanes = options.concurrency, batch = options.batch, "{name} worker started");
     stop.cancelled().await;
     let finish = async { while lanes.join_next().await.is_some() {} };
-    if tokio::time::timeout(options.grace, finish).await.is_err() {
+    if context.world.timeout(options.grace, finish).await.is_err() {
         give_back.cancel();
         while lanes.join_next().await.is_some() {}
     }
@@ -89,14 +93,14 @@ pub async fn run(context: Context, line: Arc<dyn Line>, options: Options, stop: 
 
 struct Lane {
     context: Context,
-    line: Arc<dyn Line>,
+    consumer: Arc<dyn Consumer>,
     stop: CancellationToken,
     give_back: CancellationToken,
 }
 
 impl Lane {
     fn queue(&self) -> &dyn Queue {
-        self.line.queue(&self.context)
+        self.consumer.queue(&self.context)
     }
 
     async fn go(self, options: Options, quarantine: Arc<RwLock<()>>) {
@@ -135,7 +139,7 @@ impl Lane {
                     if failures == 1 {
                         tracing::warn!(%error, "fetching failed; trying again until it works");
                     }
-                    pause(failures, &self.stop).await;
+                    self.pause(failures).await;
                 }
             }
         }
@@ -150,7 +154,7 @@ impl Lane {
         under_way: &mut JoinSet<()>,
     ) -> bool {
         let with_others = quarantine.clone().read_owned().await;
-        if self.line.beside() == 0 {
+        if self.consumer.beside() == 0 {
             return self.run_batch(batch).await;
         }
         let (told, done) = oneshot::channel();
@@ -162,7 +166,7 @@ impl Lane {
         });
         tokio::select! {
             store_was_there = done => store_was_there.unwrap_or(true),
-            () = sleep(PATIENCE), if others < self.line.beside() => true,
+            () = self.context.world.sleep(PATIENCE), if others < self.consumer.beside() => true,
         }
     }
 
@@ -186,16 +190,22 @@ impl Lane {
 
     /// Processes one batch: fetched, so it must be acked, given back, or lost. Answers whether the store was there.
     async fn run_batch(&self, batch: Batch) -> bool {
-        let started = Instant::now();
+        let span = tracing::info_span!("batch", queue = self.consumer.name(), items = batch.items.len());
+        let _processed = traces::received(&span, &batch.items);
+        self.process(batch).instrument(span).await
+    }
+
+    async fn process(&self, batch: Batch) -> bool {
+        let started = Stopwatch::start();
         failpoint::reached("fetched_before_handler");
         batch.items.iter().for_each(|item| failpoint::held(&item.payload));
         let outcome = tokio::select! {
-            outcome = AssertUnwindSafe(self.line.handle(&self.context, &batch.items)).catch_unwind() => match outcome {
+            outcome = AssertUnwindSafe(self.consumer.handle(&self.context, &batch.items)).catch_unwind() => match outcome {
                 Ok(outcome) => outcome,
                 Err(_) => {
                     metrics::counter!("tributary_worker_panics_total").increment(1);
                     tracing::error!(items = batch.items.len(), "processing a batch panicked; its items are redelivered one by one");
-                    to_blame(&batch)
+                    to_blame(&self.context.world, &batch)
                 }
             },
             () = self.lease_lost(&batch) => {
@@ -205,7 +215,7 @@ impl Lane {
             }
             () = self.give_back.cancelled() => given_back(&batch),
         };
-        record(self.line.name(), &outcome, batch.items.len(), started.elapsed());
+        record(self.consumer.name(), &outcome, batch.items.len(), started.elapsed());
         failpoint::reached("committed_before_ack");
         let ending = async {
             if let Err(error) = outbox::ended(&self.context, &batch.items, &outcome.unfinished).await {
@@ -231,15 +241,16 @@ impl Lane {
     /// lives: the loss is not its item's.
     async fn lease_lost(&self, batch: &Batch) {
         let third = self.queue().lease() / 3;
-        let mut held_until = Instant::now() + self.queue().lease();
+        let world = &self.context.world;
+        let mut held_until = world.monotonic() + self.queue().lease();
         loop {
-            sleep(third).await;
-            let asked = Instant::now();
+            world.sleep(third).await;
+            let asked = world.monotonic();
             match self.queue().beat(std::slice::from_ref(&batch.id)).await {
                 Ok(lost) if lost.is_empty() => held_until = asked + self.queue().lease(),
                 Ok(_) => return,
                 // Whether the beat arrived is unknown: what is known is how long the last one holds.
-                Err(_) if Instant::now() >= held_until => return self.survives(batch),
+                Err(_) if world.monotonic() >= held_until => return self.survives(batch),
                 Err(error) => tracing::debug!(%error, "a beat failed"),
             }
         }
@@ -247,13 +258,15 @@ impl Lane {
 
     /// Gives a batch back that is lost by now, until the queue answers: so it hears that this worker lives.
     fn survives(&self, batch: &Batch) {
-        let (line, context, batch) = (self.line.clone(), self.context.clone(), batch.clone());
+        let (consumer, context, batch) = (self.consumer.clone(), self.context.clone(), batch.clone());
         tokio::spawn(async move {
-            let until = Instant::now() + SURVIVES;
+            let until = context.world.monotonic() + SURVIVES;
             // Where nobody has reclaimed it yet, it goes back as it was.
             let back = given_back(&batch).unfinished;
-            while line.queue(&context).ack(&batch, &back).await.is_err() && Instant::now() < until {
-                sleep(AWAY_CAP).await;
+            while consumer.queue(&context).ack(&batch, &back).await.is_err()
+                && context.world.monotonic() < until
+            {
+                context.world.sleep(AWAY_CAP).await;
             }
         });
     }
@@ -270,7 +283,8 @@ impl Lane {
                 }
                 Err(error) => {
                     tracing::debug!(%error, attempt, "an ack failed");
-                    sleep(jittered(AWAY_BASE, AWAY_CAP, attempt, rand::random())).await;
+                    let wait = jittered(AWAY_BASE, AWAY_CAP, attempt, self.context.world.fraction());
+                    self.context.world.sleep(wait).await;
                 }
             }
         }
@@ -280,10 +294,19 @@ impl Lane {
         let mut failures = 0;
         while !self.stop.is_cancelled() && self.context.store.ping().await.is_err() {
             failures += 1;
-            pause(failures, &self.stop).await;
+            self.pause(failures).await;
         }
         // All lanes come back at once otherwise.
-        pause(1, &self.stop).await;
+        self.pause(1).await;
+    }
+
+    async fn pause(&self, failures: u32) {
+        let world = &self.context.world;
+        let wait = jittered(AWAY_BASE, AWAY_CAP, failures, world.fraction().max(0.1));
+        tokio::select! {
+            () = world.sleep(wait) => {}
+            () = self.stop.cancelled() => {}
+        }
     }
 }
 
@@ -294,9 +317,9 @@ fn ramp(want: usize, most: usize, store_was_there: bool) -> usize {
 }
 
 /// Each item is redelivered alone; the one that makes its worker panic has failed.
-fn to_blame(batch: &Batch) -> BatchOutcome {
+fn to_blame(world: &World, batch: &Batch) -> BatchOutcome {
     let unfinished = match &*batch.items {
-        [item] => vec![try_later(item, "processing it panicked; see the log")],
+        [item] => vec![try_later(world, item, "processing it panicked; see the log")],
         items => items
             .iter()
             .map(|item| Unfinished { item: Item { suspect: true, ..item.clone() }, then: Then::Release })
@@ -310,19 +333,11 @@ fn given_back(batch: &Batch) -> BatchOutcome {
     BatchOutcome { unfinished: batch.items.iter().map(back).collect(), ..BatchOutcome::default() }
 }
 
-async fn pause(failures: u32, stop: &CancellationToken) {
-    let wait = jittered(AWAY_BASE, AWAY_CAP, failures, rand::random::<f64>().max(0.1));
-    tokio::select! {
-        () = sleep(wait) => {}
-        () = stop.cancelled() => {}
-    }
-}
-
 #[expect(clippy::cast_precision_loss, reason = "metrics are floats")]
-fn record(line: &'static str, outcome: &BatchOutcome, items: usize, took: Duration) {
+fn record(consumer: &'static str, outcome: &BatchOutcome, items: usize, took: Duration) {
     let buried = outcome.unfinished.iter().filter(|u| matches!(u.then, Then::Bury { .. })).count();
     // The events' counters came first, and have no label.
-    if line == "event" {
+    if consumer == "event" {
         metrics::counter!("tributary_events_effective_total").increment(outcome.effective as u64);
         metrics::counter!("tributary_events_duplicate_total").increment(outcome.duplicates as u64);
         metrics::counter!("tributary_events_buried_total").increment(buried as u64);
@@ -339,15 +354,18 @@ fn record(line: &'static str, outcome: &BatchOutcome, items: usize, took: Durati
 #[cfg(test)]
 mod tests {
     use tributary_core::context::Backend;
+    use tributary_core::ports::clock::ManualClock;
     use tributary_core::ports::queue::{NewItem, QueueSettings};
 
     use super::*;
+
+    const SLOW: Duration = Duration::from_secs(3);
 
     /// Waits on items that say so, as for a receiver that does not answer.
     struct Waits(usize);
 
     #[async_trait]
-    impl Line for Waits {
+    impl Consumer for Waits {
         fn name(&self) -> &'static str {
             "waits"
         }
@@ -360,19 +378,21 @@ mod tests {
             self.0
         }
 
-        async fn handle(&self, _: &Context, items: &[Item]) -> BatchOutcome {
+        async fn handle(&self, context: &Context, items: &[Item]) -> BatchOutcome {
             if items.iter().any(|item| item.payload == "slow") {
-                sleep(Duration::from_secs(3)).await;
+                context.world.sleep(SLOW).await;
             }
             BatchOutcome::default()
         }
     }
 
-    /// How many of one slow batch and three quick ones are done after a second, and in the end.
-    async fn done(line: Waits) -> (u64, u64) {
+    /// How many of one slow batch and three quick ones are done before the slow one is, and in the end.
+    async fn done(consumer: Waits) -> (u64, u64) {
         let folder = tempfile::tempdir().unwrap();
         let backend = Backend::Embedded { data: folder.path().into() };
-        let context = Context::open(&backend, QueueSettings::default()).await.unwrap();
+        let clock = ManualClock::at(1_800_000_000_000);
+        let world = World::on(clock.clone());
+        let context = Context::open_in(&backend, QueueSettings::default(), world).await.unwrap();
         for payload in ["slow", "a", "b", "c"] {
             context
                 .queue
@@ -382,18 +402,39 @@ mod tests {
         }
         let options = Options { concurrency: 1, batch: 1, grace: Duration::from_secs(10) };
         let stop = CancellationToken::new();
-        let running = tokio::spawn(run(context.clone(), Arc::new(line), options, stop.clone()));
-        sleep(Duration::from_millis(1500)).await;
-        let early = context.queue.stats().await.unwrap().acked;
+        let running = tokio::spawn(run(context.clone(), Arc::new(consumer), options, stop.clone()));
+        let acked = async || context.queue.stats().await.unwrap().acked;
+        // As long as the clock does not reach the slow one's end, it may be moved as often as the lane needs.
+        let mut early = 0;
+        for _ in 0..SLOW.as_millis() / 100 - 1 {
+            clock.advance(100);
+            early = settled(&acked).await;
+        }
         stop.cancel();
+        while !running.is_finished() {
+            clock.advance(100);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         running.await.unwrap();
         (early, context.queue.stats().await.unwrap().acked)
+    }
+
+    /// A number, once it has stayed the same for some looks.
+    async fn settled(number: &impl AsyncFn() -> u64) -> u64 {
+        let (mut last, mut same) = (number().await, 0);
+        while same < 10 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let now = number().await;
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+        }
+        last
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_batch_that_waits_holds_up_no_other_and_is_finished() {
         assert_eq!(done(Waits(1)).await, (3, 4));
-        assert_eq!(done(Waits(0)).await.0, 0, "where the line does not let it, the order is kept");
+        assert_eq!(done(Waits(0)).await.0, 0, "where the consumer does not let it, the order is kept");
     }
 
     #[test]

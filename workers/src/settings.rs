@@ -14,6 +14,7 @@ use tributary_core::adapters::outbound::smtp::refuse_plain_password;
 use tributary_core::context::{Backend, KEY_SPACE, Layout};
 use tributary_core::domain::addresses::Reach;
 use tributary_core::ports::queue::{MAX_FETCH, QueueSettings};
+use tributary_core::ports::world::World;
 
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outbound;
@@ -379,7 +380,7 @@ impl OutboundArgs {
     ///
     /// # Errors
     /// When a URL cannot be read.
-    pub fn outbound(&self) -> anyhow::Result<Outbound> {
+    pub fn outbound(&self, world: &World) -> anyhow::Result<Outbound> {
         let smtp_url = self.smtp_url()?;
         if let Some(url) = smtp_url.as_deref().filter(|_| !self.allow_plain_smtp) {
             refuse_plain_password(url)?;
@@ -400,7 +401,7 @@ impl OutboundArgs {
         }
         Ok(Outbound {
             sender: Arc::new(sender),
-            destinations: Arc::new(Destinations::new(self.destination_rate)),
+            destinations: Arc::new(Destinations::new(self.destination_rate, world.clone())),
             // Compose sets a variable that is not set to nothing.
             public_url: self.public_url.clone().filter(|url| !url.is_empty()),
             sends_mail: smtp_url.is_some(),

@@ -45,7 +45,7 @@ pub struct Sent {
 }
 
 /// The outbox in numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct OutboxStats {
     pub waiting: u64,
     /// Items that their queue refused: a key of theirs was another body's. They stay for people to look at.

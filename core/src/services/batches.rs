@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use crate::domain::backoff::{MAX_ATTEMPTS, full_jitter};
 use crate::ports::queue::{Item, Then, Unfinished};
 use crate::ports::store::StoreError;
+use crate::ports::world::World;
 use crate::sampled::Sampled;
 
 static FAILED: Sampled = Sampled::new();
@@ -48,7 +49,12 @@ pub(crate) trait Process: Send + Sync {
 
 /// Processes items together. Where the store refuses them, or races are lost over and over, it processes halves of them, until the one
 /// item is found that is to blame: it fails alone. Where the store cannot be reached, what is left is released.
-pub(crate) async fn in_halves(outcome: &mut BatchOutcome, items: &[&Item], process: &dyn Process) {
+pub(crate) async fn in_halves(
+    world: &World,
+    outcome: &mut BatchOutcome,
+    items: &[&Item],
+    process: &dyn Process,
+) {
     let whole = 0..items.len();
     let mut parts = Vec::from([whole]);
     while let Some(part) = parts.pop() {
@@ -66,7 +72,7 @@ pub(crate) async fn in_halves(outcome: &mut BatchOutcome, items: &[&Item], proce
                 outcome.store_unavailable = Some(error);
             }
             Err(error) if part.len() == 1 => {
-                outcome.unfinished.push(try_later(items[part.start], &error.to_string()));
+                outcome.unfinished.push(try_later(world, items[part.start], &error.to_string()));
             }
             Err(StoreError::Invalid(_) | StoreError::Conflict(_) | StoreError::Fenced(_)) => {
                 let middle = part.start + part.len() / 2;
@@ -92,7 +98,7 @@ pub(crate) fn count_panic() {
 }
 
 /// What becomes of an item that failed: another try, as long as there is one.
-pub fn try_later(item: &Item, error: &str) -> Unfinished {
+pub fn try_later(world: &World, item: &Item, error: &str) -> Unfinished {
     let attempt = item.attempt + 1;
     let then = if attempt >= MAX_ATTEMPTS {
         Then::Bury { error: format!("failed {attempt} times, at last: {error}") }
@@ -106,7 +112,7 @@ pub fn try_later(item: &Item, error: &str) -> Unfinished {
                 "items failed and will be tried again; this is the last"
             );
         }
-        Then::Retry { delay: full_jitter(attempt, rand::random()), error: error.to_owned() }
+        Then::Retry { delay: full_jitter(attempt, world.fraction()), error: error.to_owned() }
     };
     Unfinished { item: item.clone(), then }
 }

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
-
-use moka::sync::Cache;
+use std::time::Duration;
 
 use crate::domain::automation::interests::Interests;
 use crate::domain::event::Rejection;
@@ -15,10 +13,14 @@ use crate::ports::automations::Automations;
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
 use crate::ports::tenants::Tenants;
-use crate::services::automations::playbook::{self, Playbook};
+use crate::ports::world::World;
+use crate::remembered::Remembered;
+use crate::services::automations::compiled::{self, CompiledBrand, Plans};
 
 /// How long settings are believed without asking: a change holds everywhere after that time.
 pub const SETTINGS_TTL: Duration = Duration::from_secs(5);
+/// How long they are believed while the store is unavailable.
+const OUTAGE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const REMEMBERED: u64 = 10_000;
 
 /// What the brands that a batch speaks of have set. A brand that is not in it has the usual settings, and listens to nothing.
@@ -36,12 +38,11 @@ impl BrandRules {
     }
 }
 
-/// What was found, and when.
+/// What was found of a brand.
 #[derive(Clone)]
 struct Found {
-    playbook: Arc<Playbook>,
+    compiled: Arc<CompiledBrand>,
     rules: Arc<Rules>,
-    at: Instant,
 }
 
 /// The settings of brands.
@@ -49,9 +50,10 @@ struct Found {
 pub struct Brands {
     tenants: Tenants,
     automations: Arc<dyn Automations>,
-    found: Cache<BrandId, Found>,
+    plans: Plans,
+    found: Remembered<BrandId, Found>,
     /// Whether shops were redacted.
-    redacted: Cache<String, (bool, Instant)>,
+    redacted: Remembered<String, bool>,
 }
 
 /// Why a brand's e-mails may not come from where its settings say; `None` if they may. One relay carries all brands' mail, and signs for whatever
@@ -86,8 +88,14 @@ pub async fn sender_problem(
 
 impl Brands {
     /// Asks `tenants` and `automations`.
-    pub fn new(tenants: Tenants, automations: Arc<dyn Automations>) -> Self {
-        Self { tenants, automations, found: Cache::new(REMEMBERED), redacted: Cache::new(REMEMBERED) }
+    pub fn new(tenants: Tenants, automations: Arc<dyn Automations>, world: &World) -> Self {
+        Self {
+            tenants,
+            automations,
+            plans: Plans::default(),
+            found: Remembered::new(world.clone(), REMEMBERED),
+            redacted: Remembered::new(world.clone(), REMEMBERED),
+        }
     }
 
     /// The settings of these brands, for processing, and their rules of identity.
@@ -101,8 +109,8 @@ impl Brands {
         let (mut book, mut rules) = (BrandRules::default(), HashMap::new());
         for brand in brands {
             let found = self.found(brand).await?;
-            book.settings.insert(brand, found.playbook.settings.clone());
-            book.interests.insert(brand, found.playbook.interests.clone());
+            book.settings.insert(brand, found.compiled.settings.clone());
+            book.interests.insert(brand, found.compiled.interests.clone());
             rules.insert(brand, found.rules);
         }
         Ok((book, rules))
@@ -121,20 +129,20 @@ impl Brands {
     /// # Errors
     /// When the store is unavailable.
     pub async fn settings(&self, brand: BrandId) -> Result<Arc<BrandSettings>, StoreError> {
-        Ok(self.found(brand).await?.playbook.settings.clone())
+        Ok(self.found(brand).await?.compiled.settings.clone())
     }
 
     /// What a brand has set up of segments and automations.
     ///
     /// # Errors
     /// When the store is unavailable.
-    pub async fn playbook(&self, brand: BrandId) -> Result<Arc<Playbook>, StoreError> {
-        Ok(self.found(brand).await?.playbook)
+    pub async fn compiled(&self, brand: BrandId) -> Result<Arc<CompiledBrand>, StoreError> {
+        Ok(self.found(brand).await?.compiled)
     }
 
     /// Forgets what is remembered of a brand: it has set up something new. Other processes see that after [`SETTINGS_TTL`].
     pub fn forget(&self, brand: BrandId) {
-        self.found.invalidate(&brand);
+        self.found.forget(&brand);
     }
 
     /// Whether a shop's customers were erased, and it has not been added again.
@@ -142,11 +150,12 @@ impl Brands {
     /// # Errors
     /// When the store is unavailable.
     pub async fn redacted(&self, shop: &str) -> Result<bool, StoreError> {
-        if let Some((redacted, _)) = self.redacted.get(shop).filter(|(_, at)| at.elapsed() < SETTINGS_TTL) {
+        let shop = shop.to_owned();
+        if let Some(redacted) = self.redacted.fresh(&shop) {
             return Ok(redacted);
         }
-        let redacted = self.tenants.shops.shop(shop).await?.is_some_and(|shop| shop.redacted_at.is_some());
-        self.redacted.insert(shop.to_owned(), (redacted, Instant::now()));
+        let redacted = self.tenants.shops.shop(&shop).await?.is_some_and(|shop| shop.redacted_at.is_some());
+        self.redacted.put(shop, redacted, SETTINGS_TTL, SETTINGS_TTL);
         Ok(redacted)
     }
 
@@ -161,14 +170,13 @@ impl Brands {
         note: Option<&AuditEntry>,
     ) -> Result<(), StoreError> {
         self.tenants.brands.set_settings(brand, settings, note).await?;
-        self.found.invalidate(&brand);
+        self.found.forget(&brand);
         Ok(())
     }
 
     async fn found(&self, brand: BrandId) -> Result<Found, StoreError> {
-        let held = self.found.get(&brand);
-        if let Some(held) = held.as_ref().filter(|held| held.at.elapsed() < SETTINGS_TTL) {
-            return Ok(held.clone());
+        if let Some(held) = self.found.fresh(&brand) {
+            return Ok(held);
         }
         let read = async {
             let mut settings = self.tenants.brands.settings(brand).await?;
@@ -177,17 +185,17 @@ impl Brands {
                 tracing::warn!(%brand, why = why.message, "a brand may not send e-mail as its settings say");
                 settings.email_from = None;
             }
-            playbook::read(&*self.automations, brand, Arc::new(settings)).await
+            compiled::read(&*self.automations, &self.plans, brand, Arc::new(settings)).await
         };
-        let playbook = match (read.await, held) {
-            (Ok(playbook), _) => Arc::new(playbook),
+        let compiled = match read.await {
+            Ok(compiled) => Arc::new(compiled),
             // Old rules serve better than none.
-            (Err(StoreError::Unavailable(_)), Some(held)) => return Ok(held),
-            (Err(error), _) => return Err(error),
+            Err(error @ StoreError::Unavailable(_)) => return self.found.kept(&brand).ok_or(error),
+            Err(error) => return Err(error),
         };
-        let rules = Arc::new(Rules::of(&playbook.settings));
-        let found = Found { playbook, rules, at: Instant::now() };
-        self.found.insert(brand, found.clone());
+        let rules = Arc::new(Rules::of(&compiled.settings));
+        let found = Found { compiled, rules };
+        self.found.put(brand, found.clone(), SETTINGS_TTL, OUTAGE_TTL);
         Ok(found)
     }
 }

@@ -116,13 +116,14 @@ pub(crate) fn ways(
 ///
 /// # Errors
 /// When the store is unavailable and there is no copy, or it refuses.
+#[tracing::instrument(name = "customer360", skip_all, fields(brand = brand.0))]
 pub async fn answer(
     context: &Context,
     ttl: Duration,
     brand: BrandId,
     asked: &Asked,
 ) -> Result<Option<(Bytes, Freshness)>, StoreError> {
-    let deadline = tokio::time::Instant::now() + READ_TIMEOUT;
+    let began = context.world.monotonic();
     let read = async {
         let Some(now) = context.store.revision(brand, asked).await? else { return Ok(None) };
         if let Some(held) = held(context, brand, &now).await {
@@ -130,7 +131,7 @@ pub async fn answer(
         }
         let Some(record) = context.store.customer(brand, now.id).await? else { return Ok(None) };
         // Read after the revision, it is as new or newer: what is kept as of the revision is never older.
-        let found = Customer360::of(record, from_ms(context.clock.now_ms()));
+        let found = Customer360::of(record, from_ms(context.world.now_ms()));
         let json = serde_json::to_vec(&found).map_err(|error| StoreError::Invalid(error.to_string()))?;
         let json = Bytes::from(json);
         // Merged meanwhile, it is another's.
@@ -146,7 +147,7 @@ pub async fn answer(
     // Nobody waits long for a store that is unavailable where there is a copy; least of all whoever asks after somebody has found out.
     let is_away = context.store_health.was_unavailable();
     let patience = if is_away { STALE_SOON } else { STALE_AFTER };
-    let in_time = tokio::time::timeout(patience, &mut read).await;
+    let in_time = context.world.timeout(patience, &mut read).await;
     if in_time.is_err() {
         // Found out by whoever waited long: a store that is only slow must not be taken to be unavailable for good.
         if !is_away {
@@ -158,9 +159,12 @@ pub async fn answer(
     }
     let answer = match in_time {
         Ok(answer) => answer,
-        Err(_) => tokio::time::timeout_at(deadline, read).await.unwrap_or_else(|_| {
-            Err(StoreError::Unavailable(format!("no answer in {} s", READ_TIMEOUT.as_secs())))
-        }),
+        Err(_) => {
+            let rest = READ_TIMEOUT.saturating_sub(context.world.since(began));
+            context.world.timeout(rest, read).await.unwrap_or_else(|_| {
+                Err(StoreError::Unavailable(format!("no answer in {} s", READ_TIMEOUT.as_secs()).into()))
+            })
+        }
     };
     match answer {
         Err(away) if !matches!(away, StoreError::Invalid(_)) => {
@@ -180,7 +184,7 @@ fn stamp(revision: &Revision) -> String {
 /// The cached answer of that very revision, if the cache has it soon enough.
 async fn held(context: &Context, brand: BrandId, now: &Revision) -> Option<Bytes> {
     let key = answer_key(brand, now.id);
-    let kept = tokio::time::timeout(CACHE_PATIENCE, cached(context, &key)).await.ok()??;
+    let kept = context.world.timeout(CACHE_PATIENCE, cached(context, &key)).await.ok()??;
     let stamp = stamp(now);
     kept.starts_with(stamp.as_bytes()).then(|| kept.slice(stamp.len()..))
 }

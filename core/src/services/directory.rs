@@ -61,11 +61,11 @@ pub fn search(text: &str) -> Option<Search> {
 /// A customer in a list.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Listed {
-    /// The profile's id.
+    /// The id of the profile, as paths name it.
     pub id: ProfileId,
     /// First and last name as they are written, where they are known.
     pub name: Option<String>,
-    /// All identifiers.
+    /// All identifiers that lead to the profile.
     pub identifiers: Vec<Identifier>,
     /// When the customer was first there.
     #[serde(with = "iso")]
@@ -93,6 +93,7 @@ pub struct Page {
 ///
 /// # Errors
 /// The store's own.
+#[tracing::instrument(name = "search_customers", skip_all, fields(brand = brand.0))]
 pub async fn list(context: &Context, brand: BrandId, listing: &Listing) -> Result<Page, StoreError> {
     let limit = listing.limit.clamp(1, MAX_PAGE);
     let mut after = listing.after.clone();
@@ -176,6 +177,7 @@ pub struct TimelinePage {
 ///
 /// # Errors
 /// The store's own.
+#[tracing::instrument(name = "timeline", skip_all, fields(brand = brand.0))]
 pub async fn timeline(
     context: &Context,
     brand: BrandId,

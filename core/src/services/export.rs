@@ -34,6 +34,7 @@ pub type Pieces = mpsc::Receiver<Result<Bytes, StoreError>>;
 ///
 /// # Errors
 /// The store's own.
+#[tracing::instrument(name = "export_customer", skip_all, fields(brand = brand.0))]
 pub async fn export(
     context: &Context,
     brand: BrandId,
@@ -153,7 +154,7 @@ impl Export {
     /// All but what may be long: an object that is still open.
     async fn begin(&self, record: CustomerRecord) -> Result<(), Ended> {
         let Self { context, brand, id, .. } = self;
-        let now = context.clock.now();
+        let now = context.world.now();
         let traits: Vec<Value> = record
             .profile
             .traits

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::ports::clock::TimedOut;
 use crate::ports::outbox::OutboxStats;
 use crate::ports::queue::QueueStats;
 use crate::services::rounds::Rounds;
@@ -17,18 +18,18 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 #[serde(rename_all = "snake_case")]
 #[schema(as = HealthStatus)]
 pub enum Status {
-    /// Works.
+    /// All that it needs works.
     Ok,
     /// Works, but late, or without something it can do without.
     Degraded,
-    /// Takes nothing in.
+    /// Events cannot be accepted.
     Down,
 }
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Check {
-    /// The verdict.
+    /// The verdict on this part.
     pub status: Status,
     /// Why, where it is not ok.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,10 +37,7 @@ pub struct Check {
 }
 
 impl Check {
-    fn of<T, E: std::fmt::Display>(
-        outcome: &Result<Result<T, E>, tokio::time::error::Elapsed>,
-        worst: Status,
-    ) -> Self {
+    fn of<T, E: std::fmt::Display>(outcome: &Result<Result<T, E>, TimedOut>, worst: Status) -> Self {
         match outcome {
             Ok(Ok(_)) => Self { status: Status::Ok, detail: None },
             Ok(Err(error)) => {
@@ -54,12 +52,12 @@ impl Check {
     }
 }
 
-/// The whole verdict.
+/// The verdict on the system, and on each of its parts.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct Health {
     /// The worst of the checks.
     pub status: Status,
-    /// Profiles, events, orders.
+    /// The store of profiles, events and orders.
     pub store: Check,
     /// The events queue. While it is unavailable and the store is there, events are taken into the outbox.
     pub queue: Check,
@@ -90,18 +88,18 @@ pub struct Alarms {
 
 pub async fn check(context: &Context, alarms: Alarms) -> Health {
     let (store, stats, jobs, cache, outbox) = tokio::join!(
-        tokio::time::timeout(CHECK_TIMEOUT, context.store.ping()),
-        tokio::time::timeout(CHECK_TIMEOUT, context.queue.stats()),
-        tokio::time::timeout(CHECK_TIMEOUT, context.automation_queue.stats()),
-        tokio::time::timeout(CHECK_TIMEOUT, context.cache.ping()),
-        tokio::time::timeout(CHECK_TIMEOUT, context.outbox.stats()),
+        context.world.timeout(CHECK_TIMEOUT, context.store.ping()),
+        context.world.timeout(CHECK_TIMEOUT, context.queue.stats()),
+        context.world.timeout(CHECK_TIMEOUT, context.automation_queue.stats()),
+        context.world.timeout(CHECK_TIMEOUT, context.cache.ping()),
+        context.world.timeout(CHECK_TIMEOUT, context.outbox.stats()),
     );
     let queue = Check::of(&stats, Status::Down);
     let stats = stats.ok().and_then(Result::ok);
     let lag = lag(stats.as_ref(), alarms.max_lag);
     let (store, cache) = (Check::of(&store, Status::Down), Check::of(&cache, Status::Degraded));
     let dead = dead(stats.as_ref(), alarms.dead);
-    let outbox = staged(outbox.ok().and_then(Result::ok), context.clock.now_ms(), alarms.max_lag);
+    let outbox = staged(outbox.ok().and_then(Result::ok), context.world.now_ms(), alarms.max_lag);
     let jobs = jobs.ok().and_then(Result::ok);
     let automations = of_jobs(jobs.as_ref(), alarms);
     let housekeeping = came_round(&context.rounds);

@@ -7,11 +7,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
-
 use crate::domain::ids::{BrandId, ProfileId};
+use crate::ports::clock::Moment;
 use crate::ports::locks::{Lock, Locks};
 use crate::ports::store::{Store, StoreError};
+use crate::ports::world::World;
 use crate::services::locks::{Granted, acquire};
 
 /// How long a merge's lock lasts without an extension.
@@ -28,7 +28,7 @@ pub fn lock_name(brand: BrandId, profile: ProfileId) -> String {
 
 /// How to take a lock.
 #[derive(Clone, Copy, Debug)]
-pub struct Taking {
+pub struct LockOptions {
     /// How long it lasts without an extension.
     pub ttl: Duration,
     /// How long to wait for somebody else's; zero for one try.
@@ -40,28 +40,30 @@ pub struct Taking {
     pub inside_transaction: bool,
 }
 
-impl Default for Taking {
+impl Default for LockOptions {
     fn default() -> Self {
         Self { ttl: MERGE_LOCK_TTL, patience: Duration::ZERO, seed: None, inside_transaction: false }
     }
 }
 
 /// What the work runs under.
-#[derive(Clone, Debug)]
-pub struct Grant {
+#[derive(Clone)]
+pub struct LockGuard {
+    world: World,
     /// The fencing token; `None` where there is no lock, because the locks are unavailable: the store draws the next one itself.
     pub fence: Option<i64>,
-    valid_until: Arc<Mutex<Option<Instant>>>,
+    valid_until: Arc<Mutex<Option<Moment>>>,
 }
 
-impl Grant {
+impl LockGuard {
     /// To work without a lock.
-    pub fn none() -> Self {
-        Self::under(None)
+    pub fn none(world: &World) -> Self {
+        Self::under(world, None)
     }
 
-    fn under(lock: Option<&Lock>) -> Self {
+    fn under(world: &World, lock: Option<&Lock>) -> Self {
         Self {
+            world: world.clone(),
             fence: lock.map(|lock| lock.fence),
             valid_until: Arc::new(Mutex::new(lock.map(|lock| lock.valid_until))),
         }
@@ -70,10 +72,10 @@ impl Grant {
     /// Whether the lock's time is not over, as far as this process can know: to be asked just before the commit.
     pub fn is_valid(&self) -> bool {
         let until = *self.valid_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_none_or(|until| Instant::now() < until)
+        until.is_none_or(|until| self.world.monotonic() < until)
     }
 
-    fn extend(&self, until: Instant) {
+    fn extend(&self, until: Moment) {
         *self.valid_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
     }
 }
@@ -86,18 +88,21 @@ impl Grant {
 pub async fn with_merge_lock<T, W>(
     locks: &dyn Locks,
     store: &dyn Store,
+    world: &World,
     names: Vec<String>,
-    taking: Taking,
-    work: impl FnOnce(Grant) -> W,
+    options: LockOptions,
+    work: impl FnOnce(LockGuard) -> W,
 ) -> Result<T, StoreError>
 where
     W: Future<Output = Result<T, StoreError>>,
 {
-    let Some(lock) = take(locks, store, names, taking).await? else { return work(Grant::none()).await };
-    let grant = Grant::under(Some(&lock));
+    let Some(lock) = acquire_in_time(locks, store, world, names, options).await? else {
+        return work(LockGuard::none(world)).await;
+    };
+    let guard = LockGuard::under(world, Some(&lock));
     let outcome = tokio::select! {
-        outcome = work(grant.clone()) => outcome,
-        () = lost(locks, &lock, &grant, taking.ttl) => {
+        outcome = work(guard.clone()) => outcome,
+        () = lost(locks, &lock, &guard, options.ttl) => {
             Err(StoreError::Conflict("the merge's lock was lost".into()))
         }
     };
@@ -108,21 +113,22 @@ where
 }
 
 /// The lock; `None` if the locks cannot be reached.
-async fn take(
+async fn acquire_in_time(
     locks: &dyn Locks,
     store: &dyn Store,
+    world: &World,
     mut names: Vec<String>,
-    taking: Taking,
+    options: LockOptions,
 ) -> Result<Option<Lock>, StoreError> {
     names.sort();
     names.dedup();
-    let until = Instant::now() + taking.patience;
+    let until = world.monotonic() + options.patience;
     loop {
-        let store = (!taking.inside_transaction).then_some(store);
-        match acquire(locks, store, &names, taking.ttl, taking.seed).await? {
+        let store = (!options.inside_transaction).then_some(store);
+        match acquire(locks, store, &names, options.ttl, options.seed).await? {
             Granted::Held(lock) => return Ok(Some(lock)),
-            Granted::Busy if Instant::now() < until => {
-                sleep(RETRY_WAIT.mul_f64(rand::random::<f64>().max(0.1))).await;
+            Granted::Busy if world.monotonic() < until => {
+                world.sleep(RETRY_WAIT.mul_f64(world.fraction().max(0.1))).await;
             }
             Granted::Busy => return Err(StoreError::Conflict("another worker merges them now".into())),
             Granted::Unreachable(error) => {
@@ -134,14 +140,14 @@ async fn take(
 }
 
 /// Returns when the lock is lost; extends it until then.
-async fn lost(locks: &dyn Locks, lock: &Lock, grant: &Grant, ttl: Duration) {
+async fn lost(locks: &dyn Locks, lock: &Lock, guard: &LockGuard, ttl: Duration) {
     for _ in 0..MAX_EXTENSIONS {
-        sleep(ttl / 3).await;
+        guard.world.sleep(ttl / 3).await;
         match locks.extend(lock, ttl).await {
-            Ok(Some(until)) => grant.extend(until),
+            Ok(Some(until)) => guard.extend(until),
             Ok(None) => return,
             // Whether it arrived is unknown; what is known is until when the last one holds.
-            Err(_) if grant.is_valid() => {}
+            Err(_) if guard.is_valid() => {}
             Err(_) => return,
         }
     }

@@ -55,10 +55,11 @@ pub enum DrainError {
 ///
 /// # Errors
 /// When the store or a queue is unavailable; what was brought before stays so.
+#[tracing::instrument(name = "drain_outbox", level = "debug", skip_all)]
 pub async fn drain(context: &Context) -> Result<usize, DrainError> {
     let queues = context.outbox_targets.names();
     // A look costs one row, however often and by however many it is taken.
-    if in_time(context.outbox.oldest(&queues, &[], 1)).await?.is_empty() {
+    if in_time(context, context.outbox.oldest(&queues, &[], 1)).await?.is_empty() {
         return Ok(0);
     }
     // Each by itself: what a full queue does not take holds up no other's.
@@ -79,18 +80,20 @@ async fn drain_one(context: &Context, queue: &'static str) -> Result<usize, Drai
     // What the queue does not take of a brand that holds its share waits, and holds up nobody else's.
     let mut over = Vec::new();
     loop {
-        if in_time(context.outbox.oldest(&[queue], &over, 1)).await?.is_empty() {
+        if in_time(context, context.outbox.oldest(&[queue], &over, 1)).await?.is_empty() {
             return Ok(brought);
         }
         let names = [format!("{LOCK}:{queue}")];
         let lock =
-            match in_time(acquire(&*context.locks, Some(&*context.store), &names, LOCK_TTL, None)).await? {
+            match in_time(context, acquire(&*context.locks, Some(&*context.store), &names, LOCK_TTL, None))
+                .await?
+            {
                 Granted::Held(lock) => Some(lock),
                 Granted::Busy => return Ok(brought),
                 Granted::Unreachable(_) => None,
             };
         let done = async {
-            let page = in_time(context.outbox.oldest(&[queue], &over, PAGE)).await?;
+            let page = in_time(context, context.outbox.oldest(&[queue], &over, PAGE)).await?;
             bring(context, page, &mut over).await
         };
         let done = done.await;
@@ -101,16 +104,19 @@ async fn drain_one(context: &Context, queue: &'static str) -> Result<usize, Drai
     }
 }
 
-async fn in_time<T>(step: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    tokio::time::timeout(STEP_TIMEOUT, step).await.unwrap_or_else(|_| {
-        Err(StoreError::Unavailable(format!("no answer in {} s", STEP_TIMEOUT.as_secs())))
+async fn in_time<T>(
+    context: &Context,
+    step: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    context.world.timeout(STEP_TIMEOUT, step).await.unwrap_or_else(|_| {
+        Err(StoreError::Unavailable(format!("no answer in {} s", STEP_TIMEOUT.as_secs()).into()))
     })
 }
 
 /// Brings one page, in pieces that a queue can take at once; answers how many items their queue has. Notes brands that hold their
 /// share.
 async fn bring(context: &Context, page: Vec<Staged>, over: &mut Vec<BrandId>) -> Result<usize, DrainError> {
-    let (outbox, now_ms) = (&context.outbox, context.clock.now_ms());
+    let (outbox, now_ms) = (&context.outbox, context.world.now_ms());
     let mut done = 0;
     let mut rest = page;
     let mut most = PAGE;
@@ -118,8 +124,8 @@ async fn bring(context: &Context, page: Vec<Staged>, over: &mut Vec<BrandId>) ->
         let Some(queue) = context.outbox_targets.named(&first.queue) else { break };
         let piece = &rest[..piece_of(&rest).min(most)];
         let items: Vec<NewItem> = piece.iter().map(|staged| known_again(staged, now_ms)).collect();
-        let answer = tokio::time::timeout(STEP_TIMEOUT, queue.enqueue(&items)).await.unwrap_or_else(|_| {
-            Err(QueueError::Unavailable(format!("no answer in {} s", STEP_TIMEOUT.as_secs())))
+        let answer = context.world.timeout(STEP_TIMEOUT, queue.enqueue(&items)).await.unwrap_or_else(|_| {
+            Err(QueueError::Unavailable(format!("no answer in {} s", STEP_TIMEOUT.as_secs()).into()))
         });
         let results = match answer {
             // There may be room, or memory, for fewer.
@@ -150,11 +156,15 @@ async fn bring(context: &Context, page: Vec<Staged>, over: &mut Vec<BrandId>) ->
                 items = refused.len(),
                 "items of the outbox have a key that came before with another body"
             );
-            in_time(outbox.refuse(&refused, "one of its keys was received before with another body")).await?;
+            in_time(
+                context,
+                outbox.refuse(&refused, "one of its keys was received before with another body"),
+            )
+            .await?;
         }
-        in_time(outbox.sent(&brought, later(now_ms, first_check(queue)))).await?;
+        in_time(context, outbox.sent(&brought, later(now_ms, first_check(queue)))).await?;
         if !elsewhere.is_empty() {
-            in_time(outbox.remove(&elsewhere)).await?;
+            in_time(context, outbox.remove(&elsewhere)).await?;
         }
         done += brought.len() + elsewhere.len();
         let tried = piece.len();
@@ -201,7 +211,7 @@ pub async fn ended(context: &Context, items: &[Item], unfinished: &[Unfinished])
     if ids.is_empty() {
         return Ok(());
     }
-    in_time(context.outbox.remove(&ids)).await
+    in_time(context, context.outbox.remove(&ids)).await
 }
 
 /// Asks the queues whether they still have what the outbox gave them some time ago. What a queue has forgotten - its data was lost, or is
@@ -209,11 +219,12 @@ pub async fn ended(context: &Context, items: &[Item], unfinished: &[Unfinished])
 ///
 /// # Errors
 /// When the store or a queue cannot be reached.
+#[tracing::instrument(name = "check_outbox", level = "debug", skip_all)]
 pub async fn check(context: &Context) -> Result<usize, DrainError> {
     let mut forgotten_in_all = 0;
     loop {
-        let now_ms = context.clock.now_ms();
-        let page = in_time(context.outbox.to_check(now_ms, CHECK_PAGE)).await?;
+        let now_ms = context.world.now_ms();
+        let page = in_time(context, context.outbox.to_check(now_ms, CHECK_PAGE)).await?;
         if page.is_empty() {
             return Ok(forgotten_in_all);
         }
@@ -235,11 +246,11 @@ pub async fn check(context: &Context) -> Result<usize, DrainError> {
                 }
             }
         }
-        in_time(context.outbox.remove(&ended)).await?;
+        in_time(context, context.outbox.remove(&ended)).await?;
         for (at_ms, ids) in there {
-            in_time(context.outbox.sent(&ids, at_ms)).await?;
+            in_time(context, context.outbox.sent(&ids, at_ms)).await?;
         }
-        in_time(context.outbox.forgotten(&forgotten)).await?;
+        in_time(context, context.outbox.forgotten(&forgotten)).await?;
         if forgotten.is_empty() {
             continue;
         }

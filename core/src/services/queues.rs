@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tokio::time::Instant;
 
+use crate::ports::clock::Moment;
 use crate::ports::queue::{
     DeadLetter, DeadPlace, Failure, MAX_DEAD_PAGE, Priority, Queue, QueueError, QueueStats, Scope,
 };
+use crate::ports::world::World;
 
 /// How far back rates look.
 const RATES_OVER: Duration = Duration::from_secs(60);
@@ -38,7 +39,8 @@ pub enum Which {
 }
 
 /// A dead letter, for people.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = DeadLetter)]
 pub struct Letter {
     pub id: String,
     /// Why it was buried.
@@ -55,6 +57,7 @@ pub struct Letter {
     pub history: Vec<Failure>,
     /// What was enqueued, where it is JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>)]
     pub item: Option<Box<RawValue>>,
     /// What was enqueued, where it is not, as far as it is text.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,7 +84,8 @@ impl From<DeadLetter> for Letter {
 }
 
 /// A page of dead letters, newest first.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = DeadLetterPage)]
 pub struct Page {
     pub letters: Vec<Letter>,
     /// Where the next page begins; `None` after the last.
@@ -164,7 +168,8 @@ async fn chosen(queue: &dyn Queue, scope: Scope, which: Which) -> Result<Vec<Str
 }
 
 /// What a queue did lately, a second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = QueueRates)]
 pub struct Rates {
     pub enqueued_per_s: f64,
     pub acked_per_s: f64,
@@ -175,16 +180,23 @@ pub struct Rates {
 }
 
 /// Makes rates of counters.
-#[derive(Debug, Default)]
-pub struct RateMeter(Mutex<VecDeque<(Instant, QueueStats)>>);
+pub struct RateMeter {
+    world: World,
+    samples: Mutex<VecDeque<(Moment, QueueStats)>>,
+}
 
 impl RateMeter {
+    /// A meter whose seconds are that world's.
+    pub fn new(world: World) -> Self {
+        Self { world, samples: Mutex::default() }
+    }
+
     /// Notes the counters as they are.
     pub fn sample(&self, stats: &QueueStats) {
-        let now = Instant::now();
-        let mut samples = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let now = self.world.monotonic();
+        let mut samples = self.samples.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         samples.push_back((now, stats.clone()));
-        while samples.len() > 2 && samples.get(1).is_some_and(|(at, _)| now - *at >= RATES_OVER) {
+        while samples.len() > 2 && samples.get(1).is_some_and(|(at, _)| now.since(*at) >= RATES_OVER) {
             samples.pop_front();
         }
     }
@@ -192,9 +204,9 @@ impl RateMeter {
     /// The rates from the oldest sample, at most about a minute ago, to `stats`.
     #[expect(clippy::cast_precision_loss, reason = "a rate is a float")]
     pub fn rates(&self, stats: &QueueStats) -> Rates {
-        let samples = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let samples = self.samples.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Some((at, then)) = samples.front() else { return Rates::default() };
-        let over_s = at.elapsed().as_secs_f64();
+        let over_s = self.world.since(*at).as_secs_f64();
         if over_s < 0.5 {
             return Rates::default();
         }
@@ -212,15 +224,17 @@ impl RateMeter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::clock::ManualClock;
 
-    #[tokio::test(start_paused = true)]
-    async fn rates_are_of_the_last_minute() {
-        let meter = RateMeter::default();
+    #[test]
+    fn rates_are_of_the_last_minute() {
+        let clock = ManualClock::at(0);
+        let meter = RateMeter::new(World::on(clock.clone()));
         let at = |enqueued| QueueStats { enqueued, ..QueueStats::default() };
         assert_eq!(meter.rates(&at(5)), Rates::default());
         for seconds in 0..40 {
             meter.sample(&at(seconds * 50));
-            tokio::time::advance(SAMPLE_EVERY).await;
+            clock.advance(SAMPLE_EVERY.as_millis().try_into().unwrap());
         }
         let rates = meter.rates(&at(40 * 50));
         assert!((rates.enqueued_per_s - 10.0).abs() < 1e-9, "{rates:?}");

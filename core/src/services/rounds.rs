@@ -4,24 +4,32 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::ports::clock::Moment;
+use crate::ports::world::World;
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    at: Instant,
+    at: Moment,
     within: Duration,
 }
 
 /// The loops of this process.
-#[derive(Debug, Default)]
 pub struct Rounds {
+    world: World,
     loops: Mutex<BTreeMap<&'static str, Known>>,
 }
 
 impl Rounds {
+    /// Rounds whose times are by that world's clock.
+    pub fn new(world: World) -> Self {
+        Self { world, loops: Mutex::default() }
+    }
+
     /// A loop begins, and is to complete a round within that time, again and again.
     pub fn begin(&self, name: &'static str, within: Duration) {
-        let known = Known { at: Instant::now(), within };
+        let known = Known { at: self.world.monotonic(), within };
         self.loops.lock().unwrap_or_else(PoisonError::into_inner).insert(name, known);
     }
 
@@ -29,7 +37,7 @@ impl Rounds {
     pub fn done(&self, name: &'static str) {
         let mut loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = loops.get_mut(name) {
-            known.at = Instant::now();
+            known.at = self.world.monotonic();
         }
     }
 
@@ -41,8 +49,8 @@ impl Rounds {
     /// The loops that have completed no round in their time, and for how long.
     pub fn late(&self) -> Vec<(&'static str, Duration)> {
         let loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
-        let late = loops.iter().filter(|(_, known)| known.at.elapsed() > known.within);
-        late.map(|(name, known)| (*name, known.at.elapsed())).collect()
+        let since = loops.iter().map(|(name, known)| (*name, self.world.since(known.at), known.within));
+        since.filter(|(_, since, within)| since > within).map(|(name, since, _)| (name, since)).collect()
     }
 }
 
@@ -54,13 +62,15 @@ pub fn panicked(name: &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::clock::ManualClock;
 
     #[test]
     fn a_loop_that_completes_no_round_is_late_and_another_is_not() {
-        let rounds = Rounds::default();
+        let clock = ManualClock::at(0);
+        let rounds = Rounds::new(World::on(clock.clone()));
         rounds.begin("stuck", Duration::ZERO);
         rounds.begin("well", Duration::from_secs(60));
-        std::thread::sleep(Duration::from_millis(2));
+        clock.advance(1);
         let late: Vec<&str> = rounds.late().into_iter().map(|(name, _)| name).collect();
         assert_eq!(late, ["stuck"]);
         rounds.end("stuck");

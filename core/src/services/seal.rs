@@ -2,6 +2,7 @@
 //! reads a dump, a backup or a disk without the key reads none of them. AES-256-GCM, under a key that is kept elsewhere; what is
 //! sealed for one row opens in no other.
 
+use crate::ports::world::World;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -50,11 +51,11 @@ impl SecretKey {
         bytes.try_into().map(Self).map_err(|_| KeyFault)
     }
 
-    pub fn random() -> Self {
-        Self(rand::random())
+    pub fn random(world: &World) -> Self {
+        Self(world.bytes())
     }
 
-    /// In base64.
+    /// The key as configuration has it, in base64.
     pub fn to_base64(&self) -> String {
         STANDARD.encode(self.0)
     }
@@ -142,7 +143,7 @@ mod tests {
 
     #[test]
     fn what_is_sealed_opens_under_its_key_at_its_place_alone() {
-        let (old, new) = (SecretKey::random(), SecretKey::random());
+        let (old, new) = (SecretKey::random(&World::real()), SecretKey::random(&World::real()));
         let keys = SecretKeys::new(old.clone(), Vec::new());
         let sealed = keys.seal("shpss_secret", "shops/1/a").unwrap();
         assert!(is_sealed(&sealed) && !sealed.contains("shpss") && keys.is_fresh(&sealed));

@@ -7,16 +7,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::{Instant, timeout};
 
 use crate::domain::ids::BrandId;
-use crate::ports::clock::Clock;
+use crate::ports::clock::Moment;
+use crate::ports::fault::Fault;
 use crate::ports::outbox::Outbox;
 use crate::ports::queue::{
     Acked, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, Holding, NewItem, Queue, QueueError,
     QueueStats, Reclaimed, Repaired, Scope, Unfinished, is_over_share,
 };
 use crate::ports::store::StoreError;
+use crate::ports::world::World;
 
 /// How long the queue may take to answer before an item goes to the outbox. It may have taken the item all the same; then
 /// the item comes twice, and has effect once.
@@ -31,13 +32,13 @@ pub struct SpooledQueue {
     inner: Arc<dyn Queue>,
     outbox: Arc<dyn Outbox>,
     name: &'static str,
-    clock: Arc<dyn Clock>,
+    world: World,
     max_waiting: u64,
     /// Not to be asked before.
-    away_until: Mutex<Option<Instant>>,
+    away_until: Mutex<Option<Moment>>,
     spooling: AtomicBool,
     /// How many items of a brand waited, or of all (`None`), and when that was counted: counting costs what the outbox is long.
-    waiting: Mutex<HashMap<Option<BrandId>, (Instant, u64)>>,
+    waiting: Mutex<HashMap<Option<BrandId>, (Moment, u64)>>,
 }
 
 impl SpooledQueue {
@@ -46,14 +47,14 @@ impl SpooledQueue {
         inner: Arc<dyn Queue>,
         name: &'static str,
         outbox: Arc<dyn Outbox>,
-        clock: Arc<dyn Clock>,
+        world: World,
         max_waiting: u64,
     ) -> Self {
         Self {
             inner,
             outbox,
             name,
-            clock,
+            world,
             max_waiting,
             away_until: Mutex::new(None),
             spooling: AtomicBool::new(false),
@@ -63,11 +64,11 @@ impl SpooledQueue {
 
     fn is_left_alone(&self) -> bool {
         let until = *self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Instant::now() < until)
+        until.is_some_and(|until| self.world.monotonic() < until)
     }
 
     fn leave_alone(&self, error: &QueueError) {
-        *self.away_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + AWAY);
+        *self.away_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.world.monotonic() + AWAY);
         if !self.spooling.swap(true, Ordering::Relaxed) {
             tracing::warn!(%error, queue = self.name, "the queue is unavailable; items are kept in the store");
         }
@@ -77,7 +78,7 @@ impl SpooledQueue {
     async fn count_waiting(&self, of: Option<BrandId>) -> Result<u64, StoreError> {
         let counted = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&of).copied();
         if let Some((at, waiting)) = counted
-            && at.elapsed() < AWAY
+            && self.world.since(at) < AWAY
         {
             return Ok(waiting);
         }
@@ -86,14 +87,14 @@ impl SpooledQueue {
             None => self.outbox.stats().await?.waiting,
         };
         let mut counts = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.retain(|_, (at, _)| at.elapsed() < AWAY);
-        counts.insert(of, (Instant::now(), waiting));
+        counts.retain(|_, (at, _)| self.world.since(*at) < AWAY);
+        counts.insert(of, (self.world.monotonic(), waiting));
         Ok(waiting)
     }
 
     async fn spool(&self, items: &[NewItem]) -> Result<Vec<Enqueued>, QueueError> {
         let both_away = |error: &dyn std::fmt::Display| {
-            QueueError::Unavailable(format!("neither the queue nor the store can be reached: {error}"))
+            QueueError::Unavailable(format!("neither the queue nor the store can be reached: {error}").into())
         };
         if self.max_waiting > 0 {
             let waiting = self.count_waiting(None).await.map_err(|error| both_away(&error))?;
@@ -120,7 +121,7 @@ impl SpooledQueue {
         if items.is_empty() {
             return Ok(Vec::new());
         }
-        let results = self.outbox.add(self.name, items, self.clock.now_ms()).await?;
+        let results = self.outbox.add(self.name, items, self.world.now_ms()).await?;
         metrics::counter!("tributary_spooled_items_total").increment(items.len() as u64);
         let mut counts = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let mut add = |of: Option<BrandId>, more: u64| {
@@ -161,9 +162,9 @@ impl SpooledQueue {
 impl Queue for SpooledQueue {
     async fn enqueue(&self, items: &[NewItem]) -> Result<Vec<Enqueued>, QueueError> {
         if !self.is_left_alone() {
-            let answer = timeout(PATIENCE, self.inner.enqueue(items)).await;
+            let answer = self.world.timeout(PATIENCE, self.inner.enqueue(items)).await;
             let answer = answer.unwrap_or_else(|_| {
-                Err(QueueError::Unavailable(format!("no answer in {} s", PATIENCE.as_secs())))
+                Err(QueueError::Unavailable(format!("no answer in {} s", PATIENCE.as_secs()).into()))
             });
             match answer {
                 Err(error @ QueueError::Unavailable(_)) => self.leave_alone(&error),
@@ -175,12 +176,12 @@ impl Queue for SpooledQueue {
                 }
             }
         }
-        match timeout(STORE_PATIENCE, self.spool(items)).await {
+        match self.world.timeout(STORE_PATIENCE, self.spool(items)).await {
             Ok(answer) => answer,
-            Err(_) => Err(QueueError::Unavailable(format!(
+            Err(_) => Err(QueueError::Unavailable(Fault::from(format!(
                 "the queue is unavailable, and the store did not answer within {} s",
                 STORE_PATIENCE.as_secs()
-            ))),
+            )))),
         }
     }
 

@@ -1,21 +1,31 @@
 //! Whether the store was available a moment ago: who asks next need not wait to find out.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+use crate::ports::clock::Moment;
+use crate::ports::world::World;
 
 /// How long a store that was found away is taken to be so, and how long a question waits for it meanwhile.
 const STALE_FOR: Duration = Duration::from_secs(1);
 
 /// When the store was last found unavailable.
-#[derive(Debug, Default)]
-pub struct StoreHealth(std::sync::Mutex<Option<tokio::time::Instant>>);
+pub struct StoreHealth {
+    world: World,
+    found: Mutex<Option<Moment>>,
+}
 
 impl StoreHealth {
+    pub(crate) fn new(world: World) -> Self {
+        Self { world, found: Mutex::default() }
+    }
+
     pub(crate) fn note_unavailable(&self) {
-        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(tokio::time::Instant::now());
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.world.monotonic());
     }
 
     pub(crate) fn was_unavailable(&self) -> bool {
-        let found = *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        found.is_some_and(|at| at.elapsed() < STALE_FOR)
+        let found = *self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.is_some_and(|at| self.world.since(at) < STALE_FOR)
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use rand::Rng;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -13,6 +12,7 @@ use crate::domain::scopes::Scopes;
 use crate::domain::time::{self, Timestamp};
 use crate::ports::store::StoreError;
 use crate::ports::tenants::{Ended, KeyGrant, KeyKind, KeyRecord, NewKey, Shop, Tenants, key_id};
+use crate::ports::world::World;
 use crate::services::privacy::{Action, entry};
 
 /// Random bytes in a key: 160 bits, too many to guess, so a plain hash protects them.
@@ -84,8 +84,13 @@ pub enum KeyError {
 ///
 /// # Errors
 /// The store's own.
-pub async fn new_key(tenants: &Tenants, brand: BrandId, kind: KeyKind) -> Result<String, StoreError> {
-    let text = random(kind);
+pub async fn new_key(
+    tenants: &Tenants,
+    world: &World,
+    brand: BrandId,
+    kind: KeyKind,
+) -> Result<String, StoreError> {
+    let text = random(world, kind);
     let key = NewKey { hash: &hash(&text), grant: KeyGrant::new(brand, kind), made_by: None, replaces: None };
     tenants.keys.add_key(&key, Timestamp::UNIX_EPOCH, None).await?;
     Ok(text)
@@ -112,7 +117,7 @@ pub async fn rotate_key(
     (grace, usual): (Duration, Option<u32>),
     maker: Maker<'_>,
 ) -> Result<String, KeyError> {
-    let now = context.clock.now();
+    let now = context.world.now();
     let works = |key: &KeyRecord| key.id == id && key.grant.expires_at.is_none_or(|end| end > now);
     let old = context.tenants.keys.keys(brand).await?.into_iter().find(works);
     let old = old.ok_or_else(|| KeyError::Unknown(id.to_owned()))?;
@@ -134,7 +139,7 @@ pub async fn revoke_key(
     within(context, brand, id, maker).await?;
     let details = json!({"key": id, "cascade": cascade});
     let note = entry(context, brand, maker.actor, Action { what: "key_revoked", subject: None, details });
-    let ended = context.tenants.keys.revoke_key(brand, id, context.clock.now(), cascade, Some(&note)).await?;
+    let ended = context.tenants.keys.revoke_key(brand, id, context.world.now(), cascade, Some(&note)).await?;
     ended.ok_or_else(|| KeyError::Unknown(id.to_owned()))
 }
 
@@ -233,8 +238,8 @@ async fn make(
         rate_limit: maker.limited(grant.kind, grant.rate_limit),
         ..grant
     };
-    let now = context.clock.now();
-    let text = random(grant.kind);
+    let now = context.world.now();
+    let text = random(&context.world, grant.kind);
     let hash = hash(&text);
     let mut details = json!({
         "key": key_id(&hash), "kind": grant.kind, "scopes": grant.scopes.to_string(), "rate_limit": grant.rate_limit,
@@ -259,9 +264,8 @@ async fn make(
     }
 }
 
-fn random(kind: KeyKind) -> String {
-    let mut random = [0_u8; KEY_BYTES];
-    rand::rng().fill_bytes(&mut random);
+fn random(world: &World, kind: KeyKind) -> String {
+    let random = world.bytes::<KEY_BYTES>();
     let prefix = match kind {
         KeyKind::Write => "wk_",
         KeyKind::Secret => "sk_",

@@ -26,7 +26,7 @@ use crate::ports::privacy::AuditEntry;
 pub enum AutomationStatus {
     /// It is being written.
     Draft,
-    /// It runs.
+    /// It starts runs, and its runs go on.
     Active,
     /// It starts nothing, and its runs stand still.
     Paused,

@@ -45,8 +45,8 @@ pub async fn confirm(context: &Context, token: &str) -> Result<(), LinkError> {
     let (brand, identifier) = whose(context, token).await?;
     // Who was erased meanwhile does not come back by an old link.
     context.store.owner(brand, &identifier).await?.ok_or(LinkError::Unknown)?;
-    let now_ms = context.clock.now_ms();
-    let message_id = format!("confirm-{}", uuid::Uuid::now_v7());
+    let now_ms = context.world.now_ms();
+    let message_id = format!("confirm-{}", context.world.id());
     let body = emitted::confirmed(&identifier.value);
     let payload = emitted::vouched(brand, &message_id, &identifier, &body, now_ms).unwrap_or_default();
     let item = NewItem { payload: payload.into(), brand: Some(brand), ..NewItem::default() };

@@ -9,9 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use governor::clock::Clock;
+use governor::middleware::NoOpMiddleware;
+use governor::state::keyed::DefaultKeyedStateStore;
+use governor::{Quota, RateLimiter};
 
 use crate::domain::ids::BrandId;
+use crate::ports::world::World;
 
 /// Failures in a row after which a destination is left alone.
 pub const OPENS_AFTER: u32 = 5;
@@ -86,9 +90,21 @@ impl Known {
     }
 }
 
+/// A world's clock, as the rate's limiter reads it.
+#[derive(Clone)]
+struct WorldClock(World);
+
+impl Clock for WorldClock {
+    type Instant = Duration;
+
+    fn now(&self) -> Duration {
+        self.0.monotonic().since_origin()
+    }
+}
+
 pub struct Destinations {
     known: Mutex<Known>,
-    rate: DefaultKeyedRateLimiter<String>,
+    rate: RateLimiter<String, DefaultKeyedStateStore<String>, WorldClock, NoOpMiddleware<Duration>>,
     next_batch: AtomicU64,
     /// Between two messages that have to wait, in microseconds.
     apart_us: i64,
@@ -112,11 +128,15 @@ pub struct Permit {
 }
 
 impl Destinations {
-    /// With at most `rate` messages a second to each.
-    pub fn new(rate: NonZeroU32) -> Self {
+    /// With at most `rate` messages to each in a second of that world.
+    pub fn new(rate: NonZeroU32, world: World) -> Self {
         Self {
             known: Mutex::default(),
-            rate: RateLimiter::keyed(Quota::per_second(rate)),
+            rate: RateLimiter::new(
+                Quota::per_second(rate),
+                DefaultKeyedStateStore::default(),
+                WorldClock(world),
+            ),
             next_batch: AtomicU64::default(),
             apart_us: (1_000_000 / i64::from(rate.get())).max(1),
         }
@@ -279,7 +299,7 @@ mod tests {
     const A: BrandId = BrandId(1);
 
     fn all(rate: u32) -> Arc<Destinations> {
-        Arc::new(Destinations::new(NonZeroU32::new(rate).unwrap()))
+        Arc::new(Destinations::new(NonZeroU32::new(rate).unwrap(), World::real()))
     }
 
     fn fail(all: &Arc<Destinations>, now_ms: i64) {

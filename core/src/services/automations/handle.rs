@@ -28,7 +28,7 @@ static UNDONE: Sampled = Sampled::new();
 /// Handles `items`. Never fails as a whole: what could not be done is in the outcome.
 pub async fn handle_batch(context: &Context, outbound: &Outbound, items: &[Item]) -> BatchOutcome {
     let mut outcome = BatchOutcome::default();
-    let (mut told, mut run_jobs, mut pages) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut signalled, mut run_jobs, mut pages) = (Vec::new(), Vec::new(), Vec::new());
     for item in items {
         let job = Job::read(&item.payload);
         if let Some(delay) = job.as_ref().ok().and_then(|job| context.languages.wait(job.brand())) {
@@ -38,7 +38,7 @@ pub async fn handle_batch(context: &Context, outbound: &Outbound, items: &[Item]
             continue;
         }
         match job {
-            Ok(Job::Signal(signal)) => told.push((item, signal)),
+            Ok(Job::Signal(signal)) => signalled.push((item, signal)),
             Ok(Job::Run { brand, run, revision }) => {
                 let put_back = item.history.last().is_some_and(|last| last.error == PUT_BACK);
                 run_jobs.push((item, RunJob { brand, run, revision, put_back }));
@@ -56,8 +56,8 @@ pub async fn handle_batch(context: &Context, outbound: &Outbound, items: &[Item]
             }
         }
     }
-    let signals: Vec<Signal> = told.iter().map(|(_, signal)| signal.clone()).collect();
-    let items: Vec<&Item> = told.iter().map(|(item, _)| *item).collect();
+    let signals: Vec<Signal> = signalled.iter().map(|(_, signal)| signal.clone()).collect();
+    let items: Vec<&Item> = signalled.iter().map(|(item, _)| *item).collect();
     handle(context, outbound, &mut outcome, &items, Jobs::Signals(&signals)).await;
 
     // A run may have two jobs in one batch: the later one finds it gone on.
@@ -97,7 +97,9 @@ impl Jobs<'_> {
     ) -> Result<Vec<JobOutcome>, StoreError> {
         let all_done = vec![JobOutcome::Done; part.len()];
         match self {
-            Self::Signals(signals) => signals::take(context, &signals[part], &[]).await.map(|()| all_done),
+            Self::Signals(signals) => {
+                signals::process_signals(context, &signals[part], &[]).await.map(|()| all_done)
+            }
             Self::Runs(run_jobs) => runs::advance_runs(context, outbound, &run_jobs[part]).await,
             Self::Page(Job::Schedule { brand, automation, at_ms, after }) => {
                 signals::schedule(context, *brand, *automation, *at_ms, *after).await.map(|()| all_done)
@@ -155,7 +157,7 @@ async fn handle(
     items: &[&Item],
     jobs: Jobs<'_>,
 ) {
-    in_halves(outcome, items, &Handling { context, outbound, items, jobs }).await;
+    in_halves(&context.world, outcome, items, &Handling { context, outbound, items, jobs }).await;
 }
 
 /// Tries again where a race was lost.
@@ -170,7 +172,7 @@ async fn patiently(
         let attempt = AssertUnwindSafe(jobs.attempt(context, outbound, part.clone())).catch_unwind();
         match attempt.await.unwrap_or_else(|_| Err(panicked(part.len()))) {
             Err(StoreError::Conflict(_)) if run < MAX_RUNS => {
-                tokio::time::sleep(RERUN_WAIT.mul_f64(rand::random::<f64>()) * run).await;
+                context.world.sleep(RERUN_WAIT.mul_f64(context.world.fraction()) * run).await;
                 run += 1;
             }
             done => return done,

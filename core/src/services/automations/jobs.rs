@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_job_reads_as_it_was_written() {
-        let id = ProfileId::new(5);
+        let id = ProfileId::first_at(5);
         for job in [
             Job::Signal(Signal { brand: BrandId(1), profile: id, events: vec!["a".into()] }),
             Job::Run { brand: BrandId(1), run: Uuid::nil(), revision: 3 },

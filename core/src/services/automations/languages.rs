@@ -2,7 +2,7 @@
 //! share of the time by brand. What one of them may use up is in [`crate::domain::automation::meter`].
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use moka::sync::Cache;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -10,7 +10,10 @@ use tokio::sync::Semaphore;
 
 use crate::domain::automation::meter::{self, Panicked};
 use crate::domain::ids::BrandId;
+use crate::ports::clock::Moment;
+use crate::ports::world::World;
 use crate::priority;
+use crate::stopwatch::Stopwatch;
 
 /// How long a question of the API may take until it is given up. What it runs on ends by itself soon after, by its meter.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -41,7 +44,10 @@ pub enum LanguageError {
 
 /// What brands use up.
 #[derive(Clone)]
-pub struct Languages(Cache<BrandId, Arc<Brand>>);
+pub struct Languages {
+    world: World,
+    brands: Cache<BrandId, Arc<Brand>>,
+}
 
 struct Brand {
     one: Arc<Semaphore>,
@@ -51,28 +57,27 @@ struct Brand {
 /// Time that a brand may still use, in seconds; less than none where it used more than its share.
 struct Saved {
     seconds: f64,
-    at: Instant,
+    at: Moment,
 }
 
 impl Saved {
-    fn now(&mut self) -> f64 {
-        let passed = self.at.elapsed().as_secs_f64();
-        self.at = Instant::now();
+    fn at(&mut self, now: Moment) -> f64 {
+        let passed = now.since(self.at).as_secs_f64();
+        self.at = now;
         self.seconds = (self.seconds + passed * SHARE).min(BURST);
         self.seconds
     }
 }
 
-impl Default for Languages {
-    fn default() -> Self {
-        Self(Cache::new(REMEMBERED))
-    }
-}
-
 impl Languages {
+    /// What brands have saved grows by that world's clock; what they use up is the machine's time.
+    pub fn new(world: World) -> Self {
+        Self { world, brands: Cache::new(REMEMBERED) }
+    }
+
     fn of(&self, brand: BrandId) -> Arc<Brand> {
-        self.0.get_with(brand, || {
-            let saved = Saved { seconds: BURST, at: Instant::now() };
+        self.brands.get_with(brand, || {
+            let saved = Saved { seconds: BURST, at: self.world.monotonic() };
             Arc::new(Brand { one: Arc::new(Semaphore::new(1)), saved: Mutex::new(saved) })
         })
     }
@@ -87,7 +92,7 @@ impl Languages {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, LanguageError> {
         let one = self.of(brand).one.clone();
-        let permit = tokio::time::timeout(QUEUE_PATIENCE, one.acquire_owned()).await;
+        let permit = self.world.timeout(QUEUE_PATIENCE, one.acquire_owned()).await;
         // The semaphore is never closed.
         let permit = permit.map_err(|_| LanguageError::Busy)?.map_err(|_| LanguageError::Busy)?;
         // The thread keeps the permit: who gives it up has not had it done.
@@ -99,7 +104,7 @@ impl Languages {
                 work()
             })
         });
-        match tokio::time::timeout(PATIENCE, working).await {
+        match self.world.timeout(PATIENCE, working).await {
             Ok(Ok(answer)) => Ok(answer?),
             Ok(Err(_)) => Err(Panicked.into()),
             Err(_) => Err(LanguageError::Overdue),
@@ -111,20 +116,20 @@ impl Languages {
     /// # Errors
     /// When an engine panics.
     pub fn work<T: Send>(&self, brand: BrandId, work: impl FnOnce() -> T + Send) -> Result<T, Panicked> {
-        let began = Instant::now();
+        let began = Stopwatch::start();
         let multi = Handle::try_current().is_ok_and(|on| on.runtime_flavor() == RuntimeFlavor::MultiThread);
         let done = if multi { tokio::task::block_in_place(|| meter::deep(work)) } else { meter::deep(work) };
         let of = self.of(brand);
         let mut saved = of.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        saved.now();
+        saved.at(self.world.monotonic());
         saved.seconds -= began.elapsed().as_secs_f64();
         done
     }
 
     /// How long a brand has to wait because it used up its share; `None` when it has not.
     pub fn wait(&self, brand: BrandId) -> Option<Duration> {
-        let of = self.0.get(&brand)?;
-        let seconds = of.saved.lock().unwrap_or_else(PoisonError::into_inner).now();
+        let of = self.brands.get(&brand)?;
+        let seconds = of.saved.lock().unwrap_or_else(PoisonError::into_inner).at(self.world.monotonic());
         (seconds < 0.0).then(|| Duration::from_secs_f64((-seconds / SHARE).min(60.0)))
     }
 }
@@ -135,7 +140,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_brand_asks_one_thing_at_a_time_and_a_panic_is_an_answer() {
-        let languages = Languages::default();
+        let languages = Languages::new(World::real());
         let (release, held) = std::sync::mpsc::channel::<()>();
         let first = tokio::spawn({
             let languages = languages.clone();
@@ -154,7 +159,7 @@ mod tests {
 
     #[test]
     fn who_uses_more_than_a_share_waits() {
-        let languages = Languages::default();
+        let languages = Languages::new(World::real());
         assert_eq!(languages.wait(BrandId(1)), None);
         languages.work(BrandId(1), || ()).unwrap();
         assert_eq!(languages.wait(BrandId(1)), None);

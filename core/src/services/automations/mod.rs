@@ -8,18 +8,18 @@
 //!    waits costs nothing but its row.
 //!
 //! Jobs leave through the outbox. A job says which run, at which revision; whatever the queue delivers twice does nothing twice.
-//! [`playbook`] is what a brand has set up, read once and remembered; [`api`] is what its API does, [`preflight`] what
+//! [`compiled`] is what a brand has set up, read once and remembered; [`api`] is what its API does, [`preflight`] what
 //! would make steps fail, [`trial`] sends an automation's e-mails to whoever writes it. Expressions and templates run
 //! through [`languages`].
 
 pub mod api;
+pub mod compiled;
 pub mod confirm;
 pub mod destinations;
 pub mod handle;
 pub mod jobs;
 pub mod languages;
 pub mod links;
-pub mod playbook;
 pub mod preflight;
 pub mod runs;
 pub mod scheduler;

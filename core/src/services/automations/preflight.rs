@@ -40,14 +40,14 @@ impl Abilities {
 }
 
 /// Says what this worker can do. Where the cache is unavailable, nobody hears of it.
-pub async fn say(context: &Context, abilities: Abilities) {
+pub async fn report_abilities(context: &Context, abilities: Abilities) {
     let said = serde_json::to_vec(&abilities).unwrap_or_default().into();
-    let _ = tokio::time::timeout(PATIENCE, context.cache.put(KEY, said, BELIEVED)).await;
+    let _ = context.world.timeout(PATIENCE, context.cache.put(KEY, said, BELIEVED)).await;
 }
 
 /// What the worker that spoke last can do; `None` where none has for a minute.
-pub async fn heard(context: &Context) -> Option<Abilities> {
-    let said = tokio::time::timeout(PATIENCE, context.cache.get(KEY)).await;
+pub async fn reported_abilities(context: &Context) -> Option<Abilities> {
+    let said = context.world.timeout(PATIENCE, context.cache.get(KEY)).await;
     serde_json::from_slice(&said.ok()?.ok()??).ok()
 }
 

@@ -23,10 +23,11 @@ const STUCK_MS: i64 = 26 * 3_600_000;
 ///
 /// # Errors
 /// When the store is unavailable: nothing was taken then.
+#[tracing::instrument(name = "enqueue_due", level = "debug", skip_all)]
 pub async fn enqueue_due(context: &Context) -> Result<usize, StoreError> {
     let mut woken = 0;
     loop {
-        let now = context.clock.now();
+        let now = context.world.now();
         let now_ms = now.timestamp_millis();
         if !context.automations.is_due(now_ms, now_ms - STUCK_MS).await? {
             return Ok(woken);
@@ -80,7 +81,7 @@ pub async fn fill_once(context: &Context) -> Result<(), StoreError> {
         .into_iter()
         .map(|brand| Job::Fill { brand, segments: own_names(), after: None }.stage())
         .collect();
-    tx.stage(&stages, context.clock.now_ms()).await?;
+    tx.stage(&stages, context.world.now_ms()).await?;
     tx.commit().await
 }
 

@@ -1,4 +1,4 @@
-//! Something happened to customers: who belongs to what now, which runs begin, which are woken.
+//! Something happened to customers: who evaluate_segments to what now, which runs begin, which are woken.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use crate::domain::automation::definition::Trigger as Starts;
 use crate::domain::automation::facts::{Facts, Trigger};
 use crate::domain::automation::meter::{self, CUSTOMER};
 use crate::domain::automation::plan::Plan;
+use crate::domain::automation::run::RunOf;
 use crate::domain::automation::run::{Cause, MAX_TRIGGER_AGE_MS, Past, Run, Status, may_enter};
 use crate::domain::automation::segment::Change;
 use crate::domain::customer360::StoredEvent;
@@ -18,19 +19,23 @@ use crate::domain::time::Timestamp;
 use crate::ports::automations::{AutomationStatus, AutomationsTx, Check};
 use crate::ports::outbox::Stage;
 use crate::ports::store::StoreError;
+use crate::ports::world::World;
+use crate::services::automations::compiled::{CompiledAutomation, CompiledBrand};
 use crate::services::automations::jobs::{Job, Signal};
-use crate::services::automations::playbook::{Playbook, Playing};
 
 /// Customers of a page of a schedule, or of all customers.
 pub const PAGE: i64 = 100;
 
 /// What a brand has set up, by brand.
-pub(super) type Playbooks = HashMap<BrandId, Arc<Playbook>>;
+pub(super) type CompiledBrands = HashMap<BrandId, Arc<CompiledBrand>>;
 
-pub(super) async fn playbooks(context: &Context, brands: BTreeSet<BrandId>) -> Result<Playbooks, StoreError> {
+pub(super) async fn compiled_brands(
+    context: &Context,
+    brands: BTreeSet<BrandId>,
+) -> Result<CompiledBrands, StoreError> {
     let mut all = HashMap::new();
     for brand in brands {
-        all.insert(brand, context.brands.playbook(brand).await?);
+        all.insert(brand, context.brands.compiled(brand).await?);
     }
     Ok(all)
 }
@@ -39,44 +44,52 @@ pub(super) async fn playbooks(context: &Context, brands: BTreeSet<BrandId>) -> R
 ///
 /// # Errors
 /// The store's own. Nothing has changed then.
-pub async fn take(context: &Context, signals: &[Signal], quiet: &[String]) -> Result<(), StoreError> {
-    let playbooks = playbooks(context, signals.iter().map(|signal| signal.brand).collect()).await?;
-    let now = context.clock.now();
+#[tracing::instrument(name = "process_signals", skip_all, fields(signals = signals.len()))]
+pub async fn process_signals(
+    context: &Context,
+    signals: &[Signal],
+    quiet: &[String],
+) -> Result<(), StoreError> {
+    let compiled_brands =
+        compiled_brands(context, signals.iter().map(|signal| signal.brand).collect()).await?;
+    let now = context.world.now();
     let now_ms = now.timestamp_millis();
     let mut tx = context.automations.begin().await?;
-    let all = playbooks.values().flat_map(|book| book.automations.values());
+    let all = compiled_brands.values().flat_map(|book| book.automations.values());
     let starting: Vec<Uuid> =
         all.filter(|own| own.status == AutomationStatus::Active).map(|own| own.id).collect();
     let statuses = if starting.is_empty() { HashMap::new() } else { tx.statuses(&starting).await? };
     let asked: BTreeSet<ProfileId> = signals.iter().map(|signal| signal.profile).collect();
     let moved = tx.lock(&asked.into_iter().collect::<Vec<_>>()).await?;
-    let told = by_survivor(signals, &moved);
-    let profiles: Vec<ProfileId> = told.keys().copied().collect();
-    let mut facts = tx.facts(&profiles, playbooks.values().any(needs_events)).await?;
+    let signalled = by_survivor(signals, &moved);
+    let profiles: Vec<ProfileId> = signalled.keys().copied().collect();
+    let mut facts = tx.facts(&profiles, compiled_brands.values().any(needs_events)).await?;
     let ids: Vec<(BrandId, String)> =
-        told.values().flat_map(|(brand, ids)| ids.iter().map(|id| (*brand, id.clone()))).collect();
+        signalled.values().flat_map(|(brand, ids)| ids.iter().map(|id| (*brand, id.clone()))).collect();
     let events = if ids.is_empty() { HashMap::new() } else { tx.events(&ids).await? };
 
     let mut changes: Vec<Change> = Vec::new();
     let mut checks: Vec<Check> = Vec::new();
-    let mut entering = Entering::new(now);
-    for (id, (brand, message_ids)) in &told {
-        let (Some(book), Some(facts)) = (playbooks.get(brand), facts.get_mut(id)) else { continue };
+    let mut entering = Entering::new(&context.world, now);
+    for (id, (brand, message_ids)) in &signalled {
+        let (Some(book), Some(facts)) = (compiled_brands.get(brand), facts.get_mut(id)) else { continue };
         let mut ask = || {
             let from = changes.len();
-            let next = belongs(book, *brand, facts, now, &mut changes);
+            let next = evaluate_segments(&context.world, book, *brand, facts, now, &mut changes);
             checks.push((*brand, *id, next.map(|at| at.timestamp_millis())));
-            let heard: Vec<Change> =
+            let counted_changes: Vec<Change> =
                 changes[from..].iter().filter(|change| !quiet.contains(&change.segment)).cloned().collect();
             let mut happened: Vec<&StoredEvent> =
                 message_ids.iter().filter_map(|id| events.get(&(*brand, id.clone()))).collect();
             happened.sort_by(|a, b| (a.timestamp, &a.message_id).cmp(&(b.timestamp, &b.message_id)));
             // As the store has it: what is remembered may be old.
-            let active = |playing: &&Playing| statuses.get(&playing.id) == Some(&AutomationStatus::Active);
-            for playing in book.automations.values().filter(active) {
-                for (cause, event) in causes(playing, &happened, &heard, now) {
+            let active = |compiled: &&CompiledAutomation| {
+                statuses.get(&compiled.id) == Some(&AutomationStatus::Active)
+            };
+            for compiled in book.automations.values().filter(active) {
+                for (cause, event) in starting_causes(compiled, &happened, &counted_changes, now) {
                     let trigger = event.cloned().map(Trigger);
-                    entering.consider(book, playing, *brand, facts, cause, trigger.as_ref());
+                    entering.consider(book, compiled, *brand, facts, cause, trigger.as_ref());
                 }
             }
         };
@@ -94,7 +107,9 @@ pub async fn take(context: &Context, signals: &[Signal], quiet: &[String]) -> Re
     tx.set_checks(&checks).await?;
     let mut stages = entering.enter(&mut *tx).await?;
     if quiet.is_empty() {
-        stages.extend(waken(context, &mut *tx, &playbooks, &told, &events, now_ms).await?);
+        stages.extend(
+            wake_waiting_runs(context, &mut *tx, &compiled_brands, &signalled, &events, now_ms).await?,
+        );
     }
     if !stages.is_empty() {
         tx.stage(&stages, now_ms).await?;
@@ -109,18 +124,18 @@ fn by_survivor(
     signals: &[Signal],
     moved: &HashMap<ProfileId, ProfileId>,
 ) -> BTreeMap<ProfileId, (BrandId, BTreeSet<String>)> {
-    let mut told: BTreeMap<ProfileId, (BrandId, BTreeSet<String>)> = BTreeMap::new();
+    let mut signalled: BTreeMap<ProfileId, (BrandId, BTreeSet<String>)> = BTreeMap::new();
     for signal in signals {
         let Some(id) = moved.get(&signal.profile) else { continue };
-        let (_, events) = told.entry(*id).or_insert_with(|| (signal.brand, BTreeSet::new()));
+        let (_, events) = signalled.entry(*id).or_insert_with(|| (signal.brand, BTreeSet::new()));
         events.extend(signal.events.iter().cloned());
     }
-    told
+    signalled
 }
 
 /// Whether any of a brand's expressions looks at events.
-fn needs_events(book: &Arc<Playbook>) -> bool {
-    let of_plans = book.automations.values().flat_map(|playing| playing.plan.condition.as_ref());
+fn needs_events(book: &Arc<CompiledBrand>) -> bool {
+    let of_plans = book.automations.values().flat_map(|compiled| compiled.plan.condition.as_ref());
     let of_segments = book.segments.iter().map(|segment| &segment.expression);
     of_segments.chain(of_plans).any(|expression| expression.speaks_of("events"))
 }
@@ -131,9 +146,10 @@ fn count_changes(changes: &[Change]) {
     metrics::counter!("tributary_segments_left_total").increment(count(false));
 }
 
-/// What a customer belongs to now: changes are added, and the facts say so from then on. Answers when time may next change it.
-fn belongs(
-    book: &Playbook,
+/// What a customer evaluate_segments to now: changes are added, and the facts say so from then on. Answers when time may next change it.
+fn evaluate_segments(
+    world: &World,
+    book: &CompiledBrand,
     brand: BrandId,
     facts: &mut Facts,
     now: Timestamp,
@@ -159,9 +175,8 @@ fn belongs(
         } else {
             facts.segments.remove(name);
         }
-        let id = Uuid::now_v7();
         changes.push(Change {
-            id,
+            id: world.id(),
             brand,
             segment: name.to_owned(),
             profile: facts.profile.id,
@@ -173,8 +188,8 @@ fn belongs(
 }
 
 /// What of all that happened starts a run of an automation.
-fn causes<'e>(
-    playing: &Playing,
+fn starting_causes<'e>(
+    compiled: &CompiledAutomation,
     happened: &[&'e StoredEvent],
     changes: &[Change],
     now: Timestamp,
@@ -188,7 +203,7 @@ fn causes<'e>(
         })
         .collect()
     };
-    match &playing.plan.definition.trigger {
+    match &compiled.plan.definition.trigger {
         Starts::Event { event, trusted } => happened
             .iter()
             .filter(|happened| happened.name.as_deref() == Some(event))
@@ -208,37 +223,43 @@ fn causes<'e>(
 }
 
 /// Runs that may begin.
-struct Entering {
+struct Entering<'w> {
+    world: &'w World,
     now: Timestamp,
     candidates: Vec<Run>,
     plans: HashMap<Uuid, Arc<Plan>>,
 }
 
-impl Entering {
-    fn new(now: Timestamp) -> Self {
-        Self { now, candidates: Vec::new(), plans: HashMap::new() }
+impl<'w> Entering<'w> {
+    fn new(world: &'w World, now: Timestamp) -> Self {
+        Self { world, now, candidates: Vec::new(), plans: HashMap::new() }
     }
 
     /// Notes a run, if the condition holds.
     fn consider(
         &mut self,
-        book: &Playbook,
-        playing: &Playing,
+        book: &CompiledBrand,
+        compiled: &CompiledAutomation,
         brand: BrandId,
         facts: &Facts,
         cause: Cause,
         trigger: Option<&Trigger>,
     ) {
-        let condition = playing.plan.condition.as_ref();
+        let condition = compiled.plan.condition.as_ref();
         if condition.is_some_and(|condition| !condition.holds(facts, trigger, &book.settings, self.now).holds)
         {
             return;
         }
         let now_ms = self.now.timestamp_millis();
-        let run =
-            Run::new(brand, playing.id, playing.version, &playing.plan, facts.profile.id, &cause, now_ms);
-        self.candidates.push(run);
-        self.plans.insert(playing.id, playing.plan.clone());
+        let of = RunOf {
+            id: self.world.id(),
+            brand,
+            automation: compiled.id,
+            version: compiled.version,
+            profile: facts.profile.id,
+        };
+        self.candidates.push(Run::new(of, &compiled.plan, &cause, now_ms));
+        self.plans.insert(compiled.id, compiled.plan.clone());
     }
 
     /// Begins those that the rule of re-entry lets in; answers their jobs. The customers are locked.
@@ -271,22 +292,23 @@ impl Entering {
 }
 
 /// Wakes the runs that an event ends, or that wait for it; answers their jobs. What they make of it they see for themselves.
-async fn waken(
+async fn wake_waiting_runs(
     context: &Context,
     tx: &mut dyn AutomationsTx,
-    playbooks: &Playbooks,
-    told: &BTreeMap<ProfileId, (BrandId, BTreeSet<String>)>,
+    compiled_brands: &CompiledBrands,
+    signalled: &BTreeMap<ProfileId, (BrandId, BTreeSet<String>)>,
     events: &HashMap<(BrandId, String), StoredEvent>,
     now_ms: i64,
 ) -> Result<Vec<Stage>, StoreError> {
-    let profiles: Vec<ProfileId> = told.keys().copied().collect();
+    let profiles: Vec<ProfileId> = signalled.keys().copied().collect();
     let mut woken = Vec::new();
     for mut run in tx.live_runs(&profiles).await? {
         // A queued one looks for itself; one without a time stands still.
         if run.status != Status::Waiting || run.due_ms.is_none() {
             continue;
         }
-        let (Some(book), Some((brand, ids))) = (playbooks.get(&run.brand), told.get(&run.profile)) else {
+        let (Some(book), Some((brand, ids))) = (compiled_brands.get(&run.brand), signalled.get(&run.profile))
+        else {
             continue;
         };
         let Some(plan) = book.plan(&*context.automations, run.brand, run.automation, run.version).await?
@@ -316,6 +338,7 @@ async fn waken(
 ///
 /// # Errors
 /// The store's own. Nothing has changed then.
+#[tracing::instrument(name = "run_schedule", skip_all, fields(brand = brand.0))]
 pub async fn schedule(
     context: &Context,
     brand: BrandId,
@@ -323,7 +346,7 @@ pub async fn schedule(
     at_ms: i64,
     after: Option<ProfileId>,
 ) -> Result<(), StoreError> {
-    let book = context.brands.playbook(brand).await?;
+    let book = context.brands.compiled(brand).await?;
     // As the store has it: what is remembered may be old.
     let Some(row) = context.automations.automation(brand, automation).await? else { return Ok(()) };
     let Some(plan) = book.plan(&*context.automations, brand, automation, row.version).await? else {
@@ -334,22 +357,23 @@ pub async fn schedule(
         tracing::info!(%automation, "a schedule came up for an automation that does not run");
         return Ok(());
     }
-    let playing = &Playing { id: automation, version: row.version, status: row.status, plan: plan.clone() };
+    let compiled =
+        &CompiledAutomation { id: automation, version: row.version, status: row.status, plan: plan.clone() };
     let members = context.automations.members(brand, segment, after, PAGE).await?;
-    let now = context.clock.now();
+    let now = context.world.now();
     let ids: Vec<ProfileId> = members.iter().map(|(id, _)| *id).collect();
     let mut tx = context.automations.begin_for(brand).await?;
     let there: BTreeSet<ProfileId> = tx.lock(&ids).await?.into_values().collect();
     let there: Vec<ProfileId> = there.into_iter().collect();
-    let sees = playing.plan.condition.as_ref().is_some_and(|condition| condition.speaks_of("events"));
+    let sees = compiled.plan.condition.as_ref().is_some_and(|condition| condition.speaks_of("events"));
     let facts = tx.facts(&there, sees).await?;
-    let mut entering = Entering::new(now);
+    let mut entering = Entering::new(&context.world, now);
     let consider = || {
         for id in &there {
             let Some(facts) = facts.get(id) else { continue };
             let why = format!("the schedule, in the segment {segment}");
             let cause = Cause { key: format!("schedule:{at_ms}:{id}"), message_id: None, at_ms, why };
-            meter::within(CUSTOMER, || entering.consider(&book, playing, brand, facts, cause, None));
+            meter::within(CUSTOMER, || entering.consider(&book, compiled, brand, facts, cause, None));
         }
     };
     let considered = context.languages.work(brand, consider);
@@ -377,11 +401,11 @@ pub async fn fill(
     let ids = context.automations.profiles(brand, after, PAGE).await?;
     let signals: Vec<Signal> =
         ids.iter().map(|id| Signal { brand, profile: *id, events: Vec::new() }).collect();
-    take(context, &signals, segments).await?;
+    process_signals(context, &signals, segments).await?;
     if ids.len() as i64 == PAGE {
         let mut tx = context.automations.begin_for(brand).await?;
         let next = Job::Fill { brand, segments: segments.to_vec(), after: ids.last().copied() };
-        tx.stage(&[next.stage()], context.clock.now_ms()).await?;
+        tx.stage(&[next.stage()], context.world.now_ms()).await?;
         tx.commit().await?;
     }
     Ok(())

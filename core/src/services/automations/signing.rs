@@ -1,12 +1,9 @@
 //! A brand's own secrets: what signs its webhooks, and what signs the links in its e-mails. Each is made when it is first asked for.
 
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use moka::sync::Cache;
-use rand::Rng;
 use serde_json::json;
 
 use crate::context::Context;
@@ -21,25 +18,22 @@ use crate::services::privacy::{Action, entry};
 pub const PREFIX: &str = "whsec_";
 /// Random bytes of a secret.
 const SECRET_BYTES: usize = 32;
-/// Most brands whose secrets are remembered.
-const REMEMBERED: u64 = 10_000;
-
-/// A process may serve several stores, in tests.
-static KNOWN: LazyLock<Cache<(uuid::Uuid, BrandId), BrandSecrets>> =
-    LazyLock::new(|| Cache::builder().max_capacity(REMEMBERED).time_to_live(SETTINGS_TTL).build());
 
 /// The brand's secrets. After a rotation a process believes the old ones for [`SETTINGS_TTL`], within the grace of both.
 ///
 /// # Errors
 /// When the store is unavailable.
 pub async fn secrets(context: &Context, brand: BrandId) -> Result<BrandSecrets, StoreError> {
-    let key = (context.id, brand);
-    if let Some(known) = KNOWN.get(&key) {
+    if let Some(known) = context.known.secrets.fresh(&brand) {
         return Ok(known);
     }
-    let fresh = BrandSecrets { signing: random(PREFIX), link: random(""), ..BrandSecrets::default() };
+    let fresh = BrandSecrets {
+        signing: random(context, PREFIX),
+        link: random(context, ""),
+        ..BrandSecrets::default()
+    };
     let secrets = context.tenants.secrets.secrets(brand, &fresh).await?;
-    KNOWN.insert(key, secrets.clone());
+    context.known.secrets.put(brand, secrets.clone(), SETTINGS_TTL, SETTINGS_TTL);
     Ok(secrets)
 }
 
@@ -63,17 +57,15 @@ pub async fn rotate(
 ) -> Result<BrandSecrets, StoreError> {
     // There must be one before it.
     secrets(context, brand).await?;
-    let until = context.clock.now() + grace;
+    let until = context.world.now() + grace;
     let details = json!({"grace_s": grace.as_secs()});
     let note =
         entry(context, brand, actor, Action { what: "signing_secret_rotated", subject: None, details });
-    context.tenants.secrets.rotate_signing(brand, &random(PREFIX), until, Some(&note)).await?;
-    KNOWN.invalidate(&(context.id, brand));
+    context.tenants.secrets.rotate_signing(brand, &random(context, PREFIX), until, Some(&note)).await?;
+    context.known.secrets.forget(&brand);
     secrets(context, brand).await
 }
 
-fn random(prefix: &str) -> String {
-    let mut random = [0_u8; SECRET_BYTES];
-    rand::rng().fill_bytes(&mut random);
-    format!("{prefix}{}", STANDARD.encode(random))
+fn random(context: &Context, prefix: &str) -> String {
+    format!("{prefix}{}", STANDARD.encode(context.world.bytes::<SECRET_BYTES>()))
 }

@@ -3,11 +3,10 @@
 //! The API asks, a worker sends: only workers reach the mail server. What was asked and what came of it are in the cache for a while, and
 //! nowhere else: no queue and no store keeps the address.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -33,8 +32,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long what was asked, and what came of it, is kept.
 const KEPT: Duration = Duration::from_secs(600);
 const HOUR: Duration = Duration::from_secs(60 * 60);
-/// Brands whose trials are counted.
-const BRANDS: u64 = 10_000;
 
 /// Whom to send an automation's e-mails to, and as if for whom.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -88,6 +85,7 @@ fn answer_key(brand: BrandId, id: Uuid) -> String {
 /// # Errors
 /// When there is no such automation or customer, the address is none, the automation writes no e-mails, no worker is there, or none answers
 /// in time; the store's own.
+#[tracing::instrument(name = "ask_for_test", skip_all, fields(brand = brand.0))]
 pub async fn ask(
     context: &Context,
     brand: BrandId,
@@ -105,22 +103,25 @@ pub async fn ask(
     if let Some(customer) = trial.customer {
         context.store.customer(brand, customer).await?.ok_or(AutomationError::NotFound("customer"))?;
     }
-    static OF_THE_HOUR: LazyLock<Cache<BrandId, Arc<AtomicU32>>> =
-        LazyLock::new(|| Cache::builder().max_capacity(BRANDS).time_to_live(HOUR).build());
-    let asked_before = OF_THE_HOUR.get_with(brand, Arc::default);
+    let trials = &context.known.trials;
+    let asked_before = trials.fresh(&brand).unwrap_or_else(|| {
+        let none: Arc<AtomicU32> = Arc::default();
+        trials.put(brand, none.clone(), HOUR, HOUR);
+        none
+    });
     if asked_before.fetch_add(1, Ordering::Relaxed) >= MAX_AN_HOUR {
         return Err(AutomationError::Busy(format!("a brand may ask for {MAX_AN_HOUR} tests an hour")));
     }
-    if preflight::heard(context).await.is_none() {
+    if preflight::reported_abilities(context).await.is_none() {
         let why = "no automation worker has reported for a minute: start `workers automation`";
         return Err(AutomationError::Refused(why.to_owned()));
     }
-    let trial_id = Uuid::now_v7();
+    let trial_id = context.world.id();
     let asked = serde_json::to_vec(&Asked { automation: id, trial }).unwrap_or_default();
-    let away = |error| StoreError::Unavailable(format!("{error}"));
+    let away = |error| StoreError::Unavailable(format!("{error}").into());
     context.cache.put(&asked_key(brand, trial_id), asked.into(), KEPT).await.map_err(away)?;
     let mut tx = context.automations.begin_for(brand).await?;
-    tx.stage(&[Job::Trial { brand, trial: trial_id }.stage()], context.clock.now_ms()).await?;
+    tx.stage(&[Job::Trial { brand, trial: trial_id }.stage()], context.world.now_ms()).await?;
     tx.commit().await?;
     let looking = async {
         loop {
@@ -129,10 +130,10 @@ pub async fn ask(
             {
                 return answer;
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            context.world.sleep(LOOK_EVERY).await;
         }
     };
-    tokio::time::timeout(PATIENCE, looking).await.map_err(|_| {
+    context.world.timeout(PATIENCE, looking).await.map_err(|_| {
         AutomationError::Refused(format!(
             "no automation worker has answered in {} s; the e-mails may be sent later",
             PATIENCE.as_secs()
@@ -144,6 +145,7 @@ pub async fn ask(
 ///
 /// # Errors
 /// When the store cannot be reached.
+#[tracing::instrument(name = "send_test", skip_all, fields(brand = brand.0))]
 pub async fn send(
     context: &Context,
     outbound: &Outbound,

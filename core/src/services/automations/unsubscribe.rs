@@ -47,8 +47,8 @@ pub async fn unsubscribe(context: &Context, token: &str) -> Result<(), LinkError
     let mut identifiers = record.identifiers;
     identifiers.sort();
     let identifier = identifiers.first().ok_or(LinkError::Unknown)?;
-    let now_ms = context.clock.now_ms();
-    let message_id = format!("unsubscribe-{}", uuid::Uuid::now_v7());
+    let now_ms = context.world.now_ms();
+    let message_id = format!("unsubscribe-{}", context.world.id());
     let body = emitted::unsubscribe(Channel::Email);
     let payload = emitted::envelope(brand, &message_id, identifier, &body, now_ms).unwrap_or_default();
     let item = NewItem { payload: payload.into(), brand: Some(brand), ..NewItem::default() };

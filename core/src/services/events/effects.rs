@@ -10,6 +10,7 @@ use crate::domain::time::{self, Timestamp};
 use crate::ports::store::{
     BrandOrder, ConsentRow, EventRow, OrderKey, PrivacyRow, ProductRow, StoreError, StoreTx,
 };
+use crate::ports::world::World;
 use crate::services::brands::BrandRules;
 
 /// Reads the orders that the events speak of, takes in what they say, and writes them.
@@ -56,6 +57,7 @@ pub(super) async fn save_orders(
 /// Writes what else the events say: products, consent, requests in the name of privacy.
 pub(super) async fn save_the_rest(
     tx: &mut dyn StoreTx,
+    world: &World,
     rules: &BrandRules,
     rows: &[EventRow<'_>],
     now: Timestamp,
@@ -82,14 +84,14 @@ pub(super) async fn save_the_rest(
     if !consents.is_empty() {
         tx.save_consents(&consents).await?;
     }
-    let asked: Vec<PrivacyRow> = rows.iter().filter_map(|row| asked(rules, row.event, now)).collect();
+    let asked: Vec<PrivacyRow> = rows.iter().filter_map(|row| asked(world, rules, row.event, now)).collect();
     if !asked.is_empty() {
         tx.ask(&asked).await?;
     }
     Ok(())
 }
 
-fn asked(rules: &BrandRules, event: &Event, now: Timestamp) -> Option<PrivacyRow> {
+fn asked(world: &World, rules: &BrandRules, event: &Event, now: Timestamp) -> Option<PrivacyRow> {
     let shop = event.shop.clone().unwrap_or_default();
     let (kind, subject) = match event.ask.as_ref()? {
         PrivacyAsk::Export(subject) => ("export", serde_json::json!(subject).to_string()),
@@ -105,7 +107,7 @@ fn asked(rules: &BrandRules, event: &Event, now: Timestamp) -> Option<PrivacyRow
         tracing::warn!(%shop, brand = %event.brand, %due, "a shop's redaction was asked for; until it is due it can be stopped");
     }
     Some(PrivacyRow {
-        id: uuid::Uuid::now_v7(),
+        id: world.id(),
         brand: event.brand,
         message_id: event.message_id.clone(),
         kind,

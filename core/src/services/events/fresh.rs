@@ -2,15 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::Arc;
 
 use crate::domain::event::Event;
 use crate::domain::identity;
 use crate::domain::ids::BrandId;
 use crate::domain::time::from_ms;
 use crate::domain::webhook::{self, Seen};
-use crate::ports::clock::Clock;
 use crate::ports::store::{BodyRow, BrandIdentifier, KnownEvents, StoreError, StoreTx};
+use crate::ports::world::World;
 
 /// The events that are not known, the first of each message id, sorted by it.
 pub(super) fn first_of_each<'e>(events: &'e [Event], known: &KnownEvents) -> Vec<Cow<'e, Event>> {
@@ -24,7 +23,7 @@ pub(super) fn first_of_each<'e>(events: &'e [Event], known: &KnownEvents) -> Vec
 /// Leaves out webhooks whose body has taken effect before, under whatever headers it comes now, and notes the others' bodies.
 pub(super) async fn leave_out_replays(
     tx: &mut dyn StoreTx,
-    clock: &Arc<dyn Clock>,
+    world: &World,
     fresh: &mut Vec<Cow<'_, Event>>,
 ) -> Result<(), StoreError> {
     let replayed: HashSet<usize> = {
@@ -54,7 +53,7 @@ pub(super) async fn leave_out_replays(
         }
         taken.sort();
         if !taken.is_empty() {
-            tx.claim_bodies(&taken, from_ms(clock.now_ms())).await?;
+            tx.claim_bodies(&taken, from_ms(world.now_ms())).await?;
         }
         replayed
     };

@@ -37,7 +37,7 @@ pub async fn handle_batch(context: &Context, items: &[Item]) -> BatchOutcome {
         Ok(decoded) => decoded,
         Err(error) => return BatchOutcome::untried(items, error),
     };
-    in_halves(&mut outcome, &decoded.items, &Events { context, decoded: &decoded }).await;
+    in_halves(&context.world, &mut outcome, &decoded.items, &Events { context, decoded: &decoded }).await;
     outcome
 }
 
@@ -122,10 +122,10 @@ async fn process(
     rules: &BrandRules,
     events: &[Event],
 ) -> Result<events::Processed, StoreError> {
-    let processing = events::process(&*context.store, &*context.locks, &context.clock, rules, events);
+    let processing = events::process(&*context.store, &*context.locks, &context.world, rules, events);
     // An item that makes it panic is to blame like one that the store refuses: its neighbours are processed without it.
     let processing = AssertUnwindSafe(processing).catch_unwind();
-    match tokio::time::timeout(PROCESS_TIMEOUT, processing).await {
+    match context.world.timeout(PROCESS_TIMEOUT, processing).await {
         Ok(done) => done.unwrap_or_else(|_| Err(panicked(events.len()))),
         Err(_) => Err(timed_out(context).await),
     }
@@ -142,9 +142,9 @@ async fn is_unwanted(context: &Context, event: &Event) -> Result<bool, StoreErro
 /// What it means that a batch did not end in time: the store does not answer, or the batch is too much for it.
 async fn timed_out(context: &Context) -> StoreError {
     let why = format!("it did not end in {} s", PROCESS_TIMEOUT.as_secs());
-    match tokio::time::timeout(PING_TIMEOUT, context.store.ping()).await {
+    match context.world.timeout(PING_TIMEOUT, context.store.ping()).await {
         Ok(Ok(())) => StoreError::Conflict(why),
-        _ => StoreError::Unavailable(why),
+        _ => StoreError::Unavailable(why.into()),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
 use crate::domain::time::Timestamp;
 use crate::ports::store::{MergeRow, Move, Relation, RelationKind};
+use crate::ports::world::World;
 
 /// Flags profiles that a limit stopped, and relates those that it kept apart.
 pub(super) fn flag(
@@ -87,6 +88,7 @@ pub(super) struct Merged {
 
 /// Makes one profile of each group, and says what is to move. `trusted` are the places of identifiers that are so by these events.
 pub(super) fn merge(
+    world: &World,
     groups: &[Group],
     resolution: &Resolution,
     trusted: &BTreeSet<usize>,
@@ -123,7 +125,7 @@ pub(super) fn merge(
                     .map(|event| &event.message_id)
                     .min()
                     .unwrap_or(&first.message_id);
-                merged.records.push(MergeRow::new(profile, survivor, linking.clone(), now));
+                merged.records.push(MergeRow::new(world.id(), profile, survivor, linking.clone(), now));
                 whole.absorb(profile);
             }
         }

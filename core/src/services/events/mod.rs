@@ -22,7 +22,6 @@ mod resolve;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use self::effects::{save_orders, save_the_rest};
@@ -35,12 +34,12 @@ use crate::domain::ids::ProfileId;
 use crate::domain::profile::Profile;
 use crate::domain::time::{Timestamp, from_ms};
 use crate::failpoint;
-use crate::ports::clock::Clock;
 use crate::ports::locks::Locks;
 use crate::ports::store::{EventRow, MergeRow, Move, Relation, Store, StoreError, StoreTx};
+use crate::ports::world::World;
 use crate::services::automations::jobs;
 use crate::services::brands::BrandRules;
-use crate::services::merge::{self as locking, Grant, Taking};
+use crate::services::merge::{self as locking, LockGuard, LockOptions};
 
 /// How often a batch is run that loses races, before it goes back to the queue.
 const MAX_RUNS: u32 = 8;
@@ -76,16 +75,17 @@ impl From<StoreError> for Rerun {
 ///
 /// # Errors
 /// [`StoreError::Conflict`] when it lost too many races; else the store's own. Nothing has taken effect then.
+#[tracing::instrument(name = "process_events", skip_all, fields(events = events.len()))]
 pub async fn process(
     store: &dyn Store,
     locks: &dyn Locks,
-    clock: &Arc<dyn Clock>,
+    world: &World,
     rules: &BrandRules,
     events: &[Event],
 ) -> Result<Processed, StoreError> {
     let mut try_ = Try { run: 1, seed: None, strict: false };
     loop {
-        let lost = match run(store, locks, clock, rules, events, try_).await {
+        let lost = match run(store, locks, world, rules, events, try_).await {
             Ok(processed) => return Ok(processed),
             Err(Rerun::Strictly) => {
                 try_.strict = true;
@@ -104,7 +104,7 @@ pub async fn process(
             // The tokens' counter ran backwards: a restart from an old copy, or a failover.
             try_.seed = Some(store.last_fence().await?);
         }
-        tokio::time::sleep(RERUN_WAIT.mul_f64(rand::random::<f64>() * f64::from(try_.run))).await;
+        world.sleep(RERUN_WAIT.mul_f64(world.fraction() * f64::from(try_.run))).await;
         try_.run += 1;
     }
 }
@@ -122,7 +122,7 @@ struct Try {
 async fn run(
     store: &dyn Store,
     locks: &dyn Locks,
-    clock: &Arc<dyn Clock>,
+    world: &World,
     rules: &BrandRules,
     events: &[Event],
     try_: Try,
@@ -130,7 +130,7 @@ async fn run(
     let mut tx = store.begin().await?;
     let known = tx.known_events(events).await?;
     let mut fresh = first_of_each(events, &known);
-    leave_out_replays(&mut *tx, clock, &mut fresh).await?;
+    leave_out_replays(&mut *tx, world, &mut fresh).await?;
     if fresh.is_empty() {
         return Ok(Processed { effective: 0, duplicates: events.len() });
     }
@@ -138,23 +138,23 @@ async fn run(
         forget_erased(&mut *tx, &mut fresh).await?;
     }
     let mut resolution = Resolution::of(&fresh);
-    let groups = resolution.resolve(&mut *tx, clock, rules, &fresh, try_.strict).await?;
+    let groups = resolution.resolve(&mut *tx, world, rules, &fresh, try_.strict).await?;
     let merging = merging(&groups, &resolution, &fresh);
-    let now = from_ms(clock.now_ms());
-    let batch = Resolved { count: events.len(), fresh, resolution, groups, now, try_ };
+    let now = from_ms(world.now_ms());
+    let batch = Resolved { world, count: events.len(), fresh, resolution, groups, now, try_ };
     if merging.is_empty() {
         return finish(tx, batch, rules, &[], None).await;
     }
     let ids: Vec<ProfileId> = merging.iter().map(|(_, id)| *id).collect();
     if try_.run > RUNS_UNDER_LOCK {
         // Whoever holds the lock may be dead, or slow. It only saves work: the store decides.
-        return finish(tx, batch, rules, &ids, Some(Grant::none())).await;
+        return finish(tx, batch, rules, &ids, Some(LockGuard::none(world))).await;
     }
     // One try: a transaction must not wait for a lock whose holder may wait for this transaction.
     let names = merging.iter().map(|(brand, id)| locking::lock_name(*brand, *id)).collect();
-    let taking = Taking { seed: try_.seed, inside_transaction: true, ..Taking::default() };
-    locking::with_merge_lock(locks, store, names, taking, |grant| async move {
-        match finish(tx, batch, rules, &ids, Some(grant)).await {
+    let options = LockOptions { seed: try_.seed, inside_transaction: true, ..LockOptions::default() };
+    locking::with_merge_lock(locks, store, world, names, options, |guard| async move {
+        match finish(tx, batch, rules, &ids, Some(guard)).await {
             Ok(done) => Ok(Ok(done)),
             Err(Rerun::Strictly) => Ok(Err(Rerun::Strictly)),
             Err(Rerun::Failed(error)) => Err(error),
@@ -165,6 +165,7 @@ async fn run(
 
 /// A batch whose customers are known.
 struct Resolved<'e> {
+    world: &'e World,
     /// How many events there were.
     count: usize,
     /// Those that take effect.
@@ -175,19 +176,19 @@ struct Resolved<'e> {
     try_: Try,
 }
 
-/// The rest of the transaction: the profiles `merging` are merged under `grant`.
+/// The rest of the transaction: the profiles `merging` are merged under `guard`.
 async fn finish(
     mut tx: Box<dyn StoreTx>,
     batch: Resolved<'_>,
     rules: &BrandRules,
     merging: &[ProfileId],
-    grant: Option<Grant>,
+    guard: Option<LockGuard>,
 ) -> Result<Processed, Rerun> {
-    let Resolved { count, fresh, resolution, groups, now, try_ } = batch;
+    let Resolved { world, count, fresh, resolution, groups, now, try_ } = batch;
     let mut profiles = lock(&mut *tx, &groups, &resolution, try_.run).await?;
     check_limits(&groups, &resolution, &fresh, &profiles, rules, try_.strict)?;
-    if let Some(grant) = &grant {
-        tx.fence(merging, grant.fence).await?;
+    if let Some(guard) = &guard {
+        tx.fence(merging, guard.fence).await?;
     }
     let raised = resolution.raised(&groups);
     // By what the store says: another transaction may have raised them since they were looked up.
@@ -209,7 +210,7 @@ async fn finish(
         .filter(|row| added.contains(&(row.event.brand, row.event.message_id.clone())))
         .collect();
     let Merged { moves, records, related } =
-        merge(&groups, &resolution, &trusted, &fresh, &mut profiles, now);
+        merge(world, &groups, &resolution, &trusted, &fresh, &mut profiles, now);
     for EventRow { event, profile } in &effective {
         if let Some(profile) = profile.and_then(|id| profiles.get_mut(&id)) {
             profile.apply(event);
@@ -219,7 +220,7 @@ async fn finish(
     save_profiles(&mut *tx, profiles, &records, &moves, related, &relations).await?;
     let mut changed = BTreeSet::new();
     save_orders(&mut *tx, &effective, &mut changed).await?;
-    save_the_rest(&mut *tx, rules, &effective, now).await?;
+    save_the_rest(&mut *tx, world, rules, &effective, now).await?;
     changed.extend(records.iter().map(|record| (record.brand, record.moved.into)));
     changed.extend(resolution.taken.iter().map(|(place, from)| (resolution.identifiers[*place].0, *from)));
     let signals = jobs::signals(rules, &effective, &changed);
@@ -227,9 +228,9 @@ async fn finish(
         tx.stage(&signals, now.timestamp_millis()).await?;
     }
     failpoint::reached("events_added_before_commit");
-    if let Some(grant) = &grant {
+    if let Some(guard) = &guard {
         failpoint::reached("merge_checked_before_commit");
-        if !grant.is_valid() {
+        if !guard.is_valid() {
             return Err(StoreError::Conflict("the merge's lock ran out before the commit".into()).into());
         }
     }

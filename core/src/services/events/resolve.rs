@@ -2,15 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
 
 use super::Rerun;
 use crate::domain::event::{Event, Source};
 use crate::domain::identity::{self, Group, Held, Linking, Standing, Tally};
 use crate::domain::ids::ProfileId;
 use crate::domain::profile::Profile;
-use crate::ports::clock::Clock;
 use crate::ports::store::{BrandIdentifier, Claim, RelationKind, StoreError, StoreTx};
+use crate::ports::world::World;
 use crate::services::brands::BrandRules;
 
 /// How often a transaction looks again for identifiers that others were faster to claim.
@@ -97,7 +96,7 @@ impl Resolution {
     pub(super) async fn resolve(
         &mut self,
         tx: &mut dyn StoreTx,
-        clock: &Arc<dyn Clock>,
+        world: &World,
         rules: &BrandRules,
         events: &[Cow<'_, Event>],
         strict: bool,
@@ -109,7 +108,7 @@ impl Resolution {
                 self.prune(tx, rules, events, whole).await?;
             }
             let groups = identity::group(&self.of_event, &self.owners);
-            let claims = self.claims(&groups, clock);
+            let claims = self.claims(&groups, world);
             if claims.is_empty() {
                 return self.checked(tx, groups, strict).await;
             }
@@ -299,13 +298,13 @@ impl Resolution {
     }
 
     /// Identifiers without an owner, with the profile that is to have them: the oldest of their group, or a new one.
-    fn claims(&mut self, groups: &[Group], clock: &Arc<dyn Clock>) -> Vec<Claim> {
+    fn claims(&mut self, groups: &[Group], world: &World) -> Vec<Claim> {
         let mut claims = Vec::new();
         for group in groups {
             let mut home = group.owners.first().copied();
             for &place in group.identifiers.iter().filter(|place| self.owners[**place].is_none()) {
                 let profile = *home.get_or_insert_with(|| {
-                    let minted = ProfileId::new(clock.now_ms());
+                    let minted = ProfileId(world.id());
                     self.minted.insert(minted);
                     minted
                 });

@@ -22,7 +22,7 @@ use crate::domain::time::{self};
 use crate::ports::outbox::Stage;
 use crate::ports::store::{MergeRow, RelationKind, StoreError, StoreTx};
 use crate::services::automations::jobs::{Job, Signal};
-use crate::services::merge::{self, Grant, Taking};
+use crate::services::merge::{self, LockGuard, LockOptions};
 use crate::services::privacy::{Action, entry};
 
 /// How often a change is tried that loses races against workers.
@@ -46,13 +46,13 @@ pub enum IdentityError {
 /// One merge, as people see it.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct MergeEntry {
-    /// Its id.
+    /// The id, as paths name it.
     pub id: Uuid,
     /// The profile that took in.
     pub survivor: ProfileId,
     /// The profile that was taken in.
     pub merged: ProfileId,
-    /// When.
+    /// When that happened, as ISO 8601.
     pub at: String,
     /// The event that linked the two.
     pub message_id: String,
@@ -86,6 +86,7 @@ impl From<Merge> for MergeEntry {
 ///
 /// # Errors
 /// The store's own.
+#[tracing::instrument(name = "history", skip_all, fields(brand = brand.0))]
 pub async fn history(
     context: &Context,
     brand: BrandId,
@@ -104,13 +105,13 @@ pub struct Preview {
     pub survivor: ProfileId,
     /// The one that would be taken in.
     pub merged: ProfileId,
-    /// All identifiers.
+    /// All identifiers that lead to the profile.
     pub identifiers: Vec<Identifier>,
     /// The traits that would hold.
     pub traits: BTreeMap<String, Value>,
     /// Traits on which the two differ: what each says, the survivor's first.
     pub conflicts: BTreeMap<String, [Value; 2]>,
-    /// How many events.
+    /// How many events the profile has.
     pub events_count: i64,
     /// The limit that stops events from making this merge, if one does.
     pub limit: Option<String>,
@@ -122,6 +123,7 @@ pub struct Preview {
 ///
 /// # Errors
 /// [`IdentityError::Unknown`] for nobody, [`IdentityError::Refused`] for one and the same.
+#[tracing::instrument(name = "preview_merge", skip_all, fields(brand = brand.0))]
 pub async fn preview(
     context: &Context,
     brand: BrandId,
@@ -168,6 +170,7 @@ pub async fn preview(
 ///
 /// # Errors
 /// As [`preview`].
+#[tracing::instrument(name = "merge", skip_all, fields(brand = brand.0))]
 pub async fn merge_two(
     context: &Context,
     brand: BrandId,
@@ -179,8 +182,10 @@ pub async fn merge_two(
     let (survivor, id) = loop {
         let [survivor, merged] = pair(context, brand, a, b).await?;
         let names = vec![merge::lock_name(brand, survivor), merge::lock_name(brand, merged)];
-        let work = |grant: Grant| merge_under(context, brand, (survivor, merged), actor, grant);
-        match merge::with_merge_lock(&*context.locks, &*context.store, names, patient(), work).await {
+        let work = |guard: LockGuard| merge_under(context, brand, (survivor, merged), actor, guard);
+        match merge::with_merge_lock(&*context.locks, &*context.store, &context.world, names, patient(), work)
+            .await
+        {
             Ok(id) => break (survivor, id),
             Err(StoreError::Conflict(_) | StoreError::Fenced(_)) if tries < MAX_TRIES => tries += 1,
             Err(error) => return Err(error.into()),
@@ -194,7 +199,7 @@ async fn merge_under(
     brand: BrandId,
     (survivor, merged): (ProfileId, ProfileId),
     actor: &str,
-    grant: Grant,
+    guard: LockGuard,
 ) -> Result<Uuid, StoreError> {
     let mut tx = context.store.begin_for(brand).await?;
     let mut held = locked(&mut *tx, &[survivor, merged]).await?;
@@ -204,8 +209,9 @@ async fn merge_under(
     if whole.merged_into.is_some() || gone.merged_into.is_some() {
         return Err(StoreError::Conflict("a profile was merged concurrently".into()));
     }
-    tx.fence(&[survivor, merged], grant.fence).await?;
-    let row = MergeRow::new(&gone, survivor, format!("by hand: {actor}"), context.clock.now());
+    tx.fence(&[survivor, merged], guard.fence).await?;
+    let row =
+        MergeRow::new(context.world.id(), &gone, survivor, format!("by hand: {actor}"), context.world.now());
     let related = gone.standing.related;
     whole.absorb(&mut gone);
     tx.record_merges(std::slice::from_ref(&row)).await?;
@@ -215,7 +221,7 @@ async fn merge_under(
     let details = serde_json::json!({"merge": row.id, "merged": merged});
     let action = Action { what: "merge", subject: Some(survivor), details };
     tx.note(&entry(context, row.brand, actor, action)).await?;
-    committed(tx, &grant).await?;
+    committed(tx, &guard).await?;
     Ok(row.id)
 }
 
@@ -251,16 +257,16 @@ async fn stage_signals(
 ) -> Result<(), StoreError> {
     let signal = |id: &ProfileId| Job::Signal(Signal { brand, profile: *id, events: Vec::new() }).stage();
     let stages: Vec<Stage> = ids.iter().map(signal).collect();
-    tx.stage(&stages, context.clock.now_ms()).await
+    tx.stage(&stages, context.world.now_ms()).await
 }
 
-async fn committed(tx: Box<dyn StoreTx>, grant: &Grant) -> Result<(), StoreError> {
-    if !grant.is_valid() {
+async fn committed(tx: Box<dyn StoreTx>, guard: &LockGuard) -> Result<(), StoreError> {
+    if !guard.is_valid() {
         return Err(StoreError::Conflict("the merge's lock ran out before the commit".into()));
     }
     tx.commit().await
 }
 
-fn patient() -> Taking {
-    Taking { patience: std::time::Duration::from_secs(2), ..Taking::default() }
+fn patient() -> LockOptions {
+    LockOptions { patience: std::time::Duration::from_secs(2), ..LockOptions::default() }
 }

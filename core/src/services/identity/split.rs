@@ -16,7 +16,7 @@ use crate::domain::profile::{Profile, Trait};
 use crate::domain::time::{self, Timestamp};
 use crate::ports::store::{Relation, RelationKind, StoreError, StoreTx};
 use crate::services::customer360;
-use crate::services::merge::{self, Grant};
+use crate::services::merge::{self, LockGuard};
 use crate::services::privacy::{Action, entry};
 
 /// What a split did.
@@ -38,6 +38,7 @@ pub struct Split {
 ///
 /// # Errors
 /// [`IdentityError::Unknown`] where the brand has no such merge, [`IdentityError::Refused`] where it is undone already.
+#[tracing::instrument(name = "split", skip_all, fields(brand = brand.0))]
 pub async fn split(context: &Context, brand: BrandId, id: Uuid, actor: &str) -> Result<Split, IdentityError> {
     let mut tries = 1;
     let done = loop {
@@ -52,8 +53,10 @@ pub async fn split(context: &Context, brand: BrandId, id: Uuid, actor: &str) -> 
             .ok_or(IdentityError::Unknown("customer"))?;
         let names = vec![merge::lock_name(brand, from), merge::lock_name(brand, merge.loser)];
         let above = above(context, brand, &merge, from).await?;
-        let work = |grant: Grant| split_under(context, brand, (&merge, actor), &above, from, grant);
-        match merge::with_merge_lock(&*context.locks, &*context.store, names, patient(), work).await {
+        let work = |guard: LockGuard| split_under(context, brand, (&merge, actor), &above, from, guard);
+        match merge::with_merge_lock(&*context.locks, &*context.store, &context.world, names, patient(), work)
+            .await
+        {
             Ok(done) => break done,
             Err(StoreError::Conflict(_) | StoreError::Fenced(_)) if tries < MAX_TRIES => tries += 1,
             Err(error) => return Err(error.into()),
@@ -69,9 +72,9 @@ async fn split_under(
     (merge, actor): (&Merge, &str),
     above: &[Merge],
     from: ProfileId,
-    grant: Grant,
+    guard: LockGuard,
 ) -> Result<Split, StoreError> {
-    let now = context.clock.now();
+    let now = context.world.now();
     let mut tx = context.store.begin_for(brand).await?;
     // Also those between the two: another split of the same chain must not move what this one gives back.
     let between: Vec<ProfileId> = above.iter().map(|merge| merge.loser).collect();
@@ -79,7 +82,7 @@ async fn split_under(
     let (rest, back) = parted(&mut held, merge, above, from)?;
     let mut ids = [from, merge.loser];
     ids.sort();
-    tx.fence(&ids, grant.fence).await?;
+    tx.fence(&ids, guard.fence).await?;
     tx.undo_merge(merge.id, now).await?;
     let given = tx.give_back(from, merge.loser).await?;
     let counts: Counts = given.identifiers.iter().collect();
@@ -104,7 +107,7 @@ async fn split_under(
     });
     let action = Action { what: "split", subject: Some(merge.loser), details };
     tx.note(&entry(context, brand, actor, action)).await?;
-    committed(tx, &grant).await?;
+    committed(tx, &guard).await?;
     Ok(Split {
         restored: merge.loser,
         from,

@@ -165,7 +165,7 @@ pub(super) async fn drop_old(
     retention_days: Option<u32>,
 ) -> Result<(), PrivacyError> {
     let days = retention_days.map_or(MAX_AGE_DAYS, |days| days.min(MAX_AGE_DAYS));
-    let before = time::minus(context.clock.now(), time::days(i64::from(days)));
+    let before = time::minus(context.world.now(), time::days(i64::from(days)));
     for (_, queue) in context.queues() {
         while queue.drop_dead(of, before.timestamp_millis()).await? >= MAX_DEAD_PAGE as u64 {}
     }

@@ -23,6 +23,7 @@ use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time;
 use crate::ports::cache::CacheError;
+use crate::ports::fault::Fault;
 use crate::ports::privacy::{AuditEntry, Erased, Erasure, PrivacyRequest, Tally};
 use crate::ports::queue::QueueError;
 use crate::ports::store::{PrivacyRow, StoreError};
@@ -54,9 +55,9 @@ pub struct Action {
 /// An entry of the audit log. `actor` is a key's id, a shop, or a word for what asked.
 pub fn entry(context: &Context, brand: BrandId, actor: &str, action: Action) -> AuditEntry {
     AuditEntry {
-        id: Uuid::now_v7(),
+        id: context.world.id(),
         brand,
-        at: context.clock.now(),
+        at: context.world.now(),
         actor: actor.to_owned(),
         action: action.what.to_owned(),
         subject: action.subject.map(|id| id.to_string()),
@@ -77,6 +78,7 @@ pub async fn note(context: &Context, brand: BrandId, actor: &str, action: Action
 ///
 /// # Errors
 /// The store's own; the queue's when its dead letters cannot be looked through.
+#[tracing::instrument(name = "erase", skip_all, fields(brand = brand.0))]
 pub async fn erase(
     context: &Context,
     brand: BrandId,
@@ -87,7 +89,7 @@ pub async fn erase(
     let id = request(context, brand, "erase", &subject, actor).await?;
     let erased = forget(context, brand, &subject, true, actor, id).await?;
     let result = outcome(context, brand, id, &subject, &erased).await?;
-    context.privacy.done(id, context.clock.now(), &result.to_string(), true).await?;
+    context.privacy.done(id, context.world.now(), &result.to_string(), true).await?;
     context.scrub().await;
     Ok(erased)
 }
@@ -165,7 +167,7 @@ async fn forget(
                 .is_ok_and(|subject: Subject| subject.identifiers.iter().any(|i| known.contains(i)));
             if named {
                 let result = request.result.as_deref().unwrap_or("{}");
-                let at = request.done_at.unwrap_or_else(|| context.clock.now());
+                let at = request.done_at.unwrap_or_else(|| context.world.now());
                 context.privacy.done(request.id, at, result, true).await?;
             }
         }
@@ -179,18 +181,17 @@ async fn forget(
     Ok(erased)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn away(error: CacheError) -> StoreError {
-    StoreError::Unavailable(error.to_string())
+    StoreError::Unavailable(Fault::of(error))
 }
 
 async fn erased(context: &Context, brand: BrandId, what: &Erasure) -> Result<Erased, StoreError> {
     let mut tries = 1;
     loop {
-        match context.privacy.erase(brand, what, context.clock.now()).await {
+        match context.privacy.erase(brand, what, context.world.now()).await {
             Err(StoreError::Conflict(_)) if tries < MAX_TRIES => {
                 tries += 1;
-                tokio::time::sleep(RETRY_WAIT.mul_f64(rand::random())).await;
+                context.world.sleep(RETRY_WAIT.mul_f64(context.world.fraction())).await;
             }
             outcome => return outcome,
         }
@@ -216,13 +217,13 @@ pub enum PrivacyError {
 /// A request, as people see it.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct RequestEntry {
-    /// Its id.
+    /// The id, as paths name it.
     pub id: Uuid,
     /// `export`, `erase` or `erase_shop`.
     pub kind: String,
-    /// Who asked.
+    /// Who asked: a shop, a key, or the command line.
     pub source: String,
-    /// When.
+    /// When it was asked for, as ISO 8601.
     pub created_at: String,
     /// When it will be carried out, where it waits; until then it can be stopped.
     pub due_at: Option<String>,
@@ -274,7 +275,7 @@ pub async fn request(
     subject: &Subject,
     source: &str,
 ) -> Result<Uuid, StoreError> {
-    let id = Uuid::now_v7();
+    let id = context.world.id();
     let row = PrivacyRow {
         id,
         brand,
@@ -282,7 +283,7 @@ pub async fn request(
         kind,
         subject: json!(subject).to_string(),
         source: source.to_owned(),
-        at: context.clock.now(),
+        at: context.world.now(),
         due: None,
     };
     context.privacy.ask(&row).await?;
@@ -297,7 +298,7 @@ pub async fn stop(context: &Context, brand: BrandId, id: Uuid, actor: &str) -> R
     let action = Action { what: "request_stopped", subject: None, details: json!({"request": id}) };
     let note = entry(context, brand, actor, action);
     let result = json!({"stopped_by": actor}).to_string();
-    context.privacy.stop(id, context.clock.now(), &result, &note).await
+    context.privacy.stop(id, context.world.now(), &result, &note).await
 }
 
 /// Carries out what waits. Answers how many requests that were. A request that was half done is done again from the
@@ -305,9 +306,10 @@ pub async fn stop(context: &Context, brand: BrandId, id: Uuid, actor: &str) -> R
 ///
 /// # Errors
 /// When the store cannot be asked what waits.
+#[tracing::instrument(name = "carry_out_requests", level = "debug", skip_all)]
 pub async fn carry_out(context: &Context) -> Result<usize, PrivacyError> {
     let mut done = 0;
-    for request in &context.privacy.open_requests(context.clock.now(), REQUESTS).await? {
+    for request in &context.privacy.open_requests(context.world.now(), REQUESTS).await? {
         let carried = AssertUnwindSafe(carry_out_one(context, request)).catch_unwind().await;
         let Ok(carried) = carried else {
             panicked("privacy");
@@ -317,7 +319,7 @@ pub async fn carry_out(context: &Context) -> Result<usize, PrivacyError> {
         match carried {
             Ok(None) => {}
             Ok(Some((result, forget))) => {
-                context.privacy.done(request.id, context.clock.now(), &result.to_string(), forget).await?;
+                context.privacy.done(request.id, context.world.now(), &result.to_string(), forget).await?;
                 if forget {
                     context.scrub().await;
                 }
@@ -367,7 +369,7 @@ async fn erase_shop(
 ) -> Result<Option<Value>, PrivacyError> {
     let ShopSubject { shop, begun, mut dead_letters } = subject_of(request)?;
     if !begun {
-        context.tenants.shops.shop_redacted(&shop, context.clock.now()).await?;
+        context.tenants.shops.shop_redacted(&shop, context.world.now()).await?;
         let begun = ShopSubject { shop: shop.clone(), begun: true, dead_letters };
         context.privacy.remember(request.id, &json!(begun).to_string()).await?;
     }
@@ -394,7 +396,7 @@ async fn erase_shop(
         context.privacy.remember(request.id, &json!(counted).to_string()).await?;
     }
     let settled =
-        since.is_none_or(|at| (context.clock.now() - at).to_std().is_ok_and(|age| age > REDACTION_SETTLES));
+        since.is_none_or(|at| (context.world.now() - at).to_std().is_ok_and(|age| age > REDACTION_SETTLES));
     if !settled {
         return Ok(None);
     }
@@ -426,6 +428,7 @@ pub async fn unsuppress(
 ///
 /// # Errors
 /// The first of the store's or queue's own, once every brand had its turn.
+#[tracing::instrument(name = "delete_expired_events", level = "debug", skip_all)]
 pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
     let (mut deleted, mut failed) = (0, None);
     // What a process of an older version kept meanwhile.
@@ -458,7 +461,7 @@ async fn retain_of(context: &Context, brand: BrandId) -> Result<u64, PrivacyErro
     let settings = context.tenants.brands.settings(brand).await?;
     letters::drop_old(context, Some(brand), settings.retention_days).await?;
     let Some(days) = settings.retention_days else { return Ok(0) };
-    let before = time::minus(context.clock.now(), time::days(i64::from(days)));
+    let before = time::minus(context.world.now(), time::days(i64::from(days)));
     loop {
         let page = context.privacy.expire(brand, before, PAGE).await?;
         deleted += page;

@@ -42,13 +42,13 @@ pub async fn reschedule(context: &Context, brand: BrandId) -> Result<(), Automat
 /// An automation, as people see it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct AutomationAnswer {
-    /// Its id.
+    /// The id, as paths name it.
     pub id: Uuid,
-    /// Whether it runs.
+    /// Whether it starts runs.
     pub status: AutomationStatus,
     /// Counts up with each edit. Runs that are under way finish on theirs.
     pub version: i32,
-    /// What it does.
+    /// The definition of the newest version.
     pub definition: Definition,
     /// When its schedule next comes up, if it has one and is active.
     pub fires_at: Option<String>,
@@ -124,7 +124,7 @@ pub(super) async fn unready(
     if !preflight::goes_outside(plan) {
         return Ok((Vec::new(), None));
     }
-    let abilities = preflight::heard(context).await;
+    let abilities = preflight::reported_abilities(context).await;
     let unknown = abilities.is_none().then(|| {
         "no automation worker has reported for a minute: whether e-mails and webhooks can be sent is unknown"
             .to_owned()
@@ -180,9 +180,9 @@ pub async fn create(
     if context.automations.automations(brand).await?.len() >= MAX_AUTOMATIONS {
         return Err(AutomationError::Refused(format!("a brand has at most {MAX_AUTOMATIONS} automations")));
     }
-    let now_ms = context.clock.now_ms();
+    let now_ms = context.world.now_ms();
     let row = AutomationRow {
-        id: Uuid::now_v7(),
+        id: context.world.id(),
         brand,
         name: definition.name.clone(),
         status: AutomationStatus::Draft,
@@ -216,7 +216,7 @@ pub async fn edit(
         }
         let old = row.version;
         let version = if text == row.definition { old } else { old + 1 };
-        let now = context.clock.now();
+        let now = context.world.now();
         let before = answer(row.clone())?.definition;
         // What has come up and was not processed yet still comes up.
         let kept =
@@ -273,7 +273,7 @@ pub async fn set_status(
         let plan = checked(context, brand, &definition).await?;
         warning = ready(context, brand, &plan).await?;
     }
-    let now = context.clock.now();
+    let now = context.world.now();
     let due = row.fires_ms.filter(|at| *at <= now.timestamp_millis() && status == AutomationStatus::Active);
     let fires_ms = match due {
         Some(at) => Some(at),
@@ -291,7 +291,7 @@ pub async fn set_status(
 /// # Errors
 /// When there is none, or the store is unavailable.
 pub async fn delete(context: &Context, brand: BrandId, id: Uuid) -> Result<(), AutomationError> {
-    if !context.automations.delete_automation(brand, id, context.clock.now_ms()).await? {
+    if !context.automations.delete_automation(brand, id, context.world.now_ms()).await? {
         return Err(AutomationError::NotFound("automation"));
     }
     context.brands.forget(brand);

@@ -14,6 +14,7 @@ use crate::domain::automation::definition::Trigger as Starts;
 use crate::domain::automation::facts::{Facts, Trigger};
 use crate::domain::automation::meter::{self, PAGE as PAGE_EFFORT};
 use crate::domain::automation::plan::Plan;
+use crate::domain::automation::run::RunOf;
 use crate::domain::automation::run::{Cause, Past, Run, Situation, may_enter};
 use crate::domain::customer360::StoredEvent;
 use crate::domain::event::{Rejection, Source};
@@ -43,7 +44,7 @@ pub struct DryRun {
     pub message_id: Option<String>,
 }
 
-/// What would happen.
+/// What a run would do that began now, step by step.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct DryAnswer {
     /// Whether a run would begin.
@@ -89,6 +90,7 @@ async fn meant(context: &Context, brand: BrandId, asked: &DryRun) -> Result<Prof
 ///
 /// # Errors
 /// When there is no such automation or customer, or the store is unavailable.
+#[tracing::instrument(name = "dry_run", skip_all, fields(brand = brand.0))]
 pub async fn dry_run(
     context: &Context,
     brand: BrandId,
@@ -104,7 +106,7 @@ pub async fn dry_run(
         context.store.customer(brand, customer).await?.ok_or(AutomationError::NotFound("customer"))?;
     let profile = record.profile.id;
     let settings = context.brands.settings(brand).await?;
-    let now = context.clock.now();
+    let now = context.world.now();
     let mut tx = context.automations.begin_reading(brand).await?;
     let facts =
         tx.facts(&[profile], true).await?.remove(&profile).ok_or(AutomationError::NotFound("customer"))?;
@@ -182,8 +184,10 @@ impl Tried {
             at_ms: self.at_ms,
             why: "a dry run".to_owned(),
         };
-        let profile = facts.profile.id;
-        let mut run = Run::new(self.brand, self.id, 0, plan, profile, &cause, now.timestamp_millis());
+        // It is shown to nobody, and stored nowhere.
+        let id = Uuid::nil();
+        let of = RunOf { id, brand: self.brand, automation: self.id, version: 0, profile: facts.profile.id };
+        let mut run = Run::new(of, plan, &cause, now.timestamp_millis());
         let mut then = *now;
         let mut effects = Vec::new();
         for _ in 0..DRY_WAITS {

@@ -16,21 +16,21 @@ use crate::services::privacy::{Action, entry};
 /// A run, as people see it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct RunAnswer {
-    /// Its id.
+    /// The id, as paths name it.
     pub id: Uuid,
-    /// Of which automation.
+    /// The id of the automation that it is a run of.
     pub automation: Uuid,
     /// Of which version of it.
     pub version: i32,
-    /// For whom.
+    /// The id of the customer that it is for.
     pub customer: ProfileId,
-    /// Where it stands.
+    /// Whether it waits, is being executed, or has ended and how.
     pub status: Status,
-    /// What started it.
+    /// What started it: an event, a segment or a schedule, with its id.
     pub trigger: String,
     /// When it goes on, if it waits for a time.
     pub due_at: Option<String>,
-    /// When it began.
+    /// When it began, as ISO 8601.
     pub started_at: String,
     /// When it last changed.
     pub updated_at: String,
@@ -44,13 +44,13 @@ pub struct RunAnswer {
 /// An entry of a run's log.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct EntryAnswer {
-    /// When.
+    /// When that happened, as ISO 8601.
     pub at: String,
     /// Which step, like `2.then.1`.
     pub step: Option<String>,
     /// What became of it.
     pub what: String,
-    /// Why.
+    /// Why, in a sentence; null where nothing needs a reason.
     pub why: Option<String>,
 }
 
@@ -66,9 +66,9 @@ impl From<&Entry> for EntryAnswer {
 pub struct ActionAnswer {
     /// The same for every try: the receiver's `Idempotency-Key` and `webhook-id`.
     pub key: String,
-    /// What.
+    /// The kind of action, such as `email`.
     pub kind: String,
-    /// Where it goes.
+    /// The host or the address that it is sent to.
     pub destination: Option<String>,
     /// What became of it.
     pub status: ActionStatus,
@@ -185,7 +185,7 @@ async fn change(
     (what, who): (&'static str, &str),
     how: impl FnOnce(&mut Run, &mut Vec<ActionRow>, i64) -> Result<bool, AutomationError>,
 ) -> Result<RunAnswer, AutomationError> {
-    let now_ms = context.clock.now_ms();
+    let now_ms = context.world.now_ms();
     let mut tx = context.automations.begin_for(brand).await?;
     let held = tx.lock_runs(&[id]).await?.into_iter().find(|run| run.brand == brand);
     let mut held = held.ok_or(AutomationError::NotFound("run"))?;

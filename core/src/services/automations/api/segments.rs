@@ -34,7 +34,7 @@ pub struct SegmentAnswer {
     pub name: String,
     /// Who belongs to it: a CEL expression.
     pub expression: String,
-    /// For people.
+    /// Free text for people; nothing is made of it.
     pub description: Option<String>,
     /// Whether every brand has it: then it cannot be changed.
     pub own: bool,
@@ -97,7 +97,7 @@ pub async fn put(
     if old.is_none() && rows.len() >= MAX_SEGMENTS {
         return Err(AutomationError::Refused(format!("a brand has at most {MAX_SEGMENTS} segments")));
     }
-    let now_ms = context.clock.now_ms();
+    let now_ms = context.world.now_ms();
     let row = SegmentRow {
         brand,
         name: name.to_owned(),
@@ -122,7 +122,7 @@ pub async fn put(
 pub async fn refill(context: &Context, brand: BrandId) -> Result<(), StoreError> {
     let mut tx = context.automations.begin_for(brand).await?;
     let fill = Job::Fill { brand, segments: segment::own_names(), after: None };
-    tx.stage(&[fill.stage()], context.clock.now_ms()).await?;
+    tx.stage(&[fill.stage()], context.world.now_ms()).await?;
     tx.commit().await
 }
 
@@ -155,7 +155,7 @@ pub struct Preview {
     pub examined: usize,
     /// How many of them would belong.
     pub matched: usize,
-    /// Some of those.
+    /// Some of the customers that belong to it.
     pub customers: Vec<Value>,
     /// How many could not be answered for: a field that they have not got, for example.
     pub unanswered: usize,
@@ -167,10 +167,11 @@ pub struct Preview {
 ///
 /// # Errors
 /// When the expression makes no sense, or the store is unavailable.
+#[tracing::instrument(name = "preview_segment", skip_all, fields(brand = brand.0))]
 pub async fn preview(context: &Context, brand: BrandId, text: &str) -> Result<Preview, AutomationError> {
     let expression = parse_expression(context, brand, text).await?;
     let settings = context.brands.settings(brand).await?;
-    let now = context.clock.now();
+    let now = context.world.now();
     let mut preview = Preview::default();
     let mut after = None;
     while (preview.examined as i64) < PREVIEWED {

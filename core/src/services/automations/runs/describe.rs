@@ -15,13 +15,13 @@ pub struct Effect {
     /// Who gets the e-mail.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
-    /// The e-mail's subject.
+    /// The subject of the e-mail, as it would be rendered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
     /// The e-mail's text, or the chat's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// The e-mail's HTML.
+    /// The HTML of the e-mail, as it would be rendered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub html: Option<String>,
     /// Where the webhook goes, or the chat.

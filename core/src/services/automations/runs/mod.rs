@@ -34,7 +34,7 @@ use crate::ports::sender::Sender;
 use crate::ports::store::StoreError;
 use crate::ports::tenants::BrandSecrets;
 use crate::services::automations::destinations::Destinations;
-use crate::services::automations::signals::{Playbooks, playbooks};
+use crate::services::automations::signals::{CompiledBrands, compiled_brands};
 use crate::services::automations::signing;
 
 /// Messages of a batch that are sent at once.
@@ -89,7 +89,7 @@ pub enum JobOutcome {
 
 /// What a batch needs to know before its transaction.
 struct Rules {
-    playbooks: Playbooks,
+    compiled_brands: CompiledBrands,
     plans: HashMap<Uuid, Option<Arc<Plan>>>,
     profiles: HashMap<Uuid, ProfileId>,
     automations: Vec<Uuid>,
@@ -103,7 +103,9 @@ impl Rules {
         let of: HashMap<Uuid, BrandId> = jobs.iter().map(|job| (job.run, job.brand)).collect();
         let mut automations = BTreeSet::new();
         for peek in context.automations.peek(&of.keys().copied().collect::<Vec<_>>()).await? {
-            let Some(book) = of.get(&peek.run).and_then(|brand| rules.playbooks.get(brand)) else { continue };
+            let Some(book) = of.get(&peek.run).and_then(|brand| rules.compiled_brands.get(brand)) else {
+                continue;
+            };
             let plan = book.plan(&*context.automations, peek.brand, peek.automation, peek.version).await?;
             rules.plans.insert(peek.run, plan);
             rules.profiles.insert(peek.run, peek.profile);
@@ -120,7 +122,7 @@ impl Rules {
             secrets.insert(*brand, signing::secrets(context, *brand).await?);
         }
         Ok(Self {
-            playbooks: playbooks(context, brands).await?,
+            compiled_brands: compiled_brands(context, brands).await?,
             plans: HashMap::new(),
             profiles: HashMap::new(),
             automations: Vec::new(),
@@ -137,6 +139,7 @@ impl Rules {
 ///
 /// # Errors
 /// The store's. What was sent by then is recorded as begun, and is sent again under the same key.
+#[tracing::instrument(name = "advance_runs", skip_all)]
 pub async fn advance_runs(
     context: &Context,
     outbound: &Outbound,
@@ -154,7 +157,7 @@ pub async fn advance_runs(
             failpoint::reached("action_recorded_before_done");
         }
         under_way.extend(sending.into_iter().map(|one| send(context, outbound, &at_once, one)));
-        sent = outcomes(&mut under_way).await;
+        sent = outcomes(&context.world, &mut under_way).await;
         if sent.is_empty() {
             break;
         }
@@ -202,8 +205,8 @@ async fn record(
                 return Ok(sending);
             }
             Err(error) if tries >= most => return Err(error),
-            Err(StoreError::Unavailable(_)) => tokio::time::sleep(RECORD_WAIT).await,
-            Err(_) => tokio::time::sleep(RECORD_WAIT.mul_f64(rand::random::<f64>() / 10.0)).await,
+            Err(StoreError::Unavailable(_)) => context.world.sleep(RECORD_WAIT).await,
+            Err(_) => context.world.sleep(RECORD_WAIT.mul_f64(context.world.fraction() / 10.0)).await,
         }
     }
 }

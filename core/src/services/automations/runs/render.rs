@@ -11,6 +11,7 @@ use crate::domain::automation::definition::Action;
 use crate::domain::automation::emitted;
 use crate::domain::automation::facts::{Facts, Trigger};
 use crate::domain::automation::plan::{Op, Plan};
+use crate::domain::automation::run::RunOf;
 use crate::domain::automation::run::{Cause, Doing, Run, action_key};
 use crate::domain::automation::template;
 use crate::domain::event::{Channel, UNDELIVERABLE};
@@ -21,7 +22,8 @@ use crate::ports::queue::NewItem;
 use crate::ports::sender::{Email, MessageContent};
 use crate::ports::store::StoreError;
 use crate::ports::tenants::BrandSecrets;
-use crate::services::automations::playbook::Playbook;
+use crate::ports::world::World;
+use crate::services::automations::compiled::CompiledBrand;
 use crate::services::automations::{confirm, unsubscribe};
 
 /// The destination of all e-mails: they leave by one relay.
@@ -29,9 +31,10 @@ const SMTP: &str = "smtp";
 
 /// What rendering an action needs.
 pub(super) struct ActionContext<'a> {
+    pub(super) world: &'a World,
     pub(super) outbound: &'a Outbound,
     pub(super) rules: &'a Rules,
-    pub(super) book: &'a Playbook,
+    pub(super) book: &'a CompiledBrand,
     pub(super) facts: &'a Facts,
     pub(super) trigger: Option<&'a Trigger>,
     pub(super) now: Timestamp,
@@ -139,7 +142,7 @@ fn confirm_email(
     let url = url.ok_or("a link to confirm needs TRIBUTARY_PUBLIC_URL, which is not set")?;
     // A trial's link is signed with nobody's secret: whoever reads it is no customer.
     let secret = match of.instead {
-        Some(_) => Uuid::new_v4().to_string(),
+        Some(_) => of.world.token().to_string(),
         None => of.secrets(run.brand)?.link.clone(),
     };
     values["confirm_url"] = confirm::link(url, &secret, run.brand, &to).into();
@@ -238,10 +241,11 @@ pub(in crate::services::automations) async fn render_emails(
     (facts, trigger): (&Facts, &Trigger),
     to: &str,
 ) -> Result<Vec<(String, Result<Email, String>)>, StoreError> {
-    let now = context.clock.now();
+    let now = context.world.now();
     let rules = Rules::of_brands(context, BTreeSet::from([brand])).await?;
-    let Some(book) = rules.playbooks.get(&brand) else { return Ok(Vec::new()) };
+    let Some(book) = rules.compiled_brands.get(&brand) else { return Ok(Vec::new()) };
     let of = ActionContext {
+        world: &context.world,
         outbound,
         rules: &rules,
         book,
@@ -251,7 +255,9 @@ pub(in crate::services::automations) async fn render_emails(
         instead: Some(to),
     };
     let cause = Cause { key: "trial".to_owned(), message_id: None, at_ms: 0, why: "a trial".to_owned() };
-    let run = Run::new(brand, automation, 0, plan, ProfileId::new(0), &cause, now.timestamp_millis());
+    let profile = ProfileId::first_at(0);
+    let run_of = RunOf { id: context.world.id(), brand, automation, version: 0, profile };
+    let run = Run::new(run_of, plan, &cause, now.timestamp_millis());
     let mut emails = Vec::new();
     for (node, laid) in plan.nodes.iter().enumerate().rev() {
         let Op::Act(action @ (Action::Email { .. } | Action::Confirm { .. })) = &laid.op else { continue };

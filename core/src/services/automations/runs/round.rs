@@ -20,7 +20,7 @@ use crate::ports::automations::{AutomationStatus, AutomationsTx};
 use crate::ports::outbox::Stage;
 use crate::ports::sender::{OutboundMessage, SendOutcome};
 use crate::ports::store::StoreError;
-use crate::services::automations::playbook::Playbook;
+use crate::services::automations::compiled::CompiledBrand;
 
 /// How long a run waits that this version cannot read: a newer one wrote it.
 const UNREADABLE_WAIT: Duration = Duration::from_secs(60);
@@ -41,7 +41,7 @@ pub(super) async fn run_round(
     let jobs: BTreeMap<Uuid, &RunJob> = jobs.iter().map(|job| (job.run, job)).collect();
     let mut runs = tx.lock_runs(&jobs.keys().copied().collect::<Vec<_>>()).await?;
     let actions = tx.actions(&runs.iter().map(|run| run.id).collect::<Vec<_>>()).await?;
-    let now = context.clock.now();
+    let now = context.world.now();
     let mut round = Round {
         context,
         outbound,
@@ -99,7 +99,7 @@ impl Seen {
         let triggers = if triggers.is_empty() { HashMap::new() } else { tx.events(&triggers).await? };
         let events = Self::load_events(tx, runs, rules).await?;
         let counts_since = |run: &Run| {
-            let settings = &rules.playbooks.get(&run.brand)?.settings;
+            let settings = &rules.compiled_brands.get(&run.brand)?.settings;
             rules.plan(run.id)?.counts_since(settings, now_ms)
         };
         let marketing = match runs.iter().filter_map(counts_since).min() {
@@ -214,7 +214,7 @@ impl Round<'_> {
         run.updated_ms = now_ms;
         let plan = self.rules.plan(run.id);
         let (Some(plan), Some(book), true) =
-            (plan, self.rules.playbooks.get(&run.brand), seen.facts.contains_key(&run.profile))
+            (plan, self.rules.compiled_brands.get(&run.brand), seen.facts.contains_key(&run.profile))
         else {
             self.cannot_read(run);
             return Ok(());
@@ -261,7 +261,7 @@ impl Round<'_> {
         let Some(row) = self.actions.get_mut(&key).filter(|_| run.state.at == Some(*node)) else {
             return true;
         };
-        let becomes = apply_outcome(run, plan, row, outcome, self.now_ms);
+        let becomes = apply_outcome(&self.context.world, run, plan, row, outcome, self.now_ms);
         self.stages.extend(bounce_event(run, row, outcome, self.now_ms));
         self.changed.insert(key);
         let done = becomes == JobOutcome::Done;
@@ -283,7 +283,7 @@ impl Round<'_> {
     fn step(
         &mut self,
         run: &mut Run,
-        (plan, book): (&Plan, &Playbook),
+        (plan, book): (&Plan, &CompiledBrand),
         seen: &mut Seen,
         trigger: Option<&Trigger>,
         events: &[StoredEvent],
@@ -305,6 +305,7 @@ impl Round<'_> {
             return Ok(Step::Stop);
         };
         let of_action = ActionContext {
+            world: &self.context.world,
             outbound: self.outbound.0,
             rules: self.rules,
             book,

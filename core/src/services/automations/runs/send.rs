@@ -18,6 +18,7 @@ use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::ports::outbox::Stage;
 use crate::ports::queue::NewItem;
 use crate::ports::sender::{OutboundMessage, SendOutcome};
+use crate::ports::world::World;
 use crate::sampled::Sampled;
 use crate::services::automations::destinations::Permit;
 
@@ -62,7 +63,7 @@ pub(super) async fn send(
             "messages of automations do not reach their destination and are retried; this is the last"
         );
     }
-    permit.tell(reachable, context.clock.now_ms());
+    permit.tell(reachable, context.world.now_ms());
     let label = match outcome {
         SendOutcome::Done(_) => "done",
         SendOutcome::Later { .. } => "later",
@@ -75,15 +76,17 @@ pub(super) async fn send(
 
 /// The next outcome, and those that come within [`TOGETHER`]; none where nothing is under way.
 pub(super) async fn outcomes(
+    world: &World,
     under_way: &mut FuturesUnordered<impl Future<Output = (Uuid, (usize, SendOutcome))>>,
 ) -> Outcomes {
     let mut outcomes: Outcomes = under_way.next().await.into_iter().collect();
-    let _ = tokio::time::timeout(TOGETHER, async {
-        while let Some((run, outcome)) = under_way.next().await {
-            outcomes.insert(run, outcome);
-        }
-    })
-    .await;
+    let _ = world
+        .timeout(TOGETHER, async {
+            while let Some((run, outcome)) = under_way.next().await {
+                outcomes.insert(run, outcome);
+            }
+        })
+        .await;
     outcomes
 }
 
@@ -100,6 +103,7 @@ fn strip_nul(outcome: SendOutcome) -> SendOutcome {
 
 /// Applies a message's outcome to its run and to the action's record.
 pub(super) fn apply_outcome(
+    world: &World,
     run: &mut Run,
     plan: &Plan,
     row: &mut ActionRow,
@@ -117,7 +121,7 @@ pub(super) fn apply_outcome(
         SendOutcome::Later { error, after } if row.attempts < MAX_ATTEMPTS => {
             row.error = Some(error.clone());
             let after = after.unwrap_or_default().min(MAX_RETRY_AFTER);
-            let delay = full_jitter(row.attempts, rand::random()).max(after);
+            let delay = full_jitter(row.attempts, world.fraction()).max(after);
             return JobOutcome::Retry { delay, error: error.clone() };
         }
         SendOutcome::Later { error, .. } => format!("failed {} times, at last: {error}", row.attempts),

@@ -1,7 +1,7 @@
 //! What a brand has set up, ready to be used.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use moka::sync::Cache;
 use uuid::Uuid;
@@ -22,7 +22,7 @@ const REMEMBERED: u64 = 10_000;
 
 /// An automation, ready to be used.
 #[derive(Clone, Debug)]
-pub struct Playing {
+pub struct CompiledAutomation {
     pub id: Uuid,
     pub version: i32,
     pub status: AutomationStatus,
@@ -31,13 +31,14 @@ pub struct Playing {
 
 /// What a brand has set up.
 #[derive(Debug)]
-pub struct Playbook {
+pub struct CompiledBrand {
     pub settings: Arc<BrandSettings>,
     /// Its segments, those that every brand has among them.
     pub segments: Vec<Segment>,
-    pub automations: HashMap<Uuid, Playing>,
+    pub automations: HashMap<Uuid, CompiledAutomation>,
     /// What all of it listens to.
     pub interests: Arc<Interests>,
+    plans: Plans,
 }
 
 /// Reads what a brand has set up. What this program cannot read - a newer one wrote it - is left out, and said.
@@ -46,9 +47,10 @@ pub struct Playbook {
 /// When the store is unavailable.
 pub async fn read(
     automations: &dyn Automations,
+    plans: &Plans,
     brand: BrandId,
     settings: Arc<BrandSettings>,
-) -> Result<Playbook, StoreError> {
+) -> Result<CompiledBrand, StoreError> {
     let mut segments = own();
     for row in automations.segments(brand).await? {
         match Expression::parse_as(&row.expression, Scope::Segment, Written::Before) {
@@ -58,41 +60,56 @@ pub async fn read(
     }
     let mut playing = HashMap::new();
     for row in automations.automations(brand).await? {
-        if let Some(plan) = planned(row.id, row.version, &row.definition) {
-            playing.insert(row.id, Playing { id: row.id, version: row.version, status: row.status, plan });
+        if let Some(plan) = plans.read(row.id, row.version, &row.definition) {
+            playing.insert(
+                row.id,
+                CompiledAutomation { id: row.id, version: row.version, status: row.status, plan },
+            );
         }
     }
     let versions = automations.versions(brand, VERSIONS).await?;
-    let plans: Vec<Arc<Plan>> =
-        versions.iter().filter_map(|(id, version, definition)| planned(*id, *version, definition)).collect();
-    let interests = Arc::new(Interests::of(&segments, plans.iter().map(|plan| &**plan)));
-    Ok(Playbook { settings, segments, automations: playing, interests })
+    let listening: Vec<Arc<Plan>> = versions
+        .iter()
+        .filter_map(|(id, version, definition)| plans.read(*id, *version, definition))
+        .collect();
+    let interests = Arc::new(Interests::of(&segments, listening.iter().map(|plan| &**plan)));
+    Ok(CompiledBrand { settings, segments, automations: playing, interests, plans: plans.clone() })
 }
 
-static PLANS: LazyLock<Cache<(Uuid, i32), Arc<Plan>>> = LazyLock::new(|| Cache::new(REMEMBERED));
+/// Plans that were read, by automation and version. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Plans(Cache<(Uuid, i32), Arc<Plan>>);
 
-/// A version never changes: it is read once.
-fn planned(id: Uuid, version: i32, definition: &str) -> Option<Arc<Plan>> {
-    if let Some(plan) = PLANS.get(&(id, version)) {
-        return Some(plan);
-    }
-    let read = serde_json::from_str(definition).map_err(|error| error.to_string());
-    match read
-        .and_then(|definition| Plan::written(&definition, Written::Before).map_err(|error| error.to_string()))
-    {
-        Ok(plan) => {
-            let plan = Arc::new(plan);
-            PLANS.insert((id, version), plan.clone());
-            Some(plan)
-        }
-        Err(error) => {
-            tracing::error!(automation = %id, version, error, "an automation cannot be read");
-            None
-        }
+impl Default for Plans {
+    fn default() -> Self {
+        Self(Cache::new(REMEMBERED))
     }
 }
 
-impl Playbook {
+impl Plans {
+    /// A version never changes: it is read once.
+    fn read(&self, id: Uuid, version: i32, definition: &str) -> Option<Arc<Plan>> {
+        if let Some(plan) = self.0.get(&(id, version)) {
+            return Some(plan);
+        }
+        let read = serde_json::from_str(definition).map_err(|error| error.to_string());
+        let written =
+            |definition| Plan::written(&definition, Written::Before).map_err(|error| error.to_string());
+        match read.and_then(written) {
+            Ok(plan) => {
+                let plan = Arc::new(plan);
+                self.0.insert((id, version), plan.clone());
+                Some(plan)
+            }
+            Err(error) => {
+                tracing::error!(automation = %id, version, error, "an automation cannot be read");
+                None
+            }
+        }
+    }
+}
+
+impl CompiledBrand {
     /// What a version of an automation does; `None` when it is gone.
     ///
     /// # Errors
@@ -107,10 +124,10 @@ impl Playbook {
         if let Some(playing) = self.automations.get(&id).filter(|playing| playing.version == version) {
             return Ok(Some(playing.plan.clone()));
         }
-        if let Some(plan) = PLANS.get(&(id, version)) {
+        if let Some(plan) = self.plans.0.get(&(id, version)) {
             return Ok(Some(plan));
         }
         let definition = automations.version(brand, id, version).await?;
-        Ok(definition.and_then(|definition| planned(id, version, &definition)))
+        Ok(definition.and_then(|definition| self.plans.read(id, version, &definition)))
     }
 }
