@@ -12,14 +12,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use backends::services::Services;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
-use stack::services::Services;
 use tokio_util::sync::CancellationToken;
 use tributary_core::context::{Backend, Context, Layout};
 use tributary_core::domain::addresses::Reach;
 use tributary_core::domain::automation::definition::Definition;
 use tributary_core::domain::automation::plan::Plan;
+use tributary_core::domain::automation::run::RunOf;
 use tributary_core::domain::automation::run::{Cause, Run, Status};
 use tributary_core::domain::event::{Event, EventKind};
 use tributary_core::domain::identity::{Identifier, IdentifierKind};
@@ -27,6 +28,7 @@ use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::ports::automations::AutomationStatus;
 use tributary_core::ports::queue::QueueSettings;
 use tributary_core::ports::sender::{MessageContent, OutboundMessage, SendOutcome, Sender};
+use tributary_core::ports::world::World;
 use tributary_core::services::automations::api;
 use tributary_core::services::automations::destinations::Destinations;
 use tributary_core::services::automations::runs::Outbound;
@@ -56,7 +58,7 @@ impl Sender for Notes {
         let MessageContent::Webhook { body, .. } = &message.content else {
             return SendOutcome::Refused("not a webhook".into());
         };
-        let now = self.context.clock.now_ms();
+        let now = self.context.world.now_ms();
         let body: Value = serde_json::from_str(body).unwrap();
         let run: Uuid = body["data"]["run"].as_str().unwrap().parse().unwrap();
         self.late_ms.lock().unwrap().push(now - self.due[&run]);
@@ -86,7 +88,7 @@ async fn run() {
         key_space: Services::fresh_key_space(),
         connections: 10,
         layout: Layout::Lists,
-        keys: SecretKeys::new(SecretKey::random(), Vec::new()),
+        keys: SecretKeys::new(SecretKey::random(&World::real()), Vec::new()),
     };
     measure("services", &backend, Some(&url), rate).await;
 }
@@ -102,13 +104,13 @@ async fn measure(name: &str, backend: &Backend, database: Option<&str>, rate: us
     let made = api::create(&context, brand, &definition).await.unwrap();
     api::set_status(&context, brand, made.id, AutomationStatus::Active).await.unwrap();
     let customers = customers(&context, brand, rate * SECONDS).await;
-    let idle_from = context.clock.now_ms() + 8000;
+    let idle_from = context.world.now_ms() + 8000;
     let first_due = idle_from + i64::try_from(IDLE.as_millis()).unwrap() + 1000;
     let due = wait(&context, brand, made.id, &definition, &customers, rate, first_due).await;
     let notes = Arc::new(Notes { context: context.clone(), due, late_ms: Mutex::default() });
     let outbound = Outbound {
         sender: notes.clone(),
-        destinations: Arc::new(Destinations::new(NonZeroU32::MAX)),
+        destinations: Arc::new(Destinations::new(NonZeroU32::MAX, context.world.clone())),
         public_url: None,
         sends_mail: true,
         reach: Reach { private: true, http: true },
@@ -117,13 +119,13 @@ async fn measure(name: &str, backend: &Backend, database: Option<&str>, rate: us
     let options = Options { concurrency: 2, batch: 500, grace: Duration::from_secs(5) };
     let worker = tokio::spawn(automation::run(context.clone(), outbound, options, stop.clone()));
     let until =
-        |at: i64| Duration::from_millis(u64::try_from(at - context.clock.now_ms()).unwrap_or_default());
+        |at: i64| Duration::from_millis(u64::try_from(at - context.world.now_ms()).unwrap_or_default());
     tokio::time::sleep(until(idle_from)).await;
     let before = transactions(database).await;
     tokio::time::sleep(IDLE).await;
     let after = transactions(database).await;
     let end = first_due + i64::try_from(SECONDS).unwrap() * 1000 + 20_000;
-    while notes.late_ms.lock().unwrap().len() < rate * SECONDS && context.clock.now_ms() < end {
+    while notes.late_ms.lock().unwrap().len() < rate * SECONDS && context.world.now_ms() < end {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     stop.cancel();
@@ -143,7 +145,7 @@ async fn measure(name: &str, backend: &Backend, database: Option<&str>, rate: us
 }
 
 async fn customers(context: &Context, brand: BrandId, count: usize) -> Vec<ProfileId> {
-    let now = context.clock.now();
+    let now = context.world.now();
     let events: Vec<Event> = (0..count)
         .map(|n| {
             let mut event = Event::new(brand, format!("m{n}"), EventKind::Track, now);
@@ -152,7 +154,7 @@ async fn customers(context: &Context, brand: BrandId, count: usize) -> Vec<Profi
         })
         .collect();
     for batch in events.chunks(500) {
-        process(&*context.store, &*context.locks, &context.clock, &BrandRules::default(), batch)
+        process(&*context.store, &*context.locks, &context.world, &BrandRules::default(), batch)
             .await
             .unwrap();
     }
@@ -188,7 +190,8 @@ async fn wait(
                 let at_ms = at - MONTH_MS;
                 let cause = Cause { key: format!("k{n}"), message_id: None, at_ms, why: "measured".into() };
                 let customer = customers[n % customers.len()];
-                let mut run = Run::new(brand, automation, 1, &plan, customer, &cause, context.clock.now_ms());
+                let of = RunOf { id: context.world.id(), brand, automation, version: 1, profile: customer };
+                let mut run = Run::new(of, &plan, &cause, context.world.now_ms());
                 run.status = Status::Waiting;
                 run.due_ms = Some(at);
                 due.insert(run.id, at);

@@ -4,6 +4,14 @@
 //! A connection that has no request under way may be given up for a new one, the longest waiting first. So the bounds cost who
 //! floods, also where all clients have one address, because a reverse proxy stands before the server.
 
+#![cfg_attr(
+    not(test),
+    expect(
+        clippy::disallowed_methods,
+        reason = "a socket's other end is another machine, which goes by its own time"
+    )
+)]
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};

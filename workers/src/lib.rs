@@ -5,6 +5,9 @@
 //!
 //! [`settings`], [`telemetry`] and [`monitor`] are what every process of Tributary has in common.
 
+// Time, ids and randomness are the World's (clippy.toml).
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod automation;
 pub mod event;
 pub mod housekeeping;
@@ -15,6 +18,7 @@ pub mod numbers;
 pub mod settings;
 pub mod shutdown;
 pub mod telemetry;
+pub mod traces;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -24,6 +28,7 @@ use clap::{Parser, Subcommand};
 use tokio::net::TcpListener;
 use tributary_core::context::Context;
 use tributary_core::failpoint;
+use tributary_core::ports::world::World;
 
 use crate::settings::{OutboundArgs, QueueArgs, ServicesArgs, WorkerArgs};
 
@@ -71,9 +76,11 @@ struct RoleArgs {
 pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     let (args, outbound) = match Cli::parse_from(args).role {
         Role::Event(args) => (args, None),
-        Role::Automation(AutomationArgs { role, outbound }) => (role, Some(outbound.outbound()?)),
+        Role::Automation(AutomationArgs { role, outbound }) => {
+            (role, Some(outbound.outbound(&World::real())?))
+        }
     };
-    let _log = telemetry::log_to_stderr();
+    let _log = telemetry::log_to_stderr("tributary-workers");
     failpoint::arm();
     let metrics = telemetry::record_metrics()?;
     let backend = args.services.backend()?;

@@ -3,13 +3,17 @@
 use std::fmt::Display;
 use std::io::Write;
 use std::time::Duration;
+use tributary_core::ports::clock::{Clock, SystemClock};
 
 pub use metrics_exporter_prometheus::PrometheusHandle;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::numbers;
+use crate::traces::{self, Traces};
 
 /// Where histograms of durations are cut, in seconds.
 const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
@@ -23,13 +27,18 @@ const LINES: usize = 10_000;
 
 /// What is logged is written as long as this is there; its end waits a second for what is on its way.
 #[must_use]
-pub struct Log(#[expect(dead_code, reason = "it is there for its end")] WorkerGuard);
+pub struct Log {
+    // Traces are sent before the last lines are written: what fails is still logged.
+    _traces: Option<Traces>,
+    _lines: WorkerGuard,
+}
 
-/// Logs to stderr. `RUST_LOG` filters (default `info`); `TRIBUTARY_LOG=json` writes JSON lines.
+/// Logs to stderr. `RUST_LOG` filters (default `info`); `TRIBUTARY_LOG=json` writes JSON lines. Sends traces where the environment names a
+/// collector, as those of `service`.
 ///
 /// Nobody waits for stderr, and nobody learns whether it takes the line: whoever reads it may be slow, or gone, and a process that cannot
 /// log still serves, and still stops.
-pub fn log_to_stderr() -> Log {
+pub fn log_to_stderr(service: &'static str) -> Log {
     // PostgreSQL notes at each start that the table of migrations is there.
     let usual = "info,sqlx::postgres::notice=warn";
     let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|asked| !asked.is_empty());
@@ -40,13 +49,22 @@ pub fn log_to_stderr() -> Log {
     };
     let (writer, guard) =
         NonBlockingBuilder::default().buffered_lines_limit(LINES).lossy(true).finish(std::io::stderr());
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
-    // A second call, as in tests that run two programs in one process, keeps the first.
-    let _ = match std::env::var("TRIBUTARY_LOG").as_deref() {
-        Ok("json") => log.json().try_init(),
-        _ => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
+    let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let lines = match std::env::var("TRIBUTARY_LOG").as_deref() {
+        Ok("json") => lines.json().boxed(),
+        _ => lines.with_ansi(is_terminal).boxed(),
     };
+    let (layer, traces, no_traces) = match traces::layer(service) {
+        Ok(Some((layer, traces))) => (Some(layer), Some(traces), None),
+        Ok(None) => (None, None, None),
+        Err(error) => (None, None, Some(error)),
+    };
+    // A second call, as in tests that run two programs in one process, keeps the first.
+    let _ = tracing_subscriber::registry().with(filter).with(lines).with(layer).try_init();
+    if let Some(error) = no_traces {
+        tracing::warn!(error = format!("{error:#}"), "traces are not sent");
+    }
     if let Some(wrong) = wrong {
         tracing::warn!("RUST_LOG is {:?}: {wrong}; the log is as usual (info)", asked.unwrap_or_default());
     }
@@ -54,7 +72,7 @@ pub fn log_to_stderr() -> Log {
     if !["", "text", "json"].contains(&format.as_str()) {
         tracing::warn!("TRIBUTARY_LOG is {format:?}; it may be text or json");
     }
-    Log(guard)
+    Log { _traces: traces, _lines: guard }
 }
 
 /// A filter as it was asked for. A word that is no level would be read as a module of that name, whose lines alone are logged.
@@ -91,7 +109,7 @@ pub fn record_metrics() -> anyhow::Result<PrometheusHandle> {
     let upkeep = handle.clone();
     tokio::spawn(async move {
         loop {
-            tokio::time::sleep(UPKEEP).await;
+            SystemClock.sleep(UPKEEP).await;
             upkeep.run_upkeep();
         }
     });
