@@ -182,7 +182,7 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
             }
             let usual = KeyGrant::new(brand, kind);
             let scopes = scopes.unwrap_or(usual.scopes);
-            let expires_at = expiry(context.clock.now(), kind, days, args.key_days());
+            let expires_at = expiry(context.world.now(), kind, days, args.key_days());
             let grant = KeyGrant { scopes, rate_limit, expires_at, ..usual };
             println!("{}", add_key(context, grant, maker()).await.map_err(told)?);
         }

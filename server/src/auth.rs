@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::ConnectInfo;
 use axum::http::request::Parts;
@@ -16,9 +16,10 @@ use tributary_core::domain::event::Source;
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::scopes::{Scope, Scopes};
 use tributary_core::domain::time::Timestamp;
-use tributary_core::ports::clock::Clock;
 use tributary_core::ports::store::StoreError;
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, Shop, Tenants, key_id};
+use tributary_core::ports::world::World;
+use tributary_core::remembered::Remembered;
 use tributary_core::sampled::Sampled;
 use tributary_core::services::tenants::{Maker, hash};
 
@@ -48,15 +49,15 @@ const REMEMBERED: u64 = 10_000;
 /// Recognises keys and shops, and remembers those it found.
 pub struct Keys {
     tenants: Tenants,
-    clock: Arc<dyn Clock>,
-    grants: Cache<[u8; 32], Found<KeyGrant>>,
-    shops: Cache<String, Found<Shop>>,
+    world: World,
+    grants: Remembered<[u8; 32], KeyGrant>,
+    shops: Remembered<String, Shop>,
     /// The bucket of each key and shop that has a limit.
     buckets: Cache<[u8; 32], Arc<Bucket>>,
     /// What a write key or a shop may send that has no limit of its own.
     sender_limit: Option<NonZeroU32>,
     /// Keys that the store did not know a moment ago.
-    unknown: Cache<[u8; 32], ()>,
+    unknown: Remembered<[u8; 32], ()>,
     /// What addresses may try of such keys.
     strangers: Cache<IpAddr, Arc<Bucket>>,
     /// Keys that were used since the store was told.
@@ -113,27 +114,20 @@ impl Secret {
     }
 }
 
-/// What the store said, and when.
-#[derive(Clone)]
-struct Found<T> {
-    value: T,
-    at: Instant,
-}
-
 impl Keys {
     /// Asks `tenants`. A write key or a shop without a limit of its own has `sender_limit`.
-    pub fn new(tenants: Tenants, clock: Arc<dyn Clock>, sender_limit: Option<NonZeroU32>) -> Self {
+    pub fn new(tenants: Tenants, world: World, sender_limit: Option<NonZeroU32>) -> Self {
         Self {
             tenants,
-            clock,
             sender_limit,
-            unknown: Cache::builder().max_capacity(REMEMBERED).time_to_live(UNKNOWN_TTL).build(),
-            strangers: Cache::builder().max_capacity(REMEMBERED).time_to_idle(OUTAGE_TTL).build(),
+            unknown: Remembered::new(world.clone(), REMEMBERED),
+            strangers: Cache::new(REMEMBERED),
             unknown_said: Sampled::new(),
-            buckets: Cache::builder().max_capacity(REMEMBERED).time_to_idle(OUTAGE_TTL).build(),
+            buckets: Cache::new(REMEMBERED),
             used: Mutex::default(),
-            grants: Cache::builder().max_capacity(REMEMBERED).time_to_live(OUTAGE_TTL).build(),
-            shops: Cache::builder().max_capacity(REMEMBERED).time_to_live(OUTAGE_TTL).build(),
+            grants: Remembered::new(world.clone(), REMEMBERED),
+            shops: Remembered::new(world.clone(), REMEMBERED),
+            world,
         }
     }
 
@@ -202,7 +196,7 @@ impl Keys {
     }
 
     fn note_used(&self, hash: [u8; 32]) {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(hash, self.clock.now());
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(hash, self.world.now());
     }
 
     async fn found(
@@ -221,17 +215,19 @@ impl Keys {
             return Err(ApiError::new(StatusCode::UNAUTHORIZED, "no_key", how));
         };
         let hash = hash(key);
-        let now = self.clock.now();
+        let now = self.world.now();
         let unknown =
             || ApiError::new(StatusCode::UNAUTHORIZED, "invalid_key", "unknown, revoked or expired API key");
         let is_new = self.known(&hash).is_none();
-        let stranger = || self.strangers.get_with(from.0, || Arc::new(Bucket::new(UNKNOWN_LIMIT)));
+        let stranger = || {
+            self.strangers.get_with(from.0, || Arc::new(Bucket::new(UNKNOWN_LIMIT, self.world.monotonic())))
+        };
         if is_new {
-            if self.unknown.contains_key(&hash) {
+            if self.unknown.fresh(&hash).is_some() {
                 self.count_unknown();
                 return Err(unknown());
             }
-            stranger().room().map_err(|wait| {
+            stranger().room(self.world.monotonic()).map_err(|wait| {
                 self.count_unknown();
                 ApiError::rate_limited(wait, "too many requests with unknown keys from this address")
             })?;
@@ -239,9 +235,9 @@ impl Keys {
         match self.grant(&hash).await? {
             None => {
                 self.count_unknown();
-                self.unknown.insert(hash, ());
+                self.unknown.put(hash, (), UNKNOWN_TTL, UNKNOWN_TTL);
                 // There was room a moment ago; that there is none now is for the next one.
-                let _ = stranger().take(1);
+                let _ = stranger().take(self.world.monotonic(), 1);
                 Err(unknown())
             }
             Some(grant) => {
@@ -271,13 +267,13 @@ impl Keys {
     /// 503 when the store is unavailable and the shop is not known from before.
     pub async fn shop(&self, domain: &str) -> Result<Option<Shop>, ApiError> {
         let key = domain.to_owned();
-        remembered(&self.shops, key, SHOP_TTL, self.tenants.shops.shop(domain)).await
+        self.remembered(&self.shops, key, SHOP_TTL, self.tenants.shops.shop(domain)).await
     }
 
     /// Forgets what it knows of keys: a change of this process' own holds at once.
     pub fn forget_keys(&self) {
-        self.grants.invalidate_all();
-        self.unknown.invalidate_all();
+        self.grants.forget_all();
+        self.unknown.forget_all();
     }
 
     /// Tells the store when keys were last used.
@@ -298,67 +294,68 @@ impl Keys {
 
     /// What is remembered of a key, also of one that has ended.
     pub(crate) fn known(&self, hash: &[u8; 32]) -> Option<KeyGrant> {
-        self.grants.get(hash).map(|found| found.value)
+        self.grants.kept(hash)
     }
 
     async fn grant(&self, hash: &[u8; 32]) -> Result<Option<KeyGrant>, ApiError> {
-        remembered(&self.grants, *hash, KEY_TTL, self.tenants.keys.key(hash)).await
+        self.remembered(&self.grants, *hash, KEY_TTL, self.tenants.keys.key(hash)).await
     }
 
     /// Charges the bucket of a key or a shop.
     fn charge_bucket(&self, of: [u8; 32], limit: NonZeroU32, cost: u32, what: &str) -> Result<(), ApiError> {
         let known = self.buckets.get(&of).filter(|bucket| bucket.per_second() == limit);
         let bucket = known.unwrap_or_else(|| {
-            let bucket = Arc::new(Bucket::new(limit));
+            let bucket = Arc::new(Bucket::new(limit, self.world.monotonic()));
             self.buckets.insert(of, bucket.clone());
             bucket
         });
-        bucket.take(cost).map_err(|wait| {
+        bucket.take(self.world.monotonic(), cost).map_err(|wait| {
             metrics::counter!("tributary_over_limit_total").increment(1);
             ApiError::rate_limited(wait, &format!("{limit} {what} a second may come"))
         })
     }
-}
 
-/// What was found under `key`, if that is younger than `ttl`; else what `ask` finds now. While the store is unavailable, what was
-/// found before stays good. What is not found is asked for every time, so that a new key works at once.
-async fn remembered<K, T>(
-    cache: &Cache<K, Found<T>>,
-    key: K,
-    ttl: Duration,
-    ask: impl Future<Output = Result<Option<T>, StoreError>>,
-) -> Result<Option<T>, ApiError>
-where
-    K: std::hash::Hash + Eq + Send + Sync + 'static,
-    T: Clone + Send + Sync + 'static,
-{
-    let held = cache.get(&key);
-    if let Some(held) = held.as_ref().filter(|held| held.at.elapsed() < ttl) {
-        return Ok(Some(held.value.clone()));
-    }
-    // With a copy in hand nobody waits long: a store that is unavailable may take its time to say so.
-    let asked = match &held {
-        Some(_) => tokio::time::timeout(REFRESH_PATIENCE, ask).await.unwrap_or_else(|_| {
-            Err(StoreError::Unavailable(format!("no answer in {} ms", REFRESH_PATIENCE.as_millis())))
-        }),
-        None => ask.await,
-    };
-    match (asked, held) {
-        (Ok(Some(value)), _) => {
-            cache.insert(key, Found { value: value.clone(), at: Instant::now() });
-            Ok(Some(value))
+    /// What is remembered under `key`, while that is fresh; else what `ask` finds now. While the store is unavailable, what was found
+    /// before stays good. What is not found is asked for every time, so that a new key works at once.
+    async fn remembered<K, T>(
+        &self,
+        found: &Remembered<K, T>,
+        key: K,
+        ttl: Duration,
+        ask: impl Future<Output = Result<Option<T>, StoreError>>,
+    ) -> Result<Option<T>, ApiError>
+    where
+        K: std::hash::Hash + Eq + Send + Sync + 'static,
+        T: Clone + Send + Sync + 'static,
+    {
+        if let Some(value) = found.fresh(&key) {
+            return Ok(Some(value));
         }
-        (Ok(None), _) => {
-            cache.invalidate(&key);
-            Ok(None)
+        let held = found.kept(&key);
+        // With a copy in hand nobody waits long: a store that is unavailable may take its time to say so.
+        let asked = match &held {
+            Some(_) => self.world.timeout(REFRESH_PATIENCE, ask).await.unwrap_or_else(|_| {
+                Err(StoreError::Unavailable(
+                    format!("no answer in {} ms", REFRESH_PATIENCE.as_millis()).into(),
+                ))
+            }),
+            None => ask.await,
+        };
+        match (asked, held) {
+            (Ok(Some(value)), _) => {
+                found.put(key, value.clone(), ttl, OUTAGE_TTL);
+                Ok(Some(value))
+            }
+            (Ok(None), _) => {
+                found.forget(&key);
+                Ok(None)
+            }
+            (Err(StoreError::Unavailable(_)), Some(held)) => {
+                found.trust(key, ASK_AGAIN);
+                Ok(Some(held))
+            }
+            (Err(error), _) => Err(error.into()),
         }
-        (Err(StoreError::Unavailable(_)), Some(held)) => {
-            // Believed for a while without asking again.
-            let at = Instant::now().checked_sub(ttl.saturating_sub(ASK_AGAIN)).unwrap_or(held.at);
-            cache.insert(key, Found { value: held.value.clone(), at });
-            Ok(Some(held.value))
-        }
-        (Err(error), _) => Err(error.into()),
     }
 }
 

@@ -83,6 +83,10 @@ fn hold(bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
 /// # Errors
 /// `payload_too_large` or `invalid_body`, both 400; `body_timeout`, 408; `overloaded`, 503.
 pub async fn read_raw(body: Body, limit: usize) -> Result<Whole, ApiError> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the sender is another machine, which goes by its own time"
+    )]
     let Ok(read) = tokio::time::timeout(READ_TIMEOUT, gathered(body, limit)).await else {
         let message = format!("the body did not arrive within {} s", READ_TIMEOUT.as_secs());
         return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message));

@@ -3,7 +3,9 @@
 
 use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tributary_core::ports::clock::Moment;
 
 /// Bytes that count as one event; an event of more counts as several.
 pub const UNIT_BYTES: usize = 2 * 1024;
@@ -18,13 +20,13 @@ pub fn cost(events: usize, bytes: usize) -> u32 {
 pub struct Bucket {
     per_second: NonZeroU32,
     /// When all that was let in will have been paid for.
-    paid_at: Mutex<Instant>,
+    paid_at: Mutex<Moment>,
 }
 
 impl Bucket {
     /// Full: a second's worth may come at once.
-    pub fn new(per_second: NonZeroU32) -> Self {
-        Self { per_second, paid_at: Mutex::new(Instant::now()) }
+    pub fn new(per_second: NonZeroU32, now: Moment) -> Self {
+        Self { per_second, paid_at: Mutex::new(now) }
     }
 
     /// What it lets in, a second.
@@ -36,54 +38,51 @@ impl Bucket {
     ///
     /// # Errors
     /// How long to wait.
-    pub fn take(&self, cost: u32) -> Result<(), Duration> {
-        self.take_at(Instant::now(), cost)
-    }
-
-    /// Whether there is room for one.
-    ///
-    /// # Errors
-    /// How long to wait.
-    pub fn room(&self) -> Result<(), Duration> {
-        self.take_at(Instant::now(), 0)
-    }
-
-    fn take_at(&self, now: Instant, cost: u32) -> Result<(), Duration> {
+    pub fn take(&self, now: Moment, cost: u32) -> Result<(), Duration> {
         let each = Duration::from_secs(1) / self.per_second.get();
         let burst = Duration::from_secs(1).saturating_sub(each);
         let mut paid_at = self.paid_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let owed = paid_at.saturating_duration_since(now);
+        let owed = paid_at.since(now);
         if owed > burst {
             return Err(owed.saturating_sub(burst));
         }
         *paid_at = (*paid_at).max(now) + each.saturating_mul(cost);
         Ok(())
     }
+
+    /// Whether there is room for one.
+    ///
+    /// # Errors
+    /// How long to wait.
+    pub fn room(&self, now: Moment) -> Result<(), Duration> {
+        self.take(now, 0)
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use tributary_core::ports::clock::{Clock, SystemClock};
+
     use super::*;
 
     #[test]
     fn a_second_s_worth_comes_at_once_and_the_rest_as_it_is_paid() {
-        let bucket = Bucket::new(NonZeroU32::new(5).unwrap());
-        let at = |ms| Instant::now() + Duration::from_millis(ms);
-        let began = at(0);
-        assert!((0..5).all(|_| bucket.take_at(began, 1).is_ok()));
-        assert!(bucket.take_at(began, 1).unwrap_err() <= Duration::from_millis(200));
-        assert!(bucket.take_at(began + Duration::from_millis(201), 1).is_ok());
-        assert!(bucket.take_at(began + Duration::from_millis(201), 1).is_err());
+        let began = SystemClock.monotonic();
+        let bucket = Bucket::new(NonZeroU32::new(5).unwrap(), began);
+        assert!((0..5).all(|_| bucket.take(began, 1).is_ok()));
+        assert!(bucket.take(began, 1).unwrap_err() <= Duration::from_millis(200));
+        assert!(bucket.take(began + Duration::from_millis(201), 1).is_ok());
+        assert!(bucket.take(began + Duration::from_millis(201), 1).is_err());
     }
 
     #[test]
     fn a_large_request_is_let_in_and_paid_for() {
-        let bucket = Bucket::new(NonZeroU32::new(1).unwrap());
-        let began = Instant::now() + Duration::from_secs(1);
-        assert_eq!(bucket.take_at(began, 2500), Ok(()), "else it never could be");
-        let wait = bucket.take_at(began, 1).unwrap_err();
+        let began = SystemClock.monotonic();
+        let bucket = Bucket::new(NonZeroU32::new(1).unwrap(), began);
+        assert_eq!(bucket.take(began, 2500), Ok(()), "else it never could be");
+        let wait = bucket.take(began, 1).unwrap_err();
         assert!(wait > Duration::from_secs(2490), "{wait:?}");
-        assert!(bucket.take_at(began + Duration::from_secs(2500), 1).is_ok());
+        assert!(bucket.take(began + Duration::from_secs(2500), 1).is_ok());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use utoipa::openapi::extensions::ExtensionsBuilder;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 
 /// What a code means.
@@ -123,7 +124,11 @@ pub fn of(name: &str) -> Option<&'static Code> {
     CODES.iter().find(|code| code.name == name)
 }
 
-/// The responses of an OpenAPI operation that may fail in these ways: one a status, its codes listed in its text.
+/// The extension of a response that lists its codes, for programs.
+pub const ERROR_CODES: &str = "x-error-codes";
+
+/// The responses of an OpenAPI operation that may fail in these ways: one a status, with its codes in `x-error-codes`, and what they mean in
+/// its text.
 pub fn responses(names: &[&str]) -> BTreeMap<String, RefOr<Response>> {
     let mut by_status: BTreeMap<u16, Vec<&Code>> = BTreeMap::new();
     for code in names.iter().filter_map(|name| of(name)) {
@@ -134,10 +139,13 @@ pub fn responses(names: &[&str]) -> BTreeMap<String, RefOr<Response>> {
         .map(|(status, codes)| {
             let lines: Vec<String> =
                 codes.iter().map(|code| format!("- `{}`: {}", code.name, code.meaning)).collect();
+            let names: Vec<&str> = codes.iter().map(|code| code.name).collect();
+            let extension = ExtensionsBuilder::new().add(ERROR_CODES, names).build();
             let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Error"))).build();
             let response = ResponseBuilder::new()
                 .description(lines.join("\n"))
                 .content("application/json", content)
+                .extensions(Some(extension))
                 .build();
             (status.to_string(), RefOr::T(response))
         })

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::bail;
 use tributary_core::adapters::outbound::OutboundSender;
 use tributary_core::context::Context;
+use tributary_core::ports::world::World;
 use tributary_core::services::automations::preflight;
 use tributary_core::services::health::{self, Check, Status};
 use tributary_core::services::tenants::warn_of_shared_secrets;
@@ -85,7 +86,7 @@ pub async fn run(args: &ServeArgs) -> anyhow::Result<()> {
             some => Ok(some.to_string()),
         },
     );
-    let heard = preflight::heard(&context).await;
+    let heard = preflight::reported_abilities(&context).await;
     // The embedded profile's cache is in the server's own process.
     if !args.embedded {
         let missing = || "none has reported for a minute: start workers automation".to_owned();
@@ -102,7 +103,7 @@ pub async fn run(args: &ServeArgs) -> anyhow::Result<()> {
 }
 
 async fn clock(context: &Context) -> Result<String, String> {
-    let own = context.clock.now_ms();
+    let own = context.world.now_ms();
     let stores = context.store.now_ms().await.map_err(|error| error.to_string())?;
     let apart = Duration::from_millis(own.abs_diff(stores));
     match apart > MAX_SKEW {
@@ -119,7 +120,7 @@ async fn mail(args: &ServeArgs) -> Result<String, String> {
         return Ok("no SMTP server is set (--smtp-url): automations send no e-mails from here".to_owned());
     };
     // As the processes would refuse it at their start.
-    args.outbound.outbound().map_err(|error| error.to_string())?;
+    args.outbound.outbound(&World::real()).map_err(|error| error.to_string())?;
     let outbound =
         OutboundSender::new(Some(&url), args.outbound.reach()).map_err(|error| error.to_string())?;
     outbound.greet_mail_server().await.map(|()| "the SMTP server answers".to_owned())

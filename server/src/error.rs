@@ -1,5 +1,6 @@
-//! What an error answer looks like: a status, and JSON `{"code", "message"}`. Programs read the code, people the message.
+//! What an error answer looks like: a status, and JSON `{"code", "message", "request_id"}`. Programs read the code, people the message.
 
+use std::error::Error;
 use std::time::Duration;
 
 use axum::Json;
@@ -13,6 +14,8 @@ use tributary_core::services::automations::api::AutomationError;
 use tributary_core::services::identity::IdentityError;
 use tributary_core::services::privacy::PrivacyError;
 use tributary_core::services::tenants::KeyError;
+
+use crate::requests;
 
 /// How long a client is asked to wait when something is unavailable or full, in seconds.
 pub const RETRY_AFTER_S: u16 = 5;
@@ -48,12 +51,12 @@ impl ApiError {
         self.status == StatusCode::UNAUTHORIZED
     }
 
-    /// 400.
+    /// 400: the request is wrong, and will be next time.
     pub fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, message)
     }
 
-    /// 404.
+    /// 404: there is no such thing, or not for this key.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
@@ -89,7 +92,7 @@ impl ApiError {
         }
     }
 
-    /// 429 with `Retry-After`.
+    /// 429 with `Retry-After`: more came than may.
     pub fn rate_limited(wait: Duration, message: &str) -> Self {
         let seconds = u16::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u16::MAX).max(1);
         Self {
@@ -119,7 +122,7 @@ impl From<QueueError> for ApiError {
             },
             // What the driver says may name hosts: that is for the log.
             QueueError::Unavailable(_) | QueueError::Unexpected(_) => {
-                tracing::warn!(%error, "an event was not taken");
+                tracing::warn!(error = &error as &dyn Error, "an event was not accepted");
                 Self::unavailable(
                     "queue_unavailable",
                     "the queue is unavailable; retry with the same messageId",
@@ -131,7 +134,7 @@ impl From<QueueError> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        tracing::warn!(%error, "the store did not answer");
+        tracing::warn!(error = &error as &dyn Error, "the store failed");
         match error {
             StoreError::Invalid(_) => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -193,7 +196,8 @@ impl From<PrivacyError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = Json(json!({"code": self.code, "message": self.message}));
+        let request_id = requests::current_id();
+        let body = Json(json!({"code": self.code, "message": self.message, "request_id": request_id}));
         let mut response = (self.status, body).into_response();
         if let Some(seconds) = self.retry {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));

@@ -1,12 +1,15 @@
 //! What routes take out of a request: who asks, from where, and whether they may see what concerns all brands.
 
-use axum::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Query, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, key_id};
 use tributary_core::services::tenants::hash;
 
 use crate::auth::{Peer, Secret, bearer};
+use crate::body::{self, MAX_BODY_BYTES};
 use crate::error::ApiError;
 use crate::inside::Inside;
 use crate::scopes;
@@ -80,5 +83,45 @@ impl OptionalFromRequestParts<AppState> for Inside {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Option<Self>, ApiError> {
         Ok(Self::may(parts, state.settings.monitor).then_some(Self))
+    }
+}
+
+/// A JSON body of at most [`MAX_BODY_BYTES`], also after unpacking: for routes that take no events.
+pub struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &AppState) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let bytes = body::read(&parts.headers, body, MAX_BODY_BYTES).await?;
+        Ok(Self(body::json(&bytes)?))
+    }
+}
+
+/// The same, where the body may be empty: then everything in it has its usual value.
+pub struct OptionalJsonBody<T>(pub T);
+
+impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &AppState) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let bytes = body::read(&parts.headers, body, MAX_BODY_BYTES).await?;
+        Ok(Self(if bytes.is_empty() { T::default() } else { body::json(&bytes)? }))
+    }
+}
+
+/// The parameters of an address.
+pub struct QueryOf<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<AppState> for QueryOf<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ApiError> {
+        let query = Query::<T>::try_from_uri(&parts.uri);
+        let refused =
+            |rejection: QueryRejection| ApiError::bad_request("invalid_query", rejection.body_text());
+        query.map(|Query(query)| Self(query)).map_err(refused)
     }
 }

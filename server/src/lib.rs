@@ -3,7 +3,11 @@
 //! [`router`] is the table of all routes. [`main_from`] is the binary; [`serve`] is the seam for tests: bind a listener,
 //! pass it in with a [`tributary_core::context::Context`], cancel the token.
 
+// Time, ids and randomness are the World's (clippy.toml).
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod admin;
+pub mod answers;
 pub mod audit;
 pub mod auth;
 pub mod backup;
@@ -20,8 +24,10 @@ pub mod import;
 pub mod inside;
 pub mod measured;
 pub mod openapi;
+pub mod paging;
 pub mod queues;
 pub mod refusals;
+pub mod requests;
 pub mod router;
 pub mod routes;
 pub mod scopes;
@@ -59,7 +65,7 @@ pub const STOP_GRACE: Duration = Duration::from_secs(10);
 /// When the settings are wrong, a service cannot be reached, or the command fails.
 pub async fn main_from(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     let cli = Cli::parse_from(args);
-    let _log = telemetry::log_to_stderr();
+    let _log = telemetry::log_to_stderr("tributary-server");
     failpoint::arm();
     match cli.command {
         Some(Command::Admin(command)) => admin::run(&cli.serve, command).await,
@@ -84,11 +90,11 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {} (--bind)", args.bind))?;
     if args.embedded {
         let show = args.demo || std::io::stdout().is_terminal();
-        demo::seed_if_empty(&context.tenants, &format!("http://{}", listener.local_addr()?), show).await?;
+        demo::seed_if_empty(&context, &format!("http://{}", listener.local_addr()?), show).await?;
     }
     warn_of_shared_secrets(&context).await?;
     // What is wrong with it is said before the server says that it listens.
-    let outbound = if args.embedded { Some(args.outbound.outbound()?) } else { None };
+    let outbound = if args.embedded { Some(args.outbound.outbound(&context.world)?) } else { None };
     let monitor = match args.monitor_bind {
         Some(bind) => {
             let told = || format!("cannot listen on {bind} (--monitor-bind)");

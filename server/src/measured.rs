@@ -1,18 +1,17 @@
 //! How many requests there are, and how long they take, by route.
 
-use std::time::Instant;
-
 use axum::extract::{MatchedPath, Request};
 use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::Response;
+use tributary_core::stopwatch::Stopwatch;
 
 /// The route of a request that has none.
 const NO_ROUTE: &str = "none";
 
 /// The layer around all routes. What is measured ends when the answer's head is there.
 pub async fn measured(request: Request, next: Next) -> Response {
-    let began = Instant::now();
+    let began = Stopwatch::start();
     let route = request
         .extensions()
         .get::<MatchedPath>()

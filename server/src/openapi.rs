@@ -17,7 +17,7 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{Components, OpenApi as Document, RefOr};
 use utoipa::{Modify, OpenApi, ToSchema};
 
-use crate::codes::ANYWHERE;
+use crate::codes::{ANYWHERE, ERROR_CODES};
 use crate::error::ErrorCode;
 use crate::guards;
 
@@ -28,6 +28,8 @@ pub struct Error {
     code: String,
     /// What is wrong and what would be right, for people.
     message: String,
+    /// The id that the log knows the request by; the header `x-request-id` has it, too.
+    request_id: String,
 }
 
 /// What the document says beside the routes.
@@ -35,7 +37,7 @@ pub struct Error {
 #[openapi(
     info(
         title = "Tributary",
-        description = "Merges storefront events and Shopify webhooks into one profile for each customer.\n\nAn error is `{\"code\", \"message\"}`; a 429 and a 503 have a `Retry-After` in seconds. Any route may answer 500 `internal`, a defect, 405 `method_not_allowed`, and 400 `invalid_text` for U+0000; those that change something by a secret key also 403 `foreign_origin` and 415 `unsupported_media_type`.",
+        description = "Merges storefront events and Shopify webhooks into one profile for each customer.\n\nAn error is `{\"code\", \"message\", \"request_id\"}`; the extension `x-error-codes` of a response lists the codes that it may have; a 429 and a 503 have a `Retry-After` in seconds. Any route may answer 500 `internal`, a defect, 405 `method_not_allowed`, and 400 `invalid_text` for U+0000; those that change something by a secret key also 403 `foreign_origin` and 415 `unsupported_media_type`.",
         license(name = "Apache-2.0 OR MIT", identifier = "Apache-2.0 OR MIT"),
     ),
     components(schemas(Error)),
@@ -232,13 +234,10 @@ pub fn operations(document: &Document) -> Vec<(&'static str, String, Operation)>
 pub fn codes_of(operation: &Operation) -> BTreeSet<(u16, String)> {
     let mut codes = BTreeSet::new();
     for (status, response) in &operation.responses.responses {
-        let RefOr::T(response) = response else { continue };
-        for line in response.description.lines() {
-            let code = line.strip_prefix("- `").and_then(|rest| rest.split_once('`'));
-            if let (Some((code, _)), Ok(status)) = (code, status.parse()) {
-                codes.insert((status, code.to_owned()));
-            }
-        }
+        let (RefOr::T(response), Ok(status)) = (response, status.parse()) else { continue };
+        let listed = response.extensions.as_ref().and_then(|extensions| extensions.get(ERROR_CODES));
+        let names = listed.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+        codes.extend(names.map(|name| (status, name.to_owned())));
     }
     codes
 }

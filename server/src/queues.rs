@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use tributary_core::context::Context;
 use tributary_core::domain::time::from_ms;
 use tributary_core::ports::queue::{Queue, Scope};
+use tributary_core::ports::world::World;
 use tributary_core::services::queues::{self, RateMeter, Which};
 
 use crate::cli::{Chosen, DeadCommand, QueuesArgs, QueuesCommand, ServeArgs};
@@ -30,7 +31,7 @@ pub async fn run(args: &ServeArgs, command: QueuesArgs) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match command.command {
         QueuesCommand::Stats => {
-            stats(&mut out, name, queue).await?;
+            stats(&context.world, &mut out, name, queue).await?;
             let outbox = context.outbox.stats().await?;
             writeln!(out, "\noutbox: {} waiting, {} refused", outbox.waiting, outbox.refused)?;
         }
@@ -55,10 +56,10 @@ pub async fn run(args: &ServeArgs, command: QueuesArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn stats(out: &mut impl Write, name: &str, queue: &dyn Queue) -> anyhow::Result<()> {
-    let meter = RateMeter::default();
+async fn stats(world: &World, out: &mut impl Write, name: &str, queue: &dyn Queue) -> anyhow::Result<()> {
+    let meter = RateMeter::new(world.clone());
     meter.sample(&queue.stats().await?);
-    tokio::time::sleep(WATCHED).await;
+    world.sleep(WATCHED).await;
     let stats = queue.stats().await?;
     let rates = meter.rates(&stats);
     let paused = if stats.paused { "  (paused)" } else { "" };

@@ -11,12 +11,13 @@ use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::Response;
 use tributary_core::domain::ids::BrandId;
-use tributary_core::ports::clock::Clock;
 use tributary_core::ports::tenants::{Refusal, Tenants};
+use tributary_core::ports::world::World;
 use tributary_core::sampled::Sampled;
 
 use crate::codes::CODES;
 use crate::error::ErrorCode;
+use crate::requests;
 
 /// How often what was refused is written to the store.
 pub const WRITTEN_EVERY: Duration = Duration::from_secs(5);
@@ -86,6 +87,7 @@ tokio::task_local! {
 
 /// Notes whose request this is: from now on a refusal is told to that brand.
 pub fn is_of(brand: BrandId, source: impl FnOnce() -> String) {
+    requests::concerns(brand);
     let _ = SEEN.try_with(|seen| seen.borrow_mut().whose = Some((brand, source())));
 }
 
@@ -107,7 +109,7 @@ pub fn stranger(domain: &str) {
 
 /// The layer around all routes.
 pub async fn told(
-    State((refusals, clock)): State<(Arc<Refusals>, Arc<dyn Clock>)>,
+    State((refusals, world)): State<(Arc<Refusals>, World)>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -125,7 +127,7 @@ pub async fn told(
             messages.push((*code, 1));
         }
         let Some((brand, source)) = whose.filter(|_| !messages.is_empty()) else { return answer };
-        let now_ms = clock.now_ms();
+        let now_ms = world.now_ms();
         for (code, times) in &messages {
             refusals.add(brand, &source, code, *times, now_ms);
         }

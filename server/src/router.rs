@@ -19,6 +19,7 @@ use crate::inside;
 use crate::measured;
 use crate::openapi::{self, Base, also_at, name_operations};
 use crate::refusals;
+use crate::requests;
 use crate::routes::{
     automations, browser, customers, events, monitoring, privacy, queues, segment, segments, settings,
     shopify, unsubscribe,
@@ -31,7 +32,8 @@ const PREFLIGHT_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// All routes, on `state`.
 pub fn router(state: AppState) -> Router {
-    let refused = (state.refusals.clone(), state.context.clock.clone());
+    let world = state.context.world.clone();
+    let refused = (state.refusals.clone(), world.clone());
     let (documented, document) = documented().split_for_parts();
     let document: Arc<str> = openapi::written(&complete(document)).to_string().into();
     // The fallback comes before the layer, so that a browser's preflight request reaches the layer.
@@ -57,6 +59,7 @@ pub fn router(state: AppState) -> Router {
         .layer(axum::middleware::from_fn(guards::guard))
         .layer(axum::middleware::from_fn_with_state(refused, refusals::told))
         .layer(axum::middleware::from_fn(measured::measured))
+        .layer(axum::middleware::from_fn_with_state(world, requests::identified))
         .with_state(state)
 }
 
@@ -77,6 +80,7 @@ pub fn monitor(state: AppState) -> Router {
         .fallback(async || ApiError::not_found("there is no such route on the monitor's port"))
         .layer(axum::middleware::from_fn(inside::on_own_port))
         .layer(axum::middleware::from_fn(guards::guard))
+        .layer(axum::middleware::from_fn_with_state(state.context.world.clone(), requests::identified))
         .with_state(state)
 }
 
@@ -237,6 +241,6 @@ fn cors() -> CorsLayer {
         .allow_origin(Any)
         .allow_methods([Method::POST, Method::GET])
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([header::RETRY_AFTER])
+        .expose_headers([header::RETRY_AFTER, requests::REQUEST_ID])
         .max_age(PREFLIGHT_TTL)
 }

@@ -2,14 +2,15 @@
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::Mutex;
 use tributary_core::context::Context;
 use tributary_core::domain::ids::ProfileId;
-use tributary_core::ports::queue::Queue;
+use tributary_core::ports::clock::Moment;
 use tributary_core::ports::tenants::key_id;
+use tributary_core::ports::world::World;
 use tributary_core::services::health::{self, Alarms, Health};
 use tributary_core::services::ingest::Ingest;
 use tributary_core::services::privacy::{Action, note};
@@ -49,7 +50,7 @@ pub struct AppState {
     pub settings: Settings,
     pub metrics: PrometheusHandle,
     /// When the server started.
-    pub started: Instant,
+    pub started: Moment,
     /// Who looked at what, until it is noted.
     pub looks: Arc<Looks>,
     /// What was refused, until it is written.
@@ -61,7 +62,7 @@ pub struct AppState {
 }
 
 /// A verdict, and when it was made.
-type Recent = Option<(Instant, Arc<Health>)>;
+type Recent = Option<(Moment, Arc<Health>)>;
 
 /// How old a verdict may be that strangers hear: each asks store, queue and cache.
 const HEALTH_TTL: Duration = Duration::from_secs(1);
@@ -69,10 +70,11 @@ const HEALTH_TTL: Duration = Duration::from_secs(1);
 impl AppState {
     /// Starts what the routes need. Must be called within a tokio runtime.
     pub fn new(context: Context, metrics: PrometheusHandle, settings: Settings) -> Self {
-        let rates = Arc::new(RateMeter::default());
-        tokio::spawn(sample(context.queue.clone(), Arc::downgrade(&rates)));
-        let keys = Arc::new(Keys::new(context.tenants.clone(), context.clock.clone(), settings.sender_limit));
-        tokio::spawn(tell_used(Arc::downgrade(&keys)));
+        let started = context.world.monotonic();
+        let rates = Arc::new(RateMeter::new(context.world.clone()));
+        tokio::spawn(sample(context.clone(), Arc::downgrade(&rates)));
+        let keys = Arc::new(Keys::new(context.tenants.clone(), context.world.clone(), settings.sender_limit));
+        tokio::spawn(tell_used(context.world.clone(), Arc::downgrade(&keys)));
         let looks = Arc::new(Looks::default());
         tokio::spawn(tell_looks(context.clone(), Arc::downgrade(&looks)));
         let refusals = Arc::new(Refusals::default());
@@ -87,7 +89,7 @@ impl AppState {
             context,
             settings,
             metrics,
-            started: Instant::now(),
+            started,
         }
     }
 }
@@ -97,12 +99,12 @@ impl AppState {
     pub async fn recent_health(&self) -> Arc<Health> {
         let mut held = self.health.lock().await;
         if let Some((at, health)) = &*held
-            && at.elapsed() < HEALTH_TTL
+            && self.context.world.since(*at) < HEALTH_TTL
         {
             return health.clone();
         }
         let health = Arc::new(health::check(&self.context, self.settings.alarms).await);
-        *held = Some((Instant::now(), health.clone()));
+        *held = Some((self.context.world.monotonic(), health.clone()));
         health
     }
 
@@ -160,20 +162,20 @@ impl AppState {
 }
 
 /// Notes the queue's counters now and then, as long as somebody asks for rates.
-async fn sample(queue: Arc<dyn Queue>, rates: Weak<RateMeter>) {
+async fn sample(context: Context, rates: Weak<RateMeter>) {
     while let Some(rates) = rates.upgrade() {
-        if let Ok(stats) = queue.stats().await {
+        if let Ok(stats) = context.queue.stats().await {
             rates.sample(&stats);
         }
         drop(rates);
-        tokio::time::sleep(SAMPLE_EVERY).await;
+        context.world.sleep(SAMPLE_EVERY).await;
     }
 }
 
 /// Tells the store when keys were last used, as long as anybody asks for keys.
-async fn tell_used(keys: Weak<Keys>) {
+async fn tell_used(world: World, keys: Weak<Keys>) {
     loop {
-        tokio::time::sleep(USED_EVERY).await;
+        world.sleep(USED_EVERY).await;
         let Some(keys) = keys.upgrade() else { return };
         keys.tell_used().await;
     }
@@ -182,7 +184,7 @@ async fn tell_used(keys: Weak<Keys>) {
 /// Writes what was refused, as long as anybody serves.
 async fn write_refusals(context: Context, refusals: Weak<Refusals>) {
     loop {
-        tokio::time::sleep(WRITTEN_EVERY).await;
+        context.world.sleep(WRITTEN_EVERY).await;
         let Some(refusals) = refusals.upgrade() else { return };
         refusals.write(&context.tenants).await;
     }
@@ -191,7 +193,7 @@ async fn write_refusals(context: Context, refusals: Weak<Refusals>) {
 /// Notes who looked at what, as long as anybody serves.
 async fn tell_looks(context: Context, looks: Weak<Looks>) {
     loop {
-        tokio::time::sleep(NOTED_EVERY).await;
+        context.world.sleep(NOTED_EVERY).await;
         let Some(looks) = looks.upgrade() else { return };
         if let Err(error) = looks.tell(&context).await {
             metrics::counter!("tributary_audit_failed_total").increment(1);

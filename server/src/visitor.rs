@@ -1,5 +1,7 @@
 //! `server demo PART`: what Shopify would send of the walkthrough's visitor, signed with the secret of a shop that is made for it.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -18,6 +20,9 @@ const SHOP: &str = "tributary-demo.myshopify.com";
 /// As Shopify's deliveries name it.
 const API_VERSION: &str = "2026-07";
 
+/// How long the server may take to answer one delivery.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Sends a part.
 ///
 /// # Errors
@@ -27,15 +32,15 @@ pub async fn run(args: &ServeArgs, asked: &DemoArgs) -> anyhow::Result<()> {
     let context = Context::open(&args.backend()?, args.queue.settings()).await?;
     let brand = brand_named(&context.tenants, &asked.brand).await?;
     let secret = secret(&context, brand).await?;
-    let http = reqwest::Client::new();
-    for (topic, body) in deliveries(asked.part, context.clock.now()) {
+    let http = reqwest::Client::builder().timeout(ANSWER_TIMEOUT).build()?;
+    for (topic, body) in deliveries(asked.part, context.world.now()) {
         let body = body.to_string();
         let mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes())?.chain_update(&body);
         let request = http
             .post(format!("{}/api/webhooks/shopify", asked.url.trim_end_matches('/')))
             .header("x-shopify-topic", topic)
             .header("x-shopify-shop-domain", SHOP)
-            .header("x-shopify-webhook-id", uuid::Uuid::now_v7().to_string())
+            .header("x-shopify-webhook-id", context.world.id().to_string())
             .header("x-shopify-api-version", API_VERSION)
             .header("x-shopify-hmac-sha256", STANDARD.encode(mac.finalize().into_bytes()))
             .body(body);
@@ -58,7 +63,7 @@ async fn secret(context: &Context, brand: BrandId) -> anyhow::Result<String> {
         Some(shop) if shop.brand == brand => Ok(shop.secret),
         Some(_) => bail!("{SHOP} is another brand's: say which with --brand"),
         None => {
-            let secret = hex::encode(rand::random::<[u8; 16]>());
+            let secret = hex::encode(context.world.bytes::<16>());
             add_shop(context, SHOP, brand, &secret).await?;
             Ok(secret)
         }

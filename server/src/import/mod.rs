@@ -29,6 +29,7 @@ use tributary_core::domain::identity::Rules;
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::shopify::EXACT_FLOATS;
 use tributary_core::ports::queue::{NewItem, QueueError, within_share};
+use tributary_core::ports::world::World;
 
 use crate::cli::ServeArgs;
 
@@ -147,7 +148,7 @@ async fn import(
         progress.bytes = next_byte;
         progress.line = next_line;
         let text = serde_json::to_vec(&progress)?;
-        write_progress(&noted, &text)?;
+        write_progress(&context.world, &noted, &text)?;
         bar.set_position(progress.bytes);
         bar.set_message(format!("{} orders", progress.orders));
     }
@@ -175,9 +176,9 @@ fn refuse_link(noted: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn write_progress(noted: &Path, text: &[u8]) -> anyhow::Result<()> {
+fn write_progress(world: &World, noted: &Path, text: &[u8]) -> anyhow::Result<()> {
     let told = || format!("cannot write {}", noted.display());
-    let (mut file, draft) = draft(noted).with_context(told)?;
+    let (mut file, draft) = draft(noted, world).with_context(told)?;
     let moved = file.write_all(text).and_then(|()| fs::rename(&draft, noted));
     if moved.is_err() {
         let _ = fs::remove_file(&draft);
@@ -203,8 +204,9 @@ fn item(
     let digest = digest(body.get());
     seen.check(&id, &version, &digest, line)?;
     let envelope = Envelope {
+        trace: None,
         brand,
-        received_ms: context.clock.now_ms(),
+        received_ms: context.world.now_ms(),
         origin: Origin::Shopify {
             shop: Cow::Borrowed(shop),
             // The order is placed when it was placed; what became of it is in its state.
@@ -305,7 +307,7 @@ async fn enqueue(context: &Context, items: &[NewItem]) -> anyhow::Result<()> {
             Ok(_) => return Ok(()),
             // Full: workers are behind. Away: it may come back.
             Err(QueueError::Full { .. } | QueueError::OverShare | QueueError::Unavailable(_)) => {
-                tokio::time::sleep(WAIT).await
+                context.world.sleep(WAIT).await
             }
             Err(error) => return Err(error.into()),
         }

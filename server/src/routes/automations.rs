@@ -1,10 +1,8 @@
 //! Automations and their runs, with a secret key.
 
 use axum::Json;
-use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tributary_core::domain::automation::definition::Definition;
@@ -21,15 +19,14 @@ use tributary_core::services::privacy::{Action, note};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::customers::{customer_id, limit};
-use super::segments::{cursor, invalid_query};
+use super::customers::customer_id;
 use super::settings::Rotation;
 use crate::auth::Secret;
-use crate::body::json as read_json;
-use crate::body::{self, MAX_BODY_BYTES};
 use crate::codes::{BODY, SECRET};
 use crate::error::ApiError;
 use crate::errors;
+use crate::extract::{JsonBody, OptionalJsonBody, QueryOf};
+use crate::paging::PageAsked;
 use crate::state::AppState;
 
 errors!(ListErrors: SECRET);
@@ -44,10 +41,10 @@ errors!(SigningErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings"]);
 errors!(UseErrors: SECRET, &["not_found", "refused"]);
 errors!(ChangeErrors: SECRET, &["not_found", "refused"]);
 
-/// A brand's automations.
+/// All automations of a brand, in one answer.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AutomationList {
-    /// The oldest first.
+    /// The automations, the oldest first.
     automations: Vec<AutomationAnswer>,
 }
 
@@ -64,11 +61,8 @@ pub async fn list(State(state): State<AppState>, secret: Secret) -> Result<Json<
 pub async fn create(
     State(state): State<AppState>,
     secret: Secret,
-    headers: HeaderMap,
-    body: Body,
+    JsonBody(definition): JsonBody<Definition>,
 ) -> Result<(StatusCode, Json<AutomationAnswer>), ApiError> {
-    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    let definition: Definition = read_json(&bytes)?;
     let deed = api::create(&state.context, secret.brand, &definition);
     let made = state.audited(&secret, "automation_made", json!({"name": definition.name}), deed).await?;
     Ok((StatusCode::CREATED, Json(made)))
@@ -92,11 +86,8 @@ pub async fn edit(
     State(state): State<AppState>,
     Path(id): Path<String>,
     secret: Secret,
-    headers: HeaderMap,
-    body: Body,
+    JsonBody(definition): JsonBody<Definition>,
 ) -> Result<Json<AutomationAnswer>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    let definition: Definition = read_json(&bytes)?;
     let id = automation_id(&id)?;
     let deed = api::edit(&state.context, secret.brand, id, &definition);
     let edited = state.audited(&secret, "automation_edited", json!({"automation": id}), deed).await?;
@@ -106,7 +97,7 @@ pub async fn edit(
 /// An automation that was deleted.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AutomationDeleted {
-    /// Its id.
+    /// The id of the automation that is deleted.
     deleted: Uuid,
 }
 
@@ -167,11 +158,8 @@ pub async fn dry_run(
     State(state): State<AppState>,
     Path(id): Path<String>,
     secret: Secret,
-    headers: HeaderMap,
-    body: Body,
+    JsonBody(asked): JsonBody<DryRun>,
 ) -> Result<Json<DryAnswer>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    let asked: DryRun = read_json(&bytes)?;
     Ok(Json(api::dry_run(&state.context, secret.brand, automation_id(&id)?, &asked).await?))
 }
 
@@ -183,17 +171,14 @@ pub async fn test(
     State(state): State<AppState>,
     Path(id): Path<String>,
     secret: Secret,
-    headers: HeaderMap,
-    body: Body,
+    JsonBody(trial): JsonBody<Trial>,
 ) -> Result<Json<TrialAnswer>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    let trial: Trial = read_json(&bytes)?;
     let id = automation_id(&id)?;
     let deed = trial::ask(&state.context, secret.brand, id, trial);
     Ok(Json(state.audited(&secret, "automation_tested", json!({"automation": id}), deed).await?))
 }
 
-/// Which runs.
+/// Which runs are listed, and which page of them.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -212,7 +197,7 @@ pub struct RunsQuery {
 /// A page of runs.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RunPage {
-    /// Newest first.
+    /// The runs, newest first.
     runs: Vec<RunAnswer>,
     /// Where the next page begins; null after the last.
     next: Option<Uuid>,
@@ -225,9 +210,8 @@ pub async fn runs(
     State(state): State<AppState>,
     Path(id): Path<String>,
     secret: Secret,
-    query: Result<Query<RunsQuery>, QueryRejection>,
+    QueryOf(query): QueryOf<RunsQuery>,
 ) -> Result<Json<RunPage>, ApiError> {
-    let Query(query) = query.map_err(invalid_query)?;
     let asked = RunsAsked::of(&query, Some(automation_id(&id)?))?;
     if let Some(id) = asked.filter.automation {
         api::automation(&state.context, secret.brand, id).await?;
@@ -241,17 +225,15 @@ pub async fn runs(
 pub async fn all_runs(
     State(state): State<AppState>,
     secret: Secret,
-    query: Result<Query<RunsQuery>, QueryRejection>,
+    QueryOf(query): QueryOf<RunsQuery>,
 ) -> Result<Json<RunPage>, ApiError> {
-    let Query(query) = query.map_err(invalid_query)?;
     RunsAsked::of(&query, None)?.page(&state, &secret).await
 }
 
 /// Which page of which runs.
 struct RunsAsked {
     filter: RunFilter,
-    before: Option<Uuid>,
-    limit: usize,
+    page: PageAsked<Uuid>,
 }
 
 impl RunsAsked {
@@ -262,16 +244,15 @@ impl RunsAsked {
         })?;
         Ok(Self {
             filter: RunFilter { automation, profile, status: query.status },
-            before: cursor(query.after.as_deref())?,
-            limit: limit(query.limit)?,
+            page: PageAsked::by_id("after", query.after.as_deref(), query.limit)?,
         })
     }
 
     async fn page(self, state: &AppState, secret: &Secret) -> Result<Json<RunPage>, ApiError> {
-        let Self { filter, before, limit } = self;
-        let page = state.context.automations.runs(secret.brand, filter, before, limit as i64).await?;
-        let next = page.last().filter(|_| page.len() == limit).map(|run| run.id);
-        Ok(Json(RunPage { runs: page.iter().map(RunAnswer::from).collect(), next }))
+        let Self { filter, page } = self;
+        let runs = state.context.automations.runs(secret.brand, filter, page.cursor, page.rows()).await?;
+        let next = page.next(&runs, |run| run.id);
+        Ok(Json(RunPage { runs: runs.iter().map(RunAnswer::from).collect(), next }))
     }
 }
 
@@ -313,14 +294,14 @@ pub async fn cancel(
 pub struct TemplateAnswer {
     /// What it is named by.
     name: &'static str,
-    /// The definition.
+    /// The definition, to be changed and posted as an automation.
     definition: Definition,
 }
 
 /// Definitions to begin with.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TemplateList {
-    /// All of them.
+    /// All templates that this version has.
     templates: Vec<TemplateAnswer>,
 }
 
@@ -381,7 +362,7 @@ pub async fn signing_secret(
     let secrets = signing::secrets(&state.context, secret.brand).await?;
     let action = Action { what: "signing_secret_read", subject: None, details: json!({}) };
     note(&state.context, secret.brand, &secret.actor, action).await?;
-    Ok(Json(SigningSecret::of(secrets, state.context.clock.now())))
+    Ok(Json(SigningSecret::of(secrets, state.context.world.now())))
 }
 
 /// Gives the brand a new signing secret. For a grace - a day, if absent, a week at most - webhooks are signed with the old one,
@@ -391,13 +372,11 @@ pub async fn signing_secret(
 pub async fn rotate_signing_secret(
     State(state): State<AppState>,
     secret: Secret,
-    headers: HeaderMap,
-    body: Body,
+    OptionalJsonBody(rotation): OptionalJsonBody<Rotation>,
 ) -> Result<Json<SigningSecret>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    let grace = Rotation::read(&bytes)?;
+    let grace = rotation.grace()?;
     let secrets = signing::rotate(&state.context, secret.brand, grace, &secret.actor).await?;
-    Ok(Json(SigningSecret::of(secrets, state.context.clock.now())))
+    Ok(Json(SigningSecret::of(secrets, state.context.world.now())))
 }
 
 fn automation_id(id: &str) -> Result<Uuid, ApiError> {

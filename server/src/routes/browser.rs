@@ -3,21 +3,25 @@
 //! Formats: Segment's `GET /v1/projects/{writeKey}/settings`, which its fork of Customer.io shares but for a name, and RudderStack's
 //! `GET /sourceConfig`. `POST /v1/m` is where Segment's SDK sends numbers about itself.
 
+use std::collections::BTreeMap;
+
 use std::net::IpAddr;
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
+use crate::answers::{
+    Accepted, SdkIntegration, SdkMetrics, SdkSettings, SdkSource, SdkSourceConfig, SourceConfig,
+};
 use crate::auth::{Peer, Sender};
 use crate::error::ApiError;
 use crate::errors;
+use crate::extract::QueryOf;
 use crate::state::AppState;
 
 /// How long a browser may keep the settings: they change with this server's address alone.
@@ -28,7 +32,7 @@ errors!(SettingsErrors: &["invalid_key", "wrong_key", "rate_limited", "store_una
 /// The settings of Segment's browser SDK: where to send events.
 #[utoipa::path(get, path = "/v1/projects/{writeKey}/settings", tag = "Events", security(()),
     params(("writeKey" = String, Path, description = "A write key")),
-    responses((status = 200, description = "The SDK's settings", body = Object), SettingsErrors))]
+    responses((status = 200, description = "The SDK's settings", body = SdkSettings), SettingsErrors))]
 pub async fn segment(
     State(state): State<AppState>,
     Path(key): Path<String>,
@@ -41,7 +45,7 @@ pub async fn segment(
 /// The settings of Customer.io's browser SDK, whose `cdnURL` is then `https://…/customerio`.
 #[utoipa::path(get, path = "/customerio/v1/projects/{writeKey}/settings", tag = "Events", security(()),
     params(("writeKey" = String, Path, description = "A write key")),
-    responses((status = 200, description = "The SDK's settings", body = Object), SettingsErrors))]
+    responses((status = 200, description = "The SDK's settings", body = SdkSettings), SettingsErrors))]
 pub async fn customerio(
     State(state): State<AppState>,
     Path(key): Path<String>,
@@ -61,13 +65,13 @@ async fn settings(
 ) -> Result<Response, ApiError> {
     known(state, &key, peer).await?;
     let Address { protocol, host } = Address::of(headers);
-    let own = json!({"apiKey": key, "apiHost": format!("{host}/v1"), "protocol": protocol});
-    Ok(answer(&json!({
-        "integrations": {integration: own},
-        "plan": {},
-        "metrics": {"sampleRate": 0},
-        "remotePlugins": [],
-    })))
+    let own = SdkIntegration { api_key: key, api_host: format!("{host}/v1"), protocol };
+    Ok(answer(&SdkSettings {
+        integrations: BTreeMap::from([(integration.to_owned(), own)]),
+        plan: BTreeMap::new(),
+        metrics: SdkMetrics { sample_rate: 0 },
+        remote_plugins: Vec::new(),
+    }))
 }
 
 /// What RudderStack's SDKs ask with.
@@ -81,35 +85,33 @@ pub struct SourceQuery {
 
 /// The source of RudderStack's browser SDKs: that it is there, and has no destinations that a browser would have to know.
 #[utoipa::path(get, path = "/sourceConfig", tag = "Events", security(("write_key" = [])), params(SourceQuery),
-    responses((status = 200, description = "The source", body = Object), SourceErrors))]
+    responses((status = 200, description = "The source", body = SourceConfig), SourceErrors))]
 pub async fn rudderstack(
     State(state): State<AppState>,
     peer: Peer,
     headers: HeaderMap,
-    query: Result<Query<SourceQuery>, QueryRejection>,
+    QueryOf(SourceQuery { write_key }): QueryOf<SourceQuery>,
 ) -> Result<Response, ApiError> {
-    let Query(SourceQuery { write_key }) =
-        query.map_err(|rejection| ApiError::bad_request("invalid_query", rejection.body_text()))?;
     let key = crate::auth::from_headers(&headers).or(write_key).unwrap_or_default();
     let Sender { brand, .. } = known(&state, &key, peer).await?;
-    Ok(answer(&json!({
-        "source": {
-            "id": brand.to_string(),
-            "name": "Tributary",
-            "writeKey": key,
-            "enabled": true,
-            "config": {"statsCollection": {"errors": {"enabled": false}, "metrics": {"enabled": false}}},
-            "destinations": [],
+    Ok(answer(&SourceConfig {
+        source: SdkSource {
+            id: brand.to_string(),
+            name: "Tributary",
+            write_key: key,
+            enabled: true,
+            config: SdkSourceConfig::default(),
+            destinations: Vec::new(),
         },
-    })))
+    }))
 }
 
 errors!(SourceErrors: &["no_key", "invalid_key", "wrong_key", "rate_limited", "store_unavailable", "invalid_query"]);
 
 /// Accepts the metrics that Segment's SDK sends about itself, and does not keep them.
-#[utoipa::path(post, path = "/v1/m", tag = "Events", security(()), responses((status = 200, description = "Thank you", body = Object)))]
-pub async fn measures() -> Json<Value> {
-    Json(json!({"success": true}))
+#[utoipa::path(post, path = "/v1/m", tag = "Events", security(()), responses((status = 200, description = "Accepted, and not kept", body = Accepted)))]
+pub async fn measures() -> Json<Accepted> {
+    Json(Accepted { success: true })
 }
 
 /// What an SDK asks for that is not here; with the headers that let a browser read it.
@@ -129,7 +131,7 @@ async fn known(state: &AppState, key: &str, peer: Peer) -> Result<Sender, ApiErr
     }
 }
 
-fn answer(settings: &Value) -> Response {
+fn answer(settings: &impl Serialize) -> Response {
     ([(header::CACHE_CONTROL, KEPT)], Json(settings)).into_response()
 }
 

@@ -1,8 +1,7 @@
 //! Customers, with a secret key as Bearer: Customer360, lists, timelines, the history of their identity, merging and splitting.
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -15,7 +14,7 @@ use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::time::from_ms;
 use tributary_core::ports::directory::{After, Sort};
 use tributary_core::services::customer360::{self, Asked};
-use tributary_core::services::directory::{self, Listed, Listing, MAX_PAGE};
+use tributary_core::services::directory::{self, Listed, Listing};
 use tributary_core::services::identity::{self, MergeEntry, Preview, Split};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -24,10 +23,9 @@ use crate::auth::Secret;
 use crate::codes::SECRET;
 use crate::error::ApiError;
 use crate::errors;
+use crate::extract::QueryOf;
+use crate::paging::PageAsked;
 use crate::state::AppState;
-
-/// Customers, or events, of a page, unless asked otherwise.
-const PAGE: usize = 20;
 
 errors!(ReadErrors: SECRET, &["not_found"]);
 errors!(ByIdentifierErrors: SECRET, &["not_found", "unknown_kind"]);
@@ -90,7 +88,7 @@ struct Whom {
     id: ProfileId,
 }
 
-/// What to list.
+/// Which customers are listed, and in which order.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -114,7 +112,7 @@ pub struct ListQuery {
 /// A page of customers.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CustomerPage {
-    /// The customers.
+    /// The customers of this page.
     customers: Vec<Listed>,
     /// Where the next page begins; null after the last. With `trait`, a page may be short and still have a next: 5,000 customers
     /// are looked at for one.
@@ -127,10 +125,9 @@ pub struct CustomerPage {
 pub async fn list(
     State(state): State<AppState>,
     secret: Secret,
-    query: Result<Query<ListQuery>, QueryRejection>,
+    QueryOf(query): QueryOf<ListQuery>,
 ) -> Result<Json<CustomerPage>, ApiError> {
-    let Query(mut query) =
-        query.map_err(|rejection| ApiError::bad_request("invalid_query", rejection.body_text()))?;
+    let mut query = query;
     // Stores cannot hold U+0000, so nothing that is searched has one.
     for text in [&mut query.q, &mut query.with_trait].into_iter().flatten() {
         text.retain(|letter| letter != '\0');
@@ -152,12 +149,13 @@ pub async fn list(
         let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
         Ok::<_, ApiError>((name.to_owned(), value))
     });
+    let page = PageAsked::of("after", query.after.as_deref(), query.limit, |text| read_place(text, sort))?;
     let listing = Listing {
         search: query.q.as_deref().and_then(directory::search),
         with_trait: with_trait.transpose()?,
         sort,
-        after: query.after.as_deref().map(|text| read_place(text, sort)).transpose()?,
-        limit: limit(query.limit)?,
+        after: page.cursor,
+        limit: page.limit,
     };
     let page = directory::list(&state.context, secret.brand, &listing).await?;
     state.looked(&secret, "customers_listed", None).await?;
@@ -180,7 +178,7 @@ fn write_place(after: &After) -> String {
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(&place).unwrap_or_default())
 }
 
-fn read_place(text: &str, sort: Sort) -> Result<After, ApiError> {
+fn read_place(text: &str, sort: Sort) -> Option<After> {
     let place: Option<Place> =
         URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     // A place of a list in another order is none in this one.
@@ -189,26 +187,7 @@ fn read_place(text: &str, sort: Sort) -> Result<After, ApiError> {
         Sort::Name => place.name.as_ref().is_some_and(|name| !name.contains('\0')),
         _ => true,
     });
-    let place = place.ok_or_else(|| invalid_after("after"))?;
-    Ok(After { id: place.id, last_seen: place.ms.map(from_ms), name: place.name })
-}
-
-fn invalid_after(name: &str) -> ApiError {
-    ApiError::bad_request(
-        "invalid_after",
-        format!("invalid cursor: {name} must be the next of the previous page"),
-    )
-}
-
-pub(super) fn limit(asked: Option<usize>) -> Result<usize, ApiError> {
-    let limit = asked.unwrap_or(PAGE);
-    match (1..=MAX_PAGE).contains(&limit) {
-        true => Ok(limit),
-        false => Err(ApiError::bad_request(
-            "invalid_limit",
-            format!("limit is {limit}; it may be 1 to {MAX_PAGE}"),
-        )),
-    }
+    place.map(|place| After { id: place.id, last_seen: place.ms.map(from_ms), name: place.name })
 }
 
 /// Which part of a timeline.
@@ -227,7 +206,7 @@ pub struct TimelineQuery {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TimelinePage {
     /// The events, as Customer360 lists them.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<std::collections::BTreeMap<String, Value>>)]
     events: Vec<Value>,
     /// Where the next page begins; null after the last.
     next: Option<String>,
@@ -240,20 +219,16 @@ pub async fn timeline(
     State(state): State<AppState>,
     Path(id): Path<String>,
     secret: Secret,
-    query: Result<Query<TimelineQuery>, QueryRejection>,
+    QueryOf(query): QueryOf<TimelineQuery>,
 ) -> Result<Json<TimelinePage>, ApiError> {
-    let Query(query) =
-        query.map_err(|rejection| ApiError::bad_request("invalid_query", rejection.body_text()))?;
     let parsed = customer_id(&id)?;
-    let before = query.before.as_deref().map(|text| {
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| invalid_after("before"))?;
+    let asked = PageAsked::of("before", query.before.as_deref(), query.limit, |text| {
         let (ms, message): (i64, String) =
-            serde_json::from_slice(&bytes).map_err(|_| invalid_after("before"))?;
-        Ok::<_, ApiError>(EventKey { timestamp: from_ms(ms), message_id: message.replace('\0', "") })
-    });
-    let before = before.transpose()?;
-    let limit = limit(query.limit)?;
-    let found = directory::timeline(&state.context, secret.brand, parsed, before.as_ref(), limit).await?;
+            serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
+        Some(EventKey { timestamp: from_ms(ms), message_id: message.replace('\0', "") })
+    })?;
+    let found =
+        directory::timeline(&state.context, secret.brand, parsed, asked.cursor.as_ref(), asked.limit).await?;
     let page = found.ok_or_else(|| nobody(&id))?;
     state.looked(&secret, "timeline_read", Some(parsed)).await?;
     let next = page.next.map(|key| {

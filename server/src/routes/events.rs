@@ -6,13 +6,13 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
 use serde_json::value::RawValue;
 use tributary_core::domain::{pixel, tracking};
 use tributary_core::ports::queue::NewItem;
 use tributary_core::priority::others_first;
 
 use super::segment::{MAX_BATCH_EVENTS, Reception, count, json, key_in, of_whom, writer};
+use crate::answers::{EventRejected, Events, EventsAccepted};
 use crate::auth::{Peer, Sender};
 use crate::body::{self, MAX_BATCH_BYTES};
 use crate::bucket::cost;
@@ -21,13 +21,14 @@ use crate::error::ApiError;
 use crate::errors;
 use crate::refusals;
 use crate::state::AppState;
+use workers::traces;
 
 errors!(TakeErrors: TAKING, &["too_many_events"]);
 
 /// Takes events: 202 `{"accepted", "rejected": [{"index", "code", "error"}]}`, also when all are rejected.
 #[utoipa::path(post, path = "/api/events", tag = "Events", security(("write_key" = [])),
-    request_body(content = Object, description = "A message in Segment's format, an event of Shopify's web pixels, or an array of them"),
-    responses((status = 202, description = "What was accepted, and why the rest was not", body = Object), TakeErrors))]
+    request_body(content = Events, description = "A message in Segment's format, an event of Shopify's web pixels, or an array of them"),
+    responses((status = 202, description = "What was accepted, and why the rest was not", body = EventsAccepted), TakeErrors))]
 pub async fn take(
     State(state): State<AppState>,
     peer: Peer,
@@ -46,9 +47,11 @@ pub async fn take(
     }
     state.keys.charge(&sender, cost(events.len(), bytes.len()))?;
     let reception = Reception {
+        world: &state.context.world,
+        trace: traces::traceparent(),
         brand,
         source,
-        received_ms: state.context.clock.now_ms(),
+        received_ms: state.context.world.now_ms(),
         kind: None,
         sent_at: None,
         shared: None,
@@ -64,7 +67,7 @@ pub async fn take(
             Err(fault) => {
                 metrics::counter!("tributary_events_faulty_total", "code" => fault.code).increment(1);
                 refusals::message(fault.code);
-                rejected.push(json!({"index": index, "code": fault.code, "error": fault.message}));
+                rejected.push(EventRejected { index, code: fault.code.to_owned(), error: fault.message });
             }
         }
     }
@@ -73,5 +76,5 @@ pub async fn take(
         state.ingest.enqueue(items).await?;
         count(accepted);
     }
-    Ok((StatusCode::ACCEPTED, Json(json!({"accepted": accepted, "rejected": rejected}))).into_response())
+    Ok((StatusCode::ACCEPTED, Json(EventsAccepted { accepted, rejected })).into_response())
 }

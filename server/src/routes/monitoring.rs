@@ -5,10 +5,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
 use tributary_core::services::health::{self, Health, Status};
 use workers::monitor;
 
+use crate::answers::{EventCounts, QueuesMonitored, Statistics};
 use crate::auth::Secret;
 use crate::error::ApiError;
 use crate::errors;
@@ -58,41 +58,43 @@ pub async fn health(_: Inside, State(state): State<AppState>) -> Response {
 
 /// Statistics of each queue, and of the outbox: `null` while the database is unavailable.
 #[utoipa::path(get, path = "/api/monitoring/queues", tag = "Monitoring", security((), ("monitor_key" = [])),
-    responses((status = 200, body = Object), QueuesErrors))]
-pub async fn queues(_: Inside, State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    responses((status = 200, body = QueuesMonitored), QueuesErrors))]
+pub async fn queues(_: Inside, State(state): State<AppState>) -> Result<Json<QueuesMonitored>, ApiError> {
     // In this order: what leaves the outbox meanwhile is seen in its queue.
     let outbox = state.context.outbox.stats().await.ok();
-    let mut answer = json!({"outbox": outbox});
-    for (name, queue) in state.context.queues() {
-        answer[name] = json!(queue.stats().await?);
-    }
-    Ok(Json(answer))
+    let [events, automations] = [&state.context.queue, &state.context.automation_queue];
+    Ok(Json(QueuesMonitored {
+        outbox,
+        events: events.stats().await?,
+        automations: automations.stats().await?,
+    }))
 }
 
 /// The server in numbers, for who looks after all brands; with a secret key its brand in numbers.
 #[utoipa::path(get, path = "/api/monitoring/stats", tag = "Monitoring", security((), ("secret_key" = [])),
-    responses((status = 200, body = Object), StatsErrors))]
+    responses((status = 200, body = Statistics), StatsErrors))]
 pub async fn stats(
     State(state): State<AppState>,
     inside: Option<Inside>,
     secret: Option<Secret>,
-) -> Result<Json<Value>, ApiError> {
-    let mut answer = json!({"version": env!("CARGO_PKG_VERSION")});
+) -> Result<Json<Statistics>, ApiError> {
+    let mut answer =
+        Statistics { version: env!("CARGO_PKG_VERSION"), uptime_s: None, events: None, brand: None };
     if inside.is_some() {
         let queue = state.context.queue.stats().await?;
-        answer["uptime_s"] = json!(state.started.elapsed().as_secs());
-        answer["events"] = json!({
-            "enqueued": queue.enqueued,
-            "duplicates": queue.duplicates,
-            "done": queue.acked,
-            "retried": queue.retried,
-            "dead": queue.dead,
+        answer.uptime_s = Some(state.context.world.since(state.started).as_secs());
+        answer.events = Some(EventCounts {
+            enqueued: queue.enqueued,
+            duplicates: queue.duplicates,
+            done: queue.acked,
+            retried: queue.retried,
+            dead: queue.dead,
         });
     } else if secret.is_none() {
         return Err(ApiError::new(StatusCode::UNAUTHORIZED, "no_key", "send a secret key as a Bearer token"));
     }
     if let Some(Secret { brand, .. }) = secret {
-        answer["brand"] = json!(state.context.store.stats(brand).await?);
+        answer.brand = Some(state.context.store.stats(brand).await?);
     }
     Ok(Json(answer))
 }

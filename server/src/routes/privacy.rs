@@ -2,9 +2,8 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, header};
+use axum::extract::{Path, State};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
@@ -20,12 +19,14 @@ use tributary_core::services::privacy::{self, RequestEntry};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::customers::{customer_id, identifier_strictly, limit};
+use super::customers::{customer_id, identifier_strictly};
+use crate::answers::{CustomerExport, RequestExport};
 use crate::auth::Secret;
-use crate::body::{self, MAX_BODY_BYTES};
 use crate::codes::{BODY, SECRET};
 use crate::error::ApiError;
 use crate::errors;
+use crate::extract::{JsonBody, QueryOf};
+use crate::paging::PageAsked;
 use crate::state::AppState;
 
 /// Requests that are listed.
@@ -43,7 +44,7 @@ errors!(UnsuppressErrors: SECRET, &["not_found", "unknown_kind"]);
 
 /// All that is held on a customer: profile, every trait with its source, events as they came, orders, consent, merges.
 #[utoipa::path(get, path = "/api/customers/{id}/export", tag = "Privacy", security(("secret_key" = [])),
-    params(("id" = String, Path)), responses((status = 200, body = Object), ExportErrors))]
+    params(("id" = String, Path)), responses((status = 200, body = CustomerExport), ExportErrors))]
 pub async fn export(
     State(state): State<AppState>,
     Path(id): Path<String>,
@@ -103,7 +104,7 @@ pub async fn erase(
     Ok(Json(privacy::erase(&state.context, secret.brand, &what, &secret.actor).await?.into()))
 }
 
-/// Whom to forget.
+/// The identifiers whose customers are erased.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct ErasureRequest {
     /// Identifiers, at most 100. Customers who have them are erased; identifiers that no customer has are suppressed, too.
@@ -123,11 +124,8 @@ pub struct NamedIdentifier {
 pub async fn erase_identifiers(
     State(state): State<AppState>,
     secret: Secret,
-    headers: HeaderMap,
-    body: Body,
+    JsonBody(asked): JsonBody<ErasureRequest>,
 ) -> Result<Json<ErasedAnswer>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    let asked: ErasureRequest = crate::body::json(&bytes)?;
     if asked.identifiers.is_empty() || asked.identifiers.len() > MAX_IDENTIFIERS {
         let message = format!("identifiers must be 1 to {MAX_IDENTIFIERS}");
         return Err(ApiError::bad_request("invalid_json", message));
@@ -144,7 +142,7 @@ pub async fn erase_identifiers(
     Ok(Json(privacy::erase(&state.context, secret.brand, &what, &secret.actor).await?.into()))
 }
 
-/// What was lifted.
+/// The suppression that no longer holds.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Unsuppressed {
     /// How many identifiers may be known again.
@@ -183,10 +181,10 @@ pub async fn requests(State(state): State<AppState>, secret: Secret) -> Result<J
     Ok(Json(Requests { requests: found.iter().map(RequestEntry::from).collect() }))
 }
 
-/// What was stopped.
+/// The request that will not be carried out.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Stopped {
-    /// The request's id.
+    /// The id of the request that was stopped.
     stopped: Uuid,
 }
 
@@ -208,7 +206,7 @@ pub async fn stop(
 
 /// All that is held on whom a data request is about: an export of each customer.
 #[utoipa::path(get, path = "/api/privacy/requests/{request}/export", tag = "Privacy", security(("secret_key" = [])),
-    params(("request" = String, Path)), responses((status = 200, body = Object), ExportErrors))]
+    params(("request" = String, Path)), responses((status = 200, body = RequestExport), ExportErrors))]
 pub async fn request_export(
     State(state): State<AppState>,
     Path(id): Path<String>,
@@ -257,7 +255,7 @@ pub struct AuditQuery {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AuditAnswer {
     id: Uuid,
-    /// When.
+    /// When it happened, as ISO 8601.
     at: String,
     /// Who: `key ID`, `shopify SHOP`, `command line`.
     actor: String,
@@ -270,7 +268,7 @@ pub struct AuditAnswer {
     action: String,
     /// The profile's id, where one is meant.
     subject: Option<String>,
-    /// The rest.
+    /// Further details, by the kind of action.
     details: Value,
 }
 
@@ -290,7 +288,7 @@ impl From<AuditEntry> for AuditAnswer {
 /// A page of the audit log.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct AuditPage {
-    /// Newest first.
+    /// The entries, newest first.
     entries: Vec<AuditAnswer>,
     /// Where the next page begins; null after the last.
     next: Option<Uuid>,
@@ -302,20 +300,10 @@ pub struct AuditPage {
 pub async fn audit(
     State(state): State<AppState>,
     secret: Secret,
-    query: Result<Query<AuditQuery>, QueryRejection>,
+    QueryOf(query): QueryOf<AuditQuery>,
 ) -> Result<Json<AuditPage>, ApiError> {
-    let Query(query) =
-        query.map_err(|rejection| ApiError::bad_request("invalid_query", rejection.body_text()))?;
-    let before = query.before.as_deref().map(|text| {
-        Uuid::try_parse(text).map_err(|_| {
-            ApiError::bad_request(
-                "invalid_after",
-                "invalid cursor: before must be the next of the previous page",
-            )
-        })
-    });
-    let limit = limit(query.limit)?;
-    let page = state.context.privacy.audit_log(secret.brand, before.transpose()?, limit as i64).await?;
-    let next = page.last().filter(|_| page.len() == limit).map(|entry| entry.id);
+    let asked = PageAsked::by_id("before", query.before.as_deref(), query.limit)?;
+    let page = state.context.privacy.audit_log(secret.brand, asked.cursor, asked.rows()).await?;
+    let next = asked.next(&page, |entry| entry.id);
     Ok(Json(AuditPage { entries: page.into_iter().map(AuditAnswer::from).collect(), next }))
 }

@@ -6,27 +6,26 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tributary_core::context::EVENTS_QUEUE;
+use tributary_core::context::{AUTOMATIONS_QUEUE, EVENTS_QUEUE};
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::shopify::webhook_key;
-use tributary_core::ports::queue::{Claim, DeadPlace, MAX_DEAD_PAGE, Queue, Scope};
+use tributary_core::ports::queue::{Claim, DeadPlace, Queue, Scope};
 use tributary_core::services::queues::{self, Letter, Page, Which};
 
+use crate::answers::{Discarded, OwnPart, Paused, QueueReport, QueueReports, Retried, WholeQueue};
 use crate::auth::Secret;
 use crate::codes::SECRET;
 use crate::error::ApiError;
 use crate::errors;
+use crate::extract::QueryOf;
+use crate::paging::PageAsked;
 use crate::state::AppState;
 
-/// Dead letters of a page, unless asked otherwise.
-const PAGE: usize = 20;
-
-/// Which page.
+/// Which page of the dead letters is listed.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -50,68 +49,56 @@ errors!(ListErrors: SECRET, &["not_found", "invalid_query", "invalid_limit", "in
 errors!(PauseErrors: SECRET, &["not_found", "shared_queue", "queue_unavailable"]);
 errors!(ClaimErrors: SECRET, &["not_found", "invalid_query", "queue_unavailable"]);
 
-type Answer<T = Value> = Result<Json<T>, ApiError>;
+type Answer<T> = Result<Json<T>, ApiError>;
 
 /// Statistics and rates of every queue, and the outbox, where items wait for a queue that is unavailable. Where there are other brands,
 /// of each queue what this one holds.
 #[utoipa::path(get, path = "/api/queues", tag = "Queues", security(("secret_key" = [])),
-    responses((status = 200, body = Object), AllErrors))]
-pub async fn all(State(state): State<AppState>, secret: Secret) -> Answer {
+    responses((status = 200, body = QueueReports), AllErrors))]
+pub async fn all(State(state): State<AppState>, secret: Secret) -> Answer<QueueReports> {
     let alone = is_alone(&state, secret.brand).await;
-    let mut answer = json!({});
-    if alone {
-        // The store may be unavailable; the queue's numbers are wanted then more than ever.
-        answer["outbox"] = json!(state.context.outbox.stats().await.ok());
-    }
-    for (name, queue) in state.context.queues() {
-        answer[name] = numbers(&state, name, &**queue, secret.brand, alone).await?;
-    }
-    Ok(Json(answer))
+    // The store may be unavailable; the queue's numbers are wanted then more than ever.
+    let outbox = if alone { Some(state.context.outbox.stats().await.ok()) } else { None };
+    let of = async |name| report(&state, name, secret.brand, alone).await;
+    Ok(Json(QueueReports {
+        outbox,
+        events: of(EVENTS_QUEUE).await?,
+        automations: of(AUTOMATIONS_QUEUE).await?,
+    }))
 }
 
 /// One queue in numbers, with its rates; where there are other brands, what this one holds of it.
 #[utoipa::path(get, path = "/api/queues/{queue}", tag = "Queues", security(("secret_key" = [])),
-    params(("queue" = String, Path)), responses((status = 200, body = Object), OneErrors))]
-pub async fn one(State(state): State<AppState>, Path(name): Path<String>, secret: Secret) -> Answer {
-    let queue = queue(&state, &name)?;
+    params(("queue" = String, Path)), responses((status = 200, body = QueueReport), OneErrors))]
+pub async fn one(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    secret: Secret,
+) -> Answer<QueueReport> {
     let alone = is_alone(&state, secret.brand).await;
-    Ok(Json(numbers(&state, &name, &**queue, secret.brand, alone).await?))
+    Ok(Json(report(&state, &name, secret.brand, alone).await?))
 }
 
 /// The brand's dead letters, newest first.
 #[utoipa::path(get, path = "/api/queues/{queue}/dead", tag = "Queues", security(("secret_key" = [])),
-    params(("queue" = String, Path), Paging), responses((status = 200, body = Object), ListErrors))]
+    params(("queue" = String, Path), Paging), responses((status = 200, body = Page), ListErrors))]
 pub async fn list(
     State(state): State<AppState>,
     Path(name): Path<String>,
     secret: Secret,
-    paging: Result<Query<Paging>, QueryRejection>,
+    QueryOf(paging): QueryOf<Paging>,
 ) -> Answer<Page> {
     let brand = secret.brand;
-    let Query(paging) = paging.map_err(invalid_query)?;
-    let limit = paging.limit.unwrap_or(PAGE);
-    if !(1..=MAX_DEAD_PAGE).contains(&limit) {
-        let message = format!("limit is {limit}; it may be 1 to {MAX_DEAD_PAGE}");
-        return Err(ApiError::bad_request("invalid_limit", message));
-    }
-    let after = match &paging.after {
-        None => None,
-        Some(text) => Some(DeadPlace::parse(text).ok_or_else(|| {
-            ApiError::bad_request(
-                "invalid_after",
-                "invalid cursor: after must be the next of the previous page",
-            )
-        })?),
-    };
+    let asked = PageAsked::of("after", paging.after.as_deref(), paging.limit, DeadPlace::parse)?;
     let queue = queue(&state, &name)?;
-    let page = queues::letters(&**queue, Scope::Brand(brand), after, limit).await?;
+    let page = queues::letters(&**queue, Scope::Brand(brand), asked.cursor, asked.limit).await?;
     state.looked(&secret, "dead_letters_read", None).await?;
     Ok(Json(page))
 }
 
-/// One dead letter.
+/// One dead letter, with its history and what was enqueued.
 #[utoipa::path(get, path = "/api/queues/{queue}/dead/{id}", tag = "Queues", security(("secret_key" = [])),
-    params(("queue" = String, Path), ("id" = String, Path)), responses((status = 200, body = Object), OneErrors))]
+    params(("queue" = String, Path), ("id" = String, Path)), responses((status = 200, body = Letter), OneErrors))]
 pub async fn show(
     State(state): State<AppState>,
     Path((name, id)): Path<(String, String)>,
@@ -126,38 +113,48 @@ pub async fn show(
 
 /// Puts one dead letter back to pending.
 #[utoipa::path(post, path = "/api/queues/{queue}/dead/{id}/retry", tag = "Queues", security(("secret_key" = [])),
-    params(("queue" = String, Path), ("id" = String, Path)), responses((status = 200, body = Object), OneErrors))]
+    params(("queue" = String, Path), ("id" = String, Path)), responses((status = 200, body = Retried), OneErrors))]
 pub async fn retry_one(
     State(state): State<AppState>,
     Path((name, id)): Path<(String, String)>,
     secret: Secret,
-) -> Answer {
-    one_or_none(&id, "retried", retried(&state, &secret, &name, Some(&id)).await?)
+) -> Answer<Retried> {
+    let retried = retried(&state, &secret, &name, Some(&id)).await?;
+    if retried == 0 { Err(no_letter(&id)) } else { Ok(Json(Retried { retried })) }
 }
 
 /// Puts all the brand's dead letters back to pending.
 #[utoipa::path(post, path = "/api/queues/{queue}/dead/retry", tag = "Queues", security(("secret_key" = [])),
-    params(("queue" = String, Path)), responses((status = 200, body = Object), OneErrors))]
-pub async fn retry_all(State(state): State<AppState>, Path(name): Path<String>, secret: Secret) -> Answer {
-    Ok(Json(json!({"retried": retried(&state, &secret, &name, None).await?})))
+    params(("queue" = String, Path)), responses((status = 200, body = Retried), OneErrors))]
+pub async fn retry_all(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    secret: Secret,
+) -> Answer<Retried> {
+    Ok(Json(Retried { retried: retried(&state, &secret, &name, None).await? }))
 }
 
 /// Discards one dead letter.
 #[utoipa::path(delete, path = "/api/queues/{queue}/dead/{id}", tag = "Queues", security(("secret_key" = [])),
-    params(("queue" = String, Path), ("id" = String, Path)), responses((status = 200, body = Object), OneErrors))]
+    params(("queue" = String, Path), ("id" = String, Path)), responses((status = 200, body = Discarded), OneErrors))]
 pub async fn discard_one(
     State(state): State<AppState>,
     Path((name, id)): Path<(String, String)>,
     secret: Secret,
-) -> Answer {
-    one_or_none(&id, "discarded", discarded(&state, &secret, &name, Some(&id)).await?)
+) -> Answer<Discarded> {
+    let discarded = discarded(&state, &secret, &name, Some(&id)).await?;
+    if discarded == 0 { Err(no_letter(&id)) } else { Ok(Json(Discarded { discarded })) }
 }
 
 /// Discards all the brand's dead letters.
 #[utoipa::path(delete, path = "/api/queues/{queue}/dead", tag = "Queues", security(("secret_key" = [])),
-    params(("queue" = String, Path)), responses((status = 200, body = Object), OneErrors))]
-pub async fn discard_all(State(state): State<AppState>, Path(name): Path<String>, secret: Secret) -> Answer {
-    Ok(Json(json!({"discarded": discarded(&state, &secret, &name, None).await?})))
+    params(("queue" = String, Path)), responses((status = 200, body = Discarded), OneErrors))]
+pub async fn discard_all(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    secret: Secret,
+) -> Answer<Discarded> {
+    Ok(Json(Discarded { discarded: discarded(&state, &secret, &name, None).await? }))
 }
 
 /// Puts one of the brand's dead letters back, or all, and answers how many.
@@ -180,17 +177,17 @@ fn chosen(name: &str, id: Option<&str>) -> (Which, Value) {
     (which, json!({"queue": name, "letter": id.unwrap_or("all")}))
 }
 
-/// Pauses the queue.
+/// Pauses the queue: workers fetch nothing from it until it is resumed.
 #[utoipa::path(post, path = "/api/queues/{queue}/pause", tag = "Queues", security(("secret_key" = [])),
-    params(("queue" = String, Path)), responses((status = 200, body = Object), PauseErrors))]
-pub async fn pause(state: State<AppState>, name: Path<String>, secret: Secret) -> Answer {
+    params(("queue" = String, Path)), responses((status = 200, body = Paused), PauseErrors))]
+pub async fn pause(state: State<AppState>, name: Path<String>, secret: Secret) -> Answer<Paused> {
     set_paused(state, name, secret, true).await
 }
 
-/// Resumes the queue.
+/// Resumes the queue: workers fetch from it again.
 #[utoipa::path(post, path = "/api/queues/{queue}/resume", tag = "Queues", security(("secret_key" = [])),
-    params(("queue" = String, Path)), responses((status = 200, body = Object), PauseErrors))]
-pub async fn resume(state: State<AppState>, name: Path<String>, secret: Secret) -> Answer {
+    params(("queue" = String, Path)), responses((status = 200, body = Paused), PauseErrors))]
+pub async fn resume(state: State<AppState>, name: Path<String>, secret: Secret) -> Answer<Paused> {
     set_paused(state, name, secret, false).await
 }
 
@@ -199,7 +196,7 @@ async fn set_paused(
     Path(name): Path<String>,
     secret: Secret,
     paused: bool,
-) -> Answer {
+) -> Answer<Paused> {
     let brand = secret.brand;
     let queue = queue(&state, &name)?;
     if !has_no_other(&state, brand).await? {
@@ -210,21 +207,20 @@ async fn set_paused(
     let what = if paused { "queue_paused" } else { "queue_resumed" };
     state.audited(&secret, what, json!({"queue": name}), queue.set_paused(paused)).await?;
     tracing::warn!(queue = name, paused, %brand, "a queue was paused or resumed over HTTP");
-    Ok(Json(json!({"paused": paused})))
+    Ok(Json(Paused { paused }))
 }
 
 /// What is remembered of a webhook's first delivery: when it came, and when, by what and how it ended.
 #[utoipa::path(get, path = "/api/queues/{queue}/claims", tag = "Queues", security(("secret_key" = [])),
-    params(("queue" = String, Path), DeliveryIds), responses((status = 200, body = Object), ClaimErrors))]
+    params(("queue" = String, Path), DeliveryIds), responses((status = 200, body = Claim), ClaimErrors))]
 pub async fn claim(
     State(state): State<AppState>,
     Path(name): Path<String>,
     secret: Secret,
-    ids: Result<Query<DeliveryIds>, QueryRejection>,
+    QueryOf(ids): QueryOf<DeliveryIds>,
 ) -> Answer<Claim> {
     let brand = secret.brand;
     let queue = queue(&state, &name)?;
-    let Query(ids) = ids.map_err(invalid_query)?;
     let domain = ids.shop.to_lowercase();
     let nothing = || ApiError::not_found("there is no record of this delivery");
     if state.keys.shop(&domain).await?.is_none_or(|shop| shop.brand != brand) {
@@ -253,33 +249,15 @@ async fn is_alone(state: &AppState, brand: BrandId) -> bool {
 
 /// What a brand holds, and whether the queue is paused. A brand that is alone sees the whole queue, and the events queue's rates:
 /// else other brands' volumes stood in it.
-async fn numbers(
-    state: &AppState,
-    name: &str,
-    queue: &dyn Queue,
-    brand: BrandId,
-    alone: bool,
-) -> Result<Value, ApiError> {
+async fn report(state: &AppState, name: &str, brand: BrandId, alone: bool) -> Result<QueueReport, ApiError> {
+    let queue = queue(state, name)?;
     let stats = queue.stats().await?;
     let held = queue.held_by(brand).await?;
     if !alone {
-        return Ok(json!({"paused": stats.paused, "held": held}));
+        return Ok(QueueReport::Own(OwnPart { paused: stats.paused, held }));
     }
-    let mut numbers = json!(stats);
-    numbers["held"] = json!(held);
-    if name == EVENTS_QUEUE {
-        numbers["rates"] = json!(state.rates.rates(&stats));
-    }
-    Ok(numbers)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
-fn invalid_query(rejection: QueryRejection) -> ApiError {
-    ApiError::bad_request("invalid_query", rejection.body_text())
-}
-
-fn one_or_none(id: &str, done: &str, count: u64) -> Answer {
-    if count == 0 { Err(no_letter(id)) } else { Ok(Json(json!({done: count}))) }
+    let rates = (name == EVENTS_QUEUE).then(|| state.rates.rates(&stats));
+    Ok(QueueReport::Whole(Box::new(WholeQueue { stats, held, rates })))
 }
 
 fn no_letter(id: &str) -> ApiError {

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -17,10 +18,11 @@ use tributary_core::domain::event::{EventKind, Rejection, Source};
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::tracking::{self, TOO_LARGE};
 use tributary_core::ports::queue::NewItem;
+use tributary_core::ports::world::World;
 use tributary_core::priority::others_first;
 use tributary_core::sampled::Sampled;
-use uuid::Uuid;
 
+use crate::answers::{Accepted, TrackingBatch, TrackingMessage};
 use crate::auth::{self, Peer, Sender};
 use crate::body::{self, MAX_BATCH_BYTES};
 use crate::bucket::cost;
@@ -29,6 +31,7 @@ use crate::error::ApiError;
 use crate::errors;
 use crate::refusals;
 use crate::state::AppState;
+use workers::traces;
 
 /// The most events a batch (Segment's limit).
 pub const MAX_BATCH_EVENTS: usize = 2500;
@@ -135,8 +138,8 @@ errors!(BatchErrors: TAKING, EVENT, &["too_many_events", "context_too_large", "n
 
 /// One message, whose kind the route says.
 #[utoipa::path(post, path = "/v1/track", tag = "Events", security(("write_key" = [])),
-    request_body(content = Object, description = "A message in Segment's format"),
-    responses((status = 200, description = "Accepted durably", body = Object), OneErrors))]
+    request_body(content = TrackingMessage, description = "A message in Segment's format"),
+    responses((status = 200, description = "Accepted durably", body = Accepted), OneErrors))]
 pub async fn one(
     kind: EventKind,
     State(state): State<AppState>,
@@ -150,8 +153,17 @@ pub async fn one(
     state.keys.charge(&sender, cost(1, bytes.len()))?;
     let Sender { brand, source, .. } = sender;
     let has_id = tracking::check(message, Some(kind), 0)?;
-    let received_ms = state.context.clock.now_ms();
-    let reception = Reception { brand, source, received_ms, kind: Some(kind), sent_at: None, shared: None };
+    let received_ms = state.context.world.now_ms();
+    let reception = Reception {
+        world: &state.context.world,
+        trace: traces::traceparent(),
+        brand,
+        source,
+        received_ms,
+        kind: Some(kind),
+        sent_at: None,
+        shared: None,
+    };
     state.ingest.enqueue(vec![reception.item(message, 0, has_id)]).await?;
     count(1);
     Ok(success())
@@ -159,8 +171,8 @@ pub async fn one(
 
 /// A batch of messages, each with its type.
 #[utoipa::path(post, path = "/v1/batch", tag = "Events", security(("write_key" = [])),
-    request_body(content = Object, description = "`{\"batch\": […]}`, at most 2,500 messages and 4 MB"),
-    responses((status = 200, description = "Accepted durably", body = Object), BatchErrors))]
+    request_body(content = TrackingBatch, description = "`{\"batch\": […]}`, at most 2,500 messages and 4 MB"),
+    responses((status = 200, description = "Accepted durably", body = Accepted), BatchErrors))]
 pub async fn batch(
     State(state): State<AppState>,
     peer: Peer,
@@ -189,9 +201,11 @@ pub async fn batch(
     state.keys.charge(&sender, cost(count_of, bytes.len() + shared_bytes * count_of))?;
     let kept = kept(&batch.batch, shared_bytes, brand).await?;
     let reception = Reception {
+        world: &state.context.world,
+        trace: traces::traceparent(),
         brand,
         source,
-        received_ms: state.context.clock.now_ms(),
+        received_ms: state.context.world.now_ms(),
         kind: None,
         // A sentAt that is no text is no reason to lose a batch: its events have times of their own.
         sent_at: batch.sent_at.and_then(|raw| serde_json::from_str(raw.get()).ok()),
@@ -256,6 +270,9 @@ async fn kept<'b>(
 
 /// What the messages of one request have in common.
 pub(super) struct Reception<'a> {
+    pub(super) world: &'a World,
+    /// The trace that the request is part of.
+    pub(super) trace: Option<String>,
     pub(super) brand: BrandId,
     /// How far they are believed.
     pub(super) source: Source,
@@ -271,11 +288,12 @@ impl Reception<'_> {
     /// The message of that place in its batch as a queue item; one without an id gets one here, so that the queue may deliver it twice.
     pub(super) fn item(&self, message: &RawValue, place: usize, has_id: bool) -> NewItem {
         let envelope = Envelope {
+            trace: self.trace.as_deref().map(Cow::Borrowed),
             brand: self.brand,
             received_ms: self.received_ms,
             origin: Origin::Segment {
                 kind: self.kind,
-                message_id: (!has_id).then(|| Uuid::now_v7().to_string().into()),
+                message_id: (!has_id).then(|| self.world.id().to_string().into()),
                 sent_at: self.sent_at.map(Cow::Borrowed),
                 place: u32::try_from(place).unwrap_or(u32::MAX),
                 shared: self.shared.map(Cow::Borrowed),
@@ -305,5 +323,5 @@ pub(super) fn count(events: usize) {
 }
 
 fn success() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], "{\"success\":true}").into_response()
+    Json(Accepted { success: true }).into_response()
 }

@@ -1,10 +1,7 @@
 //! Segments: who belongs together, with a secret key.
 
 use axum::Json;
-use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
-use axum::http::HeaderMap;
+use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -15,13 +12,13 @@ use tributary_core::services::automations::api::segments::{self, Preview, Segmen
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::customers::{customer_id, limit};
+use super::customers::customer_id;
 use crate::auth::Secret;
-use crate::body::json as read_json;
-use crate::body::{self, MAX_BODY_BYTES};
 use crate::codes::{BODY, SECRET};
 use crate::error::ApiError;
 use crate::errors;
+use crate::extract::{JsonBody, QueryOf};
+use crate::paging::PageAsked;
 use crate::state::AppState;
 
 errors!(ListErrors: SECRET);
@@ -31,7 +28,7 @@ errors!(DeleteErrors: SECRET, &["not_found", "refused"]);
 errors!(PreviewErrors: SECRET, BODY, &["invalid_gzip", "invalid_expression"]);
 errors!(MembersErrors: SECRET, &["not_found", "invalid_query", "invalid_limit", "invalid_after"]);
 
-/// A brand's segments.
+/// All segments of a brand, in one answer.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct SegmentList {
     /// Those that every brand has first, then by name.
@@ -45,7 +42,7 @@ pub async fn list(State(state): State<AppState>, secret: Secret) -> Result<Json<
     Ok(Json(SegmentList { segments: segments::list(&state.context, secret.brand).await? }))
 }
 
-/// One segment.
+/// One segment, with the number of its members.
 #[utoipa::path(get, path = "/api/segments/{name}", tag = "Segments", security(("secret_key" = [])), params(("name" = String, Path)),
     responses((status = 200, body = SegmentAnswer), OneErrors))]
 pub async fn show(
@@ -63,11 +60,8 @@ pub async fn put(
     State(state): State<AppState>,
     Path(name): Path<String>,
     secret: Secret,
-    headers: HeaderMap,
-    body: Body,
+    JsonBody(input): JsonBody<SegmentInput>,
 ) -> Result<Json<SegmentAnswer>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    let input: SegmentInput = read_json(&bytes)?;
     // An expression may name a person, and the log is for good: it is known again by its hash.
     let hash = hex::encode(Sha256::digest(input.expression.as_bytes()));
     let details = json!({"segment": name, "expression_sha256": hash});
@@ -79,7 +73,7 @@ pub async fn put(
 /// A segment that was deleted.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Deleted {
-    /// Its name.
+    /// The name of the segment that is deleted.
     deleted: String,
 }
 
@@ -96,11 +90,11 @@ pub async fn delete(
     Ok(Json(Deleted { deleted: name }))
 }
 
-/// Of what expression.
+/// The expression whose members are counted.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PreviewRequest {
-    /// A CEL expression.
+    /// A CEL expression over a customer.
     expression: String,
 }
 
@@ -110,11 +104,8 @@ pub struct PreviewRequest {
 pub async fn preview(
     State(state): State<AppState>,
     secret: Secret,
-    headers: HeaderMap,
-    body: Body,
+    JsonBody(asked): JsonBody<PreviewRequest>,
 ) -> Result<Json<Preview>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    let asked: PreviewRequest = read_json(&bytes)?;
     Ok(Json(segments::preview(&state.context, secret.brand, &asked.expression).await?))
 }
 
@@ -133,16 +124,16 @@ pub struct Paging {
 /// Somebody who belongs to a segment.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct MemberAnswer {
-    /// The customer.
+    /// The id of the customer.
     id: ProfileId,
-    /// Since when.
+    /// Since when the customer belongs to it, as ISO 8601.
     since: String,
 }
 
 /// A page of members.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct MemberPage {
-    /// By id.
+    /// The members of this page, by id.
     customers: Vec<MemberAnswer>,
     /// Where the next page begins; null after the last.
     next: Option<ProfileId>,
@@ -155,15 +146,12 @@ pub async fn members(
     State(state): State<AppState>,
     Path(name): Path<String>,
     secret: Secret,
-    paging: Result<Query<Paging>, QueryRejection>,
+    QueryOf(paging): QueryOf<Paging>,
 ) -> Result<Json<MemberPage>, ApiError> {
-    let Query(paging) = paging.map_err(invalid_query)?;
-    let limit = limit(paging.limit)?;
-    let after =
-        paging.after.as_deref().map(|text| ProfileId::parse(text).ok_or_else(invalid_after)).transpose()?;
+    let asked = PageAsked::of("after", paging.after.as_deref(), paging.limit, ProfileId::parse)?;
     segments::get(&state.context, secret.brand, &name).await?;
-    let page = state.context.automations.members(secret.brand, &name, after, limit as i64).await?;
-    let next = page.last().filter(|_| page.len() == limit).map(|(id, _)| *id);
+    let page = state.context.automations.members(secret.brand, &name, asked.cursor, asked.rows()).await?;
+    let next = asked.next(&page, |(id, _)| *id);
     let member = |(id, since)| MemberAnswer { id, since: time::format(from_ms(since)) };
     Ok(Json(MemberPage { customers: page.into_iter().map(member).collect(), next }))
 }
@@ -171,20 +159,20 @@ pub async fn members(
 /// Somebody who came into a segment or went out of it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ChangeAnswer {
-    /// The customer.
+    /// The id of the customer.
     customer: ProfileId,
-    /// The segment.
+    /// The name of the segment.
     segment: String,
-    /// `entered` or `left`.
+    /// `entered` where the customer came to belong to it, `left` where not any more.
     change: &'static str,
-    /// When.
+    /// When it happened, as ISO 8601.
     at: String,
 }
 
 /// A page of changes.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ChangePage {
-    /// Newest first.
+    /// The changes, newest first.
     changes: Vec<ChangeAnswer>,
     /// Where the next page begins; null after the last.
     next: Option<Uuid>,
@@ -197,9 +185,9 @@ pub async fn changes(
     State(state): State<AppState>,
     Path(name): Path<String>,
     secret: Secret,
-    paging: Result<Query<Paging>, QueryRejection>,
+    QueryOf(paging): QueryOf<Paging>,
 ) -> Result<Json<ChangePage>, ApiError> {
-    let page = Page::of(paging)?;
+    let page = paging.page()?;
     segments::get(&state.context, secret.brand, &name).await?;
     changes_of(&state, &secret, Some(&name), None, page).await
 }
@@ -211,25 +199,18 @@ pub async fn of_customer(
     State(state): State<AppState>,
     Path(id): Path<String>,
     secret: Secret,
-    paging: Result<Query<Paging>, QueryRejection>,
+    QueryOf(paging): QueryOf<Paging>,
 ) -> Result<Json<ChangePage>, ApiError> {
-    let page = Page::of(paging)?;
+    let page = paging.page()?;
     let asked = customer_id(&id)?;
     let known = state.context.directory.survivor(secret.brand, asked).await?;
     let known = known.ok_or_else(|| ApiError::not_found(format!("there is no customer {id:?}")))?;
     changes_of(&state, &secret, None, Some(known), page).await
 }
 
-/// A page that was asked for.
-struct Page {
-    limit: usize,
-    before: Option<Uuid>,
-}
-
-impl Page {
-    fn of(paging: Result<Query<Paging>, QueryRejection>) -> Result<Self, ApiError> {
-        let Query(paging) = paging.map_err(invalid_query)?;
-        Ok(Self { limit: limit(paging.limit)?, before: cursor(paging.after.as_deref())? })
+impl Paging {
+    fn page(&self) -> Result<PageAsked<Uuid>, ApiError> {
+        PageAsked::by_id("after", self.after.as_deref(), self.limit)
     }
 }
 
@@ -238,11 +219,12 @@ async fn changes_of(
     secret: &Secret,
     segment: Option<&str>,
     profile: Option<ProfileId>,
-    Page { limit, before }: Page,
+    asked: PageAsked<Uuid>,
 ) -> Result<Json<ChangePage>, ApiError> {
-    let page =
-        state.context.automations.changes(secret.brand, segment, profile, before, limit as i64).await?;
-    let next = page.last().filter(|_| page.len() == limit).map(|change| change.id);
+    let changes =
+        state.context.automations.changes(secret.brand, segment, profile, asked.cursor, asked.rows());
+    let page = changes.await?;
+    let next = asked.next(&page, |change| change.id);
     let changes = page
         .into_iter()
         .map(|change| ChangeAnswer {
@@ -253,17 +235,4 @@ async fn changes_of(
         })
         .collect();
     Ok(Json(ChangePage { changes, next }))
-}
-
-pub(super) fn cursor(after: Option<&str>) -> Result<Option<Uuid>, ApiError> {
-    after.map(|text| Uuid::try_parse(text).map_err(|_| invalid_after())).transpose()
-}
-
-fn invalid_after() -> ApiError {
-    ApiError::bad_request("invalid_after", "invalid cursor: after must be the next of the previous page")
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
-pub(super) fn invalid_query(rejection: QueryRejection) -> ApiError {
-    ApiError::bad_request("invalid_query", rejection.body_text())
 }

@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tributary_core::domain::scopes::{Scope, Scopes};
@@ -20,11 +18,10 @@ use tributary_core::services::tenants::{self, MAX_KEY_DAYS, MAX_ROTATION_GRACE, 
 use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Secret;
-use crate::body::json as read_json;
-use crate::body::{self, MAX_BODY_BYTES};
 use crate::codes::{BODY, CODES, SECRET};
 use crate::error::ApiError;
 use crate::errors;
+use crate::extract::{JsonBody, OptionalJsonBody, QueryOf};
 use crate::state::AppState;
 
 /// The highest limit of a key, in events or requests a second.
@@ -37,7 +34,7 @@ errors!(RotateErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings", "not_f
 errors!(LimitErrors: SECRET, BODY, &["invalid_gzip", "invalid_settings", "not_found"]);
 errors!(KeyErrors: SECRET, &["invalid_query", "not_found"]);
 
-/// The brand's settings.
+/// The brand's settings, those with their usual values included.
 #[utoipa::path(get, path = "/api/settings", tag = "Settings", security(("secret_key" = [])),
     responses((status = 200, body = BrandSettings), GetErrors))]
 pub async fn get(State(state): State<AppState>, secret: Secret) -> Result<Json<BrandSettings>, ApiError> {
@@ -50,11 +47,9 @@ pub async fn get(State(state): State<AppState>, secret: Secret) -> Result<Json<B
 pub async fn put(
     State(state): State<AppState>,
     secret: Secret,
-    headers: HeaderMap,
-    body: Body,
+    JsonBody(settings): JsonBody<BrandSettings>,
 ) -> Result<Json<BrandSettings>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    set(&state, &secret, read_json(&bytes)?).await
+    set(&state, &secret, settings).await
 }
 
 /// Changes some of the brand's settings: what is left out stays, null gives a setting its usual value (JSON Merge Patch, RFC 7396). They
@@ -64,11 +59,8 @@ pub async fn put(
 pub async fn patch(
     State(state): State<AppState>,
     secret: Secret,
-    headers: HeaderMap,
-    body: Body,
+    JsonBody(changes): JsonBody<Value>,
 ) -> Result<Json<BrandSettings>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    let changes: Value = read_json(&bytes)?;
     if !changes.is_object() {
         return Err(wrong("the body must be an object of the settings that change".to_owned()));
     }
@@ -135,7 +127,7 @@ impl From<KeyRecord> for KeyAnswer {
     }
 }
 
-/// The brand's keys.
+/// The keys of a brand, without their texts.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct KeyList {
     /// The oldest first, also those that have ended.
@@ -174,7 +166,7 @@ pub struct NewKey {
 /// A key's text, shown only now.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct KeyText {
-    /// The key.
+    /// The text of the key: shown in this answer, and never again.
     key: String,
 }
 
@@ -184,11 +176,8 @@ pub struct KeyText {
 pub async fn add_key(
     State(state): State<AppState>,
     secret: Secret,
-    headers: HeaderMap,
-    body: Body,
+    JsonBody(asked): JsonBody<NewKey>,
 ) -> Result<(StatusCode, Json<KeyText>), ApiError> {
-    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    let asked: NewKey = read_json(&bytes)?;
     check_limit(asked.rate_limit)?;
     let scopes = match (asked.kind, asked.scopes) {
         (KeyKind::Write, Some(scopes)) if !scopes.is_empty() => {
@@ -205,7 +194,7 @@ pub async fn add_key(
     if days.is_some_and(|days| !(1..=MAX_KEY_DAYS).contains(&days)) {
         return Err(wrong(format!("expires_in_days may be 1 to {MAX_KEY_DAYS}")));
     }
-    let expires_at = tenants::expiry(state.context.clock.now(), asked.kind, days, state.settings.key_days);
+    let expires_at = tenants::expiry(state.context.world.now(), asked.kind, days, state.settings.key_days);
     let grant = KeyGrant {
         scopes,
         rate_limit: asked.rate_limit,
@@ -223,7 +212,7 @@ pub struct RefusalAnswer {
     source: String,
     /// The code of the answer.
     code: String,
-    /// What it means.
+    /// What the code means, in a sentence.
     meaning: &'static str,
     /// How many there have been.
     count: u64,
@@ -231,10 +220,10 @@ pub struct RefusalAnswer {
     last_at: String,
 }
 
-/// What was refused.
+/// What was refused of a brand in the last days.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RefusalList {
-    /// The newest first.
+    /// The refusals, the newest first.
     refusals: Vec<RefusalAnswer>,
 }
 
@@ -257,7 +246,7 @@ pub async fn refusals(State(state): State<AppState>, secret: Secret) -> Result<J
     Ok(Json(RefusalList { refusals: rows.into_iter().map(answer).collect() }))
 }
 
-/// How to rotate.
+/// For how long the old one stays good.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rotation {
@@ -273,11 +262,9 @@ pub async fn rotate(
     State(state): State<AppState>,
     Path(id): Path<String>,
     secret: Secret,
-    headers: HeaderMap,
-    body: Body,
+    OptionalJsonBody(rotation): OptionalJsonBody<Rotation>,
 ) -> Result<(StatusCode, Json<KeyText>), ApiError> {
-    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    let lives = (Rotation::read(&bytes)?, state.settings.key_days);
+    let lives = (rotation.grace()?, state.settings.key_days);
     let key = tenants::rotate_key(&state.context, secret.brand, &id, lives, secret.maker()).await?;
     state.keys.forget_keys();
     Ok((StatusCode::CREATED, Json(KeyText { key })))
@@ -285,9 +272,8 @@ pub async fn rotate(
 
 impl Rotation {
     /// The grace that a body asks for, or the usual one.
-    pub(super) fn read(body: &[u8]) -> Result<Duration, ApiError> {
-        let asked: Self = if body.is_empty() { Self::default() } else { read_json(body)? };
-        let grace = asked.grace_s.map_or(ROTATION_GRACE, |seconds| Duration::from_secs(seconds.into()));
+    pub(super) fn grace(&self) -> Result<Duration, ApiError> {
+        let grace = self.grace_s.map_or(ROTATION_GRACE, |seconds| Duration::from_secs(seconds.into()));
         if grace > MAX_ROTATION_GRACE {
             let (asked, most) = (grace.as_secs(), MAX_ROTATION_GRACE.as_secs());
             return Err(wrong(format!("grace_s is {asked}; it may be 0 to {most}")));
@@ -296,7 +282,7 @@ impl Rotation {
     }
 }
 
-/// How often.
+/// How many requests or events a key may send.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeyLimit {
@@ -312,11 +298,8 @@ pub async fn limit_key(
     State(state): State<AppState>,
     Path(id): Path<String>,
     secret: Secret,
-    headers: HeaderMap,
-    body: Body,
+    JsonBody(KeyLimit { rate_limit }): JsonBody<KeyLimit>,
 ) -> Result<Json<KeyLimitSet>, ApiError> {
-    let bytes = body::read(&headers, body, MAX_BODY_BYTES).await?;
-    let KeyLimit { rate_limit } = read_json(&bytes)?;
     check_limit(rate_limit)?;
     let rate_limit =
         tenants::limit_key(&state.context, secret.brand, &id, rate_limit, secret.maker()).await?;
@@ -330,7 +313,7 @@ pub struct KeyLimitSet {
     rate_limit: Option<u32>,
 }
 
-/// How to revoke.
+/// Whether keys that this one has made are revoked, too.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -343,7 +326,7 @@ pub struct Revocation {
 /// A key that was revoked.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Revoked {
-    /// Its id.
+    /// The id of the key that was revoked.
     revoked: String,
     /// The keys that it made, or those made, and that ended with it.
     also_revoked: Vec<String>,
@@ -358,10 +341,8 @@ pub async fn revoke(
     State(state): State<AppState>,
     Path(id): Path<String>,
     secret: Secret,
-    query: Result<Query<Revocation>, QueryRejection>,
+    QueryOf(asked): QueryOf<Revocation>,
 ) -> Result<Json<Revoked>, ApiError> {
-    let Query(asked) =
-        query.map_err(|rejection| ApiError::bad_request("invalid_query", rejection.body_text()))?;
     let ended = tenants::revoke_key(&state.context, secret.brand, &id, asked.cascade, secret.maker()).await?;
     state.keys.forget_keys();
     Ok(Json(Revoked { revoked: id, also_revoked: ended.also, still_living: ended.living }))

@@ -15,10 +15,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use serde::Deserialize;
-use serde_json::json;
 use serde_json::value::RawValue;
 use sha2::Sha256;
-use tokio::time::{Instant, sleep_until};
 use tributary_core::domain::envelope::{Envelope, Origin};
 use tributary_core::domain::shopify::{Delivery, canonical};
 use tributary_core::domain::webhook::{self, Seen};
@@ -26,12 +24,14 @@ use tributary_core::ports::queue::{Enqueued, Idempotency, NewItem};
 use tributary_core::ports::tenants::Shop;
 
 use super::segment::count;
+use crate::answers::WebhookAccepted;
 use crate::body::{self, MAX_WEBHOOK_BYTES, Whole};
 use crate::bucket::cost;
 use crate::error::ApiError;
 use crate::errors;
 use crate::refusals;
 use crate::state::AppState;
+use workers::traces;
 
 /// How long the store may take to say whether a body came before: Shopify waits for five seconds in all.
 const STORE_PATIENCE: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ errors!(TakeErrors: &[
         ("x-shopify-webhook-id" = String, Header), ("x-shopify-api-version" = String, Header), ("x-shopify-event-id" = Option<String>, Header),
         ("x-shopify-triggered-at" = Option<String>, Header)),
     request_body(content = Object, description = "As Shopify sends it"),
-    responses((status = 200, description = "Accepted, or accepted before", body = Object), TakeErrors))]
+    responses((status = 200, description = "Accepted, or accepted before", body = WebhookAccepted), TakeErrors))]
 pub async fn take(
     State(state): State<AppState>,
     headers: HeaderMap,
@@ -75,7 +75,7 @@ pub async fn take(
     if shop.redacted_at.is_some() {
         // Its customers were erased, and it has not been added again: what it still sends is not kept.
         metrics::counter!("tributary_webhooks_unwanted_total").increment(1);
-        return Ok(Json(json!({"success": true, "duplicate": false, "ignored": true})).into_response());
+        return Ok(Json(WebhookAccepted { ignored: true, ..WebhookAccepted::new(false) }).into_response());
     }
     state.keys.charge_shop(&shop.domain, cost(1, bytes.len()))?;
     let body: &RawValue = parse(&bytes)?;
@@ -85,7 +85,7 @@ pub async fn take(
         Seen::Never => {}
         Seen::Before => {
             metrics::counter!("tributary_webhooks_total", "duplicate" => "true").increment(1);
-            return Ok(Json(json!({"success": true, "duplicate": true})).into_response());
+            return Ok(Json(WebhookAccepted::new(true)).into_response());
         }
         Seen::Elsewhere => {
             metrics::counter!("tributary_webhooks_refused_total", "reason" => "replay").increment(1);
@@ -131,7 +131,8 @@ async fn authentic(
     signature: &str,
     body: Body,
 ) -> Result<(Shop, Whole), ApiError> {
-    let began = Instant::now();
+    let world = &state.context.world;
+    let began = world.monotonic();
     let shop = state.keys.shop(domain).await?;
     match &shop {
         Some(shop) => refusals::is_of(shop.brand, || format!("shop {}", shop.domain)),
@@ -143,7 +144,7 @@ async fn authentic(
         return Ok((shop, bytes));
     }
     // The same answer for an unknown shop, and at the same time, though nothing is remembered of one: nobody learns which shops are here.
-    sleep_until(began + REFUSED_AFTER).await;
+    world.sleep(REFUSED_AFTER.saturating_sub(world.since(began))).await;
     let why = "the signature does not match this shop's secret";
     Err(ApiError::new(StatusCode::UNAUTHORIZED, "invalid_hmac", why))
 }
@@ -169,8 +170,9 @@ fn envelope(
     body: &RawValue,
 ) -> Vec<u8> {
     let envelope = Envelope {
+        trace: traces::traceparent().map(Cow::Owned),
         brand: shop.brand,
-        received_ms: state.context.clock.now_ms(),
+        received_ms: state.context.world.now_ms(),
         origin: Origin::Shopify {
             shop: Cow::Borrowed(&shop.domain),
             topic: Cow::Borrowed(delivery.topic),
@@ -200,13 +202,13 @@ async fn enqueue(state: &AppState, shop: &Shop, item: NewItem) -> Result<Respons
         count(1);
     }
     metrics::counter!("tributary_webhooks_total", "duplicate" => duplicate.to_string()).increment(1);
-    Ok(Json(json!({"success": true, "duplicate": duplicate})).into_response())
+    Ok(Json(WebhookAccepted::new(duplicate)).into_response())
 }
 
 /// What the store knows of a body. Where it does not answer in time, nothing: the worker's transaction asks again.
 async fn seen(state: &AppState, shop: &Shop, topic: &str, digest: &[u8; 32]) -> Seen {
     let asked = state.context.store.body_topics(shop.brand, &shop.domain, digest);
-    match tokio::time::timeout(STORE_PATIENCE, asked).await {
+    match state.context.world.timeout(STORE_PATIENCE, asked).await {
         Ok(Ok(under)) => webhook::seen(topic, &under),
         _ => Seen::Never,
     }
