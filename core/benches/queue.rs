@@ -6,18 +6,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backends::redis::{Fsync, Redis};
+use backends::services::Services;
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use stack::redis::{Fsync, Redis};
-use stack::services::Services;
 use tokio::runtime::Runtime;
 use tributary_core::adapters::redis::client::RedisClient;
 use tributary_core::adapters::redis::keys::Layout;
 use tributary_core::adapters::redis::queue::RedisQueue;
 use tributary_core::adapters::sqlite::db::Db;
 use tributary_core::adapters::sqlite::queue::SqliteQueue;
-use tributary_core::ports::clock::SystemClock;
 use tributary_core::ports::queue::{Acked, NewItem, Queue, QueueSettings};
+use tributary_core::ports::world::World;
 
 fn rounds(criterion: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
@@ -26,10 +26,10 @@ fn rounds(criterion: &mut Criterion) {
     let queues: Vec<(&str, Arc<dyn Queue>)> = runtime.block_on(async {
         let on_redis = async |layout: Layout| {
             let client = RedisClient::connect(&redis.url(), &Services::fresh_key_space()).await.unwrap();
-            RedisQueue::new(client, "events", layout, QueueSettings::default(), Arc::new(SystemClock))
+            RedisQueue::new(client, "events", layout, QueueSettings::default(), World::real())
         };
         let db = Db::open_queue(&folder.path().join("queue.db")).await.unwrap();
-        let sqlite = SqliteQueue::new(db, QueueSettings::default(), Arc::new(SystemClock));
+        let sqlite = SqliteQueue::new(db, QueueSettings::default(), World::real());
         vec![
             ("lists", Arc::new(on_redis(Layout::Lists).await) as Arc<dyn Queue>),
             ("streams", Arc::new(on_redis(Layout::Streams).await)),

@@ -9,10 +9,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use backends::services::Services;
 use rand::RngExt;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use stack::services::Services;
 use tributary_core::adapters::sql::{Database, SqlStore};
 use tributary_core::context::{Backend, Context, Layout};
 use tributary_core::domain::customer360::Customer360;
@@ -24,6 +24,7 @@ use tributary_core::domain::time::from_ms;
 use tributary_core::ports::directory::Sort;
 use tributary_core::ports::queue::QueueSettings;
 use tributary_core::ports::store::{Store, SuppressionKey};
+use tributary_core::ports::world::World;
 use tributary_core::services::brands::BrandRules;
 use tributary_core::services::customer360::{Asked, answer};
 use tributary_core::services::directory::{Listing, list, search};
@@ -52,7 +53,7 @@ async fn run() {
         key_space: Services::fresh_key_space(),
         connections: 12,
         layout: Layout::Lists,
-        keys: SecretKeys::new(SecretKey::random(), Vec::new()),
+        keys: SecretKeys::new(SecretKey::random(&World::real()), Vec::new()),
     };
     let context = Context::open(&backend, QueueSettings::default()).await.unwrap();
     let started = Instant::now();
@@ -130,7 +131,7 @@ async fn load(context: &Context, customers: usize) {
                 }
                 let events: Vec<Event> =
                     (first..(first + AT_ONCE).min(customers)).flat_map(journey).collect();
-                process(&*context.store, &*context.locks, &context.clock, &BrandRules::default(), &events)
+                process(&*context.store, &*context.locks, &context.world, &BrandRules::default(), &events)
                     .await
                     .unwrap();
             }
@@ -267,7 +268,7 @@ async fn row_level_security(database: &mut PgConnection, url: &str, context: &Co
         println!("\nrow-level security: the role could not connect");
         return;
     };
-    let store = SqlStore::new(Database::Postgres(pool), SuppressionKey::new([7; 32]));
+    let store = SqlStore::new(Database::postgres(pool, World::real()), SuppressionKey::new([7; 32]));
     let mut ratios = Vec::new();
     for _ in 0..5 {
         let mut took = Vec::new();

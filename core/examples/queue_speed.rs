@@ -7,16 +7,16 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use backends::redis::{Fsync, Redis};
+use backends::services::Services;
 use bytes::Bytes;
-use stack::redis::{Fsync, Redis};
-use stack::services::Services;
 use tributary_core::adapters::redis::client::RedisClient;
 use tributary_core::adapters::redis::keys::Layout;
 use tributary_core::adapters::redis::queue::RedisQueue;
 use tributary_core::adapters::sqlite::db::Db;
 use tributary_core::adapters::sqlite::queue::SqliteQueue;
-use tributary_core::ports::clock::{Clock, SystemClock};
 use tributary_core::ports::queue::{NewItem, Queue, QueueSettings};
+use tributary_core::ports::world::World;
 
 /// Batch sizes, with the items of a run: enough for some tenths of a second.
 const BATCHES: [(usize, usize); 3] = [(1, 4_000), (100, 100_000), (500, 200_000)];
@@ -76,13 +76,13 @@ async fn main() -> anyhow::Result<()> {
 async fn on_redis(url: &str, space: &str, layout: Layout) -> anyhow::Result<Arc<dyn Queue>> {
     let client = RedisClient::connect(url, space).await?;
     let settings = QueueSettings { lease: LEASE, ..QueueSettings::default() };
-    Ok(Arc::new(RedisQueue::new(client, "events", layout, settings, Arc::new(SystemClock))))
+    Ok(Arc::new(RedisQueue::new(client, "events", layout, settings, World::real())))
 }
 
 async fn on_sqlite(folder: &tempfile::TempDir, name: &str) -> anyhow::Result<Arc<dyn Queue>> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let world = World::real();
     let db = Db::open_queue(&folder.path().join(name)).await?;
-    Ok(Arc::new(SqliteQueue::new(db, QueueSettings::default(), clock)))
+    Ok(Arc::new(SqliteQueue::new(db, QueueSettings::default(), world)))
 }
 
 async fn throughput(name: &str, queue: Arc<dyn Queue>) -> anyhow::Result<()> {

@@ -26,6 +26,7 @@ use tributary_core::ports::clock::{Clock, ManualClock, SystemClock};
 use tributary_core::ports::privacy::Erasure;
 use tributary_core::ports::queue::{NewItem, Scope, Then};
 use tributary_core::ports::sender::{MessageContent, OutboundMessage, SendOutcome, Sender};
+use tributary_core::ports::world::World;
 use tributary_core::services::automations::api::{self, DryRun, segments};
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outbound;
@@ -38,16 +39,18 @@ use uuid::Uuid;
 const MIN: i64 = 60_000;
 const HOUR: i64 = 60 * MIN;
 const DAY: i64 = 24 * HOUR;
+/// How long a slow receiver takes.
+const SLOW: Duration = Duration::from_secs(3);
 
-/// Carries nothing, and remembers what it was given. What it answers can be set by destination.
-#[derive(Default)]
-struct Notebook {
+/// Sends nothing, and remembers what it was given. What it answers can be set by destination.
+struct RecordingSender {
+    clock: ManualClock,
     carried: Mutex<Vec<OutboundMessage>>,
     answers: Mutex<BTreeMap<String, SendOutcome>>,
 }
 
 #[async_trait]
-impl Sender for Notebook {
+impl Sender for RecordingSender {
     async fn send(&self, message: &OutboundMessage) -> SendOutcome {
         self.carried.lock().unwrap().push(message.clone());
         let to = match &message.content {
@@ -59,7 +62,7 @@ impl Sender for Notebook {
             // Never answers: whoever waits for it is dropped.
             Some(SendOutcome::Later { error, .. }) if error == "hang" => std::future::pending().await,
             Some(SendOutcome::Done(how)) if how == "slowly" => {
-                tokio::time::sleep(Duration::from_secs(3)).await;
+                self.clock.sleep(SLOW).await;
                 SendOutcome::Done(how)
             }
             Some(answer) => answer,
@@ -68,33 +71,37 @@ impl Sender for Notebook {
     }
 }
 
-struct World {
+struct Harness {
     _u: ContextUnderTest,
     context: Context,
     clock: ManualClock,
-    notebook: Arc<Notebook>,
+    sender: Arc<RecordingSender>,
     outbound: Outbound,
     brand: BrandId,
 }
 
-impl World {
+impl Harness {
     async fn new(u: ContextUnderTest) -> Self {
         let clock = ManualClock::at(SystemClock.now_ms());
         let mut context = u.context.clone();
-        context.clock = Arc::new(clock.clone());
+        context.world = World::on(clock.clone());
         let brand = context.tenants.brands.add_brand("b").await.unwrap();
-        let notebook = Arc::new(Notebook::default());
+        let sender = Arc::new(RecordingSender {
+            clock: clock.clone(),
+            carried: Mutex::default(),
+            answers: Mutex::default(),
+        });
         let outbound = Outbound {
             sends_mail: true,
             reach: Reach { private: true, http: true },
-            sender: notebook.clone(),
-            destinations: Arc::new(Destinations::new(DEFAULT_RATE)),
+            sender: sender.clone(),
+            destinations: Arc::new(Destinations::new(DEFAULT_RATE, context.world.clone())),
             public_url: Some("https://t.example".into()),
         };
         let settings =
             BrandSettings { email_from: Some("Shop <shop@t.example>".into()), ..BrandSettings::default() };
         context.brands.set(brand, &settings, None).await.unwrap();
-        Self { _u: u, context, clock, notebook, outbound, brand }
+        Self { _u: u, context, clock, sender, outbound, brand }
     }
 
     fn pass(&self, ms: i64) {
@@ -107,7 +114,7 @@ impl World {
         body["userId"] = user.into();
         body["timestamp"] = time::format(at).into();
         if body["messageId"].is_null() {
-            body["messageId"] = Uuid::now_v7().to_string().into();
+            body["messageId"] = self.context.world.id().to_string().into();
         }
         let body = serde_json::value::to_raw_value(&body).unwrap();
         let origin = Origin::Segment {
@@ -118,7 +125,13 @@ impl World {
             shared: None,
             source: Source::Secret,
         };
-        let envelope = Envelope { brand: self.brand, received_ms: self.clock.now_ms(), origin, body: &body };
+        let envelope = Envelope {
+            brand: self.brand,
+            received_ms: self.clock.now_ms(),
+            trace: None,
+            origin,
+            body: &body,
+        };
         self.context
             .queue
             .enqueue(&[NewItem { payload: envelope.encode().into(), ..NewItem::default() }])
@@ -153,7 +166,13 @@ impl World {
             message_id: format!("order-{id}").into(),
             triggered_at: None,
         };
-        let envelope = Envelope { brand: self.brand, received_ms: self.clock.now_ms(), origin, body: &body };
+        let envelope = Envelope {
+            brand: self.brand,
+            received_ms: self.clock.now_ms(),
+            trace: None,
+            origin,
+            body: &body,
+        };
         self.context
             .queue
             .enqueue(&[NewItem { payload: envelope.encode().into(), ..NewItem::default() }])
@@ -163,6 +182,10 @@ impl World {
 
     /// Processes everything that is due, until nothing is. Answers what became of jobs that were not done.
     async fn settle(&self) -> Vec<Then> {
+        self.clock.drive(self.process_all()).await
+    }
+
+    async fn process_all(&self) -> Vec<Then> {
         let mut undone = Vec::new();
         loop {
             let mut done = 0;
@@ -218,7 +241,7 @@ impl World {
     }
 
     fn subjects(&self) -> Vec<String> {
-        let carried = self.notebook.carried.lock().unwrap();
+        let carried = self.sender.carried.lock().unwrap();
         let email = |message: &OutboundMessage| match &message.content {
             MessageContent::Email(email) => Some(format!("{}: {}", email.to, email.subject)),
             _ => None,
@@ -227,11 +250,11 @@ impl World {
     }
 
     fn keys(&self) -> Vec<String> {
-        self.notebook.carried.lock().unwrap().iter().map(|message| message.key.clone()).collect()
+        self.sender.carried.lock().unwrap().iter().map(|message| message.key.clone()).collect()
     }
 
     fn answer(&self, to: &str, delivery: SendOutcome) {
-        self.notebook.answers.lock().unwrap().insert(to.into(), delivery);
+        self.sender.answers.lock().unwrap().insert(to.into(), delivery);
     }
 
     async fn id_of(&self, user: &str) -> ProfileId {
@@ -258,11 +281,11 @@ macro_rules! on_both {
     ($($test:ident),* $(,)?) => {
         mod embedded {
             $( #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-               async fn $test() { super::$test(super::World::new(super::embedded_context().await).await).await } )*
+               async fn $test() { super::$test(super::Harness::new(super::embedded_context().await).await).await } )*
         }
         mod services {
             $( #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-               async fn $test() { super::$test(super::World::new(super::services_context().await).await).await } )*
+               async fn $test() { super::$test(super::Harness::new(super::services_context().await).await).await } )*
         }
     };
 }
@@ -284,7 +307,7 @@ on_both!(
     a_dry_run_says_what_would_happen_and_does_nothing,
 );
 
-async fn who_belongs_follows_events_and_time(w: World) {
+async fn who_belongs_follows_events_and_time(w: Harness) {
     let gold = segments::SegmentAnswer::clone(
         &segments::put(
             &w.context,
@@ -342,7 +365,7 @@ async fn who_belongs_follows_events_and_time(w: World) {
     assert_eq!((preview.examined, preview.matched, preview.customers.len()), (2, 1, 1));
 }
 
-async fn an_abandoned_cart_is_told_of_once_and_a_bought_one_never(w: World) {
+async fn an_abandoned_cart_is_told_of_once_and_a_bought_one_never(w: Harness) {
     let carts = w.ready("abandoned_cart").await;
     for user in ["left", "bought", "early"] {
         w.subscriber(user).await;
@@ -384,7 +407,7 @@ async fn an_abandoned_cart_is_told_of_once_and_a_bought_one_never(w: World) {
     assert_eq!(w.statuses(carts).await.len(), 4);
 }
 
-async fn the_other_templates_do_what_they_say(w: World) {
+async fn the_other_templates_do_what_they_say(w: Harness) {
     for name in ["welcome", "win_back", "post_purchase_review", "vip"] {
         w.ready(name).await;
     }
@@ -423,7 +446,7 @@ async fn the_other_templates_do_what_they_say(w: World) {
     );
 }
 
-async fn what_is_delivered_twice_happens_once(w: World) {
+async fn what_is_delivered_twice_happens_once(w: Harness) {
     let id = w.active(on("E", json!([hook("https://r.example/a"), {"do": "wait", "for": {"minutes": 1}}, hook("https://r.example/b")]))).await;
     for user in 0..5 {
         let event = json!({"type": "track", "event": "E", "messageId": format!("m{user}")});
@@ -458,7 +481,7 @@ async fn what_is_delivered_twice_happens_once(w: World) {
     assert_eq!(keys.len(), 10);
 }
 
-async fn a_message_that_was_begun_is_sent_again_under_its_key(w: World) {
+async fn a_message_that_was_begun_is_sent_again_under_its_key(w: Harness) {
     let id =
         w.active(on("E", json!([hook("https://r.example/slow"), {"do": "add_tag", "tag": "after"}]))).await;
     w.answer("https://r.example/slow", SendOutcome::Later { error: "hang".into(), after: None });
@@ -497,7 +520,7 @@ async fn a_message_that_was_begun_is_sent_again_under_its_key(w: World) {
     assert_eq!(run.status, Status::Done);
 }
 
-async fn a_receiver_that_is_away_is_tried_again_and_one_that_refuses_is_not(w: World) {
+async fn a_receiver_that_is_away_is_tried_again_and_one_that_refuses_is_not(w: Harness) {
     let id = w.active(on("E", json!([hook("https://r.example/x")]))).await;
     let later = SendOutcome::Later { error: "answered 503".into(), after: Some(Duration::from_secs(3600)) };
     w.answer("https://r.example/x", later);
@@ -544,7 +567,7 @@ async fn a_receiver_that_is_away_is_tried_again_and_one_that_refuses_is_not(w: W
     assert!(api::retry(&w.context, w.brand, waiting.id, "me").await.is_err());
 }
 
-async fn a_dead_destination_starves_nobody(w: World) {
+async fn a_dead_destination_starves_nobody(w: Harness) {
     let dead = w.active(on("D", json!([hook("https://dead.example/")]))).await;
     let alive = w.active(on("A", json!([hook("https://alive.example/")]))).await;
     w.answer("https://dead.example/", SendOutcome::Later { error: "no answer in 10 s".into(), after: None });
@@ -559,8 +582,8 @@ async fn a_dead_destination_starves_nobody(w: World) {
         w.track(&format!("u{user}"), "A").await;
     }
     w.settle().await;
-    let to_dead = |w: &World| {
-        let carried = w.notebook.carried.lock().unwrap();
+    let to_dead = |w: &Harness| {
+        let carried = w.sender.carried.lock().unwrap();
         carried
             .iter()
             .filter(|p| matches!(&p.content, MessageContent::Webhook { url, .. } if url.contains("dead")))
@@ -574,7 +597,7 @@ async fn a_dead_destination_starves_nobody(w: World) {
     assert!(put_off.state.log.iter().any(|entry| entry.what == "postponed"), "{:?}", put_off.state.log);
 }
 
-async fn edits_touch_no_run_under_way_and_a_pause_holds_all_of_them(w: World) {
+async fn edits_touch_no_run_under_way_and_a_pause_holds_all_of_them(w: Harness) {
     let steps = |text: &str| json!([{"do": "wait", "for": {"hours": 1}}, {"do": "chat", "url": "https://c.example/", "text": text}]);
     let id = w.active(on("E", steps("first"))).await;
     w.track("ada", "E").await;
@@ -595,7 +618,7 @@ async fn edits_touch_no_run_under_way_and_a_pause_holds_all_of_them(w: World) {
     );
     api::set_status(&w.context, w.brand, id, AutomationStatus::Active).await.unwrap();
     w.settle().await;
-    let carried = w.notebook.carried.lock().unwrap().clone();
+    let carried = w.sender.carried.lock().unwrap().clone();
     let mut texts: Vec<String> = carried
         .iter()
         .filter_map(|message| match &message.content {
@@ -613,7 +636,7 @@ async fn edits_touch_no_run_under_way_and_a_pause_holds_all_of_them(w: World) {
     assert_eq!((w.keys().len(), w.statuses(id).await[0]), (2, Status::Cancelled));
 }
 
-async fn a_run_goes_with_its_customer_through_a_merge_and_ends_with_an_erasure(w: World) {
+async fn a_run_goes_with_its_customer_through_a_merge_and_ends_with_an_erasure(w: Harness) {
     let id =
         w.active(on("E", json!([{"do": "wait", "for": {"hours": 1}}, hook("https://r.example/")]))).await;
     w.track("old", "Hello").await;
@@ -635,7 +658,7 @@ async fn a_run_goes_with_its_customer_through_a_merge_and_ends_with_an_erasure(w
     w.settle().await;
     let runs = w.runs(id).await;
     assert_eq!((runs.len(), runs[0].status, w.keys().len()), (1, Status::Done, 1));
-    let MessageContent::Webhook { body, .. } = w.notebook.carried.lock().unwrap()[0].content.clone() else {
+    let MessageContent::Webhook { body, .. } = w.sender.carried.lock().unwrap()[0].content.clone() else {
         panic!()
     };
     let body: Value = serde_json::from_str(&body).unwrap();
@@ -643,10 +666,10 @@ async fn a_run_goes_with_its_customer_through_a_merge_and_ends_with_an_erasure(w
     assert_eq!(body["data"]["event"]["name"], "E");
 }
 
-async fn a_slow_receiver_holds_up_no_other_of_its_batch(w: World) {
+async fn a_slow_receiver_holds_up_no_other_of_its_batch(w: Harness) {
     let slow = w.active(on("Slow", json!([hook("https://slow.example/")]))).await;
     let quick = w.active(on("Quick", json!([hook("https://a.example/"), hook("https://b.example/")]))).await;
-    w.notebook
+    w.sender
         .answers
         .lock()
         .unwrap()
@@ -655,20 +678,22 @@ async fn a_slow_receiver_holds_up_no_other_of_its_batch(w: World) {
     w.track("ada", "Slow").await;
     w.track("ada", "Quick").await;
     let (settled, seen) = tokio::join!(w.settle(), async {
-        for _ in 0..25 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            if w.keys().len() == 3 {
-                return true;
-            }
+        // As long as the slow one is under way, and for as long as the others need.
+        let mut both = false;
+        for _ in 0..SLOW.as_millis() / 100 - 1 {
+            w.pass(100);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            both |= w.keys().len() == 3;
         }
-        false
+        w.pass(200);
+        both
     });
     assert!(settled.is_empty() && seen, "the second of the quick ones went while the slow one was under way");
     assert_eq!((w.statuses(slow).await, w.statuses(quick).await), (vec![Status::Done], vec![Status::Done]));
     assert_eq!(w.keys().len(), 3, "each once");
 }
 
-async fn a_schedule_comes_up_for_every_member_once(w: World) {
+async fn a_schedule_comes_up_for_every_member_once(w: Harness) {
     let vips = serde_json::from_value(json!({"expression": "traits.plan == 'gold'"})).unwrap();
     segments::put(&w.context, w.brand, "gold", vips).await.unwrap();
     for user in 0..3 {
@@ -696,7 +721,7 @@ async fn a_schedule_comes_up_for_every_member_once(w: World) {
     assert!(segments::delete(&w.context, w.brand, "gold").await.is_err(), "the automation needs it");
 }
 
-async fn tags_traits_and_events_go_the_way_of_all_events(w: World) {
+async fn tags_traits_and_events_go_the_way_of_all_events(w: Harness) {
     w.active(on(
         "E",
         json!([
@@ -714,22 +739,20 @@ async fn tags_traits_and_events_go_the_way_of_all_events(w: World) {
     assert_eq!(record.profile.traits["greeting"].value, "Hello ada@example.com");
     assert_eq!(record.profile.traits["tag:seen"].value, true);
     assert_eq!(w.statuses(chained).await, [Status::Done]);
-    let MessageContent::Webhook { body, .. } = w.notebook.carried.lock().unwrap()[0].content.clone() else {
+    let MessageContent::Webhook { body, .. } = w.sender.carried.lock().unwrap()[0].content.clone() else {
         panic!()
     };
     assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["data"]["event"]["properties"]["by"], "E");
 }
 
-async fn a_link_unsubscribes_and_only_its_own(w: World) {
+async fn a_link_unsubscribes_and_only_its_own(w: Harness) {
     w.active(on("E", json!([{"do": "email", "subject": "s", "text": "t"}]))).await;
     for user in ["ada", "bob"] {
         w.subscriber(user).await;
     }
     w.track("ada", "E").await;
     w.settle().await;
-    let MessageContent::Email(email) = w.notebook.carried.lock().unwrap()[0].content.clone() else {
-        panic!()
-    };
+    let MessageContent::Email(email) = w.sender.carried.lock().unwrap()[0].content.clone() else { panic!() };
     let link = email.unsubscribe.unwrap();
     let token = link.strip_prefix("https://t.example/unsubscribe/").unwrap().to_owned();
     let bobs = token.replace(&w.id_of("ada").await.to_string(), &w.id_of("bob").await.to_string());
@@ -744,7 +767,7 @@ async fn a_link_unsubscribes_and_only_its_own(w: World) {
     assert_eq!(w.subjects(), ["ada@example.com: s", "bob@example.com: s"]);
 }
 
-async fn a_dry_run_says_what_would_happen_and_does_nothing(w: World) {
+async fn a_dry_run_says_what_would_happen_and_does_nothing(w: Harness) {
     let definition: Definition = serde_json::from_value(json!({
         "name": "n", "trigger": {"on": "event", "event": "E"}, "condition": "event.properties.value > 10", "steps": [
             {"do": "wait", "for": {"days": 1}},

@@ -22,8 +22,8 @@ use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::order::{Order, OrderUpdate, Refund};
 use tributary_core::domain::time::from_ms;
 use tributary_core::domain::version::Version;
-use tributary_core::ports::clock::{Clock, SystemClock};
 use tributary_core::ports::store::StoreError;
+use tributary_core::ports::world::World;
 use tributary_core::services::events::process;
 
 on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store } [
@@ -157,12 +157,12 @@ async fn work_off(u: &StoreUnderTest, brand: BrandId, stream: &[Event], delivery
         .map(|batch| batch.iter().map(|at| stream[*at].clone()).collect())
         .collect();
     let waiting = Arc::new(Mutex::new(batches.into_iter().enumerate()));
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let world = World::real();
     let worker = async || {
         loop {
             let Some((at, batch)) = waiting.lock().await.next() else { return };
             let book = unlimited(brand);
-            let run = || process(&*u.store, &*u.locks, &clock, &book, &batch);
+            let run = || process(&*u.store, &*u.locks, &world, &book, &batch);
             if let Some(after) = delivery.kills[at % delivery.kills.len()] {
                 // Dropped wherever it is: its connection closes, its locks stay behind until their time is over.
                 let _ = tokio::time::timeout(Duration::from_micros(after), run()).await;

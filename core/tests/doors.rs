@@ -24,6 +24,7 @@ use tributary_core::ports::directory::{Directory, Sort};
 use tributary_core::ports::privacy::Privacy;
 use tributary_core::ports::store::{Store, SuppressionKey};
 use tributary_core::ports::tenants::BrandSecrets;
+use tributary_core::ports::world::World;
 use uuid::Uuid;
 
 const BRAND: BrandId = BrandId(1);
@@ -148,7 +149,7 @@ async fn silent_database() -> (Database, Vec<Seeded>) {
     }
     let options = PgConnectOptions::from_str(&url).unwrap().username(&role).password("ordinary");
     let silent = PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
-    (Database::Postgres(silent), seeded)
+    (Database::postgres(silent, World::real()), seeded)
 }
 
 struct Seeded {

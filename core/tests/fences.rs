@@ -38,7 +38,7 @@ type Stamp<'a> = &'a (dyn Fn(i64) -> i64 + Sync);
 
 /// Profiles that nobody has merged.
 async fn fresh_profiles(store: &dyn Store) -> Vec<ProfileId> {
-    let ids: Vec<ProfileId> = (0..PROFILES).map(|_| ProfileId::new(1_768_000_000_000)).collect();
+    let ids: Vec<ProfileId> = (0..PROFILES).map(|_| ProfileId::first_at(1_768_000_000_000)).collect();
     let profiles: Vec<Profile> = ids.iter().map(|id| Profile::new(*id, BrandId(1))).collect();
     let mut tx = store.begin().await.unwrap();
     tx.save_profiles(&profiles).await.unwrap();

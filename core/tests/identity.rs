@@ -131,7 +131,7 @@ fn at_most(kind: IdentifierKind, most: u32) -> BrandRules {
 
 async fn run_by(u: &ContextUnderTest, book: &BrandRules, events: &[Event]) {
     let c = &u.context;
-    process(&*c.store, &*c.locks, &c.clock, book, events).await.unwrap();
+    process(&*c.store, &*c.locks, &c.world, book, events).await.unwrap();
 }
 
 async fn run(u: &ContextUnderTest, events: &[Event]) {
@@ -142,7 +142,7 @@ async fn run(u: &ContextUnderTest, events: &[Event]) {
 async fn retrying(u: &ContextUnderTest, book: &BrandRules, events: &[Event]) {
     let c = &u.context;
     for _ in 0..100 {
-        match process(&*c.store, &*c.locks, &c.clock, book, events).await {
+        match process(&*c.store, &*c.locks, &c.world, book, events).await {
             Err(StoreError::Conflict(_) | StoreError::Fenced(_)) => {}
             outcome => {
                 outcome.unwrap();

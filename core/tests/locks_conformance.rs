@@ -12,9 +12,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use support::{LocksUnderTest, memory_locks, redis_locks, sqlite_store};
+use tributary_core::ports::clock::Moment;
 use tributary_core::ports::locks::{Acquired, Lock, LockError, Locks};
 use tributary_core::ports::store::StoreError;
-use tributary_core::services::merge::{Taking, with_merge_lock};
+use tributary_core::ports::world::World;
+use tributary_core::services::merge::{LockOptions, with_merge_lock};
 
 on_every_adapter!({ memory: crate::memory_locks, redis: crate::redis_locks } [
     one_holder_at_a_time_all_or_nothing,
@@ -26,6 +28,8 @@ on_every_adapter!({ memory: crate::memory_locks, redis: crate::redis_locks } [
 ]);
 
 const LONG: Duration = Duration::from_secs(60);
+/// Short enough to be waited for twice, long enough for a slow machine to extend it.
+const SHORT: Duration = Duration::from_millis(450);
 
 fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
@@ -60,9 +64,9 @@ async fn nobody_but_the_holder_extends_or_releases(u: &LocksUnderTest) {
 
 async fn a_lock_ends_with_its_time(u: &LocksUnderTest) {
     let lock = held(u, &["a", "b"], Duration::from_millis(300)).await.unwrap();
-    assert!(lock.valid_until > tokio::time::Instant::now());
-    tokio::time::sleep(Duration::from_millis(350)).await;
-    assert!(lock.valid_until < tokio::time::Instant::now(), "its holder knows");
+    assert!(lock.valid_until > u.world.monotonic());
+    u.pass(Duration::from_millis(350)).await;
+    assert!(lock.valid_until < u.world.monotonic(), "its holder knows");
     let next = held(u, &["a"], LONG).await.unwrap();
     assert!(next.fence > lock.fence);
     assert_eq!(u.locks.extend(&lock, LONG).await.unwrap(), None, "a part of it is another's");
@@ -93,7 +97,7 @@ async fn fencing_tokens_rise_and_a_forgotten_counter_says_so(u: &LocksUnderTest)
 enum Step {
     /// A client asks for some of the names.
     Acquire(Vec<usize>),
-    /// The holder of an earlier grant extends it, whether it is still its or not.
+    /// The holder of an earlier guard extends it, whether it is still its or not.
     Extend(usize),
     Release(usize),
     /// A lock's time ends, or somebody deletes it.
@@ -112,7 +116,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..40)
 }
 
-/// Runs the steps against a model that is a map from name to grant, and says where they part.
+/// Runs the steps against a model that is a map from name to guard, and says where they part.
 async fn follow(u: &LocksUnderTest, steps: &[Step]) -> Result<(), TestCaseError> {
     u.clear().await;
     let mut holder: HashMap<&str, usize> = HashMap::new();
@@ -145,7 +149,7 @@ async fn follow(u: &LocksUnderTest, steps: &[Step]) -> Result<(), TestCaseError>
                 let lock = grants[at].clone();
                 let whole = lock.names.iter().all(|name| holder.get(name.as_str()) == Some(&at));
                 prop_assert_eq!(u.locks.release(&lock).await.unwrap(), whole);
-                holder.retain(|_, grant| *grant != at);
+                holder.retain(|_, guard| *guard != at);
             }
             Step::Expire(at) => {
                 u.end(NAMES[*at]).await;
@@ -202,24 +206,30 @@ async fn work_runs_alone_and_is_dropped_when_its_lock_is_lost(u: &LocksUnderTest
     let on = sqlite_store().await;
     let store = on.store.clone();
     let inside = Arc::new(AtomicUsize::new(0));
-    let taking = Taking { patience: LONG, ..Taking::default() };
+    let options = LockOptions { patience: LONG, ..LockOptions::default() };
     let mut workers = Vec::new();
     for worker in 0..6 {
-        let (locks, store, inside) = (u.locks.clone(), store.clone(), inside.clone());
+        let (locks, world) = (u.locks.clone(), u.world.clone());
+        let (store, inside) = (store.clone(), inside.clone());
         workers.push(tokio::spawn(async move {
             // from both ends: sorting keeps them from holding half each
             let mut wanted = names(&["x", "y", "z"]);
             wanted.rotate_left(worker % 3);
-            with_merge_lock(&*locks, &*store, wanted, taking, |grant| async move {
+            with_merge_lock(&*locks, &*store, &world, wanted, options, |guard| async move {
                 assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "somebody else is inside");
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                assert!(grant.is_valid());
+                assert!(guard.is_valid());
                 inside.fetch_sub(1, Ordering::SeqCst);
-                Ok(grant.fence.unwrap())
+                Ok(guard.fence.unwrap())
             })
             .await
             .unwrap()
         }));
+    }
+    // Those who wait for each other's lock wait by its clock.
+    while workers.iter().any(|worker| !worker.is_finished()) {
+        u.pass(Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let mut fences = Vec::new();
     for worker in workers {
@@ -229,21 +239,26 @@ async fn work_runs_alone_and_is_dropped_when_its_lock_is_lost(u: &LocksUnderTest
     assert!(fences.windows(2).all(|pair| pair[0] < pair[1]), "{fences:?}");
 
     // Extended while it works, beyond its time to live; and dropped when somebody steals it.
-    let short = Taking { ttl: Duration::from_millis(600), ..Taking::default() };
-    let worked = with_merge_lock(&*u.locks, &*store, names(&["x"]), short, |grant| async move {
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        Ok(grant.is_valid())
+    let short = LockOptions { ttl: SHORT, ..LockOptions::default() };
+    let worked = with_merge_lock(&*u.locks, &*store, &u.world, names(&["x"]), short, |guard| async move {
+        u.pass(SHORT * 2).await;
+        Ok(guard.is_valid())
     });
     assert_eq!(worked.await, Ok(true));
-    let stolen = with_merge_lock(&*u.locks, &*store, names(&["x"]), short, |_| async {
+    let stolen = with_merge_lock(&*u.locks, &*store, &u.world, names(&["x"]), short, |_| async {
         u.end("x").await;
         assert!(held(u, &["x"], LONG).await.is_some());
+        // The next extension finds out.
+        u.pass(SHORT).await;
         std::future::pending::<Result<(), StoreError>>().await
     });
     let dropped = tokio::time::timeout(Duration::from_secs(10), stolen).await.expect("it is dropped");
     assert!(matches!(dropped, Err(StoreError::Conflict(_))), "{dropped:?}");
     assert_eq!(held(u, &["x"], LONG).await, None, "the thief's lock is not released");
-    let busy = with_merge_lock(&*u.locks, &*store, names(&["x"]), Taking::default(), |_| async { Ok(()) });
+    let busy =
+        with_merge_lock(&*u.locks, &*store, &u.world, names(&["x"]), LockOptions::default(), |_| async {
+            Ok(())
+        });
     assert!(matches!(busy.await, Err(StoreError::Conflict(_))));
 }
 
@@ -256,7 +271,7 @@ impl Locks for Away {
         Err(LockError("away".into()))
     }
 
-    async fn extend(&self, _: &Lock, _: Duration) -> Result<Option<tokio::time::Instant>, LockError> {
+    async fn extend(&self, _: &Lock, _: Duration) -> Result<Option<Moment>, LockError> {
         Err(LockError("away".into()))
     }
 
@@ -269,8 +284,10 @@ impl Locks for Away {
 async fn without_reachable_locks_work_goes_on_under_the_stores_own_tokens() {
     let on = sqlite_store().await;
     let store = on.store.clone();
-    let worked = with_merge_lock(&Away, &*store, names(&["x"]), Taking::default(), |grant| async move {
-        Ok((grant.fence, grant.is_valid()))
-    });
+    let world = World::real();
+    let worked =
+        with_merge_lock(&Away, &*store, &world, names(&["x"]), LockOptions::default(), |guard| async move {
+            Ok((guard.fence, guard.is_valid()))
+        });
     assert_eq!(worked.await, Ok((None, true)));
 }

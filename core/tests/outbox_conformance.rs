@@ -10,12 +10,12 @@ use std::time::Duration;
 use support::{ContextUnderTest, embedded_context, services_context};
 use tributary_core::context::EVENTS_QUEUE;
 use tributary_core::domain::ids::BrandId;
-use tributary_core::ports::clock::SystemClock;
 use tributary_core::ports::outbox::OutboxTargets;
 use tributary_core::ports::outbox::Stage;
 use tributary_core::ports::queue::{
     Enqueued, Idempotency, NewItem, Priority, Queue, QueueError, QueueSettings, Then, Unfinished,
 };
+use tributary_core::ports::world::World;
 use tributary_core::services::outbox::{DrainError, check, drain, ended};
 use tributary_core::services::spool::SpooledQueue;
 
@@ -52,7 +52,7 @@ fn numbered(range: std::ops::Range<usize>) -> Vec<NewItem> {
 }
 
 async fn add(u: &ContextUnderTest, items: &[NewItem]) -> Vec<Enqueued> {
-    u.context.outbox.add(EVENTS_QUEUE, items, u.context.clock.now_ms()).await.unwrap()
+    u.context.outbox.add(EVENTS_QUEUE, items, u.context.world.now_ms()).await.unwrap()
 }
 
 async fn worked_off(u: &ContextUnderTest) -> Vec<String> {
@@ -233,12 +233,10 @@ async fn a_queue_with_room_for_a_few_gets_a_few(u: &ContextUnderTest) {
         let seen = worked_off(u).await;
         assert!(!seen.is_empty(), "as many as there is room for");
         u.context.outbox.oldest(&[EVENTS_QUEUE], &[], 1).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(1100)).await;
     }
     while let Err(error) = drain(&small).await {
         assert!(matches!(error, DrainError::Queue(QueueError::Full { .. })), "{error}");
         worked_off(u).await;
-        tokio::time::sleep(Duration::from_millis(1100)).await;
     }
     assert_eq!(waiting(u).await, (0, 0));
 }
@@ -266,9 +264,9 @@ async fn a_brand_over_its_share_waits_and_holds_up_nobody(u: &ContextUnderTest) 
 }
 
 async fn what_waits_for_a_queue_that_is_away_has_shares_too(u: &ContextUnderTest) {
-    let clock = Arc::new(SystemClock);
+    let world = World::real();
     let spooled =
-        SpooledQueue::new(Arc::new(support::AwayQueue), EVENTS_QUEUE, u.context.outbox.clone(), clock, 40);
+        SpooledQueue::new(Arc::new(support::AwayQueue), EVENTS_QUEUE, u.context.outbox.clone(), world, 40);
     let of = |brand: i64, public: bool| NewItem { brand: Some(BrandId(brand)), public, ..item("x") };
     let mut taken = 0;
     for _ in 0..40 {

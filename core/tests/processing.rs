@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::sync::Arc;
+use futures::future::BoxFuture;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -15,8 +15,11 @@ use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::settings::BrandSettings;
 use tributary_core::ports::clock::Clock;
+use tributary_core::ports::clock::Moment;
+use tributary_core::ports::clock::SystemClock;
 use tributary_core::ports::queue::{Item, NewItem, Then};
 use tributary_core::ports::store::Claim;
+use tributary_core::ports::world::World;
 use tributary_core::services::events::handle::handle_batch;
 use tributary_core::services::privacy::retain;
 
@@ -35,7 +38,7 @@ async fn items(u: &ContextUnderTest, count: usize, bad: usize) -> Vec<Item> {
     let mut tx = u.context.store.begin().await.unwrap();
     tx.claim(&[Claim {
         identifier: (BRAND, ghost),
-        profile: ProfileId::new(1_768_000_000_000),
+        profile: ProfileId::first_at(1_768_000_000_000),
         source: Source::Public,
     }])
     .await
@@ -96,13 +99,21 @@ impl Clock for Panics {
         assert!(left.is_err(), "a clock that panics");
         1_768_000_000_000
     }
+
+    fn monotonic(&self) -> Moment {
+        SystemClock.monotonic()
+    }
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        SystemClock.sleep(time)
+    }
 }
 
 async fn a_panic_takes_no_neighbour_along(u: &ContextUnderTest) {
     let items = items(u, 16, 99).await;
     let mut context = u.context.clone();
     // The whole, its first half, and so on: until one is alone.
-    context.clock = Arc::new(Panics(AtomicU32::new(5)));
+    context.world = World::on(Panics(AtomicU32::new(5)));
     let worked = handle_batch(&context, &items).await;
     assert!(worked.store_unavailable.is_none());
     let failed: Vec<&str> = worked.unfinished.iter().map(|u| u.item.id.as_str()).collect();

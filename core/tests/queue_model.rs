@@ -31,6 +31,7 @@ use tributary_core::ports::clock::ManualClock;
 use tributary_core::ports::queue::{
     Batch, Idempotency, Item, NewItem, Priority, Queue, QueueError, QueueSettings, Then, Unfinished,
 };
+use tributary_core::ports::world::World;
 
 /// Steps of a history, at most.
 const STEPS: usize = 50;
@@ -49,7 +50,7 @@ impl Adapter for Sqlite {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("queue.db");
         let db = Db::open_queue(&path).await.unwrap();
-        (Arc::new(SqliteQueue::new(db, settings, Arc::new(clock))), BackDoor::file(path, folder).await)
+        (Arc::new(SqliteQueue::new(db, settings, World::on(clock))), BackDoor::file(path, folder).await)
     }
 }
 
@@ -60,7 +61,7 @@ async fn on_redis(
     edit: impl Fn(&str) -> String,
 ) -> (Arc<dyn Queue>, BackDoor) {
     let redis = support::redis().await;
-    let queue = RedisQueue::new(redis.clone(), "events", layout, settings, Arc::new(clock))
+    let queue = RedisQueue::new(redis.clone(), "events", layout, settings, World::on(clock))
         .on_given_clock()
         .with_scripts_edited(edit);
     let back_door = BackDoor::redis(redis, queue.keys().clone(), layout);

@@ -7,21 +7,22 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use stack::proxy::Proxy;
-use stack::redis::{Fsync, Redis};
-use stack::services::Services;
+use backends::proxy::Proxy;
+use backends::redis::{Fsync, Redis};
+use backends::services::Services;
 use support::back_door::BackDoor;
 use tributary_core::adapters::redis::client::{RedisClient, RedisStartError};
 use tributary_core::adapters::redis::keys::Layout;
 use tributary_core::adapters::redis::locks::RedisLocks;
 use tributary_core::adapters::redis::queue::RedisQueue;
 use tributary_core::domain::ids::BrandId;
-use tributary_core::ports::clock::{ManualClock, SystemClock};
+use tributary_core::ports::clock::ManualClock;
 use tributary_core::ports::locks::{Acquired, Locks};
 use tributary_core::ports::queue::{
     Acked, Batch, Enqueued, Idempotency, Item, NewItem, Queue, QueueError, QueueSettings, Scope, Then,
     Unfinished,
 };
+use tributary_core::ports::world::World;
 
 const LEASE: Duration = Duration::from_secs(10);
 const LAYOUTS: [Layout; 2] = [Layout::Lists, Layout::Streams];
@@ -53,7 +54,7 @@ async fn split(redis: &Redis, layout: Layout) -> Split {
     let clock = ManualClock::at(1_800_000_000_000);
     let open = async |url: &str| {
         let client = RedisClient::connect(url, &space).await.unwrap();
-        let queue = RedisQueue::new(client.clone(), "events", layout, settings(), Arc::new(clock.clone()));
+        let queue = RedisQueue::new(client.clone(), "events", layout, settings(), World::on(clock.clone()));
         (client, queue.on_given_clock())
     };
     let (_, through) = open(&format!("redis://127.0.0.1:{}/0", proxy.port())).await;
@@ -146,7 +147,7 @@ async fn an_ack_repeated_after_a_lost_answer_is_as_one() {
 
 async fn on(redis: &Redis, layout: Layout) -> (RedisClient, Arc<RedisQueue>) {
     let client = RedisClient::connect(&redis.url(), &Services::fresh_key_space()).await.unwrap();
-    let queue = RedisQueue::new(client.clone(), "events", layout, settings(), Arc::new(SystemClock));
+    let queue = RedisQueue::new(client.clone(), "events", layout, settings(), World::real());
     (client, Arc::new(queue))
 }
 
@@ -256,7 +257,7 @@ async fn every_script_keeps_to_one_slot_of_a_cluster() {
     let mut slots_used = std::collections::HashMap::new();
     for layout in LAYOUTS {
         let clock = ManualClock::at(1_800_000_000_000);
-        let queue = RedisQueue::new(client.clone(), "events", layout, settings(), Arc::new(clock.clone()));
+        let queue = RedisQueue::new(client.clone(), "events", layout, settings(), World::on(clock.clone()));
         let queue = queue.on_given_clock();
         let items: Vec<NewItem> = (0..6).map(|n| keyed(&format!("{layout:?}-{n}"))).collect();
         queue.enqueue(&items).await.unwrap();
@@ -280,7 +281,7 @@ async fn every_script_keeps_to_one_slot_of_a_cluster() {
         queue.stats().await.unwrap();
         queue.set_paused(false).await.unwrap();
     }
-    let locks = RedisLocks::new(client.clone());
+    let locks = RedisLocks::new(client.clone(), World::real());
     let names = ["a".to_owned(), "b".to_owned(), "c".to_owned()];
     let Acquired::Held(lock) = locks.acquire(&names, LEASE, Some(0)).await.unwrap() else { panic!("free") };
     assert!(locks.extend(&lock, LEASE).await.unwrap().is_some());
@@ -333,7 +334,7 @@ async fn a_close_answers_what_was_asked_before_and_begins_nothing_more() {
         }
         assert!(matches!(queue.fetch(1, Duration::from_secs(1)).await, Err(QueueError::Unavailable(_))));
         let again = RedisClient::connect(&redis.url(), client.space()).await.unwrap();
-        let queue = RedisQueue::new(again, "events", layout, settings(), Arc::new(SystemClock));
+        let queue = RedisQueue::new(again, "events", layout, settings(), World::real());
         assert_eq!(
             queue.stats().await.unwrap().pending,
             taken,
@@ -347,7 +348,7 @@ async fn a_change_of_layout_strands_nothing() {
     let redis = Redis::start(Fsync::EverySecond).await.unwrap();
     for layout in LAYOUTS {
         let (client, queue) = on(&redis, layout).await;
-        let other = RedisQueue::new(client, "events", layout.other(), settings(), Arc::new(SystemClock));
+        let other = RedisQueue::new(client, "events", layout.other(), settings(), World::real());
         other.refuse_other_layout("events").await.unwrap();
         queue.enqueue(&[keyed("1")]).await.unwrap();
         let error = other.refuse_other_layout("events").await.unwrap_err();
@@ -421,7 +422,7 @@ async fn a_brand_cannot_fill_the_memory_that_others_need() {
     for layout in LAYOUTS {
         let client = RedisClient::connect(&redis.url(), &Services::fresh_key_space()).await.unwrap();
         let settings = QueueSettings { max_depth: 0, ..QueueSettings::default() };
-        let queue = RedisQueue::new(client, "events", layout, settings, Arc::new(SystemClock));
+        let queue = RedisQueue::new(client, "events", layout, settings, World::real());
         let of = |brand| NewItem {
             payload: vec![b'z'; 30_000].into(),
             brand: Some(BrandId(brand)),

@@ -13,6 +13,7 @@ use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::ports::privacy::Erasure;
 use tributary_core::ports::queue::QueueSettings;
+use tributary_core::ports::world::World;
 use tributary_core::services::automations::{signing, unsubscribe};
 use tributary_core::services::seal::{SecretKey, SecretKeys};
 
@@ -89,7 +90,7 @@ async fn what_is_kept_of_the_erased_cannot_be_tried_and_what_was_kept_before_sti
     let [erika, frieda] = ["erika@example.com", "frieda@example.com"]
         .map(|address| Identifier::new(IdentifierKind::Email, address).unwrap());
     let erasure = Erasure { identifiers: vec![erika.clone()], suppress: true, ..Erasure::default() };
-    u.context.privacy.erase(brand, &erasure, u.context.clock.now()).await.unwrap();
+    u.context.privacy.erase(brand, &erasure, u.context.world.now()).await.unwrap();
     assert!(is_suppressed(&u.context, brand, &erika).await);
     // As a dictionary would be tried, and as an older version kept it.
     let tried =
@@ -118,7 +119,7 @@ async fn what_is_kept_of_the_erased_cannot_be_tried_and_what_was_kept_before_sti
 async fn a_rotated_signing_secret_signs_beside_the_old_one_until_its_grace_ends(u: &ContextUnderTest) {
     let brand = u.context.tenants.brands.add_brand("Acme").await.unwrap();
     let first = signing::secrets(&u.context, brand).await.unwrap();
-    let now = u.context.clock.now();
+    let now = u.context.world.now();
     let second = signing::rotate(&u.context, brand, Duration::from_secs(60), "test").await.unwrap();
     assert_ne!(first.signing, second.signing);
     assert_eq!(second.signing_at(now), [second.signing.clone(), first.signing.clone()]);
@@ -126,7 +127,7 @@ async fn a_rotated_signing_secret_signs_beside_the_old_one_until_its_grace_ends(
     assert_eq!(first.link, second.link);
     let third = signing::rotate(&u.context, brand, Duration::ZERO, "test").await.unwrap();
     assert_eq!(
-        third.signing_at(u.context.clock.now()),
+        third.signing_at(u.context.world.now()),
         std::slice::from_ref(&third.signing),
         "with no grace at once"
     );
@@ -138,8 +139,8 @@ async fn a_rotated_signing_secret_signs_beside_the_old_one_until_its_grace_ends(
 async fn whoever_has_the_signing_secret_can_make_no_link_and_links_of_old_stay_valid(u: &ContextUnderTest) {
     let brand = u.context.tenants.brands.add_brand("Acme").await.unwrap();
     let secrets = signing::secrets(&u.context, brand).await.unwrap();
-    let now_ms = u.context.clock.now_ms();
-    let (customer, newcomer) = (ProfileId::new(now_ms - 60_000), ProfileId::new(now_ms));
+    let now_ms = u.context.world.now_ms();
+    let (customer, newcomer) = (ProfileId::first_at(now_ms - 60_000), ProfileId::first_at(now_ms));
     let token = |secret: &str, profile| {
         let link = unsubscribe::link("https://t.example", secret, brand, profile);
         link.strip_prefix("https://t.example/unsubscribe/").unwrap().to_owned()
@@ -164,12 +165,12 @@ async fn whoever_has_the_signing_secret_can_make_no_link_and_links_of_old_stay_v
 async fn another_key_is_refused_in_words_and_the_old_one_beside_a_new_one_opens_and_seals_anew() {
     let u = services_context().await;
     let brand = u.context.tenants.brands.add_brand("Acme").await.unwrap();
-    let first = SecretKey::random();
+    let first = SecretKey::random(&World::real());
     // A store without a secret takes any key; the system's own was made at the first start.
     u.by_hand("delete from system_secrets").await;
     let context = u.with_keys(&SecretKeys::new(first.clone(), Vec::new())).await.unwrap();
     context.tenants.shops.add_shop(SHOP, brand, "shpss_one").await.unwrap();
-    let second = SecretKey::random();
+    let second = SecretKey::random(&World::real());
     let refused = u.with_keys(&SecretKeys::new(second.clone(), Vec::new())).await.err().unwrap().to_string();
     assert!(refused.contains(&first.id()) && refused.contains("TRIBUTARY_SECRET_KEY"), "{refused}");
     let both = SecretKeys::new(second.clone(), vec![first]);
@@ -194,7 +195,7 @@ async fn a_folder_without_its_key_does_not_start_and_its_key_file_rotates() {
     std::fs::write(&file, "rubbish").unwrap();
     let refused = u.opened().await.err().unwrap().to_string();
     assert!(refused.contains("head -c 32"), "{refused}");
-    let new = SecretKey::random().to_base64();
+    let new = SecretKey::random(&World::real()).to_base64();
     std::fs::write(&file, format!("{new}\n{old}")).unwrap();
     u.opened().await.unwrap();
     std::fs::write(&file, new).unwrap();

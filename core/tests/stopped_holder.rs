@@ -22,7 +22,8 @@ use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::profile::Profile;
 use tributary_core::ports::locks::Locks;
 use tributary_core::ports::store::{Store, StoreError, SuppressionKey};
-use tributary_core::services::merge::{Taking, lock_name, with_merge_lock};
+use tributary_core::ports::world::World;
+use tributary_core::services::merge::{LockOptions, lock_name, with_merge_lock};
 
 const TTL: Duration = Duration::from_millis(600);
 /// How long the holder works, so that it can be stopped meanwhile.
@@ -34,9 +35,9 @@ async fn open(holder: &str) -> (SqlStore, RedisLocks, ProfileId) {
     let [database, redis, space, profile] = holder.split('|').collect::<Vec<_>>()[..] else {
         panic!("{holder}")
     };
-    let db = Database::Postgres(postgres::db::open(database, 4).await.unwrap());
+    let db = Database::postgres(postgres::db::open(database, 4).await.unwrap(), World::real());
     let store = SqlStore::new(db, SuppressionKey::new([7; 32]));
-    let locks = RedisLocks::new(RedisClient::connect(redis, space).await.unwrap());
+    let locks = RedisLocks::new(RedisClient::connect(redis, space).await.unwrap(), World::real());
     (store, locks, ProfileId::parse(profile).unwrap())
 }
 
@@ -56,16 +57,16 @@ async fn merge(holder: &str, believing: bool, say_held: bool) -> Result<i64, Sto
         stamp(&store, profile, fence).await?;
         fence
     } else {
-        let taking = Taking { ttl: TTL, ..Taking::default() };
-        with_merge_lock(&locks, &store, vec![lock_name(BRAND, profile)], taking, |grant| {
+        let options = LockOptions { ttl: TTL, ..LockOptions::default() };
+        with_merge_lock(&locks, &store, &World::real(), vec![lock_name(BRAND, profile)], options, |guard| {
             let store = &store;
             async move {
                 if say_held {
                     println!("held");
                 }
                 tokio::time::sleep(WORK).await;
-                let fence = grant.fence.unwrap();
-                if !grant.is_valid() {
+                let fence = guard.fence.unwrap();
+                if !guard.is_valid() {
                     return Err(StoreError::Conflict("the lock ran out".into()));
                 }
                 stamp(store, profile, fence).await?;
@@ -105,8 +106,8 @@ async fn a_holder_that_was_stopped_longer_than_its_lock_commits_nothing() {
     let services = services().await;
     let database = services.fresh_database().await.unwrap();
     for believing in [true, false] {
-        let space = stack::services::Services::fresh_key_space();
-        let profile = ProfileId::new(1_768_000_000_000);
+        let space = backends::services::Services::fresh_key_space();
+        let profile = ProfileId::first_at(1_768_000_000_000);
         let names = format!("{database}|{}|{space}|{profile}", services.redis_url);
         let (store, ..) = open(&names).await;
         let mut tx = store.begin().await.unwrap();

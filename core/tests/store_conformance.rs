@@ -18,10 +18,12 @@ use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::order::{Item, Order, OrderUpdate, Refund};
 use tributary_core::domain::time::{Timestamp, from_ms};
 use tributary_core::domain::version::Version;
+use tributary_core::ports::clock::Moment;
 use tributary_core::ports::clock::{Clock, SystemClock};
 use tributary_core::ports::locks::{Acquired, Lock, LockError, Locks};
 use tributary_core::ports::store::{Claim, Store, StoreError};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind};
+use tributary_core::ports::world::World;
 use tributary_core::services::brands::BrandRules;
 use tributary_core::services::events::{Processed, process};
 use tributary_core::services::tenants::{hash, new_key};
@@ -99,8 +101,8 @@ fn cancelled_order(id: &str, version: i64, total: &str, cancelled_at: Option<Tim
 }
 
 async fn run(u: &StoreUnderTest, events: &[Event]) -> Processed {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    process(&*u.store, &*u.locks, &clock, &BrandRules::default(), events).await.unwrap()
+    let world = World::real();
+    process(&*u.store, &*u.locks, &world, &BrandRules::default(), events).await.unwrap()
 }
 
 async fn owner(u: &StoreUnderTest, value: &str) -> Option<ProfileId> {
@@ -278,7 +280,7 @@ async fn text_is_kept_byte_for_byte(u: &StoreUnderTest) {
 async fn a_transaction_that_is_dropped_leaves_nothing(u: &StoreUnderTest) {
     let one = event("m1", &["a"]);
     let mut tx = u.store.begin().await.unwrap();
-    let id = ProfileId::new(T0);
+    let id = ProfileId::first_at(T0);
     tx.claim(&[Claim { identifier: (BRAND, user("a")), profile: id, source: Source::Public }]).await.unwrap();
     let rows = [tributary_core::ports::store::EventRow { event: &one, profile: Some(id) }];
     assert_eq!(tx.add_events(&rows).await.unwrap().len(), 1);
@@ -287,17 +289,17 @@ async fn a_transaction_that_is_dropped_leaves_nothing(u: &StoreUnderTest) {
 }
 
 async fn concurrent_workers_agree_on_one_profile(u: &StoreUnderTest) {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let world = World::real();
     let mut workers = Vec::new();
     for worker in 0..6 {
-        let (store, locks, clock) = (u.store.clone(), u.locks.clone(), clock.clone());
+        let (store, locks, world) = (u.store.clone(), u.locks.clone(), world.clone());
         workers.push(tokio::spawn(async move {
             for n in 0..8 {
                 let events = [
                     event(&format!("{worker}-{n}"), &["shared", &format!("own-{worker}")]),
                     event(&format!("everybodys-{n}"), &["shared"]),
                 ];
-                retrying(&*store, &*locks, &clock, &events).await;
+                retrying(&*store, &*locks, &world, &events).await;
             }
         }));
     }
@@ -327,11 +329,11 @@ impl Locks for Lying {
         seed: Option<i64>,
     ) -> Result<Acquired, LockError> {
         let fence = seed.unwrap_or_default() + 1 + self.0.fetch_add(1, Ordering::SeqCst) % 3;
-        let valid_until = tokio::time::Instant::now() + ttl;
+        let valid_until = SystemClock.monotonic() + ttl;
         Ok(Acquired::Held(Lock { names: names.to_vec(), token: "everybody's".into(), fence, valid_until }))
     }
 
-    async fn extend(&self, lock: &Lock, _: Duration) -> Result<Option<tokio::time::Instant>, LockError> {
+    async fn extend(&self, lock: &Lock, _: Duration) -> Result<Option<Moment>, LockError> {
         Ok(Some(lock.valid_until))
     }
 
@@ -391,7 +393,7 @@ async fn a_counter_that_ran_backwards_costs_a_run_and_no_merge(u: &StoreUnderTes
 
 async fn an_item_that_cannot_be_done_holds_up_no_other(u: &StoreUnderTest) {
     // An identifier of a profile that is not there: half a restore, or a hand in the data.
-    let gone = ProfileId::new(T0);
+    let gone = ProfileId::first_at(T0);
     let mut tx = u.store.begin().await.unwrap();
     let claimed = tx
         .claim(&[Claim { identifier: (BRAND, user("ghost")), profile: gone, source: Source::Public }])
@@ -399,17 +401,17 @@ async fn an_item_that_cannot_be_done_holds_up_no_other(u: &StoreUnderTest) {
         .unwrap();
     assert_eq!(claimed.len(), 1);
     tx.commit().await.unwrap();
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let world = World::real();
     let events: Vec<Event> =
         (0..8).map(|n| event(&format!("m{n}"), &[if n == 5 { "ghost" } else { "alive" }])).collect();
-    let refused = process(&*u.store, &*u.locks, &clock, &BrandRules::default(), &events).await;
+    let refused = process(&*u.store, &*u.locks, &world, &BrandRules::default(), &events).await;
     assert!(
         matches!(refused, Err(StoreError::Invalid(_))),
         "no race that another run could win: {refused:?}"
     );
     let others: Vec<Event> = events.iter().filter(|event| event.message_id != "m5").cloned().collect();
     assert_eq!(
-        process(&*u.store, &*u.locks, &clock, &BrandRules::default(), &others).await.unwrap().effective,
+        process(&*u.store, &*u.locks, &world, &BrandRules::default(), &others).await.unwrap().effective,
         7
     );
 }
@@ -423,7 +425,7 @@ impl Locks for Hoarding {
         Ok(Acquired::Busy)
     }
 
-    async fn extend(&self, _: &Lock, _: Duration) -> Result<Option<tokio::time::Instant>, LockError> {
+    async fn extend(&self, _: &Lock, _: Duration) -> Result<Option<Moment>, LockError> {
         Ok(None)
     }
 
@@ -434,8 +436,8 @@ impl Locks for Hoarding {
 
 async fn a_lock_left_behind_holds_up_no_merge(u: &StoreUnderTest) {
     run(u, &[event("m1", &["a"]), event("m2", &["b"])]).await;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let merged = process(&*u.store, &Hoarding, &clock, &BrandRules::default(), &[event("l1", &["a", "b"])])
+    let world = World::real();
+    let merged = process(&*u.store, &Hoarding, &world, &BrandRules::default(), &[event("l1", &["a", "b"])])
         .await
         .unwrap();
     assert_eq!(merged.effective, 1);
@@ -444,21 +446,21 @@ async fn a_lock_left_behind_holds_up_no_merge(u: &StoreUnderTest) {
 }
 
 async fn opposite_merges(u: &StoreUnderTest, locks: Arc<dyn Locks>) {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let world = World::real();
     let seeds: Vec<Event> = (0..24).map(|n| event(&format!("s{n}"), &[&format!("u{n}")])).collect();
     for seed in &seeds {
         run(u, std::slice::from_ref(seed)).await;
     }
     let mut workers = Vec::new();
     for worker in 0..6_usize {
-        let (store, locks, clock) = (u.store.clone(), locks.clone(), clock.clone());
+        let (store, locks, world) = (u.store.clone(), locks.clone(), world.clone());
         workers.push(tokio::spawn(async move {
             for n in 0..23_usize {
                 // Every worker links neighbours, each in another order, so that merges meet from both ends.
                 let at = (n * (worker * 2 + 1) + worker * 4) % 23;
                 let (one, other) = (format!("u{at}"), format!("u{}", at + 1));
                 let events = [event(&format!("l{worker}-{at}"), &[&one, &other])];
-                retrying(&*store, &*locks, &clock, &events).await;
+                retrying(&*store, &*locks, &world, &events).await;
             }
         }));
     }
@@ -565,9 +567,9 @@ async fn an_ordinary_owner_runs_everything_and_stands_before_the_wall_itself() {
 }
 
 /// As the queue would: a batch that lost too many races comes again.
-async fn retrying(store: &dyn Store, locks: &dyn Locks, clock: &Arc<dyn Clock>, events: &[Event]) {
+async fn retrying(store: &dyn Store, locks: &dyn Locks, world: &World, events: &[Event]) {
     for _ in 0..50 {
-        match process(store, locks, clock, &unlimited(BRAND), events).await {
+        match process(store, locks, world, &unlimited(BRAND), events).await {
             Err(StoreError::Conflict(_) | StoreError::Fenced(_)) => {}
             outcome => {
                 outcome.unwrap();
@@ -589,7 +591,7 @@ async fn tenants_keys_and_shops_are_found_again(u: &StoreUnderTest) {
         [(brand, "Acme".to_owned()), (other, "Other".to_owned())]
     );
 
-    let key = new_key(tenants, brand, KeyKind::Secret).await.unwrap();
+    let key = new_key(tenants, &World::real(), brand, KeyKind::Secret).await.unwrap();
     assert_eq!(tenants.keys.key(&hash(&key)).await.unwrap(), Some(KeyGrant::new(brand, KeyKind::Secret)));
     assert_eq!(tenants.keys.key(&hash("sk_unknown")).await.unwrap(), None);
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use back_door::BackDoor;
+use backends::services::Services;
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
-use stack::services::Services;
 use tokio::sync::OnceCell;
 use tributary_core::adapters::memory::cache::MemoryCache;
 use tributary_core::adapters::memory::locks::MemoryLocks;
@@ -27,7 +27,7 @@ use tributary_core::context::{Backend, Context, OpenError};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::settings::{BrandSettings, Limits};
 use tributary_core::ports::cache::Cache;
-use tributary_core::ports::clock::{ManualClock, SystemClock};
+use tributary_core::ports::clock::ManualClock;
 use tributary_core::ports::locks::Locks;
 use tributary_core::ports::outbox::Staged;
 use tributary_core::ports::queue::{
@@ -36,6 +36,7 @@ use tributary_core::ports::queue::{
 };
 use tributary_core::ports::store::{Store, SuppressionKey};
 use tributary_core::ports::tenants::Tenants;
+use tributary_core::ports::world::World;
 use tributary_core::services::brands::BrandRules;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
 
@@ -71,6 +72,9 @@ impl QueueUnderTest {
 /// A lease long enough for a slow machine between two lines of a test, short enough to wait for.
 pub const LEASE: Duration = Duration::from_millis(1200);
 
+/// In how many steps time passes for locks.
+const STEPS: i64 = 50;
+
 pub fn settings() -> QueueSettings {
     QueueSettings {
         lease: LEASE,
@@ -87,7 +91,7 @@ pub async fn sqlite_queue() -> QueueUnderTest {
     let clock = ManualClock::at(1_800_000_000_000);
     let path = folder.path().join("queue.db");
     let db = Db::open_queue(&path).await.unwrap();
-    let queue = Arc::new(SqliteQueue::new(db, settings(), Arc::new(clock.clone())));
+    let queue = Arc::new(SqliteQueue::new(db, settings(), World::on(clock.clone())));
     let back_door = BackDoor::file(path, folder).await;
     QueueUnderTest { queue, clock: Some(clock), back_door }
 }
@@ -106,7 +110,7 @@ pub async fn redis_streams() -> QueueUnderTest {
 
 async fn redis_queue(layout: Layout) -> QueueUnderTest {
     let redis = redis().await;
-    let queue = RedisQueue::new(redis.clone(), "events", layout, settings(), Arc::new(SystemClock));
+    let queue = RedisQueue::new(redis.clone(), "events", layout, settings(), World::real());
     let back_door = BackDoor::redis(redis, queue.keys().clone(), layout);
     QueueUnderTest { queue: Arc::new(queue), clock: None, back_door }
 }
@@ -116,8 +120,11 @@ pub fn cases(usual: u32) -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(usual)
 }
 
+/// The locks of one process, or Redis', and how their time passes.
 pub struct LocksUnderTest {
     pub locks: Arc<dyn Locks>,
+    pub world: World,
+    clock: Option<ManualClock>,
     back_door: LocksDoor,
 }
 
@@ -127,6 +134,15 @@ enum LocksDoor {
 }
 
 impl LocksUnderTest {
+    /// Lets time pass, in steps: who sleeps wakes in between. Redis has its own.
+    pub async fn pass(&self, time: Duration) {
+        let Some(clock) = &self.clock else { return tokio::time::sleep(time).await };
+        for _ in 0..STEPS {
+            clock.advance(i64::try_from(time.as_millis()).unwrap() / STEPS);
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Ends a lock's time.
     pub async fn end(&self, name: &str) {
         match &self.back_door {
@@ -158,8 +174,10 @@ impl LocksUnderTest {
 }
 
 pub async fn memory_locks() -> LocksUnderTest {
-    let locks = Arc::new(MemoryLocks::default());
-    LocksUnderTest { locks: locks.clone(), back_door: LocksDoor::Memory(locks) }
+    let clock = ManualClock::at(0);
+    let world = World::on(clock.clone());
+    let locks = Arc::new(MemoryLocks::new(world.clone()));
+    LocksUnderTest { locks: locks.clone(), world, clock: Some(clock), back_door: LocksDoor::Memory(locks) }
 }
 
 pub async fn redis_locks() -> LocksUnderTest {
@@ -168,9 +186,9 @@ pub async fn redis_locks() -> LocksUnderTest {
 
 pub async fn redis_locks_edited(edit: impl Fn(&str) -> String) -> LocksUnderTest {
     let redis = redis().await;
-    let locks = RedisLocks::new(redis.clone()).with_scripts_edited(edit);
+    let locks = RedisLocks::new(redis.clone(), World::real()).with_scripts_edited(edit);
     let back_door = LocksDoor::Redis(Box::new((redis, locks.keys().clone())));
-    LocksUnderTest { locks: Arc::new(locks), back_door }
+    LocksUnderTest { locks: Arc::new(locks), world: World::real(), clock: None, back_door }
 }
 
 /// Everything, on one profile.
@@ -306,7 +324,7 @@ pub async fn services_context() -> ContextUnderTest {
         key_space: Services::fresh_key_space(),
         connections: 8,
         layout: Layout::Lists,
-        keys: SecretKeys::new(SecretKey::random(), Vec::new()),
+        keys: SecretKeys::new(SecretKey::random(&World::real()), Vec::new()),
     };
     let context = Context::open(&backend, QueueSettings::default()).await.unwrap();
     ContextUnderTest { context, store, backend, _folder: None }
@@ -386,10 +404,10 @@ pub struct StoreUnderTest {
 
 pub async fn sqlite_store() -> StoreUnderTest {
     let folder = tempfile::tempdir().unwrap();
-    let db = Database::Sqlite(Db::open_store(&folder.path().join("store.db")).await.unwrap());
+    let db = Database::sqlite(Db::open_store(&folder.path().join("store.db")).await.unwrap(), World::real());
     StoreUnderTest {
         store: Arc::new(SqlStore::new(db.clone(), SuppressionKey::new([7; 32]))),
-        locks: Arc::new(MemoryLocks::default()),
+        locks: Arc::new(MemoryLocks::new(World::real())),
         tenants: SqlTenants::ports(db),
         _folder: Some(folder),
     }
@@ -398,13 +416,13 @@ pub async fn sqlite_store() -> StoreUnderTest {
 pub async fn postgres_store() -> StoreUnderTest {
     let url = services().await.fresh_database().await.unwrap();
     let pool = postgres::db::open(&url, 12).await.unwrap();
-    StoreUnderTest::on(pool, Arc::new(RedisLocks::new(redis().await)))
+    StoreUnderTest::on(pool, Arc::new(RedisLocks::new(redis().await, World::real())))
 }
 
 impl StoreUnderTest {
     /// PostgreSQL, with these locks.
     pub fn on(pool: sqlx::PgPool, locks: Arc<dyn Locks>) -> Self {
-        let db = Database::Postgres(pool);
+        let db = Database::postgres(pool, World::real());
         Self {
             store: Arc::new(SqlStore::new(db.clone(), SuppressionKey::new([7; 32]))),
             locks,
@@ -414,12 +432,29 @@ impl StoreUnderTest {
     }
 }
 
-pub async fn memory_cache() -> Arc<dyn Cache> {
-    Arc::new(MemoryCache::default())
+/// A cache, and how its time passes.
+pub struct CacheUnderTest {
+    pub cache: Arc<dyn Cache>,
+    clock: Option<ManualClock>,
 }
 
-pub async fn redis_cache() -> Arc<dyn Cache> {
-    Arc::new(RedisCache::new(redis().await))
+impl CacheUnderTest {
+    /// Lets time pass: the cache of a process goes by the clock that it is given, Redis by its own.
+    pub async fn pass(&self, time: Duration) {
+        match &self.clock {
+            Some(clock) => clock.advance(i64::try_from(time.as_millis()).unwrap()),
+            None => tokio::time::sleep(time).await,
+        }
+    }
+}
+
+pub async fn memory_cache() -> CacheUnderTest {
+    let clock = ManualClock::at(0);
+    CacheUnderTest { cache: Arc::new(MemoryCache::new(World::on(clock.clone()))), clock: Some(clock) }
+}
+
+pub async fn redis_cache() -> CacheUnderTest {
+    CacheUnderTest { cache: Arc::new(RedisCache::new(redis().await)), clock: None }
 }
 
 /// One suite, once an adapter: each test becomes a test of every adapter's module.
