@@ -4,7 +4,6 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Method;
@@ -28,7 +27,7 @@ struct Shop {
 impl Shop {
     async fn open(on: On) -> Self {
         let clock = ManualClock::at(SystemClock.now_ms());
-        let mut app = TestApp::start_at(on, Arc::new(clock.clone())).await;
+        let mut app = TestApp::start_at(on, &clock).await;
         let (mailbox, receiver) = (Mailbox::start().await.unwrap(), Receiver::start(false).await.unwrap());
         app.outbound = outbound(Some(&mailbox.url), &app.url);
         let shop = Self { app, clock, mailbox, receiver };

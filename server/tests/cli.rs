@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use stack::guard::Guarded;
+use backends::guard::Guarded;
 
 const START: Duration = Duration::from_secs(60);
 

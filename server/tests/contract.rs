@@ -7,6 +7,8 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use backends::postgres::Postgres;
+use backends::redis::{Fsync, Redis};
 use futures::future::join_all;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
@@ -14,8 +16,6 @@ use server::codes::{self, ANYWHERE, CODES};
 use server::openapi::{codes_of, operations};
 use server::router::document;
 use server::scopes;
-use stack::postgres::Postgres;
-use stack::redis::{Fsync, Redis};
 use stack::system::Access;
 use support::{On, SHOP, TestApp, answer, key_with, services_backend};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -211,7 +211,9 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
         "rate_limited" if is_webhook => return None,
         "rate_limited" => {
             let tenants = &app.context.tenants;
-            let key = new_key(tenants, app.brand, route.key.unwrap_or(KeyKind::Secret)).await.unwrap();
+            let key = new_key(tenants, &app.context.world, app.brand, route.key.unwrap_or(KeyKind::Secret))
+                .await
+                .unwrap();
             tenants.keys.limit_key(app.brand, &key_id(&hash(&key)), Some(1), None).await.unwrap();
             let once = || plain("").bearer_auth(&key).body(sound_body(route).to_string());
             // More than a second's worth, all at once: the next is refused, however slow the machine.
@@ -295,7 +297,7 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
         }
         // Workers have no mail server.
         "refused" if route.path.starts_with("/api/automations/") => {
-            preflight::say(
+            preflight::report_abilities(
                 &app.context,
                 Abilities { mail: false, public_url: false, reach: Reach::default() },
             )
@@ -725,8 +727,8 @@ async fn no_route_shows_one_brand_anything_of_another() {
         let key = keys["keys"][0]["id"].as_str().unwrap().to_owned();
 
         let other = app.context.tenants.brands.add_brand("other").await.unwrap();
-        let write = new_key(&app.context.tenants, other, KeyKind::Write).await.unwrap();
-        let secret = new_key(&app.context.tenants, other, KeyKind::Secret).await.unwrap();
+        let write = new_key(&app.context.tenants, &app.context.world, other, KeyKind::Write).await.unwrap();
+        let secret = new_key(&app.context.tenants, &app.context.world, other, KeyKind::Secret).await.unwrap();
         let before = everything(&app, &ada, &bob).await;
         let mut tried = 0;
         for route in routes() {

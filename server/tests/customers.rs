@@ -224,7 +224,7 @@ async fn a_brand_sees_only_its_own_customers(on: On) {
     send(&app, json!({"event": "E", "userId": "u1"})).await;
     let (_, ours) = cached(&app, "/api/customers/by/user_id/u1/360").await;
     let other = app.context.tenants.brands.add_brand("other").await.unwrap();
-    let secret = new_key(&app.context.tenants, other, KeyKind::Secret).await.unwrap();
+    let secret = new_key(&app.context.tenants, &app.context.world, other, KeyKind::Secret).await.unwrap();
     for path in [
         "/api/customers/by/user_id/u1/360".to_owned(),
         format!("/api/customers/{}/360", ours["id"].as_str().unwrap()),

@@ -266,7 +266,7 @@ async fn what_is_old_is_deleted_where_the_brand_says_so(on: On) {
     app.context.brands.set(app.brand, &settings, None).await.unwrap();
     assert_eq!(retain(&app.context).await.unwrap(), 0, "all of it came today");
     // As if it had come long ago.
-    let later = from_ms(app.context.clock.now_ms() + 1000);
+    let later = from_ms(app.context.world.now_ms() + 1000);
     assert_eq!(app.context.privacy.expire(app.brand, later, 2).await.unwrap(), 2);
     assert_eq!(app.context.privacy.expire(app.brand, later, 2).await.unwrap(), 1);
     let forgotten = app.context.privacy.forgotten(app.brand, later, 10).await.unwrap();

@@ -6,9 +6,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use backends::postgres::Postgres;
+use backends::redis::{Fsync, Redis};
 use serde_json::json;
-use stack::postgres::Postgres;
-use stack::redis::{Fsync, Redis};
 use support::{On, TestApp, answer, services_backend};
 use tributary_core::ports::queue::QueueSettings;
 

@@ -45,7 +45,7 @@ async fn dead_letters_are_seen_put_back_and_discarded_by_their_brand_alone(on: O
     let app = TestApp::start(on).await;
     bury_two(&app).await;
     let other = app.context.tenants.brands.add_brand("other").await.unwrap();
-    let stranger = new_key(&app.context.tenants, other, KeyKind::Secret).await.unwrap();
+    let stranger = new_key(&app.context.tenants, &app.context.world, other, KeyKind::Secret).await.unwrap();
 
     let first = letters(&app, "?limit=1").await;
     assert_eq!(first["letters"].as_array().unwrap().len(), 1);

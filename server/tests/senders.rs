@@ -5,8 +5,6 @@
 
 mod support;
 
-use std::sync::Arc;
-
 use serde_json::{Value, json};
 use support::{On, TestApp, answer};
 use tributary_core::domain::time::{self, from_ms};
@@ -33,7 +31,7 @@ const T0: i64 = 1_780_000_000_000;
 /// A server whose clock stands at [`T0`].
 async fn start(on: On) -> (TestApp, ManualClock) {
     let clock = ManualClock::at(T0);
-    (TestApp::start_at(on, Arc::new(clock.clone())).await, clock)
+    (TestApp::start_at(on, &clock).await, clock)
 }
 
 fn at(ms: i64) -> String {

@@ -4,11 +4,10 @@
 
 mod support;
 
-use std::sync::Arc;
-
 use serde_json::{Value, json};
 use support::{On, SHOP, TestApp, answer};
 use tributary_core::ports::clock::ManualClock;
+use tributary_core::ports::world::World;
 use tributary_core::services::privacy::{REDACTION_SETTLES, carry_out};
 
 on_both_profiles!(
@@ -477,10 +476,10 @@ async fn a_shop_that_is_redacted_leaves_nothing(on: On) {
     app.work_off().await;
     assert_eq!(carry_out(&app.context).await.unwrap(), 0, "it waits");
     assert_eq!(app.context.store.stats(app.brand).await.unwrap().orders, 4);
-    let clock = ManualClock::at(app.context.clock.now_ms() + 24 * 3_600_000 + 1000);
+    let clock = ManualClock::at(app.context.world.now_ms() + 24 * 3_600_000 + 1000);
     let mut later = app.context.clone();
-    later.clock = Arc::new(clock.clone());
-    assert_eq!(carry_out(&later).await.unwrap(), 0, "it is looked at again");
+    later.world = World::on(clock.clone());
+    assert_eq!(clock.drive(carry_out(&later)).await.unwrap(), 0, "it is looked at again");
     let stats = app.context.store.stats(app.brand).await.unwrap();
     assert_eq!((stats.profiles, stats.events, stats.orders), (1, 1, 0), "who came another way stays");
     // What was under way when it was asked for goes, too, though nobody knew of it yet; what the shop still sends is answered, and
@@ -497,7 +496,7 @@ async fn a_shop_that_is_redacted_leaves_nothing(on: On) {
     tokio::time::sleep(REDACTION_SETTLES + std::time::Duration::from_millis(200)).await;
     clock.advance(11_000);
     // A restart in between: what was erased before it is counted, too.
-    assert_eq!(carry_out(&later).await.unwrap(), 1);
+    assert_eq!(clock.drive(carry_out(&later)).await.unwrap(), 1);
     let (_, requests) = answer(app.get("/api/privacy/requests")).await;
     let result = &requests["requests"][0]["result"];
     assert_eq!((&result["customers"], &result["orders"]), (&json!(4), &json!(4)), "{result}");

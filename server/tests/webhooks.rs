@@ -4,7 +4,6 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -15,6 +14,7 @@ use tributary_core::context::Context;
 use tributary_core::ports::clock::ManualClock;
 use tributary_core::ports::queue::QueueSettings;
 use tributary_core::ports::store::BodyRow;
+use tributary_core::ports::world::World;
 use tributary_core::services::privacy::carry_out;
 use tributary_core::services::tenants::{ShopError, add_shop};
 
@@ -41,9 +41,9 @@ fn taken(duplicate: bool) -> (u16, Value) {
 }
 
 fn later(app: &TestApp, hours: i64) -> Context {
-    let clock = ManualClock::at(app.context.clock.now_ms() + hours * HOUR_MS);
+    let clock = ManualClock::at(app.context.world.now_ms() + hours * HOUR_MS);
     let mut later = app.context.clone();
-    later.clock = Arc::new(clock);
+    later.world = World::on(clock);
     later
 }
 
@@ -98,7 +98,7 @@ async fn a_body_under_two_topics_at_once_takes_effect_under_one(on: On) {
     });
     // Long enough for it to look, were it not for the first.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    first.claim_bodies(&[row("products/delete")], app.context.clock.now()).await.unwrap();
+    first.claim_bodies(&[row("products/delete")], app.context.world.now()).await.unwrap();
     first.commit().await.unwrap();
     assert_eq!(second.await.unwrap(), [["products/delete"]], "it waits for what the first one does");
     app.stop().await;

@@ -5,11 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backends::services::Services;
 use server::inside::Monitor;
 use server::state::{AppState, Settings};
 use sqlx::Connection;
 use stack::client::Client;
-use stack::services::Services;
 use stack::system::Access;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -21,9 +21,10 @@ use tributary_core::context::{Backend, Context, Layout};
 use tributary_core::domain::addresses::Reach;
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::scopes::Scopes;
-use tributary_core::ports::clock::Clock;
+use tributary_core::ports::clock::ManualClock;
 use tributary_core::ports::queue::{POLL, QueueSettings};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind};
+use tributary_core::ports::world::World;
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outbound;
 use tributary_core::services::automations::{handle as jobs, scheduler};
@@ -58,6 +59,7 @@ pub struct TestApp {
     /// Where the store is, as sqlx opens it.
     pub store: String,
     backend: Backend,
+    clock: Option<ManualClock>,
     stop: CancellationToken,
     running: Vec<JoinHandle<()>>,
     _folder: tempfile::TempDir,
@@ -102,10 +104,10 @@ impl TestApp {
     }
 
     /// A server whose clock the test has in its hand.
-    pub async fn start_at(on: On, clock: Arc<dyn Clock>) -> Self {
+    pub async fn start_at(on: On, clock: &ManualClock) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let backend = Self::backend(on, &folder).await;
-        Self::start_by(&backend, folder, 0, QueueSettings::default(), Some(clock)).await
+        Self::start_by(&backend, folder, 0, QueueSettings::default(), Some(clock.clone())).await
     }
 
     async fn start_by(
@@ -113,12 +115,10 @@ impl TestApp {
         folder: tempfile::TempDir,
         lanes: usize,
         settings: QueueSettings,
-        clock: Option<Arc<dyn Clock>>,
+        clock: Option<ManualClock>,
     ) -> Self {
-        let mut context = Context::open(backend, settings).await.unwrap();
-        if let Some(clock) = clock {
-            context.clock = clock;
-        }
+        let world = clock.clone().map_or_else(World::real, World::on);
+        let context = Context::open_in(backend, settings, world).await.unwrap();
         let store = match backend {
             Backend::Embedded { data } => format!("sqlite://{}", data.join("store.db").display()),
             Backend::Services { database_url, .. } => database_url.clone(),
@@ -127,8 +127,8 @@ impl TestApp {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
         let brand = context.tenants.brands.add_brand("test").await.unwrap();
-        let write_key = new_key(&context.tenants, brand, KeyKind::Write).await.unwrap();
-        let secret_key = new_key(&context.tenants, brand, KeyKind::Secret).await.unwrap();
+        let write_key = new_key(&context.tenants, &context.world, brand, KeyKind::Write).await.unwrap();
+        let secret_key = new_key(&context.tenants, &context.world, brand, KeyKind::Secret).await.unwrap();
         context.tenants.shops.add_shop(SHOP, brand, SHOP_SECRET).await.unwrap();
         let routes = Settings {
             cache_ttl: Duration::from_secs(300),
@@ -159,6 +159,7 @@ impl TestApp {
             store,
             looks,
             backend: backend.clone(),
+            clock,
             stop,
             running,
             _folder: folder,
@@ -232,6 +233,13 @@ impl TestApp {
 
     /// Processes the queues in the test itself, until they are empty.
     pub async fn work_off(&self) {
+        match &self.clock {
+            Some(clock) => clock.drive(self.process_all()).await,
+            None => self.process_all().await,
+        }
+    }
+
+    async fn process_all(&self) {
         loop {
             let mut done = 0;
             while let Some(batch) = self.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
@@ -284,7 +292,7 @@ pub fn outbound(smtp_url: Option<&str>, public_url: &str) -> Outbound {
         sender: Arc::new(OutboundSender::new(smtp_url, reach).unwrap()),
         sends_mail: smtp_url.is_some(),
         reach,
-        destinations: Arc::new(Destinations::new(DEFAULT_RATE)),
+        destinations: Arc::new(Destinations::new(DEFAULT_RATE, World::real())),
         public_url: Some(public_url.to_owned()),
     }
 }
@@ -297,7 +305,7 @@ pub fn services_backend(database_url: &str, redis_url: &str) -> Backend {
         key_space: Services::fresh_key_space(),
         connections: 8,
         layout: Layout::Lists,
-        keys: SecretKeys::new(SecretKey::random(), Vec::new()),
+        keys: SecretKeys::new(SecretKey::random(&World::real()), Vec::new()),
     }
 }
 
