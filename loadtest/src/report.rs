@@ -97,7 +97,7 @@ pub(crate) struct Facts {
 /// When, where and how a report was made.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Made {
-    /// ISO 8601.
+    /// When the run was made, as ISO 8601.
     pub(crate) at: String,
     /// Of what measured, and, where it brought the system up, of what was measured.
     pub(crate) version: &'static str,

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use backends::redis::Fsync;
 use clap::{Args, ValueEnum};
-use stack::redis::Fsync;
 use stack::system::{Access, Options, Profile, System};
 
 /// What to test.

@@ -43,7 +43,7 @@ pub struct Fact {
 pub struct OrderState {
     pub id: u64,
     pub updated_ms: u64,
-    /// ISO 4217.
+    /// The currency, as an ISO 4217 code.
     pub currency: &'static str,
     pub total_cents: i64,
     /// What was paid back.

@@ -4,6 +4,9 @@
 //! The same [`Plan`] makes the same bytes. The ledger is an oracle of its own: it shares no code with Tributary's core, so
 //! that a mistake there cannot hide here.
 
+// Time, ids and randomness are the World's (clippy.toml).
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod actions;
 pub mod delivery;
 pub mod journey;
