@@ -12,6 +12,7 @@ use support::{StoreUnderTest, postgres_store, sqlite_store};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::profile::Profile;
 use tributary_core::ports::store::Store;
+use tributary_core::ports::world::World;
 
 on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store } [
     committed_tokens_of_a_profile_rise_strictly,
@@ -38,7 +39,7 @@ type Stamp<'a> = &'a (dyn Fn(i64) -> i64 + Sync);
 
 /// Profiles that nobody has merged.
 async fn fresh_profiles(store: &dyn Store) -> Vec<ProfileId> {
-    let ids: Vec<ProfileId> = (0..PROFILES).map(|_| ProfileId::first_at(1_768_000_000_000)).collect();
+    let ids: Vec<ProfileId> = (0..PROFILES).map(|_| ProfileId(World::real().id())).collect();
     let profiles: Vec<Profile> = ids.iter().map(|id| Profile::new(*id, BrandId(1))).collect();
     let mut tx = store.begin().await.unwrap();
     tx.save_profiles(&profiles).await.unwrap();

@@ -18,6 +18,7 @@ use tributary_core::domain::settings::{BrandSettings, Limits};
 use tributary_core::domain::time::from_ms;
 use tributary_core::domain::version::Version;
 use tributary_core::ports::privacy::Erasure;
+use tributary_core::ports::store::OrderKey;
 use tributary_core::ports::store::StoreError;
 use tributary_core::services::brands::BrandRules;
 use tributary_core::services::events::process;
@@ -557,8 +558,9 @@ async fn an_erased_customers_order_stands_without_them(u: &ContextUnderTest) {
     later.order.as_mut().unwrap().updated_at = from_ms(T0 + 1000);
     run(u, &[later]).await;
     let mut tx = u.context.store.begin().await.unwrap();
-    let held = tx.orders(&[(BRAND, "s.example.com".into(), "9".into())]).await.unwrap();
-    let (_, record) = &held[0];
+    let held =
+        tx.orders(&[OrderKey { brand: BRAND, shop: "s.example.com".into(), id: "9".into() }]).await.unwrap();
+    let record = &held[0].record;
     assert_eq!((record.profile, record.revenue()), (None, 40.into()));
 }
 

@@ -18,6 +18,7 @@ use tributary_core::ports::clock::Clock;
 use tributary_core::ports::clock::Moment;
 use tributary_core::ports::clock::SystemClock;
 use tributary_core::ports::queue::{Item, NewItem, Then};
+use tributary_core::ports::store::BrandIdentifier;
 use tributary_core::ports::store::Claim;
 use tributary_core::ports::world::World;
 use tributary_core::services::events::handle::handle_batch;
@@ -37,7 +38,7 @@ async fn items(u: &ContextUnderTest, count: usize, bad: usize) -> Vec<Item> {
     let ghost = Identifier::new(IdentifierKind::UserId, "ghost").unwrap();
     let mut tx = u.context.store.begin().await.unwrap();
     tx.claim(&[Claim {
-        identifier: (BRAND, ghost),
+        identifier: BrandIdentifier::new(BRAND, ghost),
         profile: ProfileId::first_at(1_768_000_000_000),
         source: Source::Public,
     }])

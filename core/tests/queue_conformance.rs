@@ -588,6 +588,11 @@ async fn many_workers_get_every_item_once(u: &QueueUnderTest) {
         let items: Vec<NewItem> = (from..from + 20).map(|n| item(&n.to_string())).collect();
         u.queue.enqueue(&items).await.unwrap();
     }
+    // Who waits for items on a clock that stands still waits until it is moved.
+    while workers.iter().any(|worker| !worker.is_finished()) {
+        u.pass(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
     let mut all = Vec::new();
     for worker in workers {
         all.extend(worker.await.unwrap());

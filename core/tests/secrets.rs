@@ -13,6 +13,7 @@ use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::ports::privacy::Erasure;
 use tributary_core::ports::queue::QueueSettings;
+use tributary_core::ports::store::BrandIdentifier;
 use tributary_core::ports::world::World;
 use tributary_core::services::automations::{signing, unsubscribe};
 use tributary_core::services::seal::{SecretKey, SecretKeys};
@@ -80,7 +81,7 @@ async fn secrets_from_before_are_sealed_at_the_start(u: &ContextUnderTest) {
 /// Whether what comes under an identifier is not kept.
 async fn is_suppressed(context: &Context, brand: BrandId, identifier: &Identifier) -> bool {
     let mut tx = context.store.begin().await.unwrap();
-    !tx.suppressed(&[(brand, identifier.clone())]).await.unwrap().is_empty()
+    !tx.suppressed(&[BrandIdentifier::new(brand, identifier.clone())]).await.unwrap().is_empty()
 }
 
 async fn what_is_kept_of_the_erased_cannot_be_tried_and_what_was_kept_before_still_counts(

@@ -21,6 +21,7 @@ use tributary_core::domain::version::Version;
 use tributary_core::ports::clock::Moment;
 use tributary_core::ports::clock::{Clock, SystemClock};
 use tributary_core::ports::locks::{Acquired, Lock, LockError, Locks};
+use tributary_core::ports::store::BrandIdentifier;
 use tributary_core::ports::store::{Claim, Store, StoreError};
 use tributary_core::ports::tenants::{KeyGrant, KeyKind};
 use tributary_core::ports::world::World;
@@ -281,7 +282,13 @@ async fn a_transaction_that_is_dropped_leaves_nothing(u: &StoreUnderTest) {
     let one = event("m1", &["a"]);
     let mut tx = u.store.begin().await.unwrap();
     let id = ProfileId::first_at(T0);
-    tx.claim(&[Claim { identifier: (BRAND, user("a")), profile: id, source: Source::Public }]).await.unwrap();
+    tx.claim(&[Claim {
+        identifier: BrandIdentifier::new(BRAND, user("a")),
+        profile: id,
+        source: Source::Public,
+    }])
+    .await
+    .unwrap();
     let rows = [tributary_core::ports::store::EventRow { event: &one, profile: Some(id) }];
     assert_eq!(tx.add_events(&rows).await.unwrap().len(), 1);
     drop(tx);
@@ -396,7 +403,11 @@ async fn an_item_that_cannot_be_done_holds_up_no_other(u: &StoreUnderTest) {
     let gone = ProfileId::first_at(T0);
     let mut tx = u.store.begin().await.unwrap();
     let claimed = tx
-        .claim(&[Claim { identifier: (BRAND, user("ghost")), profile: gone, source: Source::Public }])
+        .claim(&[Claim {
+            identifier: BrandIdentifier::new(BRAND, user("ghost")),
+            profile: gone,
+            source: Source::Public,
+        }])
         .await
         .unwrap();
     assert_eq!(claimed.len(), 1);

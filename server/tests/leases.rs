@@ -16,16 +16,21 @@ use tokio_util::sync::CancellationToken;
 use tributary_core::domain::customer360::{Asked, CustomerRecord, Revision};
 use tributary_core::domain::identity::Identifier;
 use tributary_core::domain::ids::{BrandId, ProfileId};
+use tributary_core::ports::clock::{Clock, ManualClock};
 use tributary_core::ports::queue::QueueSettings;
 use tributary_core::ports::store::{Store, StoreError, StoreStats, StoreTx};
 use workers::event;
 
-const LEASE: Duration = Duration::from_millis(600);
+const LEASE: Duration = Duration::from_secs(3);
 /// How long the slow store takes to open a transaction.
-const SLOW: Duration = Duration::from_millis(2000);
+const SLOW: Duration = Duration::from_secs(8);
+
+/// How far the clock moves at once, in milliseconds.
+const STEP_MS: i64 = 50;
 
 /// A store that takes its time, and says how far its callers came.
 struct Slow {
+    clock: ManualClock,
     inner: Arc<dyn Store>,
     begun: AtomicUsize,
     opened: AtomicUsize,
@@ -35,7 +40,7 @@ struct Slow {
 impl Store for Slow {
     async fn begin(&self) -> Result<Box<dyn StoreTx>, StoreError> {
         self.begun.fetch_add(1, Ordering::SeqCst);
-        tokio::time::sleep(SLOW).await;
+        self.clock.sleep(SLOW).await;
         self.opened.fetch_add(1, Ordering::SeqCst);
         self.inner.begin().await
     }
@@ -78,8 +83,18 @@ impl Store for Slow {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_beats_while_it_works_and_stops_when_its_lease_is_lost() {
     let settings = QueueSettings { lease: LEASE, ..QueueSettings::default() };
-    let app = TestApp::start_with(On::Embedded, 0, settings).await;
+    let clock = ManualClock::at(1_780_000_000_000);
+    let app = TestApp::start_with_at(On::Embedded, settings, &clock).await;
+    // It moves on and on, some times faster than the machine's.
+    let ticking = clock.clone();
+    let ticks = tokio::spawn(async move {
+        loop {
+            ticking.advance(STEP_MS);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
     let slow = Arc::new(Slow {
+        clock: clock.clone(),
         inner: app.context.store.clone(),
         begun: AtomicUsize::new(0),
         opened: AtomicUsize::new(0),
@@ -115,12 +130,13 @@ async fn a_worker_beats_while_it_works_and_stops_when_its_lease_is_lost() {
         .await
         .unwrap();
     sqlx::query("delete from leases").execute(&mut file).await.unwrap();
-    tokio::time::sleep(SLOW + LEASE).await;
+    clock.sleep(SLOW + LEASE).await;
     assert_eq!(slow.opened.load(Ordering::SeqCst), 1, "nothing was opened under a lost lease");
     assert_eq!(app.context.queue.repair().await.unwrap().strays, 1, "and what it held is found");
     until("it comes again", &|| slow.opened.load(Ordering::SeqCst) == 2).await;
     app.client().drain(Duration::from_secs(10), |_| {}).await.unwrap();
     stop.cancel();
     worker.await.unwrap();
+    ticks.abort();
     app.stop().await;
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use support::{On, TestApp, answer, key_with};
+use tributary_core::ports::clock::{Clock, ManualClock, SystemClock};
 use tributary_core::ports::queue::QueueSettings;
 use tributary_core::ports::tenants::{KeyGrant, KeyKind};
 
@@ -62,7 +63,8 @@ async fn a_limit_counts_events_and_bytes_not_requests(on: On) {
 }
 
 async fn unknown_keys_of_an_address_are_limited_and_known_ones_are_not(on: On) {
-    let app = TestApp::start(on).await;
+    let clock = ManualClock::at(SystemClock.now_ms());
+    let app = TestApp::start_at(on, &clock).await;
     assert_eq!(answer(app.get("/api/customers")).await.0, 200);
     let mut seen = BTreeSet::new();
     for n in 0..200 {
@@ -72,7 +74,7 @@ async fn unknown_keys_of_an_address_are_limited_and_known_ones_are_not(on: On) {
     assert_eq!(seen, BTreeSet::from([401, 429]));
     assert_eq!(answer(app.get("/api/customers")).await.0, 200);
     // One that is tried again and again is not asked for each time, and is no new key.
-    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    clock.advance(1500);
     for _ in 0..200 {
         let request = app.http.get(format!("{}/api/customers", app.url)).bearer_auth("sk_same");
         assert_eq!(answer(request).await.0, 401);

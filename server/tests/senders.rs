@@ -553,7 +553,7 @@ async fn browsers_get_what_their_sdk_asks_for(on: On) {
         (nowhere.status().as_u16(), &nowhere.headers()["access-control-allow-origin"]),
         (404, &"*".parse().unwrap())
     );
-    assert_eq!(nowhere.headers()["access-control-expose-headers"], "retry-after");
+    assert_eq!(nowhere.headers()["access-control-expose-headers"], "retry-after,x-request-id");
     app.stop().await;
 }
 

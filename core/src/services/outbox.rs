@@ -156,11 +156,8 @@ async fn bring(context: &Context, page: Vec<Staged>, over: &mut Vec<BrandId>) ->
                 items = refused.len(),
                 "items of the outbox have a key that came before with another body"
             );
-            in_time(
-                context,
-                outbox.refuse(&refused, "one of its keys was received before with another body"),
-            )
-            .await?;
+            let why = "one of its keys was received before with another body";
+            in_time(context, outbox.refuse(&refused, why)).await?;
         }
         in_time(context, outbox.sent(&brought, later(now_ms, first_check(queue)))).await?;
         if !elsewhere.is_empty() {

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use tributary_core::domain::automation::segment::SegmentInput;
 use tributary_core::domain::ids::ProfileId;
 use tributary_core::domain::time::{self, from_ms};
+use tributary_core::ports::automations::Member;
 use tributary_core::services::automations::api::segments::{self, Preview, SegmentAnswer};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -151,8 +152,9 @@ pub async fn members(
     let asked = PageAsked::of("after", paging.after.as_deref(), paging.limit, ProfileId::parse)?;
     segments::get(&state.context, secret.brand, &name).await?;
     let page = state.context.automations.members(secret.brand, &name, asked.cursor, asked.rows()).await?;
-    let next = asked.next(&page, |(id, _)| *id);
-    let member = |(id, since)| MemberAnswer { id, since: time::format(from_ms(since)) };
+    let next = asked.next(&page, |member| member.profile);
+    let member =
+        |member: Member| MemberAnswer { id: member.profile, since: time::format(from_ms(member.since_ms)) };
     Ok(Json(MemberPage { customers: page.into_iter().map(member).collect(), next }))
 }
 

@@ -110,6 +110,13 @@ impl TestApp {
         Self::start_by(&backend, folder, 0, QueueSettings::default(), Some(clock.clone())).await
     }
 
+    /// The same, with other settings of the queue.
+    pub async fn start_with_at(on: On, settings: QueueSettings, clock: &ManualClock) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let backend = Self::backend(on, &folder).await;
+        Self::start_by(&backend, folder, 0, settings, Some(clock.clone())).await
+    }
+
     async fn start_by(
         backend: &Backend,
         folder: tempfile::TempDir,

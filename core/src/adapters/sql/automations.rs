@@ -10,6 +10,7 @@ use super::codec::Id;
 use super::database::{BrandTx, Database, Tx};
 use super::{audit, outbox, read_as};
 use crate::domain::ids::BrandId;
+use crate::ports::automations::AutomationVersion;
 use crate::ports::automations::{AutomationRow, AutomationStatus, Automations, AutomationsTx};
 use crate::ports::outbox::Stage;
 use crate::ports::privacy::AuditEntry;
@@ -97,12 +98,17 @@ impl Automations for SqlAutomations {
         tx.sql(definition).bind(brand).bind(automation).bind(version).scalar().await
     }
 
-    async fn versions(&self, brand: BrandId, each: i32) -> Result<Vec<(Uuid, i32, String)>, StoreError> {
+    async fn versions(&self, brand: BrandId, each: i32) -> Result<Vec<AutomationVersion>, StoreError> {
         let versions = "select v.automation_id, v.version, v.definition from automations a join automation_versions v
             on v.automation_id = a.id and v.version > a.version - $2 where a.brand_id = $1 and a.status = 'active'";
         let rows: Vec<(Id, i32, String)> =
             self.db.looking_at(brand).await?.sql(versions).bind(brand).bind(each).all().await?;
-        Ok(rows.into_iter().map(|(id, version, definition)| (id.0, version, definition)).collect())
+        let version = |(id, version, definition): (Id, i32, String)| AutomationVersion {
+            automation: id.0,
+            version,
+            definition,
+        };
+        Ok(rows.into_iter().map(version).collect())
     }
 
     async fn add_automation(&self, row: &AutomationRow) -> Result<(), StoreError> {

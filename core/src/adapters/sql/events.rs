@@ -15,7 +15,7 @@ use crate::domain::event::{Event, Source};
 use crate::domain::history::Retold;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::Timestamp;
-use crate::ports::store::{BodyRow, EventRow, EventsTx, KnownEvents, StoreError};
+use crate::ports::store::{BodyRow, EventId, EventRow, EventsTx, KnownEvents, StoreError};
 
 /// The columns of an event, as it is read.
 pub(in crate::adapters) const EVENT: &str = "events.message_id, events.kind, events.name, events.\"timestamp\", events.body, events.active, \
@@ -92,7 +92,8 @@ impl EventsTx for SqlStoreTx {
             .given(&asked)
             .all()
             .await?;
-        Ok(rows.into_iter().map(|(brand, message, profile)| ((brand, message), profile)).collect())
+        let known = |(brand, message_id, profile)| (EventId { brand, message_id }, profile);
+        Ok(rows.into_iter().map(known).collect())
     }
 
     async fn body_topics(&mut self, rows: &[BodyRow<'_>]) -> Result<Vec<Vec<String>>, StoreError> {
@@ -138,7 +139,7 @@ impl EventsTx for SqlStoreTx {
         }
     }
 
-    async fn add_events(&mut self, rows: &[EventRow<'_>]) -> Result<HashSet<(BrandId, String)>, StoreError> {
+    async fn add_events(&mut self, rows: &[EventRow<'_>]) -> Result<HashSet<EventId>, StoreError> {
         let added = Given::of(rows)
             .column("brand", |row| row.event.brand)
             .column("message", |row| &row.event.message_id)
@@ -168,7 +169,7 @@ impl EventsTx for SqlStoreTx {
             .given(&added)
             .all()
             .await?;
-        Ok(rows.into_iter().collect())
+        Ok(rows.into_iter().map(|(brand, message_id)| EventId { brand, message_id }).collect())
     }
 
     async fn blank_events(&mut self, events: &[(BrandId, String)]) -> Result<(), StoreError> {

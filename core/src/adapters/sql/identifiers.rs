@@ -10,7 +10,7 @@ use super::store::SqlStoreTx;
 use crate::domain::event::Source;
 use crate::domain::identity::{Counts, Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
-use crate::ports::store::{BrandIdentifier, Claim, IdentifiersTx, StoreError};
+use crate::ports::store::{BrandIdentifier, Claim, IdentifiersTx, Owned, StoreError};
 
 #[derive(FromRow)]
 struct IdentifierRow {
@@ -24,7 +24,7 @@ impl IdentifierRow {
         let kind = IdentifierKind::parse(&self.kind).ok_or_else(|| {
             StoreError::Invalid(format!("an identifier of the unknown kind {:?} in the store", self.kind))
         })?;
-        Ok((self.brand_id, Identifier { kind, value: self.value }))
+        Ok(BrandIdentifier::new(self.brand_id, Identifier { kind, value: self.value }))
     }
 }
 
@@ -39,9 +39,9 @@ struct OwnerRow {
 /// Identifiers as rows: brand, kind, value.
 fn given<'v, T>(items: &'v [T], identifier: impl Fn(&'v T) -> &'v BrandIdentifier) -> GivenOf<'v, T> {
     Given::of(items)
-        .column("brand", |item| identifier(item).0)
-        .column("kind", |item| identifier(item).1.kind.as_str())
-        .column("value", |item| &identifier(item).1.value)
+        .column("brand", |item| identifier(item).brand)
+        .column("kind", |item| identifier(item).identifier.kind.as_str())
+        .column("value", |item| &identifier(item).identifier.value)
 }
 
 /// Where an identifier is one of those that are given.
@@ -49,10 +49,7 @@ const IS_GIVEN: &str = "identifiers.brand_id = given.brand and identifiers.kind 
 
 #[async_trait]
 impl IdentifiersTx for SqlStoreTx {
-    async fn owners(
-        &mut self,
-        identifiers: &[BrandIdentifier],
-    ) -> Result<Vec<(BrandIdentifier, ProfileId, Source)>, StoreError> {
+    async fn owners(&mut self, identifiers: &[BrandIdentifier]) -> Result<Vec<Owned>, StoreError> {
         let asked = given(identifiers, |identifier| identifier).rows();
         let owners = format!(
             "select identifiers.brand_id, identifiers.kind, identifiers.value, profile_id, source
@@ -60,7 +57,10 @@ impl IdentifiersTx for SqlStoreTx {
         );
         let rows: Vec<OwnerRow> = self.tx.sql(owners).given(&asked).all().await?;
         rows.into_iter()
-            .map(|row| Ok((row.identifier.read()?, row.profile_id, Source::from_code(Some(row.source), ""))))
+            .map(|row| {
+                let source = Source::from_code(Some(row.source), "");
+                Ok(Owned { identifier: row.identifier.read()?, profile: row.profile_id, source })
+            })
             .collect()
     }
 
@@ -143,7 +143,7 @@ impl IdentifiersTx for SqlStoreTx {
     ) -> Result<HashSet<BrandIdentifier>, StoreError> {
         let hashed: Vec<_> = identifiers
             .iter()
-            .map(|(brand, i)| (*brand, self.suppression.hash(*brand, i).to_vec()))
+            .map(|of| (of.brand, self.suppression.hash(of.brand, &of.identifier).to_vec()))
             .collect();
         let asked = Given::of(&hashed)
             .column("brand", |(brand, _)| *brand)

@@ -187,25 +187,25 @@ impl OrderParts {
 impl OrdersTx for SqlStoreTx {
     async fn orders(&mut self, keys: &[OrderKey]) -> Result<Vec<BrandOrder>, StoreError> {
         let asked = Given::of(keys)
-            .column("brand", |key| key.0)
-            .column("of_shop", |key| &key.1)
-            .column("order_id", |key| &key.2)
+            .column("brand", |key| key.brand)
+            .column("of_shop", |key| &key.shop)
+            .column("order_id", |key| &key.id)
             .rows();
         let orders = format!(
             "select {ORDER} from {{given}}
             join orders on orders.brand_id = given.brand and orders.shop = given.of_shop and orders.id = given.order_id"
         );
         let rows: Vec<OrderRow> = self.tx.sql(orders).given(&asked).all().await?;
-        Ok(rows.into_iter().map(|row| (row.brand_id, row.into())).collect())
+        Ok(rows.into_iter().map(|row| BrandOrder { brand: row.brand_id, record: row.into() }).collect())
     }
 
     async fn save_orders(&mut self, rows: &[BrandOrder]) -> Result<(), StoreError> {
         let columns: Vec<OrderColumns<'_>> =
-            rows.iter().map(|(_, record)| OrderColumns::of(record)).collect::<Result<_, _>>()?;
+            rows.iter().map(|order| OrderColumns::of(&order.record)).collect::<Result<_, _>>()?;
         let rows: Vec<_> = rows
             .iter()
             .zip(&columns)
-            .map(|((brand, record), columns)| (*brand, record, record.order(), columns))
+            .map(|(order, columns)| (order.brand, &order.record, order.record.order(), columns))
             .collect();
         let given = Given::of(&rows)
             .column("brand", |(brand, ..)| *brand)

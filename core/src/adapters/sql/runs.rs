@@ -314,6 +314,6 @@ impl RunsTx for SqlAutomationsTx {
             returning brand_id, id, revision";
         let rows: Vec<(BrandId, Id, i64)> =
             self.tx.sql(take).bind(now_ms).bind(limit).bind(stuck_ms).all().await?;
-        Ok(rows.into_iter().map(|(brand, id, revision)| (brand, id.0, revision)).collect())
+        Ok(rows.into_iter().map(|(brand, id, revision)| DueRun { brand, run: id.0, revision }).collect())
     }
 }

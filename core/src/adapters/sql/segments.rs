@@ -98,7 +98,9 @@ impl Segments for SqlAutomations {
         let members = "select profile_id, since_ms from segment_members
             where brand_id = $1 and segment = $2 and profile_id > $3 order by profile_id limit $4";
         let mut tx = self.db.looking_at(brand).await?;
-        tx.sql(members).bind(brand).bind(segment).bind(after.unwrap_or(FIRST)).bind(limit).all().await
+        let rows: Vec<(ProfileId, i64)> =
+            tx.sql(members).bind(brand).bind(segment).bind(after.unwrap_or(FIRST)).bind(limit).all().await?;
+        Ok(rows.into_iter().map(|(profile, since_ms)| Member { profile, since_ms }).collect())
     }
 
     async fn member_counts(&self, brand: BrandId) -> Result<HashMap<String, i64>, StoreError> {
@@ -174,11 +176,12 @@ impl SegmentsTx for SqlAutomationsTx {
     }
 
     async fn set_checks(&mut self, checks: &[Check]) -> Result<(), StoreError> {
-        let (due, never): (Vec<&Check>, Vec<&Check>) = checks.iter().partition(|(.., due)| due.is_some());
+        let (due, never): (Vec<&Check>, Vec<&Check>) =
+            checks.iter().partition(|check| check.due_ms.is_some());
         let given = Given::of(&due)
-            .column("profile", |(_, id, _)| *id)
-            .column("brand", |(brand, ..)| *brand)
-            .column("due_ms", |(.., due)| *due)
+            .column("profile", |check| check.profile)
+            .column("brand", |check| check.brand)
+            .column("due_ms", |check| check.due_ms)
             .rows();
         self.tx
             .sql(
@@ -192,7 +195,7 @@ impl SegmentsTx for SqlAutomationsTx {
         if never.is_empty() {
             return Ok(());
         }
-        let never = never.into_iter().map(|(_, id, _)| *id);
+        let never = never.into_iter().map(|check| check.profile);
         self.tx.sql("delete from segment_checks where profile_id = any($1)").list(never).run().await?;
         Ok(())
     }

@@ -68,6 +68,15 @@ pub struct AutomationRow {
     pub updated_ms: i64,
 }
 
+/// A version of an automation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AutomationVersion {
+    pub automation: Uuid,
+    pub version: i32,
+    /// [`crate::domain::automation::definition::Definition`] as JSON: as it was written, also where this program cannot read it.
+    pub definition: String,
+}
+
 /// Automations, with their segments and runs.
 #[async_trait]
 pub trait Automations: Segments + Runs {
@@ -93,9 +102,8 @@ pub trait Automations: Segments + Runs {
         version: i32,
     ) -> Result<Option<String>, StoreError>;
 
-    /// The newest definitions of each of the brand's active automations, the present one among them: `(automation, version,
-    /// definition)`, at most `each` of one.
-    async fn versions(&self, brand: BrandId, each: i32) -> Result<Vec<(Uuid, i32, String)>, StoreError>;
+    /// The newest definitions of each of the brand's active automations, the present one among them: at most `each` of one.
+    async fn versions(&self, brand: BrandId, each: i32) -> Result<Vec<AutomationVersion>, StoreError>;
 
     /// Adds an automation with its first version.
     async fn add_automation(&self, row: &AutomationRow) -> Result<(), StoreError>;

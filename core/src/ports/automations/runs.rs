@@ -17,8 +17,14 @@ pub struct RunFilter {
     pub status: Option<Status>,
 }
 
-/// A run whose time has come, and its revision.
-pub type DueRun = (BrandId, Uuid, i64);
+/// A run whose time has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DueRun {
+    pub brand: BrandId,
+    pub run: Uuid,
+    /// That of the run as it is queued now.
+    pub revision: i64,
+}
 
 /// What a run goes through, and for whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +97,7 @@ pub trait RunsTx: Send {
     async fn sent(&mut self, profiles: &[ProfileId], since_ms: i64) -> Result<Vec<ActionRow>, StoreError>;
 
     /// Takes waiting runs whose time has come, and queued ones that nobody has touched since `stuck_ms`: they are queued from now on.
-    /// Answers them with their revisions.
+    /// Answers them.
     async fn take_due_runs(
         &mut self,
         now_ms: i64,

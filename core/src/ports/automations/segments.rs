@@ -9,11 +9,22 @@ use crate::domain::automation::segment::{Change, SegmentRow};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::ports::store::StoreError;
 
-/// Somebody who belongs to a segment, since when (milliseconds since 1970).
-pub type Member = (ProfileId, i64);
+/// Somebody who belongs to a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub profile: ProfileId,
+    /// Milliseconds since 1970.
+    pub since_ms: i64,
+}
 
-/// A customer whose segments time may change.
-pub type Check = (BrandId, ProfileId, Option<i64>);
+/// When a customer's segments are to be evaluated again, because time may change them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Check {
+    pub brand: BrandId,
+    pub profile: ProfileId,
+    /// Milliseconds since 1970; `None` for never.
+    pub due_ms: Option<i64>,
+}
 
 #[async_trait]
 pub trait Segments: Send + Sync {

@@ -29,17 +29,30 @@ pub struct BodyRow<'e> {
     pub message_id: &'e str,
 }
 
-/// Events that have taken effect, by `(brand, message_id)`, with the profile they belong to now, if to any.
-pub type KnownEvents = HashMap<(BrandId, String), Option<ProfileId>>;
+/// Which event of which brand.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventId {
+    pub brand: BrandId,
+    pub message_id: String,
+}
+
+impl EventId {
+    pub fn of(event: &Event) -> Self {
+        Self { brand: event.brand, message_id: event.message_id.clone() }
+    }
+}
+
+/// Events that have taken effect, with the profile they belong to now, if to any.
+pub type KnownEvents = HashMap<EventId, Option<ProfileId>>;
 
 /// Events, in a transaction.
 #[async_trait]
 pub trait EventsTx: Send {
-    /// Which of these `(brand, message_id)` have taken effect before, and on whom.
+    /// Which of these events have taken effect before, and on whom.
     async fn known_events(&mut self, events: &[Event]) -> Result<KnownEvents, StoreError>;
 
-    /// Adds events; answers the message ids of those that were not there yet. `rows` must be sorted by message id.
-    async fn add_events(&mut self, rows: &[EventRow<'_>]) -> Result<HashSet<(BrandId, String)>, StoreError>;
+    /// Adds events; answers those that were not there yet. `rows` must be sorted by message id.
+    async fn add_events(&mut self, rows: &[EventRow<'_>]) -> Result<HashSet<EventId>, StoreError>;
 
     /// For each of these bodies, the topics under which it has taken effect; until this transaction ends, no other one is told of them.
     async fn body_topics(&mut self, rows: &[BodyRow<'_>]) -> Result<Vec<Vec<String>>, StoreError>;

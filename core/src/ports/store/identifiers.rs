@@ -11,8 +11,27 @@ use crate::domain::event::Source;
 use crate::domain::identity::{Counts, Identifier};
 use crate::domain::ids::{BrandId, ProfileId};
 
-/// An identifier of a brand.
-pub type BrandIdentifier = (BrandId, Identifier);
+/// An identifier of a brand. They sort by brand, kind and value.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BrandIdentifier {
+    pub brand: BrandId,
+    pub identifier: Identifier,
+}
+
+impl BrandIdentifier {
+    pub fn new(brand: BrandId, identifier: Identifier) -> Self {
+        Self { brand, identifier }
+    }
+}
+
+/// Whose an identifier is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owned {
+    pub identifier: BrandIdentifier,
+    pub profile: ProfileId,
+    /// The most trusted source that says so.
+    pub source: Source,
+}
 
 /// An identifier that is to belong to a profile. Claims sort by their identifiers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,10 +77,7 @@ impl std::fmt::Debug for SuppressionKey {
 #[async_trait]
 pub trait IdentifiersTx: Send {
     /// The owners of those identifiers that have one, and who says that they are theirs.
-    async fn owners(
-        &mut self,
-        identifiers: &[BrandIdentifier],
-    ) -> Result<Vec<(BrandIdentifier, ProfileId, Source)>, StoreError>;
+    async fn owners(&mut self, identifiers: &[BrandIdentifier]) -> Result<Vec<Owned>, StoreError>;
 
     /// Gives identifiers that had no owner to profiles. Answers those it gave; the others were given away by another
     /// transaction meanwhile, for whose end it waited. `claims` must be sorted.

@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use std::error::Error;
 use std::fmt;
 
-pub use self::events::{BodyRow, EventRow, EventsTx, KnownEvents};
-pub use self::identifiers::{BrandIdentifier, Claim, IdentifiersTx, SuppressionKey};
+pub use self::events::{BodyRow, EventId, EventRow, EventsTx, KnownEvents};
+pub use self::identifiers::{BrandIdentifier, Claim, IdentifiersTx, Owned, SuppressionKey};
 pub use self::merges::{GivenBack, MergeRow, MergesTx, Move, Relation, RelationKind};
 pub use self::orders::{BrandOrder, ConsentRow, OrderKey, OrdersTx, ProductRow};
 pub use self::profiles::ProfilesTx;

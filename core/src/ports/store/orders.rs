@@ -7,11 +7,27 @@ use crate::domain::event::{Consent, Product, Source};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
 
-/// Which order: `(brand, shop, Shopify's id)`.
-pub type OrderKey = (BrandId, String, String);
+/// Which order of which brand. They sort by brand, shop and id.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OrderKey {
+    pub brand: BrandId,
+    pub shop: String,
+    /// Shopify's id of the order.
+    pub id: String,
+}
 
-/// An order of a brand.
-pub type BrandOrder = (BrandId, OrderRecord);
+/// An order, and whose it is.
+#[derive(Clone, Debug)]
+pub struct BrandOrder {
+    pub brand: BrandId,
+    pub record: OrderRecord,
+}
+
+impl BrandOrder {
+    pub fn key(&self) -> OrderKey {
+        OrderKey { brand: self.brand, shop: self.record.shop.clone(), id: self.record.id.clone() }
+    }
+}
 
 /// What a delivery says of a product.
 #[derive(Clone, Debug)]

@@ -68,10 +68,8 @@ pub async fn read(
         }
     }
     let versions = automations.versions(brand, VERSIONS).await?;
-    let listening: Vec<Arc<Plan>> = versions
-        .iter()
-        .filter_map(|(id, version, definition)| plans.read(*id, *version, definition))
-        .collect();
+    let listening: Vec<Arc<Plan>> =
+        versions.iter().filter_map(|of| plans.read(of.automation, of.version, &of.definition)).collect();
     let interests = Arc::new(Interests::of(&segments, listening.iter().map(|plan| &**plan)));
     Ok(CompiledBrand { settings, segments, automations: playing, interests, plans: plans.clone() })
 }

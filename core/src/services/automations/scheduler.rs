@@ -8,6 +8,7 @@ use crate::domain::automation::quiet;
 use crate::domain::automation::segment::own_names;
 use crate::domain::settings::BrandSettings;
 use crate::domain::time::Timestamp;
+use crate::ports::automations::DueRun;
 use crate::ports::store::StoreError;
 use crate::services::automations::jobs::{Job, Signal};
 use crate::services::outbox;
@@ -34,7 +35,7 @@ pub async fn enqueue_due(context: &Context) -> Result<usize, StoreError> {
         }
         let mut tx = context.automations.begin().await?;
         let mut stages = Vec::new();
-        for (brand, run, revision) in tx.take_due_runs(now_ms, now_ms - STUCK_MS, PAGE).await? {
+        for DueRun { brand, run, revision } in tx.take_due_runs(now_ms, now_ms - STUCK_MS, PAGE).await? {
             stages.push(Job::Run { brand, run, revision }.stage());
         }
         for (brand, profile) in tx.take_due_checks(now_ms, PAGE).await? {

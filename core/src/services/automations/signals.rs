@@ -55,9 +55,7 @@ pub async fn process_signals(
     let now = context.world.now();
     let now_ms = now.timestamp_millis();
     let mut tx = context.automations.begin().await?;
-    let all = compiled_brands.values().flat_map(|book| book.automations.values());
-    let starting: Vec<Uuid> =
-        all.filter(|own| own.status == AutomationStatus::Active).map(|own| own.id).collect();
+    let starting = starting(&compiled_brands);
     let statuses = if starting.is_empty() { HashMap::new() } else { tx.statuses(&starting).await? };
     let asked: BTreeSet<ProfileId> = signals.iter().map(|signal| signal.profile).collect();
     let moved = tx.lock(&asked.into_iter().collect::<Vec<_>>()).await?;
@@ -76,16 +74,14 @@ pub async fn process_signals(
         let mut ask = || {
             let from = changes.len();
             let next = evaluate_segments(&context.world, book, *brand, facts, now, &mut changes);
-            checks.push((*brand, *id, next.map(|at| at.timestamp_millis())));
+            checks.push(Check { brand: *brand, profile: *id, due_ms: next.map(|at| at.timestamp_millis()) });
             let counted_changes: Vec<Change> =
                 changes[from..].iter().filter(|change| !quiet.contains(&change.segment)).cloned().collect();
             let mut happened: Vec<&StoredEvent> =
                 message_ids.iter().filter_map(|id| events.get(&(*brand, id.clone()))).collect();
             happened.sort_by(|a, b| (a.timestamp, &a.message_id).cmp(&(b.timestamp, &b.message_id)));
             // As the store has it: what is remembered may be old.
-            let active = |compiled: &&CompiledAutomation| {
-                statuses.get(&compiled.id) == Some(&AutomationStatus::Active)
-            };
+            let active = |own: &&CompiledAutomation| statuses.get(&own.id) == Some(&AutomationStatus::Active);
             for compiled in book.automations.values().filter(active) {
                 for (cause, event) in starting_causes(compiled, &happened, &counted_changes, now) {
                     let trigger = event.cloned().map(Trigger);
@@ -117,6 +113,12 @@ pub async fn process_signals(
     tx.commit().await?;
     count_changes(&changes);
     Ok(())
+}
+
+/// The automations that start runs, as they are remembered.
+fn starting(compiled_brands: &CompiledBrands) -> Vec<Uuid> {
+    let all = compiled_brands.values().flat_map(|book| book.automations.values());
+    all.filter(|own| own.status == AutomationStatus::Active).map(|own| own.id).collect()
 }
 
 /// The message ids of signals, by the customer that each is about now. Who was erased is left out.
@@ -361,7 +363,7 @@ pub async fn schedule(
         &CompiledAutomation { id: automation, version: row.version, status: row.status, plan: plan.clone() };
     let members = context.automations.members(brand, segment, after, PAGE).await?;
     let now = context.world.now();
-    let ids: Vec<ProfileId> = members.iter().map(|(id, _)| *id).collect();
+    let ids: Vec<ProfileId> = members.iter().map(|member| member.profile).collect();
     let mut tx = context.automations.begin_for(brand).await?;
     let there: BTreeSet<ProfileId> = tx.lock(&ids).await?.into_values().collect();
     let there: Vec<ProfileId> = there.into_iter().collect();

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::domain::event::{Event, PrivacyAsk, ShopSubject};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
+use crate::domain::order::OrderUpdate;
 use crate::domain::settings::SHOP_REDACTION_HOURS;
 use crate::domain::time::{self, Timestamp};
 use crate::ports::store::{
@@ -20,22 +21,22 @@ pub(super) async fn save_orders(
     changed: &mut BTreeSet<(BrandId, ProfileId)>,
 ) -> Result<(), StoreError> {
     let updates = || rows.iter().filter_map(|row| Some((row, row.event.order.as_ref()?)));
-    let keys: BTreeSet<OrderKey> =
-        updates().map(|(row, update)| (row.event.brand, update.shop.clone(), update.id.clone())).collect();
+    let key = |row: &EventRow<'_>, update: &OrderUpdate| OrderKey {
+        brand: row.event.brand,
+        shop: update.shop.clone(),
+        id: update.id.clone(),
+    };
+    let keys: BTreeSet<OrderKey> = updates().map(|(row, update)| key(row, update)).collect();
     if keys.is_empty() {
         return Ok(());
     }
     let keys: Vec<OrderKey> = keys.into_iter().collect();
-    let mut known: BTreeMap<OrderKey, OrderRecord> = tx
-        .orders(&keys)
-        .await?
-        .into_iter()
-        .map(|(brand, record)| ((brand, record.shop.clone(), record.id.clone()), record))
-        .collect();
+    let mut known: BTreeMap<OrderKey, OrderRecord> =
+        tx.orders(&keys).await?.into_iter().map(|order| (order.key(), order.record)).collect();
     let mut unwanted = Vec::new();
     for (row, update) in updates() {
-        let key = (row.event.brand, update.shop.clone(), update.id.clone());
-        let record = known.entry(key).or_insert_with(|| OrderRecord::new(&update.shop, &update.id));
+        let record =
+            known.entry(key(row, update)).or_insert_with(|| OrderRecord::new(&update.shop, &update.id));
         if record.erased && row.profile.is_none() {
             unwanted.push((row.event.brand, row.event.message_id.clone()));
         }
@@ -50,7 +51,8 @@ pub(super) async fn save_orders(
     if !unwanted.is_empty() {
         tx.blank_events(&unwanted).await?;
     }
-    let records: Vec<BrandOrder> = known.into_iter().map(|((brand, ..), record)| (brand, record)).collect();
+    let records: Vec<BrandOrder> =
+        known.into_iter().map(|(key, record)| BrandOrder { brand: key.brand, record }).collect();
     tx.save_orders(&records).await
 }
 

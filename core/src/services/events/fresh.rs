@@ -8,13 +8,12 @@ use crate::domain::identity;
 use crate::domain::ids::BrandId;
 use crate::domain::time::from_ms;
 use crate::domain::webhook::{self, Seen};
-use crate::ports::store::{BodyRow, BrandIdentifier, KnownEvents, StoreError, StoreTx};
+use crate::ports::store::{BodyRow, BrandIdentifier, EventId, KnownEvents, StoreError, StoreTx};
 use crate::ports::world::World;
 
 /// The events that are not known, the first of each message id, sorted by it.
 pub(super) fn first_of_each<'e>(events: &'e [Event], known: &KnownEvents) -> Vec<Cow<'e, Event>> {
-    let mut fresh: Vec<&Event> =
-        events.iter().filter(|e| !known.contains_key(&(e.brand, e.message_id.clone()))).collect();
+    let mut fresh: Vec<&Event> = events.iter().filter(|e| !known.contains_key(&EventId::of(e))).collect();
     fresh.sort_by(|a, b| (a.brand, &a.message_id).cmp(&(b.brand, &b.message_id)));
     fresh.dedup_by(|later, first| (later.brand, &later.message_id) == (first.brand, &first.message_id));
     fresh.into_iter().map(Cow::Borrowed).collect()
@@ -82,12 +81,14 @@ pub(super) async fn forget_erased(
     tx: &mut dyn StoreTx,
     fresh: &mut [Cow<'_, Event>],
 ) -> Result<(), StoreError> {
-    let named: BTreeSet<BrandIdentifier> =
-        fresh.iter().flat_map(|e| e.identifiers.iter().map(|i| (e.brand, i.clone()))).collect();
+    let named: BTreeSet<BrandIdentifier> = fresh
+        .iter()
+        .flat_map(|e| e.identifiers.iter().map(|i| BrandIdentifier::new(e.brand, i.clone())))
+        .collect();
     let erased = tx.suppressed(&named.into_iter().collect::<Vec<_>>()).await?;
     for event in fresh {
         let brand = event.brand;
-        let is_erased = |i: &identity::Identifier| erased.contains(&(brand, i.clone()));
+        let is_erased = |i: &identity::Identifier| erased.contains(&BrandIdentifier::new(brand, i.clone()));
         if !event.identifiers.iter().any(is_erased) {
             continue;
         }
@@ -95,7 +96,7 @@ pub(super) async fn forget_erased(
         if personal || event.identifiers.iter().all(is_erased) {
             *event = Cow::Owned(event.anonymised());
         } else {
-            event.to_mut().identifiers.retain(|i| !erased.contains(&(brand, i.clone())));
+            event.to_mut().identifiers.retain(|i| !erased.contains(&BrandIdentifier::new(brand, i.clone())));
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ use crate::domain::identity::Group;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
 use crate::domain::time::Timestamp;
+use crate::ports::store::BrandIdentifier;
 use crate::ports::store::{MergeRow, Move, Relation, RelationKind};
 use crate::ports::world::World;
 
@@ -98,7 +99,7 @@ pub(super) fn merge(
 ) -> Merged {
     for &place in trusted.difference(&resolution.given) {
         if let Some(profile) = resolution.owners[place].and_then(|owner| profiles.get_mut(&owner)) {
-            profile.standing.trusted.counts.add(resolution.identifiers[place].1.kind);
+            profile.standing.trusted.counts.add(resolution.identifiers[place].identifier.kind);
         }
     }
     let mut merged = Merged { moves: Vec::new(), records: Vec::new(), related: false };
@@ -109,7 +110,7 @@ pub(super) fn merge(
         let mut whole = profiles.remove(&survivor).unwrap_or_else(|| Profile::new(survivor, brand));
         for &place in group.identifiers.iter().filter(|place| resolution.given.contains(place)) {
             let is_trusted = resolution.sources[place].is_trusted() || trusted.contains(&place);
-            whole.standing.add(resolution.identifiers[place].1.kind, is_trusted);
+            whole.standing.add(resolution.identifiers[place].identifier.kind, is_trusted);
         }
         for &loser in group.owners.iter().skip(1) {
             let moved = Move { from: loser, into: survivor };
@@ -141,7 +142,10 @@ fn links(resolution: &Resolution, event: &Event, profile: ProfileId) -> bool {
         .identifiers
         .iter()
         .filter_map(|identifier| {
-            let place = resolution.identifiers.binary_search(&(event.brand, identifier.clone())).ok()?;
+            let place = resolution
+                .identifiers
+                .binary_search(&BrandIdentifier::new(event.brand, identifier.clone()))
+                .ok()?;
             resolution.owners[place]
         })
         .collect();

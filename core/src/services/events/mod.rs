@@ -35,6 +35,7 @@ use crate::domain::profile::Profile;
 use crate::domain::time::{Timestamp, from_ms};
 use crate::failpoint;
 use crate::ports::locks::Locks;
+use crate::ports::store::EventId;
 use crate::ports::store::{EventRow, MergeRow, Move, Relation, Store, StoreError, StoreTx};
 use crate::ports::world::World;
 use crate::services::automations::jobs;
@@ -198,17 +199,15 @@ async fn finish(
     };
     for (place, from) in &resolution.taken {
         if let Some(profile) = profiles.get_mut(from) {
-            profile.standing.all.counts.remove(resolution.identifiers[*place].1.kind);
+            profile.standing.all.counts.remove(resolution.identifiers[*place].identifier.kind);
         }
     }
     let homes = homes(&groups, fresh.len());
     let rows: Vec<EventRow<'_>> =
         fresh.iter().zip(&homes).map(|(event, home)| EventRow { event, profile: *home }).collect();
     let added = tx.add_events(&rows).await?;
-    let effective: Vec<EventRow<'_>> = rows
-        .into_iter()
-        .filter(|row| added.contains(&(row.event.brand, row.event.message_id.clone())))
-        .collect();
+    let effective: Vec<EventRow<'_>> =
+        rows.into_iter().filter(|row| added.contains(&EventId::of(row.event))).collect();
     let Merged { moves, records, related } =
         merge(world, &groups, &resolution, &trusted, &fresh, &mut profiles, now);
     for EventRow { event, profile } in &effective {
@@ -222,7 +221,8 @@ async fn finish(
     save_orders(&mut *tx, &effective, &mut changed).await?;
     save_the_rest(&mut *tx, world, rules, &effective, now).await?;
     changed.extend(records.iter().map(|record| (record.brand, record.moved.into)));
-    changed.extend(resolution.taken.iter().map(|(place, from)| (resolution.identifiers[*place].0, *from)));
+    changed
+        .extend(resolution.taken.iter().map(|(place, from)| (resolution.identifiers[*place].brand, *from)));
     let signals = jobs::signals(rules, &effective, &changed);
     if !signals.is_empty() {
         tx.stage(&signals, now.timestamp_millis()).await?;

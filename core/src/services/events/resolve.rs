@@ -47,7 +47,7 @@ impl Resolution {
         let mut places: BTreeMap<BrandIdentifier, usize> = BTreeMap::new();
         for event in events {
             for identifier in &event.identifiers {
-                places.insert((event.brand, identifier.clone()), 0);
+                places.insert(BrandIdentifier::new(event.brand, identifier.clone()), 0);
             }
         }
         for (place, at) in places.values_mut().enumerate() {
@@ -59,7 +59,7 @@ impl Resolution {
                 event
                     .identifiers
                     .iter()
-                    .map(|identifier| places[&(event.brand, identifier.clone())])
+                    .map(|identifier| places[&BrandIdentifier::new(event.brand, identifier.clone())])
                     .collect()
             })
             .collect();
@@ -189,14 +189,19 @@ impl Resolution {
             whole.iter().zip(&self.firm).filter(|(_, firm)| **firm).map(|(of, _)| of.as_slice()).collect();
         for place in identity::disowned(firm.iter().copied(), &held, known) {
             if let Some(owner) = self.owners[place].take() {
-                standings.entry(owner).or_default().all.counts.remove(self.identifiers[place].1.kind);
+                standings
+                    .entry(owner)
+                    .or_default()
+                    .all
+                    .counts
+                    .remove(self.identifiers[place].identifier.kind);
                 self.taken.insert(place, owner);
             }
         }
         for place in &self.given {
             if let Some(owner) = self.owners[*place] {
                 let trusted = self.sources[*place].is_trusted();
-                standings.entry(owner).or_default().add(self.identifiers[*place].1.kind, trusted);
+                standings.entry(owner).or_default().add(self.identifiers[*place].identifier.kind, trusted);
             }
         }
         let apart = relations
@@ -228,7 +233,7 @@ impl Resolution {
             })
             // Of profiles that exist: what this transaction makes is told by what it does not link.
             .filter(|((a, b), _)| self.standings.contains_key(a) && self.standings.contains_key(b))
-            .map(|(pair, (place, refusal))| (pair, refusal.reason(self.identifiers[place].1.kind)))
+            .map(|(pair, (place, refusal))| (pair, refusal.reason(self.identifiers[place].identifier.kind)))
             .collect();
         Ok(())
     }
@@ -245,10 +250,10 @@ impl Resolution {
         if open.is_empty() {
             return Ok(());
         }
-        for (identifier, owner, source) in tx.owners(&open).await? {
-            let place = self.place(&identifier);
-            self.owners[place] = Some(owner);
-            self.sources[place] = source;
+        for owned in tx.owners(&open).await? {
+            let place = self.place(&owned.identifier);
+            self.owners[place] = Some(owned.profile);
+            self.sources[place] = owned.source;
         }
         Ok(())
     }
@@ -261,7 +266,7 @@ impl Resolution {
     fn held_at(&self, place: usize) -> Held {
         let owner = self.owners[place];
         let trusted = owner.is_some() && self.sources[place].is_trusted();
-        Held { kind: self.identifiers[place].1.kind, owner, trusted }
+        Held { kind: self.identifiers[place].identifier.kind, owner, trusted }
     }
 
     /// Identifiers of which a trusted source says now, too, whose they are.
@@ -288,7 +293,7 @@ impl Resolution {
             group.identifiers.iter().enumerate().map(|(at, place)| (*place, at)).collect();
         // What this transaction gave away says nothing yet of who somebody is.
         let held = |place: &usize| match self.given.contains(place) {
-            true => Held { kind: self.identifiers[*place].1.kind, owner: None, trusted: false },
+            true => Held { kind: self.identifiers[*place].identifier.kind, owner: None, trusted: false },
             false => self.held_at(*place),
         };
         let held: Vec<Held> = group.identifiers.iter().map(held).collect();
@@ -384,7 +389,7 @@ pub(super) fn check_limits(
         let given = group.identifiers.iter().filter(|place| resolution.given.contains(place));
         let new = given.map(|place| {
             let mut one = Tally::default();
-            one.counts.add(resolution.identifiers[*place].1.kind);
+            one.counts.add(resolution.identifiers[*place].identifier.kind);
             (false, one)
         });
         // Of all, whoever says it: with care it is seen whether what is said counts that.

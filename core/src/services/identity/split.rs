@@ -14,6 +14,7 @@ use crate::domain::identity::{Counts, Identifier, Tally};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::{Profile, Trait};
 use crate::domain::time::{self, Timestamp};
+use crate::ports::store::EventId;
 use crate::ports::store::{Relation, RelationKind, StoreError, StoreTx};
 use crate::services::customer360;
 use crate::services::merge::{self, LockGuard};
@@ -232,9 +233,10 @@ async fn rebuilt(
         .collect();
     let known = if said.is_empty() { Default::default() } else { tx.known_events(&said).await? };
     // What an event of this profile said stands; what nobody's event says any more was retained, and stands unless it is told.
-    elsewhere.retain(|message| known.get(&(brand, message.clone())).is_none_or(|owner| *owner != Some(id)));
+    let of = |message: &String| EventId { brand, message_id: message.clone() };
+    elsewhere.retain(|message| known.get(&of(message)).is_none_or(|owner| *owner != Some(id)));
     elsewhere
-        .extend(known.into_iter().filter(|(_, owner)| *owner != Some(id)).map(|((_, message), _)| message));
+        .extend(known.into_iter().filter(|(_, owner)| *owner != Some(id)).map(|(event, _)| event.message_id));
     let mut rebuild = Rebuild::new(profile, held, &elsewhere);
     let mut after: Option<EventKey> = None;
     loop {
