@@ -48,7 +48,7 @@ const OF_NO_CUSTOMER: &[&str] = &[
     "privacy_requests",
     "suppressed",
     "webhook_bodies",
-    // on the way to a queue: services/letters.rs looks through them
+    // on the way to a queue: services/privacy/letters.rs looks through them
     "outbox",
     "outbox_claims",
 ];
@@ -124,6 +124,27 @@ async fn every_table_of_sqlite_is_known_to_belong_to_customers_or_not() {
     };
     compare(columns, named);
     db.close().await;
+}
+
+/// What an export has besides: its time, and the traits of the profile with their sources.
+const EXPORTED_BESIDES: [&str; 2] = ["exported_at", "traits"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_has_the_rows_of_each_table_where_the_list_says() {
+    let u = support::services_context().await;
+    let pool = postgres::db::open(u.store_url(), 2).await.unwrap();
+    let seeded = seed(&pool, 1).await;
+    let export = support::exported(&u.context, BRAND, seeded.profile).await.unwrap();
+    for owned in OWNED {
+        let Some(member) = owned.exported else { continue };
+        let found = &export[member];
+        let is_there = found.is_object() || found.as_array().is_some_and(|rows| !rows.is_empty());
+        assert!(is_there, "the rows of {} should be in {member}: {export}", owned.table);
+    }
+    let listed: BTreeSet<&str> =
+        OWNED.iter().filter_map(|owned| owned.exported).chain(EXPORTED_BESIDES).collect();
+    let members: BTreeSet<&str> = export.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(members, listed, "a member of the export that no table has, or the other way round");
 }
 
 async fn postgres_pool() -> PgPool {

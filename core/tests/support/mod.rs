@@ -200,6 +200,11 @@ pub struct ContextUnderTest {
 }
 
 impl ContextUnderTest {
+    /// Where the store is, as sqlx reads it.
+    pub fn store_url(&self) -> &str {
+        &self.store
+    }
+
     /// The same, with other settings, as another process would open it.
     pub async fn reopened(&self, settings: QueueSettings) -> Context {
         Context::open(&self.backend, settings).await.unwrap()

@@ -1,5 +1,6 @@
-//! The tables whose rows belong to customers, each once: merges, splits and erasures go through this list, and the export says of
-//! each where its rows are. A test compares it with both stores' schemas, so that a new table cannot be forgotten.
+//! The tables whose rows belong to customers, each once: merges, splits and erasures go through this list, and it says of each where
+//! an export has its rows. `core/tests/doors.rs` compares it with both stores' schemas and with an export, so that a new table cannot be
+//! forgotten.
 
 use super::database::Tx;
 use super::statement::Given;
