@@ -272,7 +272,7 @@ async fn what_is_asked_for_a_brand_is_read_in_a_transaction_for_that_brand() {
     assert_eq!(privacy.customers_of_shop(BRAND, "s", 9).await.unwrap(), [own.profile]);
     assert_eq!(privacy.orders(BRAND, own.profile, None, 9).await.unwrap().len(), 1);
     assert_eq!(privacy.consents(BRAND, own.profile, None, 9).await.unwrap().len(), 1);
-    assert!(privacy.forgotten(BRAND, from_ms(4_000_000_000_000), 9).await.unwrap().is_empty());
+    assert!(privacy.inactive_profiles(BRAND, from_ms(4_000_000_000_000), 9).await.unwrap().is_empty());
     assert_eq!(privacy.audit_log(BRAND, None, 9).await.unwrap().len(), 1);
 
     automations_of_a_brand(&SqlAutomations::new(db.clone()), own, other).await;

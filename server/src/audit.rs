@@ -73,7 +73,7 @@ impl Looks {
         if entries.is_empty() {
             return Ok(());
         }
-        let told = context.privacy.note(&entries).await;
+        let told = context.privacy.append_audit(&entries).await;
         if told.is_err() {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             for (look, count) in drained {

@@ -267,9 +267,9 @@ async fn what_is_old_is_deleted_where_the_brand_says_so(on: On) {
     assert_eq!(retain(&app.context).await.unwrap(), 0, "all of it came today");
     // As if it had come long ago.
     let later = from_ms(app.context.world.now_ms() + 1000);
-    assert_eq!(app.context.privacy.expire(app.brand, later, 2).await.unwrap(), 2);
-    assert_eq!(app.context.privacy.expire(app.brand, later, 2).await.unwrap(), 1);
-    let forgotten = app.context.privacy.forgotten(app.brand, later, 10).await.unwrap();
+    assert_eq!(app.context.privacy.delete_expired_events(app.brand, later, 2).await.unwrap(), 2);
+    assert_eq!(app.context.privacy.delete_expired_events(app.brand, later, 2).await.unwrap(), 1);
+    let forgotten = app.context.privacy.inactive_profiles(app.brand, later, 10).await.unwrap();
     assert_eq!(forgotten.len(), 2, "who has ordered stays");
     let kept = get(&app, "/api/customers/by/email/buyer@example.com/360").await;
     assert_eq!(

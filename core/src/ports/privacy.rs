@@ -89,7 +89,7 @@ pub struct AuditEntry {
 #[async_trait]
 pub trait Privacy: Send + Sync {
     /// Adds a request that is not there yet.
-    async fn ask(&self, row: &PrivacyRow) -> Result<(), StoreError>;
+    async fn add_request(&self, row: &PrivacyRow) -> Result<(), StoreError>;
 
     /// Requests that wait to be carried out and are due, the oldest first.
     async fn open_requests(&self, now: Timestamp, limit: i64) -> Result<Vec<PrivacyRequest>, StoreError>;
@@ -109,7 +109,7 @@ pub trait Privacy: Send + Sync {
     ) -> Result<bool, StoreError>;
 
     /// Adds what is found out about a request's subject before it is carried out, so that it can be done again.
-    async fn remember(&self, id: Uuid, subject: &str) -> Result<(), StoreError>;
+    async fn save_subject(&self, id: Uuid, subject: &str) -> Result<(), StoreError>;
 
     /// A brand's data requests that still name their subject.
     async fn named_exports(&self, brand: BrandId) -> Result<Vec<PrivacyRequest>, StoreError>;
@@ -124,7 +124,13 @@ pub trait Privacy: Send + Sync {
     ) -> Result<Vec<StoredEvent>, StoreError>;
 
     /// Notes that a request was carried out; `forget` its subject, too.
-    async fn done(&self, id: Uuid, at: Timestamp, result: &str, forget: bool) -> Result<(), StoreError>;
+    async fn complete_request(
+        &self,
+        id: Uuid,
+        at: Timestamp,
+        result: &str,
+        forget: bool,
+    ) -> Result<(), StoreError>;
 
     /// Forgets customers, in one transaction: profiles, identifiers, events, consents, merges; orders lose their customer.
     async fn erase(&self, brand: BrandId, what: &Erasure, at: Timestamp) -> Result<Erased, StoreError>;
@@ -173,10 +179,15 @@ pub trait Privacy: Send + Sync {
 
     /// Deletes events that were received before a time, at most `limit`, and forgets webhooks' bodies from before. Answers how many
     /// events.
-    async fn expire(&self, brand: BrandId, before: Timestamp, limit: i64) -> Result<u64, StoreError>;
+    async fn delete_expired_events(
+        &self,
+        brand: BrandId,
+        before: Timestamp,
+        limit: i64,
+    ) -> Result<u64, StoreError>;
 
     /// Profiles without events and orders that were last there before a time, at most `limit`.
-    async fn forgotten(
+    async fn inactive_profiles(
         &self,
         brand: BrandId,
         before: Timestamp,
@@ -184,7 +195,7 @@ pub trait Privacy: Send + Sync {
     ) -> Result<Vec<ProfileId>, StoreError>;
 
     /// Adds to the audit log: all of it, or none.
-    async fn note(&self, entries: &[AuditEntry]) -> Result<(), StoreError>;
+    async fn append_audit(&self, entries: &[AuditEntry]) -> Result<(), StoreError>;
 
     /// The audit log of a brand before an entry, newest first, at most `limit`.
     async fn audit_log(

@@ -244,7 +244,7 @@ impl AutomationsTx for SqlAutomationsTx {
         outbox::insert(&mut self.tx, stages, now_ms).await.map(drop)
     }
 
-    async fn note(&mut self, entry: &AuditEntry) -> Result<(), StoreError> {
+    async fn append_audit(&mut self, entry: &AuditEntry) -> Result<(), StoreError> {
         audit::add(&mut self.tx, entry).await
     }
 

@@ -116,7 +116,7 @@ impl MergesTx for SqlStoreTx {
             .column("loser", |merge| merge.moved.from)
             .column("merged_at", |merge| merge.at)
             .column("message", |merge| &merge.message_id)
-            .column("state", |merge| &merge.state)
+            .column("state", |merge| json!(merge.state).to_string())
             .column("identifiers", |merge| Value::from(of(merge).0).to_string())
             .column("orders", |merge| Value::from(of(merge).1).to_string())
             .rows();

@@ -1,6 +1,7 @@
 //! Requests in the name of privacy, and what they read and delete.
 
 use async_trait::async_trait;
+use serde_json::json;
 use sqlx::FromRow;
 use uuid::Uuid;
 
@@ -16,6 +17,7 @@ use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::order::OrderRecord;
 use crate::domain::time::Timestamp;
 use crate::ports::privacy::{AuditEntry, Erased, Erasure, Privacy, PrivacyRequest, Tally};
+use crate::ports::store::PrivacyAsks;
 use crate::ports::store::{PrivacyRow, StoreError, SuppressionKey};
 
 /// The columns of a request, as it is read.
@@ -77,7 +79,7 @@ impl SqlPrivacy {
 
 #[async_trait]
 impl Privacy for SqlPrivacy {
-    async fn ask(&self, row: &PrivacyRow) -> Result<(), StoreError> {
+    async fn add_request(&self, row: &PrivacyRow) -> Result<(), StoreError> {
         let mut tx = self.db.brand(row.brand).await?;
         add_requests(&mut tx, std::slice::from_ref(row)).await?;
         tx.commit().await
@@ -122,7 +124,7 @@ impl Privacy for SqlPrivacy {
         Ok(true)
     }
 
-    async fn remember(&self, id: Uuid, subject: &str) -> Result<(), StoreError> {
+    async fn save_subject(&self, id: Uuid, subject: &str) -> Result<(), StoreError> {
         let remember = "update privacy_requests set subject = $2 where id = $1 and done_at is null";
         self.db.writing().await?.sql(remember).bind(id).bind(subject).run().await.map(drop)
     }
@@ -161,7 +163,13 @@ impl Privacy for SqlPrivacy {
             .await
     }
 
-    async fn done(&self, id: Uuid, at: Timestamp, result: &str, forget: bool) -> Result<(), StoreError> {
+    async fn complete_request(
+        &self,
+        id: Uuid,
+        at: Timestamp,
+        result: &str,
+        forget: bool,
+    ) -> Result<(), StoreError> {
         let mut tx = self.db.every_brand().await?;
         let done =
             "update privacy_requests set done_at = coalesce(done_at, $2), result = coalesce(result, $3),
@@ -259,7 +267,12 @@ impl Privacy for SqlPrivacy {
         customers::consents(&mut self.db.looking_at(brand).await?, id, before, limit).await
     }
 
-    async fn expire(&self, brand: BrandId, before: Timestamp, limit: i64) -> Result<u64, StoreError> {
+    async fn delete_expired_events(
+        &self,
+        brand: BrandId,
+        before: Timestamp,
+        limit: i64,
+    ) -> Result<u64, StoreError> {
         let events = "delete from events where (brand_id, message_id) in (
             select brand_id, message_id from events where brand_id = $1 and received_at < $2 limit $3)";
         let bodies = "delete from webhook_bodies where (brand_id, shop, digest, topic) in (
@@ -271,7 +284,7 @@ impl Privacy for SqlPrivacy {
         Ok(expired)
     }
 
-    async fn forgotten(
+    async fn inactive_profiles(
         &self,
         brand: BrandId,
         before: Timestamp,
@@ -288,7 +301,7 @@ impl Privacy for SqlPrivacy {
         tx.sql(inactive).bind(brand).bind(youngest).bind(before).bind(limit).scalars().await
     }
 
-    async fn note(&self, entries: &[AuditEntry]) -> Result<(), StoreError> {
+    async fn append_audit(&self, entries: &[AuditEntry]) -> Result<(), StoreError> {
         let mut tx = self.db.every_brand().await?;
         for entry in entries {
             audit::add(&mut tx, entry).await?;
@@ -306,14 +319,23 @@ impl Privacy for SqlPrivacy {
     }
 }
 
+/// How a request is stored: its kind, and its subject as JSON.
+fn stored(asks: &PrivacyAsks) -> (&'static str, String) {
+    match asks {
+        PrivacyAsks::Export(subject) => ("export", json!(subject).to_string()),
+        PrivacyAsks::Erase(subject) => ("erase", json!(subject).to_string()),
+        PrivacyAsks::EraseShop(shop) => ("erase_shop", json!(shop).to_string()),
+    }
+}
+
 /// Adds requests that are not there yet.
 pub(super) async fn add_requests(tx: &mut Tx, rows: &[PrivacyRow]) -> Result<(), StoreError> {
     let given = Given::of(rows)
         .column("id", |row| row.id)
         .column("brand", |row| row.brand)
         .column("message", |row| &row.message_id)
-        .column("kind", |row| row.kind)
-        .column("subject", |row| &row.subject)
+        .column("kind", |row| stored(&row.asks).0)
+        .column("subject", |row| stored(&row.asks).1)
         .column("source", |row| &row.source)
         .column("made", |row| row.at)
         .column("due", |row| row.due)

@@ -98,7 +98,7 @@ pub(super) struct SqlStoreTx {
 
 #[async_trait]
 impl StoreTx for SqlStoreTx {
-    async fn ask(&mut self, rows: &[PrivacyRow]) -> Result<(), StoreError> {
+    async fn add_requests(&mut self, rows: &[PrivacyRow]) -> Result<(), StoreError> {
         privacy::add_requests(&mut self.tx, rows).await
     }
 
@@ -106,7 +106,7 @@ impl StoreTx for SqlStoreTx {
         outbox::insert(&mut self.tx, stages, now_ms).await.map(drop)
     }
 
-    async fn note(&mut self, entry: &AuditEntry) -> Result<(), StoreError> {
+    async fn append_audit(&mut self, entry: &AuditEntry) -> Result<(), StoreError> {
         audit::add(&mut self.tx, entry).await
     }
 

@@ -145,7 +145,7 @@ pub trait AutomationsTx: FactsTx + SegmentsTx + RunsTx {
     async fn stage(&mut self, stages: &[Stage], now_ms: i64) -> Result<(), StoreError>;
 
     /// Adds to the audit log what the transaction does: it stands there if and only if that is done.
-    async fn note(&mut self, entry: &AuditEntry) -> Result<(), StoreError>;
+    async fn append_audit(&mut self, entry: &AuditEntry) -> Result<(), StoreError>;
 
     /// Makes all of it durable, or none.
     async fn commit(self: Box<Self>) -> Result<(), StoreError>;

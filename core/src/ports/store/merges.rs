@@ -20,8 +20,8 @@ pub struct MergeRow {
     pub at: Timestamp,
     /// The event that linked the two.
     pub message_id: String,
-    /// The profile that is given up, as it was: [`crate::domain::history::Snapshot`] as JSON.
-    pub state: String,
+    /// The profile that is given up, as it was.
+    pub state: Snapshot,
 }
 
 impl MergeRow {
@@ -39,7 +39,7 @@ impl MergeRow {
             moved: Move { from: loser.id, into: survivor },
             at,
             message_id,
-            state: serde_json::json!(Snapshot::of(loser)).to_string(),
+            state: Snapshot::of(loser),
         }
     }
 }

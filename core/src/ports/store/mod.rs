@@ -20,6 +20,8 @@ pub use self::merges::{GivenBack, MergeRow, MergesTx, Move, Relation, RelationKi
 pub use self::orders::{BrandOrder, ConsentRow, OrderKey, OrdersTx, ProductRow};
 pub use self::profiles::ProfilesTx;
 use crate::domain::customer360::{Asked, CustomerRecord, Revision};
+use crate::domain::event::ShopSubject;
+use crate::domain::event::Subject;
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::Timestamp;
@@ -68,14 +70,20 @@ pub struct PrivacyRow {
     pub brand: BrandId,
     /// What makes two deliveries one request.
     pub message_id: String,
-    /// `export`, `erase` or `erase_shop`.
-    pub kind: &'static str,
-    /// Whom it is about: [`crate::domain::event::Subject`] as JSON, or a shop's domain.
-    pub subject: String,
+    pub asks: PrivacyAsks,
     pub source: String,
     pub at: Timestamp,
     /// When it may be carried out; `None` for at once.
     pub due: Option<Timestamp>,
+}
+
+/// What a request asks for, and of whom.
+#[derive(Clone, Debug)]
+pub enum PrivacyAsks {
+    Export(Subject),
+    Erase(Subject),
+    /// All customers of a shop.
+    EraseShop(ShopSubject),
 }
 
 /// The store in numbers.
@@ -130,13 +138,13 @@ pub trait Store: Send + Sync {
 #[async_trait]
 pub trait StoreTx: IdentifiersTx + ProfilesTx + EventsTx + OrdersTx + MergesTx {
     /// Adds requests in the name of privacy that are not there yet.
-    async fn ask(&mut self, rows: &[PrivacyRow]) -> Result<(), StoreError>;
+    async fn add_requests(&mut self, rows: &[PrivacyRow]) -> Result<(), StoreError>;
 
     /// Adds jobs to the outbox: they are there if and only if the transaction commits.
     async fn stage(&mut self, stages: &[Stage], now_ms: i64) -> Result<(), StoreError>;
 
     /// Adds to the audit log what the transaction does: it stands there if and only if that is done.
-    async fn note(&mut self, entry: &AuditEntry) -> Result<(), StoreError>;
+    async fn append_audit(&mut self, entry: &AuditEntry) -> Result<(), StoreError>;
 
     /// Makes all of it durable, or none.
     async fn commit(self: Box<Self>) -> Result<(), StoreError>;

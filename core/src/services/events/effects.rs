@@ -8,6 +8,7 @@ use crate::domain::order::OrderRecord;
 use crate::domain::order::OrderUpdate;
 use crate::domain::settings::SHOP_REDACTION_HOURS;
 use crate::domain::time::{self, Timestamp};
+use crate::ports::store::PrivacyAsks;
 use crate::ports::store::{
     BrandOrder, ConsentRow, EventRow, OrderKey, PrivacyRow, ProductRow, StoreError, StoreTx,
 };
@@ -88,22 +89,23 @@ pub(super) async fn save_the_rest(
     }
     let asked: Vec<PrivacyRow> = rows.iter().filter_map(|row| asked(world, rules, row.event, now)).collect();
     if !asked.is_empty() {
-        tx.ask(&asked).await?;
+        tx.add_requests(&asked).await?;
     }
     Ok(())
 }
 
 fn asked(world: &World, rules: &BrandRules, event: &Event, now: Timestamp) -> Option<PrivacyRow> {
     let shop = event.shop.clone().unwrap_or_default();
-    let (kind, subject) = match event.ask.as_ref()? {
-        PrivacyAsk::Export(subject) => ("export", serde_json::json!(subject).to_string()),
-        PrivacyAsk::Erase(subject) => ("erase", serde_json::json!(subject).to_string()),
-        PrivacyAsk::EraseShop => ("erase_shop", serde_json::json!(ShopSubject::new(&shop)).to_string()),
+    let asks = match event.ask.as_ref()? {
+        PrivacyAsk::Export(subject) => PrivacyAsks::Export(subject.clone()),
+        PrivacyAsk::Erase(subject) => PrivacyAsks::Erase(subject.clone()),
+        PrivacyAsk::EraseShop => PrivacyAsks::EraseShop(ShopSubject::new(&shop)),
     };
     // All customers of a shop are not forgotten on one unasked word: it waits, and can be stopped.
     let wait =
         rules.settings.get(&event.brand).map_or(SHOP_REDACTION_HOURS, |set| set.shop_redaction_hours());
-    let due = (kind == "erase_shop").then(|| time::plus(now, time::millis(i64::from(wait) * 3_600_000)));
+    let due = matches!(asks, PrivacyAsks::EraseShop(_))
+        .then(|| time::plus(now, time::millis(i64::from(wait) * 3_600_000)));
     if let Some(due) = due {
         metrics::counter!("tributary_shop_redactions_total").increment(1);
         tracing::warn!(%shop, brand = %event.brand, %due, "a shop's redaction was asked for; until it is due it can be stopped");
@@ -112,8 +114,7 @@ fn asked(world: &World, rules: &BrandRules, event: &Event, now: Timestamp) -> Op
         id: world.id(),
         brand: event.brand,
         message_id: event.message_id.clone(),
-        kind,
-        subject,
+        asks,
         source: format!("shopify {shop}"),
         at: now,
         due,

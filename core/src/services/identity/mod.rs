@@ -220,7 +220,7 @@ async fn merge_under(
     stage_signals(context, &mut *tx, row.brand, &[survivor]).await?;
     let details = serde_json::json!({"merge": row.id, "merged": merged});
     let action = Action { what: "merge", subject: Some(survivor), details };
-    tx.note(&entry(context, row.brand, actor, action)).await?;
+    tx.append_audit(&entry(context, row.brand, actor, action)).await?;
     committed(tx, &guard).await?;
     Ok(row.id)
 }

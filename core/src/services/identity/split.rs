@@ -107,7 +107,7 @@ async fn split_under(
         "merge": merge.id, "from": from, "events": given.events, "orders": given.orders,
     });
     let action = Action { what: "split", subject: Some(merge.loser), details };
-    tx.note(&entry(context, brand, actor, action)).await?;
+    tx.append_audit(&entry(context, brand, actor, action)).await?;
     committed(tx, &guard).await?;
     Ok(Split {
         restored: merge.loser,

@@ -26,6 +26,7 @@ use crate::ports::cache::CacheError;
 use crate::ports::fault::Fault;
 use crate::ports::privacy::{AuditEntry, Erased, Erasure, PrivacyRequest, Tally};
 use crate::ports::queue::QueueError;
+use crate::ports::store::PrivacyAsks;
 use crate::ports::store::{PrivacyRow, StoreError};
 use crate::services::customer360;
 use crate::services::rounds::panicked;
@@ -70,7 +71,7 @@ pub fn entry(context: &Context, brand: BrandId, actor: &str, action: Action) -> 
 /// # Errors
 /// The store's own.
 pub async fn note(context: &Context, brand: BrandId, actor: &str, action: Action) -> Result<(), StoreError> {
-    context.privacy.note(&[entry(context, brand, actor, action)]).await
+    context.privacy.append_audit(&[entry(context, brand, actor, action)]).await
 }
 
 /// Forgets customers: everywhere, for good. What is to be forgotten is kept as a request until all of it is done, so a crash
@@ -86,10 +87,10 @@ pub async fn erase(
     actor: &str,
 ) -> Result<Erased, PrivacyError> {
     let subject = gathered(context, brand, what).await?;
-    let id = request(context, brand, "erase", &subject, actor).await?;
+    let id = request(context, brand, PrivacyAsks::Erase(subject.clone()), actor).await?;
     let erased = forget(context, brand, &subject, true, actor, id).await?;
     let result = outcome(context, brand, id, &subject, &erased).await?;
-    context.privacy.done(id, context.world.now(), &result.to_string(), true).await?;
+    context.privacy.complete_request(id, context.world.now(), &result.to_string(), true).await?;
     context.scrub().await;
     Ok(erased)
 }
@@ -168,7 +169,7 @@ async fn forget(
             if named {
                 let result = request.result.as_deref().unwrap_or("{}");
                 let at = request.done_at.unwrap_or_else(|| context.world.now());
-                context.privacy.done(request.id, at, result, true).await?;
+                context.privacy.complete_request(request.id, at, result, true).await?;
             }
         }
     }
@@ -271,8 +272,7 @@ pub async fn subjects(context: &Context, request: &PrivacyRequest) -> Result<Vec
 pub async fn request(
     context: &Context,
     brand: BrandId,
-    kind: &'static str,
-    subject: &Subject,
+    asks: PrivacyAsks,
     source: &str,
 ) -> Result<Uuid, StoreError> {
     let id = context.world.id();
@@ -280,13 +280,12 @@ pub async fn request(
         id,
         brand,
         message_id: format!("request:{id}"),
-        kind,
-        subject: json!(subject).to_string(),
+        asks,
         source: source.to_owned(),
         at: context.world.now(),
         due: None,
     };
-    context.privacy.ask(&row).await?;
+    context.privacy.add_request(&row).await?;
     Ok(id)
 }
 
@@ -319,7 +318,10 @@ pub async fn carry_out(context: &Context) -> Result<usize, PrivacyError> {
         match carried {
             Ok(None) => {}
             Ok(Some((result, forget))) => {
-                context.privacy.done(request.id, context.world.now(), &result.to_string(), forget).await?;
+                context
+                    .privacy
+                    .complete_request(request.id, context.world.now(), &result.to_string(), forget)
+                    .await?;
                 if forget {
                     context.scrub().await;
                 }
@@ -352,7 +354,7 @@ async fn carry_out_one(
                 ..Erasure::default()
             };
             let subject = gathered(context, request.brand, &what).await?;
-            context.privacy.remember(request.id, &json!(subject).to_string()).await?;
+            context.privacy.save_subject(request.id, &json!(subject).to_string()).await?;
             let erased = forget(context, request.brand, &subject, true, actor, request.id).await?;
             let result = outcome(context, request.brand, request.id, &subject, &erased).await?;
             Ok(Some((result, true)))
@@ -371,7 +373,7 @@ async fn erase_shop(
     if !begun {
         context.tenants.shops.shop_redacted(&shop, context.world.now()).await?;
         let begun = ShopSubject { shop: shop.clone(), begun: true, dead_letters };
-        context.privacy.remember(request.id, &json!(begun).to_string()).await?;
+        context.privacy.save_subject(request.id, &json!(begun).to_string()).await?;
     }
     let known = context.tenants.shops.shop(&shop).await?;
     let since = known.as_ref().and_then(|shop| shop.redacted_at);
@@ -393,7 +395,7 @@ async fn erase_shop(
     if discarded > 0 {
         dead_letters += discarded;
         let counted = ShopSubject { shop: shop.clone(), begun: true, dead_letters };
-        context.privacy.remember(request.id, &json!(counted).to_string()).await?;
+        context.privacy.save_subject(request.id, &json!(counted).to_string()).await?;
     }
     let settled =
         since.is_none_or(|at| (context.world.now() - at).to_std().is_ok_and(|age| age > REDACTION_SETTLES));
@@ -463,14 +465,14 @@ async fn retain_of(context: &Context, brand: BrandId) -> Result<u64, PrivacyErro
     let Some(days) = settings.retention_days else { return Ok(0) };
     let before = time::minus(context.world.now(), time::days(i64::from(days)));
     loop {
-        let page = context.privacy.expire(brand, before, PAGE).await?;
+        let page = context.privacy.delete_expired_events(brand, before, PAGE).await?;
         deleted += page;
         if page < PAGE as u64 {
             break;
         }
     }
     loop {
-        let profiles = context.privacy.forgotten(brand, before, CUSTOMERS).await?;
+        let profiles = context.privacy.inactive_profiles(brand, before, CUSTOMERS).await?;
         if profiles.is_empty() {
             break;
         }

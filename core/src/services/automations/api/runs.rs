@@ -200,7 +200,7 @@ async fn change(
         tx.stage(&[Job::of(&held).stage()], now_ms).await?;
     }
     let action = Action { what, subject: Some(held.profile), details: json!({"run": id}) };
-    tx.note(&entry(context, brand, who, action)).await?;
+    tx.append_audit(&entry(context, brand, who, action)).await?;
     tx.commit().await?;
     run(context, brand, id).await
 }
