@@ -82,8 +82,8 @@ mod tests {
             5
         );
         assert_eq!(policy(), 0);
-        let (tell, told) = std::sync::mpsc::channel();
+        let (tell, stated) = std::sync::mpsc::channel();
         behind().spawn(async move { tell.send(policy()).unwrap() });
-        assert_eq!(told.recv().unwrap(), 5);
+        assert_eq!(stated.recv().unwrap(), 5);
     }
 }

@@ -169,7 +169,7 @@ fn maker() -> Maker<'static> {
 
 async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyhow::Result<()> {
     let tenants = &context.tenants;
-    let told = |error: KeyError| match error {
+    let what_failed = |error: KeyError| match error {
         KeyError::Unknown(_) => anyhow::anyhow!("{error}; server admin key list shows them"),
         other => other.into(),
     };
@@ -184,7 +184,7 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
             let scopes = scopes.unwrap_or(usual.scopes);
             let expires_at = expiry(context.world.now(), kind, days, args.key_days());
             let grant = KeyGrant { scopes, rate_limit, expires_at, ..usual };
-            println!("{}", add_key(context, grant, maker()).await.map_err(told)?);
+            println!("{}", add_key(context, grant, maker()).await.map_err(what_failed)?);
         }
         KeyCommand::List { brand } => {
             let brand = brand_named(tenants, &brand).await?;
@@ -207,11 +207,11 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
             let brand = brand_named(tenants, &brand).await?;
             let grace = std::time::Duration::from_secs(grace_s.into());
             let lives = (grace, args.key_days());
-            println!("{}", rotate_key(context, brand, &id, lives, maker()).await.map_err(told)?);
+            println!("{}", rotate_key(context, brand, &id, lives, maker()).await.map_err(what_failed)?);
         }
         KeyCommand::Revoke { brand, id, cascade } => {
             let brand = brand_named(tenants, &brand).await?;
-            let ended = revoke_key(context, brand, &id, cascade, maker()).await.map_err(told)?;
+            let ended = revoke_key(context, brand, &id, cascade, maker()).await.map_err(what_failed)?;
             for id in &ended.also {
                 println!("revoked, too: {id}");
             }
@@ -222,7 +222,7 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
         }
         KeyCommand::Limit { brand, id, rate_limit } => {
             let brand = brand_named(tenants, &brand).await?;
-            limit_key(context, brand, &id, rate_limit, maker()).await.map_err(told)?;
+            limit_key(context, brand, &id, rate_limit, maker()).await.map_err(what_failed)?;
         }
     }
     Ok(())

@@ -73,13 +73,13 @@ impl Looks {
         if entries.is_empty() {
             return Ok(());
         }
-        let told = context.privacy.append_audit(&entries).await;
-        if told.is_err() {
+        let stated = context.privacy.append_audit(&entries).await;
+        if stated.is_err() {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             for (look, count) in drained {
                 *waiting.entry(look).or_default() += count;
             }
         }
-        told
+        stated
     }
 }

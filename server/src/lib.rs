@@ -97,8 +97,8 @@ async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let outbound = if args.embedded { Some(args.outbound.outbound(&context.world)?) } else { None };
     let monitor = match args.monitor_bind {
         Some(bind) => {
-            let told = || format!("cannot listen on {bind} (--monitor-bind)");
-            let listener = TcpListener::bind(bind).await.with_context(told)?;
+            let what_failed = || format!("cannot listen on {bind} (--monitor-bind)");
+            let listener = TcpListener::bind(bind).await.with_context(what_failed)?;
             telemetry::say(format_args!("monitor on http://{}", listener.local_addr()?));
             Some(listener)
         }

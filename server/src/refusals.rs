@@ -108,7 +108,7 @@ pub fn stranger(domain: &str) {
 }
 
 /// The layer around all routes.
-pub async fn told(
+pub async fn noted(
     State((refusals, world)): State<(Arc<Refusals>, World)>,
     request: Request,
     next: Next,

@@ -57,7 +57,7 @@ pub fn router(state: AppState) -> Router {
         .fallback(async || ApiError::not_found("there is no such route; /docs lists them"))
         .method_not_allowed_fallback(other_method)
         .layer(axum::middleware::from_fn(guards::guard))
-        .layer(axum::middleware::from_fn_with_state(refused, refusals::told))
+        .layer(axum::middleware::from_fn_with_state(refused, refusals::noted))
         .layer(axum::middleware::from_fn(measured::measured))
         .layer(axum::middleware::from_fn_with_state(world, requests::identified))
         .with_state(state)

@@ -24,10 +24,10 @@ use tributary_core::stopwatch::Stopwatch;
 
 use crate::traces;
 
-/// The first wait when a service is unavailable; it doubles up to [`AWAY_CAP`].
-const AWAY_BASE: Duration = Duration::from_millis(100);
-/// See [`AWAY_BASE`].
-const AWAY_CAP: Duration = Duration::from_secs(2);
+/// The first wait when a service is unavailable; it doubles up to [`RETRY_CAP`].
+const RETRY_BASE: Duration = Duration::from_millis(100);
+/// See [`RETRY_BASE`].
+const RETRY_CAP: Duration = Duration::from_secs(2);
 /// After which a lane leaves a batch to go on by itself, and takes the next, where its consumer lets it.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// How long a queue that cannot be reached is to be told that the worker of a lost batch lives.
@@ -157,11 +157,11 @@ impl Lane {
         if self.consumer.beside() == 0 {
             return self.run_batch(batch).await;
         }
-        let (told, done) = oneshot::channel();
+        let (what_failed, done) = oneshot::channel();
         let this = self.clone();
         let others = under_way.len();
         under_way.spawn(async move {
-            let _ = told.send(this.run_batch(batch).await);
+            let _ = what_failed.send(this.run_batch(batch).await);
             drop(with_others);
         });
         tokio::select! {
@@ -266,7 +266,7 @@ impl Lane {
             while consumer.queue(&context).ack(&batch, &back).await.is_err()
                 && context.world.monotonic() < until
             {
-                context.world.sleep(AWAY_CAP).await;
+                context.world.sleep(RETRY_CAP).await;
             }
         });
     }
@@ -283,7 +283,7 @@ impl Lane {
                 }
                 Err(error) => {
                     tracing::debug!(%error, attempt, "an ack failed");
-                    let wait = jittered(AWAY_BASE, AWAY_CAP, attempt, self.context.world.fraction());
+                    let wait = jittered(RETRY_BASE, RETRY_CAP, attempt, self.context.world.fraction());
                     self.context.world.sleep(wait).await;
                 }
             }
@@ -302,7 +302,7 @@ impl Lane {
 
     async fn pause(&self, failures: u32) {
         let world = &self.context.world;
-        let wait = jittered(AWAY_BASE, AWAY_CAP, failures, world.fraction().max(0.1));
+        let wait = jittered(RETRY_BASE, RETRY_CAP, failures, world.fraction().max(0.1));
         tokio::select! {
             () = world.sleep(wait) => {}
             () = self.stop.cancelled() => {}

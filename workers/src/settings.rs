@@ -66,9 +66,9 @@ impl Secret<'_> {
                 Ok(Some(value.to_owned()))
             }
             (None, Some(path)) => {
-                let told = || format!("{flag}-file ({variable}_FILE): {}", path.display());
-                let text = std::fs::read_to_string(path).with_context(told)?;
-                Self::some(text, || format!("{} is empty", told()))
+                let what_failed = || format!("{flag}-file ({variable}_FILE): {}", path.display());
+                let text = std::fs::read_to_string(path).with_context(what_failed)?;
+                Self::some(text, || format!("{} is empty", what_failed()))
             }
             (None, None) => Ok(None),
         }

@@ -26,7 +26,7 @@ pub(crate) fn migration(error: sqlx::migrate::MigrateError) -> StoreError {
         ),
         other => format!("migrations: {other}"),
     };
-    StoreError::Unavailable(Fault::told(text, error))
+    StoreError::Unavailable(Fault::stated(text, error))
 }
 
 /// What `work` returns, if it ends within `time` of the machine's own: for what waits for another machine, or for the disk. A clock that

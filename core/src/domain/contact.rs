@@ -26,12 +26,12 @@ pub fn address(
     trusted: &[Identifier],
 ) -> Option<Address> {
     let held = profile.traits.get(kind.as_str());
-    let told = held.and_then(|held| Rules::default().identifier(kind, held.value.as_str()?));
+    let stated = held.and_then(|held| Rules::default().identifier(kind, held.value.as_str()?));
     for (of, is_trusted) in [(trusted, true), (identifiers, false)] {
         // The trait is the newest that was said; one that a public key told says nothing where trusted addresses are there.
-        let newest = told
+        let newest = stated
             .as_ref()
-            .filter(|told| of.contains(told))
+            .filter(|stated| of.contains(stated))
             .filter(|_| !is_trusted || held.is_some_and(|held| held.source.is_trusted()));
         let first = || of.iter().filter(|identifier| identifier.kind == kind).min();
         if let Some(found) = newest.or_else(first) {
@@ -89,8 +89,8 @@ mod tests {
         let (victim, other, thief) =
             (email("victim@x.example"), email("zoe@x.example"), email("0a@thief.example"));
         let all = [thief.clone(), victim.clone(), other.clone()];
-        let of = |told: Option<(&str, Source)>, trusted: &[Identifier]| {
-            let found = address(IdentifierKind::Email, &profile(told), &all, trusted)?;
+        let of = |stated: Option<(&str, Source)>, trusted: &[Identifier]| {
+            let found = address(IdentifierKind::Email, &profile(stated), &all, trusted)?;
             Some((found.value, found.trusted))
         };
         let both = [victim.clone(), other.clone()];

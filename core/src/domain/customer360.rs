@@ -331,12 +331,12 @@ fn consent(record: &CustomerRecord) -> BTreeMap<String, ConsentState> {
         let Some(newest) = of.last() else { continue };
         let address = contact::address(channel.identifier_kind(), profile, identifiers, trusted);
         let holds = contact::holding(said, channel, address.as_ref());
-        let told = holds.unwrap_or(newest);
+        let stated = holds.unwrap_or(newest);
         let change = |c: &&StoredConsent| ConsentChange { state: c.state.clone(), at: Some(c.at) };
         let state = ConsentState {
-            state: told.state.clone(),
-            level: told.level.clone(),
-            since: Some(told.at),
+            state: stated.state.clone(),
+            level: stated.level.clone(),
+            since: Some(stated.at),
             address: address.map(|address| address.value),
             allowed: holds.is_some_and(StoredConsent::is_given),
             history: of.iter().rev().take(CONSENT_CHANGES).map(change).collect(),

@@ -301,8 +301,8 @@ impl OrderRecord {
     /// Takes in what a delivery says; `profile` is whose event it was.
     pub fn apply(&mut self, update: &OrderUpdate, message_id: &str, profile: Option<ProfileId>) {
         if let Some(state) = &update.state {
-            let told = Versions::told(update.version(message_id), &update.left_out);
-            self.take_in(state, &told, profile);
+            let stated = Versions::stated(update.version(message_id), &update.left_out);
+            self.take_in(state, &stated, profile);
         }
         for (id, refund) in &update.refunds {
             match self.refunds.get(id) {
@@ -316,9 +316,9 @@ impl OrderRecord {
         self.deleted_at = self.deleted_at.into_iter().chain(update.deleted_at).min();
     }
 
-    fn take_in(&mut self, state: &Order, told: &Versions<Part>, profile: Option<ProfileId>) {
+    fn take_in(&mut self, state: &Order, stated: &Versions<Part>, profile: Option<ProfileId>) {
         let (held, versions) = self.state.get_or_insert_with(|| (Order::unknown(), Versions::default()));
-        versions.take_in(told, &Part::ALL, |part| match part {
+        versions.take_in(stated, &Part::ALL, |part| match part {
             Part::Name => held.name.clone_from(&state.name),
             Part::OrderedAt => held.ordered_at = state.ordered_at,
             Part::CancelledAt => held.cancelled_at = state.cancelled_at,
@@ -370,8 +370,8 @@ impl OrderRecord {
 
     /// What was paid back, in the shop's currency. A refund in a currency that the order does not know is left out.
     pub fn refunded(&self) -> Decimal {
-        let told = self.refunds.keys().any(|id| id != SUM);
-        let counting = self.refunds.iter().filter(|(id, _)| !told || *id != SUM);
+        let stated = self.refunds.keys().any(|id| id != SUM);
+        let counting = self.refunds.iter().filter(|(id, _)| !stated || *id != SUM);
         counting.filter_map(|(_, refund)| self.in_shop_currency(refund)).sum()
     }
 
@@ -448,7 +448,7 @@ mod tests {
                 let status = Some(format!("s{number}"));
                 let left_out =
                     [[FulfillmentPart::At], [FulfillmentPart::Status]][usize::try_from(number % 2).unwrap()];
-                let versions = Versions::told(version(number), &left_out);
+                let versions = Versions::stated(version(number), &left_out);
                 let fulfillment =
                     Fulfillment { status, at_ms: number, company: None, number: None, versions };
                 update.fulfillments.insert(id, fulfillment);

@@ -62,9 +62,9 @@ pub fn translated(event: &RawValue) -> Option<Box<RawValue>> {
         return None;
     }
     let event: Value = json::read(event.get()).ok()?;
-    let told = event["name"].as_str().unwrap_or_default();
+    let stated = event["name"].as_str().unwrap_or_default();
     let (_, kind, name) =
-        NAMES.into_iter().find(|(known, ..)| *known == told).unwrap_or(("", EventKind::Track, told));
+        NAMES.into_iter().find(|(known, ..)| *known == stated).unwrap_or(("", EventKind::Track, stated));
     let mut message = Map::from_iter([
         ("type".to_owned(), json!(kind.as_str())),
         ("messageId".to_owned(), event["id"].clone()),
@@ -85,10 +85,10 @@ fn context(event: &Value) -> Value {
     let (document, navigator) = (&event["context"]["document"], &event["context"]["navigator"]);
     let location = &document["location"];
     let checkout = &event["data"]["checkout"];
-    told([
+    stated([
         (
             "page",
-            told([
+            stated([
                 ("url", location["href"].clone()),
                 ("path", location["pathname"].clone()),
                 ("search", location["search"].clone()),
@@ -99,7 +99,7 @@ fn context(event: &Value) -> Value {
         ("userAgent", navigator["userAgent"].clone()),
         ("locale", navigator["language"].clone()),
         // Whoever checks out says who they are.
-        ("traits", told([("email", checkout["email"].clone()), ("phone", checkout["phone"].clone())])),
+        ("traits", stated([("email", checkout["email"].clone()), ("phone", checkout["phone"].clone())])),
         ("library", json!({"name": "shopify-web-pixel"})),
     ])
 }
@@ -121,7 +121,7 @@ fn properties(event: &Value) -> Value {
     }
     if let Some(cart) = data.get("cart") {
         let total = &cart["cost"]["totalAmount"];
-        add(told([
+        add(stated([
             ("cart_token", cart["id"].clone()),
             ("value", total["amount"].clone()),
             ("currency", total["currencyCode"].clone()),
@@ -129,21 +129,21 @@ fn properties(event: &Value) -> Value {
         ]));
     }
     if let Some(list) = data.get("collection") {
-        add(told([
+        add(stated([
             ("list_name", list["title"].clone()),
             ("list_id", list["id"].clone()),
             ("products", list_of(&list["productVariants"], variant_of)),
         ]));
     }
     if let Some(found) = data.get("searchResult") {
-        add(told([
+        add(stated([
             ("query", found["query"].clone()),
             ("products", list_of(&found["productVariants"], variant_of)),
         ]));
     }
     if let Some(checkout) = data.get("checkout") {
         let order = &checkout["order"];
-        add(told([
+        add(stated([
             ("checkout_token", checkout["token"].clone()),
             ("order_id", order["id"].clone()),
             ("total", checkout["totalPrice"]["amount"].clone()),
@@ -168,7 +168,7 @@ fn properties(event: &Value) -> Value {
 /// A product as the e-commerce specification has it.
 fn variant_of(variant: &Value) -> Value {
     let product = &variant["product"];
-    told([
+    stated([
         ("product_id", product["id"].clone()),
         ("variant_id", variant["id"].clone()),
         ("sku", variant["sku"].clone()),
@@ -208,7 +208,7 @@ fn list_of(list: &Value, each: impl Fn(&Value) -> Value) -> Value {
 }
 
 /// An object of what is told.
-fn told<const N: usize>(fields: [(&str, Value); N]) -> Value {
+fn stated<const N: usize>(fields: [(&str, Value); N]) -> Value {
     let is_empty =
         |value: &Value| value.is_null() || value == "" || value.as_object().is_some_and(Map::is_empty);
     fields

@@ -122,7 +122,7 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
     let mended = mended(body.get());
     let (message, kind) = read(mended.as_deref().unwrap_or(body.get()), *kind)?;
     let received_at = time::from_ms(envelope.received_ms);
-    let Times { happened, told, micros } = times(&message, sent_at.as_deref(), received_at)?;
+    let Times { happened, stated, micros } = times(&message, sent_at.as_deref(), received_at)?;
     let details = Details::of(&message);
     let identifiers = identifiers(&message, kind, &details, rules);
     let message_id = message.message_id.given().or(message_id.as_deref()).ok_or_else(|| {
@@ -135,11 +135,11 @@ pub fn decode(envelope: &Envelope<'_>, rules: &Rules) -> Result<Event, Rejection
             _ => message.name.given().map(without_nul),
         },
         received_at,
-        told_at: told,
+        told_at: stated,
         sequence: micros * MOST_IN_A_BATCH + i64::from(*place),
-        traits: traits(&message, &details, kind, told),
+        traits: traits(&message, &details, kind, stated),
         consents: if kind == EventKind::Identify {
-            consents(&message, &details, told, rules)
+            consents(&message, &details, stated, rules)
         } else {
             Vec::new()
         },
@@ -216,7 +216,7 @@ struct Times {
     /// As exactly as can be known.
     happened: Timestamp,
     /// What decides between this message and others.
-    told: Timestamp,
+    stated: Timestamp,
     /// The microseconds that the sender gives beyond the milliseconds.
     micros: i64,
 }
@@ -234,9 +234,9 @@ fn times(
     let original = original.or(instant(&message.timestamp, "timestamp")?);
     let sent = instant(&message.sent_at, "sentAt")?.or_else(|| batch_sent_at.and_then(time::parse_fine));
     let Some((original, micros)) = original else {
-        return Ok(Times { happened: received_at, told: received_at, micros: 0 });
+        return Ok(Times { happened: received_at, stated: received_at, micros: 0 });
     };
-    let by_the_clock = Times { happened: original, told: original, micros };
+    let by_the_clock = Times { happened: original, stated: original, micros };
     // Nothing is sent before it happens: a clock that says so says nothing.
     let Some((sent, _)) = sent.filter(|(sent, _)| (original - sent).num_milliseconds() <= BELIEVED_AHEAD_MS)
     else {
@@ -249,9 +249,9 @@ fn times(
     let happened = time::plus(original, time::millis(behind_ms));
     // Clocks that are thousands of years apart say nothing.
     if !time::YEARS.contains(&happened.year()) {
-        return Ok(Times { happened: received_at, told: received_at, micros: 0 });
+        return Ok(Times { happened: received_at, stated: received_at, micros: 0 });
     }
-    Ok(Times { happened, told: time::plus(original, time::millis(rounded(behind_ms))), micros })
+    Ok(Times { happened, stated: time::plus(original, time::millis(rounded(behind_ms))), micros })
 }
 
 /// How far behind a clock is taken to be for deciding between its messages: never more than it seems, and the same for messages that
@@ -376,8 +376,8 @@ fn traits(message: &Message<'_>, details: &Details<'_>, kind: EventKind, at: Tim
     if kind != EventKind::Identify {
         return Vec::new();
     }
-    let told = [details.context.traits, message.traits].into_iter().flatten();
-    let fields = told.filter_map(|raw| serde_json::from_str::<Fields<'_>>(raw.get()).ok());
+    let stated = [details.context.traits, message.traits].into_iter().flatten();
+    let fields = stated.filter_map(|raw| serde_json::from_str::<Fields<'_>>(raw.get()).ok());
     let mut updates: Vec<TraitUpdate> = Vec::new();
     for (name, raw) in fields.flat_map(|fields| fields.0) {
         if name.len() + raw.get().len() > MAX_TRAIT_BYTES {
@@ -396,15 +396,16 @@ fn traits(message: &Message<'_>, details: &Details<'_>, kind: EventKind, at: Tim
 /// Consent as an identify call's traits tell it.
 fn consents(message: &Message<'_>, details: &Details<'_>, at: Timestamp, rules: &Rules) -> Vec<Consent> {
     let said = |raw: Option<&RawValue>| -> [Option<String>; 2] {
-        let told =
+        let stated =
             raw.and_then(|raw| serde_json::from_str::<Marketing<'_>>(raw.get()).ok()).unwrap_or_default();
-        [told.email_marketing_consent, told.sms_marketing_consent].map(|said| said.and_then(consent_state))
+        [stated.email_marketing_consent, stated.sms_marketing_consent]
+            .map(|said| said.and_then(consent_state))
     };
     let (own, in_context) = (said(message.traits), said(details.context.traits));
-    let told = own.into_iter().zip(in_context).map(|(own, in_context)| own.or(in_context));
+    let stated = own.into_iter().zip(in_context).map(|(own, in_context)| own.or(in_context));
     [Channel::Email, Channel::Sms]
         .into_iter()
-        .zip(told)
+        .zip(stated)
         .filter_map(|(channel, state)| {
             let address = contact(details, channel.identifier_kind(), rules);
             Some(Consent { channel, address, state: state?, level: None, at })

@@ -70,7 +70,7 @@ impl<P: Ord> Default for Versions<P> {
 
 impl<P: Ord + Copy> Versions<P> {
     /// Of a report that mentions all parts but those.
-    pub fn told(version: Version, left_out: &[P]) -> Self {
+    pub fn stated(version: Version, left_out: &[P]) -> Self {
         Self { newest: version, older: left_out.iter().map(|part| (*part, Version::default())).collect() }
     }
 
@@ -108,11 +108,11 @@ impl<P: Ord + Copy> Versions<P> {
         let newest = (&self.newest).max(&other.newest).clone();
         let mut older = BTreeMap::new();
         for part in all {
-            let (held, told) = (self.of(*part), other.of(*part));
-            if told > held {
+            let (held, stated) = (self.of(*part), other.of(*part));
+            if stated > held {
                 take(*part);
             }
-            let newer = held.max(told);
+            let newer = held.max(stated);
             if *newer != newest {
                 older.insert(*part, newer.clone());
             }

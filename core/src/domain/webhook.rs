@@ -70,7 +70,7 @@ const PRIVACY: &[&str] = &["shop_id", "shop_domain", "orders_requested", "orders
 #[derive(Default)]
 struct Shape {
     /// Fields that must be there and say something.
-    told: &'static [&'static str],
+    stated: &'static [&'static str],
     /// Fields of which one must be there; none, if there are none.
     any: &'static [&'static [&'static str]],
     /// Fields of other bodies.
@@ -140,7 +140,7 @@ pub fn check(topic: &str, shop: &str, body: &str) -> Result<(), Rejection> {
 
 impl Shape {
     fn fits(&self, topic: &str, fields: &Map<String, Value>) -> Result<(), String> {
-        for name in self.told {
+        for name in self.stated {
             if fields.get(*name).is_none_or(|value| value.is_null() || value == "") {
                 return Err(format!("a body of {topic} has {name}, and this one does not"));
             }
@@ -191,17 +191,17 @@ fn shape(topic: &str) -> Option<Shape> {
 fn of_privacy(resource: &str, what: &str) -> Option<Shape> {
     Some(match (resource, what) {
         ("customers", "redact") => Shape {
-            told: &["shop_id", "shop_domain", "customer"],
+            stated: &["shop_id", "shop_domain", "customer"],
             never: &[&["id", "orders_requested", "data_request"], SALE, GOODS, CUSTOMER, CONTACT, PART],
             ..Shape::default()
         },
         ("customers", "data_request") => Shape {
-            told: &["shop_id", "shop_domain", "customer"],
+            stated: &["shop_id", "shop_domain", "customer"],
             never: &[&["id", "orders_to_redact"], SALE, GOODS, CUSTOMER, CONTACT, PART],
             ..Shape::default()
         },
         ("shop", "redact") => Shape {
-            told: &["shop_id", "shop_domain"],
+            stated: &["shop_id", "shop_domain"],
             never: &[
                 &["id", "customer", "orders_requested", "orders_to_redact", "data_request"],
                 SALE,
@@ -220,14 +220,14 @@ fn of_deletions(resource: &str, what: &str) -> Option<Shape> {
     Some(match (resource, what) {
         // A deletion says the id, and nothing of what there was.
         ("orders" | "products", "delete") => Shape {
-            told: &["id"],
+            stated: &["id"],
             never: &[SALE, GOODS, CUSTOMER, CONTACT, PART, PRIVACY, &["customer", "created_at", "status"]],
             resource: Some(if resource == "orders" { "Order" } else { "Product" }),
             numbered: true,
             ..Shape::default()
         },
         ("checkouts", "delete") => Shape {
-            told: &["id"],
+            stated: &["id"],
             never: &[
                 &[
                     "line_items",
@@ -245,7 +245,7 @@ fn of_deletions(resource: &str, what: &str) -> Option<Shape> {
             ..Shape::default()
         },
         ("customers", "delete") => Shape {
-            told: &["id"],
+            stated: &["id"],
             never: &[
                 &[
                     "first_name",
@@ -274,20 +274,22 @@ fn of_deletions(resource: &str, what: &str) -> Option<Shape> {
 fn of_customers(resource: &str, what: &str) -> Option<Shape> {
     Some(match (resource, what) {
         ("customers", "create" | "update" | "enable" | "disable") => Shape {
-            told: &["id"],
+            stated: &["id"],
             any: &[CUSTOMER, CONTACT, &["tags", "note", "updated_at"]],
             never: &[SALE, GOODS, PART, PRIVACY, ORDERS_OWN, &["customer", "myshopify_domain"]],
             resource: Some("Customer"),
             numbered: true,
         },
         ("customers", "merge") => Shape {
-            told: &["admin_graphql_api_customer_kept_id", "admin_graphql_api_customer_deleted_id"],
+            stated: &["admin_graphql_api_customer_kept_id", "admin_graphql_api_customer_deleted_id"],
             never: &[SALE, GOODS, PART, PRIVACY, CUSTOMER, CONTACT],
             ..Shape::default()
         },
-        ("customer.tags_added" | "customer.tags_removed", "") => {
-            Shape { told: &["customerId", "tags"], never: &[SALE, GOODS, PART, PRIVACY], ..Shape::default() }
-        }
+        ("customer.tags_added" | "customer.tags_removed", "") => Shape {
+            stated: &["customerId", "tags"],
+            never: &[SALE, GOODS, PART, PRIVACY],
+            ..Shape::default()
+        },
         // Others tell of a customer in few words, and Shopify adds to them: summaries.
         ("customers", _) => Shape { never: &[SALE, GOODS, PART, PRIVACY], ..Shape::default() },
         (resource, _) if resource.starts_with("customers_") => Shape {
@@ -301,14 +303,14 @@ fn of_customers(resource: &str, what: &str) -> Option<Shape> {
 
 fn of_orders(resource: &str, what: &str) -> Option<Shape> {
     Some(match (resource, what) {
-        ("orders", "edited") => Shape { told: &["order_edit"], never: &[PRIVACY], ..Shape::default() },
-        ("orders", "cancelled") => Shape { told: &["cancelled_at"], ..order() },
+        ("orders", "edited") => Shape { stated: &["order_edit"], never: &[PRIVACY], ..Shape::default() },
+        ("orders", "cancelled") => Shape { stated: &["cancelled_at"], ..order() },
         (
             "orders",
             "create" | "updated" | "paid" | "partially_paid" | "fulfilled" | "partially_fulfilled",
         ) => order(),
         ("refunds", _) => Shape {
-            told: &["order_id"],
+            stated: &["order_id"],
             any: &[&[
                 "transactions",
                 "refund_line_items",
@@ -327,7 +329,7 @@ fn of_orders(resource: &str, what: &str) -> Option<Shape> {
             ..Shape::default()
         },
         ("fulfillments", _) => Shape {
-            told: &["order_id"],
+            stated: &["order_id"],
             any: &[&[
                 "status",
                 "shipment_status",
@@ -353,7 +355,7 @@ fn of_orders(resource: &str, what: &str) -> Option<Shape> {
 fn of_the_rest(resource: &str, what: &str) -> Option<Shape> {
     Some(match (resource, what) {
         ("products", _) => Shape {
-            told: &["id"],
+            stated: &["id"],
             any: &[GOODS, &["tags", "images", "updated_at"]],
             never: &[
                 SALE,
@@ -393,7 +395,7 @@ fn of_the_rest(resource: &str, what: &str) -> Option<Shape> {
 
 fn order() -> Shape {
     Shape {
-        told: &["id"],
+        stated: &["id"],
         any: &[SALE, ORDER],
         never: &[
             GOODS,
@@ -513,11 +515,11 @@ mod tests {
     #[test]
     fn each_topic_takes_its_own_bodies_and_nobody_elses() {
         let families = bodies();
-        let mut told: Vec<&str> = families.iter().flat_map(|(topics, _)| topics.iter().copied()).collect();
-        told.sort_unstable();
+        let mut stated: Vec<&str> = families.iter().flat_map(|(topics, _)| topics.iter().copied()).collect();
+        stated.sort_unstable();
         let mut all: Vec<&str> = TOPICS.iter().chain(&PRIVACY_TOPICS).copied().collect();
         all.sort_unstable();
-        assert_eq!(told, all, "a body for each topic");
+        assert_eq!(stated, all, "a body for each topic");
         for (own, body) in &families {
             for topic in &all {
                 let found = check(topic, SHOP, &body.to_string());

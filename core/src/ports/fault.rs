@@ -18,7 +18,7 @@ impl Fault {
     }
 
     /// An adapter's error, in other words.
-    pub fn told(text: impl Into<String>, error: impl Error + Send + Sync + 'static) -> Self {
+    pub fn stated(text: impl Into<String>, error: impl Error + Send + Sync + 'static) -> Self {
         Self { text: text.into(), cause: Some(Arc::new(error)) }
     }
 
@@ -83,7 +83,7 @@ mod tests {
         let store = StoreError::Unavailable(Fault::of(driver()));
         assert_eq!(store.to_string(), "the store cannot be reached: the driver failed");
         assert_eq!(causes(&store), ["the cable is out"]);
-        let queue = QueueError::Unavailable(Fault::told("Redis at example:6379", driver()));
+        let queue = QueueError::Unavailable(Fault::stated("Redis at example:6379", driver()));
         assert_eq!(causes(&queue), ["the driver failed", "the cable is out"]);
         assert!(causes(&StoreError::Unavailable("no answer".into())).is_empty());
         assert_eq!(store, StoreError::Unavailable("the driver failed".into()));

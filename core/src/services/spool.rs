@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the store may take.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the queue is left alone after it did not answer.
-const AWAY: Duration = Duration::from_secs(1);
+const LEFT_ALONE: Duration = Duration::from_secs(1);
 
 /// The queue `inner`, with an outbox behind its `enqueue`. Everything else is the inner queue's.
 pub struct SpooledQueue {
@@ -35,7 +35,7 @@ pub struct SpooledQueue {
     world: World,
     max_waiting: u64,
     /// Not to be asked before.
-    away_until: Mutex<Option<Moment>>,
+    unavailable_until: Mutex<Option<Moment>>,
     spooling: AtomicBool,
     /// How many items of a brand waited, or of all (`None`), and when that was counted: counting costs what the outbox is long.
     waiting: Mutex<HashMap<Option<BrandId>, (Moment, u64)>>,
@@ -56,19 +56,20 @@ impl SpooledQueue {
             name,
             world,
             max_waiting,
-            away_until: Mutex::new(None),
+            unavailable_until: Mutex::new(None),
             spooling: AtomicBool::new(false),
             waiting: Mutex::default(),
         }
     }
 
     fn is_left_alone(&self) -> bool {
-        let until = *self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = *self.unavailable_until.lock().unwrap_or_else(PoisonError::into_inner);
         until.is_some_and(|until| self.world.monotonic() < until)
     }
 
     fn leave_alone(&self, error: &QueueError) {
-        *self.away_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.world.monotonic() + AWAY);
+        *self.unavailable_until.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(self.world.monotonic() + LEFT_ALONE);
         if !self.spooling.swap(true, Ordering::Relaxed) {
             tracing::warn!(%error, queue = self.name, "the queue is unavailable; items are kept in the store");
         }
@@ -78,7 +79,7 @@ impl SpooledQueue {
     async fn count_waiting(&self, of: Option<BrandId>) -> Result<u64, StoreError> {
         let counted = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).get(&of).copied();
         if let Some((at, waiting)) = counted
-            && self.world.since(at) < AWAY
+            && self.world.since(at) < LEFT_ALONE
         {
             return Ok(waiting);
         }
@@ -87,7 +88,7 @@ impl SpooledQueue {
             None => self.outbox.stats().await?.waiting,
         };
         let mut counts = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.retain(|_, (at, _)| self.world.since(*at) < AWAY);
+        counts.retain(|_, (at, _)| self.world.since(*at) < LEFT_ALONE);
         counts.insert(of, (self.world.monotonic(), waiting));
         Ok(waiting)
     }

@@ -84,12 +84,12 @@ fn customer(customer: &mut Value) {
         if customer[field].is_null() {
             customer[field] = contact[address].take();
         }
-        let told = if customer[consent].is_object() { customer[consent].take() } else { contact };
-        if let Some(state) = told["marketing_state"].as_str() {
-            let at = ["consent_updated_at", "marketing_updated_at"].iter().map(|field| &told[*field]);
+        let what_failed = if customer[consent].is_object() { customer[consent].take() } else { contact };
+        if let Some(state) = what_failed["marketing_state"].as_str() {
+            let at = ["consent_updated_at", "marketing_updated_at"].iter().map(|field| &what_failed[*field]);
             customer[consent] = json!({
                 "state": state.to_lowercase(),
-                "opt_in_level": told["marketing_opt_in_level"].as_str().map(str::to_lowercase),
+                "opt_in_level": what_failed["marketing_opt_in_level"].as_str().map(str::to_lowercase),
                 "consent_updated_at": at.into_iter().find(|at| !at.is_null()),
             });
         }
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn an_order_of_the_graphql_api_is_read_as_a_webhook() {
-        let told = json!({
+        let what_failed = json!({
             "id": "gid://shopify/Order/71?x=1", "name": "#1", "email": "a@example.com", "createdAt": "2026-02-01T10:00:00Z",
             "currencyCode": "EUR", "displayFinancialStatus": "PARTIALLY_REFUNDED", "displayFulfillmentStatus": "PARTIALLY_FULFILLED",
             "totalPriceSet": {"shopMoney": {"amount": "12.0", "currencyCode": "EUR"}}, "tags": ["one", "two"],
@@ -240,8 +240,8 @@ mod tests {
             "fulfillments": [{"id": "gid://shopify/Fulfillment/6", "status": "SUCCESS",
                               "trackingInfo": [{"company": "DHL", "number": "1Z"}]}],
         });
-        assert!(is_graphql(&told));
-        let read = order(told).unwrap();
+        assert!(is_graphql(&what_failed));
+        let read = order(what_failed).unwrap();
         for (path, wanted) in [
             ("/id", json!("71")),
             ("/currency", json!("EUR")),

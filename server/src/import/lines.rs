@@ -161,12 +161,12 @@ impl<R: BufRead + Seek> Lines<R> {
     }
 
     fn read_at(&mut self, byte: u64) -> Result<Value, String> {
-        let told = |error: std::io::Error| format!("cannot read what belongs to it: {error}");
+        let what_failed = |error: std::io::Error| format!("cannot read what belongs to it: {error}");
         let reader = self.beside.as_mut().ok_or("there is nothing to read what belongs to it from")?;
         // Children stand near each other: what is read already is kept.
-        reader.seek(SeekFrom::Start(byte)).map_err(told)?;
+        reader.seek(SeekFrom::Start(byte)).map_err(what_failed)?;
         let mut text = Vec::new();
-        reader.take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut text).map_err(told)?;
+        reader.take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut text).map_err(what_failed)?;
         serde_json::from_slice(&text).map_err(|error| format!("what belongs to it is not JSON: {error}"))
     }
 }
@@ -230,8 +230,8 @@ mod tests {
     fn lines_of_json_are_read_and_bad_ones_named() {
         let text = "{\"id\":1}\n\n{\"order\":{\"id\":2}}\nnot json\n[1]\n{\"id\":3.0}\n{\"id\":1.6E+13}";
         let found = read(text);
-        let told: Vec<(u64, bool)> = found.iter().map(|f| (f.line, f.order.is_ok())).collect();
-        assert_eq!(told, [(1, true), (3, true), (4, false), (5, false), (6, true), (7, true)]);
+        let what_failed: Vec<(u64, bool)> = found.iter().map(|f| (f.line, f.order.is_ok())).collect();
+        assert_eq!(what_failed, [(1, true), (3, true), (4, false), (5, false), (6, true), (7, true)]);
         let id = |at: usize| found[at].order.as_ref().unwrap()["id"].clone();
         assert_eq!([id(1), id(4), id(5)], ["2", "3.0", "1.6E+13"].map(Value::from));
         assert_eq!(found[5].next_byte, text.len() as u64);
@@ -250,8 +250,8 @@ mod tests {
             r#"{"id":"gid://shopify/Customer/3","email":"a@example.com"}"#,
         ];
         let found = read(&lines.join("\n"));
-        let told: Vec<(u64, bool)> = found.iter().map(|f| (f.line, f.order.is_ok())).collect();
-        assert_eq!(told, [(1, true), (2, true), (5, false), (8, false)]);
+        let what_failed: Vec<(u64, bool)> = found.iter().map(|f| (f.line, f.order.is_ok())).collect();
+        assert_eq!(what_failed, [(1, true), (2, true), (5, false), (8, false)]);
         let [first, second] = [0, 1].map(|at| found[at].order.as_ref().unwrap());
         assert_eq!(first["line_items"].as_array().unwrap().len(), 2);
         let paid = &second["refunds"][0]["transactions"][0];

@@ -124,7 +124,7 @@ async fn import(
             .unwrap_or(ProgressStyle::default_bar()),
     );
     bar.set_position(progress.bytes);
-    let mut told = 0;
+    let mut what_failed = 0;
     let mut seen = Seen::default();
     loop {
         let page: Vec<Found> = orders.by_ref().take(BATCH).collect::<anyhow::Result<_>>()?;
@@ -136,8 +136,8 @@ async fn import(
                 Ok(item) => items.push(item),
                 Err(why) => {
                     progress.bad += 1;
-                    told += 1;
-                    if told <= MAX_TOLD {
+                    what_failed += 1;
+                    if what_failed <= MAX_TOLD {
                         bar.suspend(|| eprintln!("line {}: {why}", found.line));
                     }
                 }
@@ -177,13 +177,13 @@ fn refuse_link(noted: &Path) -> anyhow::Result<()> {
 }
 
 fn write_progress(world: &World, noted: &Path, text: &[u8]) -> anyhow::Result<()> {
-    let told = || format!("cannot write {}", noted.display());
-    let (mut file, draft) = draft(noted, world).with_context(told)?;
+    let what_failed = || format!("cannot write {}", noted.display());
+    let (mut file, draft) = draft(noted, world).with_context(what_failed)?;
     let moved = file.write_all(text).and_then(|()| fs::rename(&draft, noted));
     if moved.is_err() {
         let _ = fs::remove_file(&draft);
     }
-    moved.with_context(told)
+    moved.with_context(what_failed)
 }
 
 /// An order as the item that its webhook would have become.
@@ -223,8 +223,8 @@ fn item(
 
 /// Shopify's number of an order, out of what a file says. A spreadsheet writes a long number with an exponent, and other tools as a
 /// floating one: what was lost by that is not guessed, since two orders could become one.
-fn order_id(told: &Value) -> Result<String, String> {
-    let written = match told {
+fn order_id(what_failed: &Value) -> Result<String, String> {
+    let written = match what_failed {
         Value::String(text) => text.trim().trim_start_matches('\'').to_owned(),
         Value::Number(number) => number.to_string(),
         _ => String::new(),
@@ -259,18 +259,18 @@ fn order_id(told: &Value) -> Result<String, String> {
 
 /// Whether an order says when it was placed, and what was sold: without them it would be one of nothing, placed now.
 fn complete(order: &Value) -> Result<(), String> {
-    let told =
+    let what_failed =
         |fields: &[&str]| fields.iter().any(|field| order[*field].is_string() || order[*field].is_number());
     let set = &order["total_price_set"]["shop_money"];
-    if !told(&["created_at", "processed_at"]) {
+    if !what_failed(&["created_at", "processed_at"]) {
         return Err("the order has no created_at (of GraphQL: createdAt)".to_owned());
     }
-    if !told(&["total_price"]) && set["amount"].is_null() {
+    if !what_failed(&["total_price"]) && set["amount"].is_null() {
         let wanted =
             "the order has no total_price (of GraphQL: totalPriceSet { shopMoney { amount currencyCode } })";
         return Err(wanted.to_owned());
     }
-    if !told(&["currency"]) && set["currency_code"].is_null() {
+    if !what_failed(&["currency"]) && set["currency_code"].is_null() {
         return Err("the order has no currency (of GraphQL: currencyCode)".to_owned());
     }
     Ok(())
@@ -353,8 +353,8 @@ mod tests {
             (json!("gid://shopify/Order/7123"), "7123"),
             (json!(9_007_199_254_740_993_u64), "9007199254740993"),
         ];
-        for (told, id) in good {
-            assert_eq!(order_id(&told).as_deref(), Ok(id), "{told}");
+        for (what_failed, id) in good {
+            assert_eq!(order_id(&what_failed).as_deref(), Ok(id), "{what_failed}");
         }
         for bad in [
             json!("1.67185E+13"),

@@ -146,10 +146,10 @@ impl Address {
     fn of(headers: &HeaderMap) -> Self {
         let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         let host = text(header::HOST).unwrap_or_default().to_owned();
-        let told = headers.get("x-forwarded-proto").and_then(|value| value.to_str().ok());
-        let told = told.and_then(|told| told.split(',').next()).map(str::trim);
+        let stated = headers.get("x-forwarded-proto").and_then(|value| value.to_str().ok());
+        let stated = stated.and_then(|stated| stated.split(',').next()).map(str::trim);
         let is_secure_page = text(header::ORIGIN).is_some_and(|origin| origin.starts_with("https://"));
-        let protocol = match told {
+        let protocol = match stated {
             Some("https") => "https",
             Some("http") => "http",
             _ if is_secure_page && !is_loopback(&host) => "https",

@@ -18,7 +18,7 @@ errors!(LinkErrors: &["not_found", "store_unavailable"]);
 #[utoipa::path(get, path = "/unsubscribe/{token}", tag = "Unsubscribe", params(("token" = String, Path)),
     responses((status = 200, content_type = "text/html", body = String), LinkErrors))]
 pub async fn ask(State(state): State<AppState>, Path(token): Path<String>) -> Result<Response, ApiError> {
-    unsubscribe::whose(&state.context, &token).await.map_err(told)?;
+    unsubscribe::whose(&state.context, &token).await.map_err(stated)?;
     Ok(page(
         "<p>Do you want to stop receiving marketing e-mails?</p><form method=\"post\"><button>Unsubscribe</button></form>",
     ))
@@ -28,7 +28,7 @@ pub async fn ask(State(state): State<AppState>, Path(token): Path<String>) -> Re
 #[utoipa::path(post, path = "/unsubscribe/{token}", tag = "Unsubscribe", params(("token" = String, Path)),
     responses((status = 200, content_type = "text/html", body = String), LinkErrors))]
 pub async fn confirm(State(state): State<AppState>, Path(token): Path<String>) -> Result<Response, ApiError> {
-    unsubscribe::unsubscribe(&state.context, &token).await.map_err(told)?;
+    unsubscribe::unsubscribe(&state.context, &token).await.map_err(stated)?;
     Ok(page("<p>You will not receive any more marketing e-mails.</p>"))
 }
 
@@ -39,7 +39,7 @@ pub async fn ask_address(
     State(state): State<AppState>,
     Path(token): Path<String>,
 ) -> Result<Response, ApiError> {
-    confirmation::whose(&state.context, &token).await.map_err(told)?;
+    confirmation::whose(&state.context, &token).await.map_err(stated)?;
     Ok(page(
         "<p>Is this your e-mail address, and do you want e-mails from us?</p>\
          <form method=\"post\"><button>Yes, confirm</button></form>",
@@ -53,7 +53,7 @@ pub async fn confirm_address(
     State(state): State<AppState>,
     Path(token): Path<String>,
 ) -> Result<Response, ApiError> {
-    confirmation::confirm(&state.context, &token).await.map_err(told)?;
+    confirmation::confirm(&state.context, &token).await.map_err(stated)?;
     Ok(page("<p>Thank you: your e-mail address is confirmed.</p>"))
 }
 
@@ -66,7 +66,7 @@ fn page(what: &str) -> Response {
     (StatusCode::OK, [(header::CONTENT_SECURITY_POLICY, guards::ASKS)], Html(html)).into_response()
 }
 
-fn told(error: LinkError) -> ApiError {
+fn stated(error: LinkError) -> ApiError {
     match error {
         LinkError::Unknown => ApiError::not_found("this link is not valid"),
         LinkError::Store(error) => error.into(),

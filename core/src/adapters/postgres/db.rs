@@ -65,7 +65,7 @@ async fn migrate(options: &PgConnectOptions) -> Result<(), StoreError> {
         .map_err(|error| match error {
             sqlx::Error::Io(error) => {
                 let text = format!("PostgreSQL at {host}:{port}: {error}");
-                StoreError::Unavailable(Fault::told(text, error))
+                StoreError::Unavailable(Fault::stated(text, error))
             }
             other => failed(other),
         })?;
@@ -153,6 +153,6 @@ pub(in crate::adapters) fn failed(error: sqlx::Error) -> StoreError {
         // the data: out of range, against a constraint, too complex. All else speaks of the server: away, full, read-only
         // after a failover, shutting down, closed to us. That is no fault of an event's.
         Some(code) if ["22", "23", "54"].contains(&&code[..2]) => StoreError::Invalid(text),
-        _ => StoreError::Unavailable(Fault::told(text, error)),
+        _ => StoreError::Unavailable(Fault::stated(text, error)),
     }
 }

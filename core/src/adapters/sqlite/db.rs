@@ -233,7 +233,7 @@ pub(in crate::adapters) fn failed(error: sqlx::Error) -> StoreError {
     // is left - busy, full, I/O, read-only - of the machine.
     match database.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
         Some(1 | 18 | 19 | 20 | 25) => StoreError::Invalid(database.to_string()),
-        _ => StoreError::Unavailable(Fault::told(database.to_string(), error)),
+        _ => StoreError::Unavailable(Fault::stated(database.to_string(), error)),
     }
 }
 

@@ -63,11 +63,11 @@ pub fn mail_context(facts: &Facts, trigger: Option<&Trigger>) -> Value {
     if let Some(traits) = values["customer"]["traits"].as_object_mut() {
         let is_trusted =
             |name: &str| facts.profile.traits.get(name).is_some_and(|held| held.source.is_trusted());
-        let (trusted, told): (Map<_, _>, Map<_, _>) =
+        let (trusted, stated): (Map<_, _>, Map<_, _>) =
             std::mem::take(traits).into_iter().partition(|(name, _)| is_trusted(name));
         *traits = trusted;
-        if let Some(Value::Object(told)) = unlinked(Value::Object(told), own) {
-            traits.extend(told);
+        if let Some(Value::Object(stated)) = unlinked(Value::Object(stated), own) {
+            traits.extend(stated);
         }
     }
     let stranger = !address.as_ref().is_some_and(|address| address.trusted);

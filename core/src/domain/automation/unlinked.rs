@@ -7,15 +7,17 @@ use serde_json::Value;
 
 /// Takes out texts that would be links, and fields and elements that are nothing else; `own` is the reader's own address. `None` where
 /// nothing is left.
-pub(super) fn unlinked(told: Value, own: Option<&str>) -> Option<Value> {
-    match told {
+pub(super) fn unlinked(stated: Value, own: Option<&str>) -> Option<Value> {
+    match stated {
         Value::String(text) => (Some(text.as_str()) == own || !links(&text)).then_some(Value::String(text)),
-        Value::Array(told) => {
-            Some(Value::Array(told.into_iter().filter_map(|told| unlinked(told, own)).collect()))
+        Value::Array(stated) => {
+            Some(Value::Array(stated.into_iter().filter_map(|stated| unlinked(stated, own)).collect()))
         }
         Value::Object(fields) => {
             let kept = fields.into_iter().filter(|(name, _)| !links(name));
-            Some(Value::Object(kept.filter_map(|(name, told)| Some((name, unlinked(told, own)?))).collect()))
+            Some(Value::Object(
+                kept.filter_map(|(name, stated)| Some((name, unlinked(stated, own)?))).collect(),
+            ))
         }
         other => Some(other),
     }
@@ -55,8 +57,8 @@ mod tests {
         for text in ["Ada", "J. R. R. Tolkien", "3.14", "size 4.5 cm", "St.", "…", "a.b", ""] {
             assert_eq!(unlinked(json!(text), None), Some(json!(text)), "{text}");
         }
-        let told = json!({"a": ["x", "y.example", {"b": "http://z"}], "c.example": 1, "to": "ada@x.example", "n": 1.5});
+        let stated = json!({"a": ["x", "y.example", {"b": "http://z"}], "c.example": 1, "to": "ada@x.example", "n": 1.5});
         let kept = json!({"a": ["x", {}], "to": "ada@x.example", "n": 1.5});
-        assert_eq!(unlinked(told, Some("ada@x.example")), Some(kept));
+        assert_eq!(unlinked(stated, Some("ada@x.example")), Some(kept));
     }
 }

@@ -110,8 +110,8 @@ pub(super) fn traits(body: &Value, topic: &str, event_at: Timestamp) -> Vec<Trai
     // Who buys as a guest is written to where the order says. An order's own address is emptied by nobody.
     let personal = PERSONAL.contains(&resource(topic));
     let contact = |field: &str| match (&customer[field], &body[field]) {
-        (told, own) if !personal || is_empty(own) || own.is_null() => told.clone(),
-        (told, _) if told.as_str().is_some_and(|text| !text.is_empty()) => told.clone(),
+        (stated, own) if !personal || is_empty(own) || own.is_null() => stated.clone(),
+        (stated, _) if stated.as_str().is_some_and(|text| !text.is_empty()) => stated.clone(),
         (_, own) => own.clone(),
     };
     let (email, phone) = (contact("email"), contact("phone"));
@@ -154,8 +154,8 @@ pub(super) fn consents(body: &Value, topic: &str, event_at: Timestamp, rules: &R
         let fields: &[&str] =
             if kind == IdentifierKind::Email { &["email", "email_address"] } else { &["phone"] };
         let country = text(&customer["default_address"], "country_code");
-        let told = fields.iter().find_map(|field| text(customer, field))?;
-        Some(rules.identifier_in(kind, &told, country.as_deref())?.value)
+        let stated = fields.iter().find_map(|field| text(customer, field))?;
+        Some(rules.identifier_in(kind, &stated, country.as_deref())?.value)
     };
     // What has no date is repeated with every order. A yes may be as old as the customer, and outweighs nobody's later no; a no counts
     // as of now.

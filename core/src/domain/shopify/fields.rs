@@ -27,8 +27,8 @@ pub(super) fn id_in(of: &Value, field: &str) -> Option<String> {
         let is_exact = number.fract() == 0.0 && (0.0..EXACT_FLOATS as f64).contains(&number);
         return is_exact.then(|| format!("{number:.0}"));
     }
-    let told = text(of, field)?;
-    Some(gid::id(&told).unwrap_or(&told).to_owned())
+    let stated = text(of, field)?;
+    Some(gid::id(&stated).unwrap_or(&stated).to_owned())
 }
 
 /// Whole numbers below this are exact as floating ones.

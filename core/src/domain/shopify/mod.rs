@@ -328,9 +328,9 @@ mod tests {
             ("60.00".into(), "11.00".into())
         );
         assert_eq!(record.order().unwrap().presentment.as_ref().unwrap().currency, "EUR");
-        let told = json!({"id": 6, "order_id": 1, "created_at": "2026-01-02T00:00:00Z", "transactions": [
+        let stated = json!({"id": 6, "order_id": 1, "created_at": "2026-01-02T00:00:00Z", "transactions": [
             {"kind": "refund", "status": "success", "amount": "1.00", "currency": "EUR", "amount_set": set("1.10", "1.00")}]});
-        let event = decoded("refunds/create", &told).unwrap();
+        let event = decoded("refunds/create", &stated).unwrap();
         record.apply(event.order.as_ref().unwrap(), "m2", None);
         assert_eq!(record.refunded().to_string(), "12.10");
     }

@@ -223,7 +223,7 @@ fn fulfillment(fulfillment: &Value, version: &Version) -> Option<(String, Fulfil
         at_ms: instant(fulfillment, "created_at").map_or(0, |at| at.timestamp_millis()),
         company: text(fulfillment, "tracking_company"),
         number: text(fulfillment, "tracking_number"),
-        versions: Versions::told(Version { at_ms: own, ..version.clone() }, &left_out),
+        versions: Versions::stated(Version { at_ms: own, ..version.clone() }, &left_out),
     };
     Some((id_in(fulfillment, "id")?, made))
 }

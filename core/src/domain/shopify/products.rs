@@ -35,7 +35,7 @@ pub(super) fn product(
     let left_out: Vec<ProductPart> = ProductPart::ALL.into_iter().filter(|part| !mentions(part)).collect();
     Ok(Some(Product {
         id,
-        versions: Versions::told(version.clone(), &left_out),
+        versions: Versions::stated(version.clone(), &left_out),
         title: text(body, "title"),
         category: text(body, "product_type"),
         vendor: text(body, "vendor"),

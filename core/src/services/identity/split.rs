@@ -241,7 +241,7 @@ async fn rebuilt(
     let mut after: Option<EventKey> = None;
     loop {
         let page = tx.events_of(id, after.as_ref(), PAGE).await?;
-        page.iter().for_each(|told| rebuild.event(told));
+        page.iter().for_each(|stated| rebuild.event(stated));
         match page.last() {
             Some(last) if page.len() as i64 == PAGE => {
                 after = Some(last.event.key());

@@ -87,10 +87,10 @@ impl Person<'_> {
 
     /// Whether a dead letter of the automations queue is about them: their signal, or a run that went with them.
     async fn is_meant_by(&self, context: &Context, letter: &DeadLetter) -> Result<bool, PrivacyError> {
-        let told =
+        let stated =
             || letter.item.history.iter().any(|failure| self.is_written_in(failure.error.as_bytes(), false));
         let Ok(job) = Job::read(&letter.item.payload) else {
-            return Ok(self.is_written_in(&letter.item.payload, false) || told());
+            return Ok(self.is_written_in(&letter.item.payload, false) || stated());
         };
         if job.brand() != self.brand {
             return Ok(false);
@@ -100,7 +100,7 @@ impl Person<'_> {
             Job::Run { brand, run, .. } => context.automations.run(*brand, *run).await?.is_none(),
             Job::Schedule { .. } | Job::Fill { .. } | Job::Trial { .. } => false,
         };
-        Ok(gone || told())
+        Ok(gone || stated())
     }
 }
 

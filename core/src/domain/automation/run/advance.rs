@@ -158,12 +158,12 @@ impl Run {
         let until = format!("until {}", time::format(from_ms(until_ms)));
         let why = why.map_or(until.clone(), |why| format!("{why}, {until}"));
         // Who is woken too soon, by an event, and goes on waiting has nothing new to say.
-        let told = self
+        let stated = self
             .state
             .log
             .last()
             .is_some_and(|e| e.step == step && e.what == what && e.why.as_ref() == Some(&why));
-        if told {
+        if stated {
             return;
         }
         // Put off again and again, it says so once.
