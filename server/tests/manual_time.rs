@@ -15,7 +15,7 @@ use tributary_core::ports::clock::{Clock, ManualClock};
 use workers::{automation, event};
 
 /// How often it is looked whether what a step has woken is done.
-const SETTLES: usize = 2000;
+const SETTLES: usize = 500;
 const T0: i64 = 1_780_000_000_000;
 const SECOND: i64 = 1000;
 const HOUR: i64 = 3600 * SECOND;
@@ -62,29 +62,37 @@ impl Running {
         body
     }
 
-    /// Whether nobody works on anything just now.
-    async fn rests(&self) -> bool {
-        let queues = [&self.app.context.queue, &self.app.context.automation_queue];
+    /// Items in flight, and items that wait in the outbox for the housekeeping to bring them.
+    async fn under_way(&self) -> (u64, u64) {
+        let context = &self.app.context;
         let mut in_flight = 0;
-        for queue in queues {
+        for queue in [&context.queue, &context.automation_queue] {
             in_flight += queue.stats().await.unwrap().in_flight;
         }
-        in_flight <= self.abandoned
+        (in_flight.saturating_sub(self.abandoned), context.outbox.stats().await.unwrap().waiting)
     }
 
-    /// Moves the clock by steps, at most so far in all, until something is so. Between two steps whatever was woken does its work.
+    /// Lets what a step has woken do its work. What waits in the outbox needs the clock, in steps that no limit of time notices.
+    async fn settle(&self) {
+        for _ in 0..SETTLES {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            match self.under_way().await {
+                (0, 0) => return,
+                (0, _) => self.clock.advance(100),
+                _ => {}
+            }
+        }
+    }
+
+    /// Moves the clock by steps, at most so far in all, until something is so.
     async fn pass_until(&self, step: i64, most: i64, is_so: impl AsyncFn() -> bool) -> bool {
-        for _ in 0..most / step {
+        let end = self.clock.now_ms() + most;
+        while self.clock.now_ms() < end {
             if is_so().await {
                 return true;
             }
             self.clock.advance(step);
-            for _ in 0..SETTLES {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-                if self.rests().await {
-                    break;
-                }
-            }
+            self.settle().await;
         }
         is_so().await
     }
