@@ -8,6 +8,9 @@ use moka::sync::Cache;
 use crate::ports::clock::Moment;
 use crate::ports::world::World;
 
+/// How long what the store said - settings, keys, shops - is believed while the store is unavailable.
+pub const OUTAGE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Values by key. The least used go where there are too many.
 pub struct Remembered<K, V> {
     world: World,

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use support::{ContextUnderTest, embedded_context, services_context};
 use tributary_core::context::Context;
@@ -125,13 +126,12 @@ impl Harness {
             shared: None,
             source: Source::Secret,
         };
-        let envelope = Envelope {
-            brand: self.brand,
-            received_ms: self.clock.now_ms(),
-            trace: None,
-            origin,
-            body: &body,
-        };
+        self.enqueue(origin, &body).await;
+    }
+
+    async fn enqueue(&self, origin: Origin<'_>, body: &RawValue) {
+        let envelope =
+            Envelope { brand: self.brand, received_ms: self.clock.now_ms(), trace: None, origin, body };
         self.context
             .queue
             .enqueue(&[NewItem { payload: envelope.encode().into(), ..NewItem::default() }])
@@ -166,18 +166,7 @@ impl Harness {
             message_id: format!("order-{id}").into(),
             triggered_at: None,
         };
-        let envelope = Envelope {
-            brand: self.brand,
-            received_ms: self.clock.now_ms(),
-            trace: None,
-            origin,
-            body: &body,
-        };
-        self.context
-            .queue
-            .enqueue(&[NewItem { payload: envelope.encode().into(), ..NewItem::default() }])
-            .await
-            .unwrap();
+        self.enqueue(origin, &body).await;
     }
 
     /// Processes everything that is due, until nothing is. Answers what became of jobs that were not done.

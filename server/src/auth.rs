@@ -16,10 +16,11 @@ use tributary_core::domain::event::Source;
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::scopes::{Scope, Scopes};
 use tributary_core::domain::time::Timestamp;
+use tributary_core::ports::fault::Fault;
 use tributary_core::ports::store::StoreError;
 use tributary_core::ports::tenants::{KeyGrant, KeyKind, Shop, Tenants, key_id};
 use tributary_core::ports::world::World;
-use tributary_core::remembered::Remembered;
+use tributary_core::remembered::{OUTAGE_TTL, Remembered};
 use tributary_core::sampled::Sampled;
 use tributary_core::services::tenants::{Maker, hash};
 
@@ -33,8 +34,6 @@ const KEY_TTL: Duration = Duration::from_secs(5);
 pub const USED_EVERY: Duration = Duration::from_secs(30);
 /// How long a shop that was found is believed: its secret may rotate.
 const SHOP_TTL: Duration = Duration::from_secs(5);
-/// How long either is believed while the store is unavailable.
-const OUTAGE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long the store may take to refresh what is remembered.
 const REFRESH_PATIENCE: Duration = Duration::from_millis(500);
 /// How long after it did not answer it is asked again.
@@ -334,11 +333,11 @@ impl Keys {
         let held = found.kept(&key);
         // With a copy in hand nobody waits long: a store that is unavailable may take its time to say so.
         let asked = match &held {
-            Some(_) => self.world.timeout(REFRESH_PATIENCE, ask).await.unwrap_or_else(|_| {
-                Err(StoreError::Unavailable(
-                    format!("no answer in {} ms", REFRESH_PATIENCE.as_millis()).into(),
-                ))
-            }),
+            Some(_) => self
+                .world
+                .timeout(REFRESH_PATIENCE, ask)
+                .await
+                .unwrap_or_else(|_| Err(StoreError::Unavailable(Fault::no_answer(REFRESH_PATIENCE)))),
             None => ask.await,
         };
         match (asked, held) {

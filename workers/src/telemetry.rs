@@ -3,7 +3,6 @@
 use std::fmt::Display;
 use std::io::Write;
 use std::time::Duration;
-use tributary_core::ports::clock::{Clock, SystemClock};
 
 pub use metrics_exporter_prometheus::PrometheusHandle;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
@@ -11,6 +10,7 @@ use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
+use tributary_core::ports::clock::{Clock, SystemClock};
 
 use crate::numbers;
 use crate::traces::{self, Traces};

@@ -2,12 +2,11 @@
 //!
 //! Invariant: nothing outside [`crate::context`] names an adapter, and no adapter knows another.
 
-use crate::ports::fault::Fault;
-use crate::ports::store::StoreError;
-
 use std::time::Duration;
 
 use crate::ports::clock::TimedOut;
+use crate::ports::fault::Fault;
+use crate::ports::store::StoreError;
 
 pub mod folder;
 pub mod memory;

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A text, and the error that it comes from, where one was reported. Two are equal where their texts are.
 #[derive(Clone)]
@@ -20,6 +21,14 @@ impl Fault {
     /// An adapter's error, in other words.
     pub fn stated(text: impl Into<String>, error: impl Error + Send + Sync + 'static) -> Self {
         Self { text: text.into(), cause: Some(Arc::new(error)) }
+    }
+
+    /// Nothing answered within `limit`: in whole seconds, else in milliseconds.
+    pub fn no_answer(limit: Duration) -> Self {
+        match limit.subsec_millis() {
+            0 => format!("no answer in {} s", limit.as_secs()).into(),
+            _ => format!("no answer in {} ms", limit.as_millis()).into(),
+        }
     }
 
     /// What the adapter's error comes from in turn; the error itself, where it was told in other words.
@@ -76,6 +85,12 @@ mod tests {
             next = cause.source();
         }
         causes
+    }
+
+    #[test]
+    fn a_limit_is_said_in_the_unit_it_is_set_in() {
+        assert_eq!(Fault::no_answer(Duration::from_secs(3)).to_string(), "no answer in 3 s");
+        assert_eq!(Fault::no_answer(Duration::from_millis(1500)).to_string(), "no answer in 1500 ms");
     }
 
     #[test]

@@ -14,13 +14,11 @@ use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
 use crate::ports::tenants::Tenants;
 use crate::ports::world::World;
-use crate::remembered::Remembered;
+use crate::remembered::{OUTAGE_TTL, Remembered};
 use crate::services::automations::compiled::{self, CompiledBrand, Plans};
 
 /// How long settings are believed without asking: a change holds everywhere after that time.
 pub const SETTINGS_TTL: Duration = Duration::from_secs(5);
-/// How long they are believed while the store is unavailable.
-const OUTAGE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const REMEMBERED: u64 = 10_000;
 
 /// What the brands that a batch speaks of have set. A brand that is not in it has the usual settings, and listens to nothing.

@@ -12,6 +12,7 @@ use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::from_ms;
 use crate::ports::cache::{Cache, CacheError};
+use crate::ports::fault::Fault;
 use crate::ports::store::{StoreError, SuppressionKey};
 
 /// How long an answer is kept, unless set otherwise.
@@ -161,9 +162,11 @@ pub async fn answer(
         Ok(answer) => answer,
         Err(_) => {
             let rest = READ_TIMEOUT.saturating_sub(context.world.since(began));
-            context.world.timeout(rest, read).await.unwrap_or_else(|_| {
-                Err(StoreError::Unavailable(format!("no answer in {} s", READ_TIMEOUT.as_secs()).into()))
-            })
+            context
+                .world
+                .timeout(rest, read)
+                .await
+                .unwrap_or_else(|_| Err(StoreError::Unavailable(Fault::no_answer(READ_TIMEOUT))))
         }
     };
     match answer {

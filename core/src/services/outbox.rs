@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::context::Context;
 use crate::domain::ids::BrandId;
 use crate::failpoint;
+use crate::ports::fault::Fault;
 use crate::ports::outbox::{Sent, Staged};
 use crate::ports::queue::{
     Enqueued, Idempotency, Item, NewItem, Queue, QueueError, STAGED_KEPT, Then, Unfinished, staged_key,
@@ -108,9 +109,11 @@ async fn in_time<T>(
     context: &Context,
     step: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
-    context.world.timeout(STEP_TIMEOUT, step).await.unwrap_or_else(|_| {
-        Err(StoreError::Unavailable(format!("no answer in {} s", STEP_TIMEOUT.as_secs()).into()))
-    })
+    context
+        .world
+        .timeout(STEP_TIMEOUT, step)
+        .await
+        .unwrap_or_else(|_| Err(StoreError::Unavailable(Fault::no_answer(STEP_TIMEOUT))))
 }
 
 /// Brings one page, in pieces that a queue can take at once; answers how many items their queue has. Notes brands that hold their
@@ -124,9 +127,11 @@ async fn bring(context: &Context, page: Vec<Staged>, over: &mut Vec<BrandId>) ->
         let Some(queue) = context.outbox_targets.named(&first.queue) else { break };
         let piece = &rest[..piece_of(&rest).min(most)];
         let items: Vec<NewItem> = piece.iter().map(|staged| known_again(staged, now_ms)).collect();
-        let answer = context.world.timeout(STEP_TIMEOUT, queue.enqueue(&items)).await.unwrap_or_else(|_| {
-            Err(QueueError::Unavailable(format!("no answer in {} s", STEP_TIMEOUT.as_secs()).into()))
-        });
+        let answer = context
+            .world
+            .timeout(STEP_TIMEOUT, queue.enqueue(&items))
+            .await
+            .unwrap_or_else(|_| Err(QueueError::Unavailable(Fault::no_answer(STEP_TIMEOUT))));
         let results = match answer {
             // There may be room, or memory, for fewer.
             Err(QueueError::Full { .. } | QueueError::Unavailable(_)) if piece.len() > 1 => {

@@ -164,9 +164,7 @@ impl Queue for SpooledQueue {
     async fn enqueue(&self, items: &[NewItem]) -> Result<Vec<Enqueued>, QueueError> {
         if !self.is_left_alone() {
             let answer = self.world.timeout(PATIENCE, self.inner.enqueue(items)).await;
-            let answer = answer.unwrap_or_else(|_| {
-                Err(QueueError::Unavailable(format!("no answer in {} s", PATIENCE.as_secs()).into()))
-            });
+            let answer = answer.unwrap_or_else(|_| Err(QueueError::Unavailable(Fault::no_answer(PATIENCE))));
             match answer {
                 Err(error @ QueueError::Unavailable(_)) => self.leave_alone(&error),
                 answer => {

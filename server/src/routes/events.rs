@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use tributary_core::domain::{pixel, tracking};
 use tributary_core::ports::queue::NewItem;
 use tributary_core::priority::others_first;
+use workers::traces;
 
 use super::segment::{MAX_BATCH_EVENTS, Reception, count, json, key_in, of_whom, writer};
 use crate::answers::{EventRejected, Events, EventsAccepted};
@@ -21,7 +22,6 @@ use crate::error::ApiError;
 use crate::errors;
 use crate::refusals;
 use crate::state::AppState;
-use workers::traces;
 
 errors!(TakeErrors: TAKING, &["too_many_events"]);
 

@@ -21,6 +21,7 @@ use tributary_core::ports::queue::NewItem;
 use tributary_core::ports::world::World;
 use tributary_core::priority::others_first;
 use tributary_core::sampled::Sampled;
+use workers::traces;
 
 use crate::answers::{Accepted, TrackingBatch, TrackingMessage};
 use crate::auth::{self, Peer, Sender};
@@ -31,7 +32,6 @@ use crate::error::ApiError;
 use crate::errors;
 use crate::refusals;
 use crate::state::AppState;
-use workers::traces;
 
 /// The most events a batch (Segment's limit).
 pub const MAX_BATCH_EVENTS: usize = 2500;

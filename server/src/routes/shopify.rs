@@ -22,6 +22,7 @@ use tributary_core::domain::shopify::{Delivery, canonical};
 use tributary_core::domain::webhook::{self, Seen};
 use tributary_core::ports::queue::{Enqueued, Idempotency, NewItem};
 use tributary_core::ports::tenants::Shop;
+use workers::traces;
 
 use super::segment::count;
 use crate::answers::WebhookAccepted;
@@ -31,7 +32,6 @@ use crate::error::ApiError;
 use crate::errors;
 use crate::refusals;
 use crate::state::AppState;
-use workers::traces;
 
 /// How long the store may take to say whether a body came before: Shopify waits for five seconds in all.
 const STORE_PATIENCE: Duration = Duration::from_secs(1);

@@ -6,8 +6,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Postgres, Transaction};
 
-use crate::adapters::in_time;
-use crate::adapters::migration;
+use crate::adapters::{in_time, migration};
 use crate::domain::ids::BrandId;
 use crate::ports::fault::Fault;
 use crate::ports::store::StoreError;

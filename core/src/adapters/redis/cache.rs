@@ -31,7 +31,7 @@ impl RedisCache {
     async fn within<T>(&self, call: impl Future<Output = RedisResult<T>>) -> Result<T, CacheError> {
         match in_time(TIMEOUT, call).await {
             Ok(answer) => answer.map_err(|error| CacheError(Fault::of(error))),
-            Err(_) => Err(CacheError(format!("no answer in {} ms", TIMEOUT.as_millis()).into())),
+            Err(_) => Err(CacheError(Fault::no_answer(TIMEOUT))),
         }
     }
 

@@ -1,6 +1,5 @@
 //! The connections to Redis: one shared and multiplexed for commands, and one apart for the command that blocks.
 
-use crate::adapters::in_time;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,6 +9,8 @@ use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError,
     RedisResult, Script, ServerErrorKind, Value,
 };
+
+use crate::adapters::in_time;
 
 /// How long a connection may take to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

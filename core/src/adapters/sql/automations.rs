@@ -10,8 +10,9 @@ use super::codec::Id;
 use super::database::{BrandTx, Database, Tx};
 use super::{audit, outbox, read_as};
 use crate::domain::ids::BrandId;
-use crate::ports::automations::AutomationVersion;
-use crate::ports::automations::{AutomationRow, AutomationStatus, Automations, AutomationsTx};
+use crate::ports::automations::{
+    AutomationRow, AutomationStatus, AutomationVersion, Automations, AutomationsTx,
+};
 use crate::ports::outbox::Stage;
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;

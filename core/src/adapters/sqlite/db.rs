@@ -14,8 +14,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Sqlite, SqlitePool, Transa
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::adapters::in_time;
-use crate::adapters::migration;
+use crate::adapters::{in_time, migration};
 use crate::ports::fault::Fault;
 use crate::ports::store::StoreError;
 

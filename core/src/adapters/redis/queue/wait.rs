@@ -1,11 +1,11 @@
 //! Waiting until there may be something to fetch.
 
-use crate::adapters::in_time;
 use std::time::Duration;
 
 use redis::Cmd;
 
 use super::RedisQueue;
+use crate::adapters::in_time;
 
 /// How much longer than asked for the blocking command may take before its connection is given up.
 const BLOCKING_GRACE: Duration = Duration::from_secs(2);
