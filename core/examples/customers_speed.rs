@@ -21,13 +21,13 @@ use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::order::{Item, Order, OrderUpdate};
 use tributary_core::domain::time::from_ms;
-use tributary_core::ports::directory::Sort;
+use tributary_core::ports::customer_search::Sort;
 use tributary_core::ports::queue::QueueSettings;
 use tributary_core::ports::store::{Store, SuppressionKey};
 use tributary_core::ports::world::World;
-use tributary_core::services::brands::BrandRules;
+use tributary_core::services::brand_cache::BrandRules;
+use tributary_core::services::customer_search::{Listing, list, search};
 use tributary_core::services::customer360::{Asked, answer};
-use tributary_core::services::directory::{Listing, list, search};
 use tributary_core::services::events::process;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
 

@@ -17,24 +17,24 @@ pub use crate::adapters::redis::keys::Layout;
 use crate::adapters::redis::locks::RedisLocks;
 use crate::adapters::redis::queue::RedisQueue;
 use crate::adapters::sql::{
-    Database, SqlAutomations, SqlDirectory, SqlOutbox, SqlPrivacy, SqlStore, SqlTenants,
+    Database, SqlAutomations, SqlBrands, SqlCustomerSearch, SqlOutbox, SqlPrivacy, SqlStore,
 };
 use crate::adapters::sqlite::queue::SqliteQueue;
 use crate::adapters::{folder, postgres, sqlite};
 use crate::domain::ids::BrandId;
 use crate::ports::automations::Automations;
+use crate::ports::brands::{BrandPorts, BrandSecrets};
 use crate::ports::cache::Cache;
-use crate::ports::directory::Directory;
+use crate::ports::customer_search::CustomerSearch;
 use crate::ports::locks::Locks;
 use crate::ports::outbox::{Outbox, OutboxTargets};
 use crate::ports::privacy::Privacy;
 use crate::ports::queue::{Queue, QueueSettings};
 use crate::ports::store::{Store, StoreError, SuppressionKey};
-use crate::ports::tenants::{BrandSecrets, Tenants};
 use crate::ports::world::World;
 use crate::remembered::Remembered;
 use crate::services::automations::languages::Languages;
-use crate::services::brands::Brands;
+use crate::services::brand_cache::BrandCache;
 use crate::services::rounds::Rounds;
 use crate::services::seal::{SecretKeys, is_sealed};
 use crate::services::sealed;
@@ -116,13 +116,13 @@ pub enum OpenError {
 #[derive(Clone)]
 pub struct Context {
     pub store: Arc<dyn Store>,
-    pub directory: Arc<dyn Directory>,
+    pub customer_search: Arc<dyn CustomerSearch>,
     /// Requests in the name of privacy.
     pub privacy: Arc<dyn Privacy>,
     /// What keys the hashes that are kept of identifiers.
     pub suppression: SuppressionKey,
     /// Brands, keys and shops.
-    pub tenants: Tenants,
+    pub brand_ports: BrandPorts,
     /// Segments, automations and runs.
     pub automations: Arc<dyn Automations>,
     pub queue: Arc<dyn Queue>,
@@ -135,7 +135,7 @@ pub struct Context {
     pub locks: Arc<dyn Locks>,
     pub cache: Arc<dyn Cache>,
     /// The settings of brands.
-    pub brands: Brands,
+    pub brand_cache: BrandCache,
     /// When the housekeeping of this process last came round.
     pub rounds: Arc<Rounds>,
     /// When the store was last found unavailable.
@@ -314,7 +314,7 @@ impl Context {
         let queue: Arc<dyn Queue> = Arc::new(SqliteQueue::new(queue, settings, world.clone()));
         let jobs: Arc<dyn Queue> = Arc::new(SqliteQueue::new(jobs, settings, world.clone()));
         let db = Database::sqlite(store, world.clone());
-        let plain: Tenants = SqlTenants::ports(db.clone());
+        let plain: BrandPorts = SqlBrands::ports(db.clone());
         let keys = match folder::keys(data).map_err(fault)? {
             Some(keys) => keys,
             None if plain.secrets.stored_secrets().await?.iter().any(|secret| is_sealed(&secret.held)) => {
@@ -322,7 +322,7 @@ impl Context {
             }
             None => folder::make_key(data, &world).map_err(fault)?,
         };
-        let tenants = sealed(plain, keys).await?;
+        let brand_ports = sealed(plain, keys).await?;
         let parts = Parts {
             open,
             outbox: Arc::new(SqlOutbox::new(db.clone())),
@@ -335,7 +335,7 @@ impl Context {
             cache: Arc::new(MemoryCache::new(world.clone())),
             world,
         };
-        Self::over(db, tenants, parts).await
+        Self::over(db, brand_ports, parts).await
     }
 
     async fn open_services(
@@ -364,7 +364,7 @@ impl Context {
         let db = Database::postgres(pool.clone(), world.clone());
         let direct: Arc<dyn Queue> = Arc::new(queue);
         let outbox: Arc<dyn Outbox> = Arc::new(SqlOutbox::new(db.clone()));
-        let tenants = sealed(SqlTenants::ports(db.clone()), keys.clone()).await?;
+        let brand_ports = sealed(SqlBrands::ports(db.clone()), keys.clone()).await?;
         let queue = SpooledQueue::new(
             direct.clone(),
             EVENTS_QUEUE,
@@ -383,13 +383,13 @@ impl Context {
             cache: Arc::new(RedisCache::new(redis)),
             world,
         };
-        Self::over(db, tenants, parts).await
+        Self::over(db, brand_ports, parts).await
     }
 
     /// What both profiles have over their database, beside what each has of its own.
-    async fn over(db: Database, tenants: Tenants, parts: Parts) -> Result<Self, OpenError> {
+    async fn over(db: Database, brand_ports: BrandPorts, parts: Parts) -> Result<Self, OpenError> {
         let world = parts.world;
-        let suppression = suppression_key(&tenants, &world).await?;
+        let suppression = suppression_key(&brand_ports, &world).await?;
         let privacy = SqlPrivacy::new(db.clone(), suppression.clone());
         key_suppressions(&privacy).await?;
         let automations: Arc<dyn Automations> = Arc::new(SqlAutomations::new(db.clone()));
@@ -400,16 +400,16 @@ impl Context {
             spools: parts.spools,
             outbox_targets: OutboxTargets(vec![(EVENTS_QUEUE, events), (AUTOMATIONS_QUEUE, jobs)]),
             locks: parts.locks,
-            directory: Arc::new(SqlDirectory::new(db.clone())),
+            customer_search: Arc::new(SqlCustomerSearch::new(db.clone())),
             privacy: Arc::new(privacy),
             store: Arc::new(SqlStore::new(db, suppression.clone())),
             suppression,
-            brands: Brands::new(tenants.clone(), automations.clone(), &world),
+            brand_cache: BrandCache::new(brand_ports.clone(), automations.clone(), &world),
             rounds: Arc::new(Rounds::new(world.clone())),
             store_health: Arc::new(StoreHealth::new(world.clone())),
             languages: Languages::new(world.clone()),
             automations,
-            tenants,
+            brand_ports,
             queue: parts.queue,
             automation_queue: parts.automation_queue,
             cache: parts.cache,
@@ -423,8 +423,8 @@ impl Context {
 const SUPPRESSIONS: i64 = 500;
 
 /// The system's suppression key, made at the first start.
-async fn suppression_key(tenants: &Tenants, world: &World) -> Result<SuppressionKey, StoreError> {
-    let held = tenants.secrets.suppression_key(&STANDARD.encode(world.bytes::<32>())).await?;
+async fn suppression_key(brand_ports: &BrandPorts, world: &World) -> Result<SuppressionKey, StoreError> {
+    let held = brand_ports.secrets.suppression_key(&STANDARD.encode(world.bytes::<32>())).await?;
     let key = STANDARD.decode(held).ok().and_then(|bytes| bytes.try_into().ok());
     key.map(SuppressionKey::new)
         .ok_or_else(|| StoreError::Invalid("the suppression key is not 32 bytes".into()))
@@ -436,11 +436,11 @@ async fn key_suppressions(privacy: &dyn Privacy) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The tenants, with their secrets sealed; those from before are sealed now.
-async fn sealed(plain: Tenants, keys: SecretKeys) -> Result<Tenants, StoreError> {
-    let (tenants, count) = sealed::open(plain, keys).await?;
+/// The ports of brands, with their secrets sealed; those from before are sealed now.
+async fn sealed(plain: BrandPorts, keys: SecretKeys) -> Result<BrandPorts, StoreError> {
+    let (brand_ports, count) = sealed::open(plain, keys).await?;
     if count > 0 {
         tracing::info!(count, "sealed secrets that lay plain in the store, or under an older key");
     }
-    Ok(tenants)
+    Ok(brand_ports)
 }

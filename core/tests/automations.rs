@@ -86,7 +86,7 @@ impl Harness {
         let clock = ManualClock::at(SystemClock.now_ms());
         let mut context = u.context.clone();
         context.world = World::on(clock.clone());
-        let brand = context.tenants.brands.add_brand("b").await.unwrap();
+        let brand = context.brand_ports.brands.add_brand("b").await.unwrap();
         let sender = Arc::new(RecordingSender {
             clock: clock.clone(),
             carried: Mutex::default(),
@@ -101,7 +101,7 @@ impl Harness {
         };
         let settings =
             BrandSettings { email_from: Some("Shop <shop@t.example>".into()), ..BrandSettings::default() };
-        context.brands.set(brand, &settings, None).await.unwrap();
+        context.brand_cache.set(brand, &settings, None).await.unwrap();
         Self { _u: u, context, clock, sender, outbound, brand }
     }
 

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
 use tributary_core::adapters::sql::{
-    Database, OWNED, SqlAutomations, SqlDirectory, SqlPrivacy, SqlStore, SqlTenants,
+    Database, OWNED, SqlAutomations, SqlBrands, SqlCustomerSearch, SqlPrivacy, SqlStore,
 };
 use tributary_core::adapters::{postgres, sqlite};
 use tributary_core::domain::automation::run::Status;
@@ -20,10 +20,10 @@ use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::time::from_ms;
 use tributary_core::ports::automations::{Automations, RunFilter, Runs, Segments};
-use tributary_core::ports::directory::{Directory, Sort};
+use tributary_core::ports::brands::BrandSecrets;
+use tributary_core::ports::customer_search::{CustomerSearch, Sort};
 use tributary_core::ports::privacy::Privacy;
 use tributary_core::ports::store::{Store, SuppressionKey};
-use tributary_core::ports::tenants::BrandSecrets;
 use tributary_core::ports::world::World;
 use uuid::Uuid;
 
@@ -253,7 +253,7 @@ async fn what_is_asked_for_a_brand_is_read_in_a_transaction_for_that_brand() {
     assert_eq!((stats.profiles, stats.events, stats.orders), (1, 2, 1));
     assert!(store.customer(BRAND, other.profile).await.unwrap().is_none());
 
-    let directory = SqlDirectory::new(db.clone());
+    let directory = SqlCustomerSearch::new(db.clone());
     assert_eq!(directory.list(BRAND, None, Sort::Newest, None, 9).await.unwrap().len(), 1);
     let both = [own.profile, other.profile];
     assert_eq!(directory.identifiers(BRAND, &both).await.unwrap().len(), 1);
@@ -277,14 +277,14 @@ async fn what_is_asked_for_a_brand_is_read_in_a_transaction_for_that_brand() {
 
     automations_of_a_brand(&SqlAutomations::new(db.clone()), own, other).await;
 
-    let tenants = SqlTenants::ports(db);
-    assert_eq!(tenants.brands.settings(BRAND).await.unwrap().timezone.as_deref(), Some("Asia/Tokyo"));
-    assert_eq!(tenants.brands.email_domains(BRAND).await.unwrap().unwrap(), ["a.example"]);
-    assert_eq!(tenants.keys.keys(BRAND).await.unwrap().len(), 1);
-    assert_eq!(tenants.refusals.refusals(BRAND).await.unwrap().len(), 1);
-    assert_eq!(tenants.shops.shops(BRAND).await.unwrap().len(), 1);
-    assert_eq!(tenants.secrets.secrets(BRAND, &BrandSecrets::default()).await.unwrap().link, "link1");
-    assert!(tenants.brands.brands().await.unwrap().is_empty(), "who asks for every brand has to say so");
+    let brand_ports = SqlBrands::ports(db);
+    assert_eq!(brand_ports.brands.settings(BRAND).await.unwrap().timezone.as_deref(), Some("Asia/Tokyo"));
+    assert_eq!(brand_ports.brands.email_domains(BRAND).await.unwrap().unwrap(), ["a.example"]);
+    assert_eq!(brand_ports.keys.keys(BRAND).await.unwrap().len(), 1);
+    assert_eq!(brand_ports.refusals.refusals(BRAND).await.unwrap().len(), 1);
+    assert_eq!(brand_ports.shops.shops(BRAND).await.unwrap().len(), 1);
+    assert_eq!(brand_ports.secrets.secrets(BRAND, &BrandSecrets::default()).await.unwrap().link, "link1");
+    assert!(brand_ports.brands.brands().await.unwrap().is_empty(), "who asks for every brand has to say so");
 }
 
 async fn automations_of_a_brand(automations: &SqlAutomations, own: &Seeded, other: &Seeded) {

@@ -20,7 +20,7 @@ use tributary_core::domain::version::Version;
 use tributary_core::ports::privacy::Erasure;
 use tributary_core::ports::store::OrderKey;
 use tributary_core::ports::store::StoreError;
-use tributary_core::services::brands::BrandRules;
+use tributary_core::services::brand_cache::BrandRules;
 use tributary_core::services::events::process;
 use tributary_core::services::identity::{IdentityError, history, merge_two, preview, split};
 use tributary_core::services::privacy::{erase, unsuppress};

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tributary_core::domain::automation::expression::{Expression, MAX_CHARS, Scope, Written};
 use tributary_core::domain::automation::facts::{Facts, Trigger};
 use tributary_core::domain::automation::meter::{self, EXPRESSION, TEMPLATE};
-use tributary_core::domain::automation::template::{self, MAX_BYTES, MAX_SOURCE_BYTES};
+use tributary_core::domain::automation::rendering::{self, MAX_BYTES, MAX_SOURCE_BYTES};
 use tributary_core::domain::settings::BrandSettings;
 use tributary_core::domain::time;
 
@@ -225,9 +225,9 @@ proptest! {
     #[test]
     fn any_template_ends_in_an_answer(text in template_texts(), escape in prop::bool::ANY) {
         let began = Instant::now();
-        let _ = template::check(&text, escape, &[], Written::Now);
-        if let Ok(written) = template::check(&text, escape, &[], Written::Before).and_then(|()| {
-            template::render(&text, &template::context(&laden(), Some(&Trigger::example())), escape)
+        let _ = rendering::check(&text, escape, &[], Written::Now);
+        if let Ok(written) = rendering::check(&text, escape, &[], Written::Before).and_then(|()| {
+            rendering::render(&text, &rendering::context(&laden(), Some(&Trigger::example())), escape)
         }) {
             prop_assert!(text.len() <= MAX_SOURCE_BYTES && written.len() <= MAX_BYTES);
         }
@@ -259,9 +259,9 @@ fn what_grows_takes_no_more_memory_than_the_meters_let_it() {
             "{text}"
         );
     }
-    let values = template::context(&facts, None);
+    let values = rendering::context(&facts, None);
     let many = "{{ customer.traits ~ customer ~ customer.traits ~ customer }}".repeat(250);
-    let _ = meter::deep(|| template::render(&many, &values, true));
+    let _ = meter::deep(|| rendering::render(&many, &values, true));
     let grown_mb = peak_kb().saturating_sub(before) / 1024;
     assert!(grown_mb < 256, "{grown_mb} MB");
 }

@@ -126,13 +126,13 @@ async fn a_panic_takes_no_neighbour_along(u: &ContextUnderTest) {
 /// Settings from before their bounds were checked are still in stores.
 async fn a_retention_without_end_keeps_no_other_brands_from_ending(u: &ContextUnderTest) {
     let (first, second) = (
-        u.context.tenants.brands.add_brand("endless").await.unwrap(),
-        u.context.tenants.brands.add_brand("thirty days").await.unwrap(),
+        u.context.brand_ports.brands.add_brand("endless").await.unwrap(),
+        u.context.brand_ports.brands.add_brand("thirty days").await.unwrap(),
     );
     let endless = BrandSettings { retention_days: Some(u32::MAX), ..BrandSettings::default() };
-    u.context.brands.set(first, &endless, None).await.unwrap();
+    u.context.brand_cache.set(first, &endless, None).await.unwrap();
     let short = BrandSettings { retention_days: Some(30), ..BrandSettings::default() };
-    u.context.brands.set(second, &short, None).await.unwrap();
+    u.context.brand_cache.set(second, &short, None).await.unwrap();
     let event = |brand: BrandId| {
         let body = r#"{"type":"track","event":"E","userId":"old","messageId":"old"}"#;
         let text =

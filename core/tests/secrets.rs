@@ -29,13 +29,13 @@ on_every_adapter!({ embedded: crate::support::embedded_context, services: crate:
 const SHOP: &str = "a.myshopify.com";
 
 async fn a_dump_shows_no_secret_and_a_restart_reads_them_all(u: &ContextUnderTest) {
-    let tenants = &u.context.tenants;
-    let brand = tenants.brands.add_brand("Acme").await.unwrap();
+    let brand_ports = &u.context.brand_ports;
+    let brand = brand_ports.brands.add_brand("Acme").await.unwrap();
     for secret in ["shpss_firstsecret", "shpss_secondsecret", "shpss_secondsecret"] {
-        tenants.shops.add_shop(SHOP, brand, secret).await.unwrap();
+        brand_ports.shops.add_shop(SHOP, brand, secret).await.unwrap();
     }
     let secrets = signing::secrets(&u.context, brand).await.unwrap();
-    let shop = tenants.shops.shop(SHOP).await.unwrap().unwrap();
+    let shop = brand_ports.shops.shop(SHOP).await.unwrap().unwrap();
     assert_eq!(
         (shop.secret.as_str(), shop.previous_secret.as_deref()),
         ("shpss_secondsecret", Some("shpss_firstsecret"))
@@ -47,13 +47,13 @@ async fn a_dump_shows_no_secret_and_a_restart_reads_them_all(u: &ContextUnderTes
         assert!(!dump.contains(secret), "{secret} lies plain in the store");
     }
     let other = u.reopened(QueueSettings::default()).await;
-    assert!(other.tenants.shops.shop(SHOP).await.unwrap().unwrap() == shop);
+    assert!(other.brand_ports.shops.shop(SHOP).await.unwrap().unwrap() == shop);
     assert!(signing::secrets(&other, brand).await.unwrap() == secrets, "every process has the same");
 }
 
 async fn secrets_from_before_are_sealed_at_the_start(u: &ContextUnderTest) {
-    let brand = u.context.tenants.brands.add_brand("Acme").await.unwrap();
-    u.context.tenants.shops.add_shop(SHOP, brand, "x").await.unwrap();
+    let brand = u.context.brand_ports.brands.add_brand("Acme").await.unwrap();
+    u.context.brand_ports.shops.add_shop(SHOP, brand, "x").await.unwrap();
     u.by_hand("update shops set secret = 'shpss_plainnow', previous_secret = 'shpss_plainbefore'").await;
     u.by_hand(
         "update brands set signing_secret = 'whsec_plainsigning', old_link_secret = 'whsec_plainsigning'",
@@ -63,7 +63,7 @@ async fn secrets_from_before_are_sealed_at_the_start(u: &ContextUnderTest) {
     let opened = futures::future::join_all((0..3).map(|_| u.opened())).await;
     for context in opened {
         let context = context.unwrap();
-        let shop = context.tenants.shops.shop(SHOP).await.unwrap().unwrap();
+        let shop = context.brand_ports.shops.shop(SHOP).await.unwrap().unwrap();
         assert_eq!(
             (shop.secret.as_str(), shop.previous_secret.as_deref()),
             ("shpss_plainnow", Some("shpss_plainbefore"))
@@ -87,7 +87,7 @@ async fn is_suppressed(context: &Context, brand: BrandId, identifier: &Identifie
 async fn what_is_kept_of_the_erased_cannot_be_tried_and_what_was_kept_before_still_counts(
     u: &ContextUnderTest,
 ) {
-    let brand = u.context.tenants.brands.add_brand("Acme").await.unwrap();
+    let brand = u.context.brand_ports.brands.add_brand("Acme").await.unwrap();
     let [erika, frieda] = ["erika@example.com", "frieda@example.com"]
         .map(|address| Identifier::new(IdentifierKind::Email, address).unwrap());
     let erasure = Erasure { identifiers: vec![erika.clone()], suppress: true, ..Erasure::default() };
@@ -118,7 +118,7 @@ async fn what_is_kept_of_the_erased_cannot_be_tried_and_what_was_kept_before_sti
 }
 
 async fn a_rotated_signing_secret_signs_beside_the_old_one_until_its_grace_ends(u: &ContextUnderTest) {
-    let brand = u.context.tenants.brands.add_brand("Acme").await.unwrap();
+    let brand = u.context.brand_ports.brands.add_brand("Acme").await.unwrap();
     let first = signing::secrets(&u.context, brand).await.unwrap();
     let now = u.context.world.now();
     let second = signing::rotate(&u.context, brand, Duration::from_secs(60), "test").await.unwrap();
@@ -138,7 +138,7 @@ async fn a_rotated_signing_secret_signs_beside_the_old_one_until_its_grace_ends(
 }
 
 async fn whoever_has_the_signing_secret_can_make_no_link_and_links_of_old_stay_valid(u: &ContextUnderTest) {
-    let brand = u.context.tenants.brands.add_brand("Acme").await.unwrap();
+    let brand = u.context.brand_ports.brands.add_brand("Acme").await.unwrap();
     let secrets = signing::secrets(&u.context, brand).await.unwrap();
     let now_ms = u.context.world.now_ms();
     let (customer, newcomer) = (ProfileId::first_at(now_ms - 60_000), ProfileId::first_at(now_ms));
@@ -165,28 +165,28 @@ async fn whoever_has_the_signing_secret_can_make_no_link_and_links_of_old_stay_v
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_key_is_refused_in_words_and_the_old_one_beside_a_new_one_opens_and_seals_anew() {
     let u = services_context().await;
-    let brand = u.context.tenants.brands.add_brand("Acme").await.unwrap();
+    let brand = u.context.brand_ports.brands.add_brand("Acme").await.unwrap();
     let first = SecretKey::random(&World::real());
     // A store without a secret takes any key; the system's own was made at the first start.
     u.by_hand("delete from system_secrets").await;
     let context = u.with_keys(&SecretKeys::new(first.clone(), Vec::new())).await.unwrap();
-    context.tenants.shops.add_shop(SHOP, brand, "shpss_one").await.unwrap();
+    context.brand_ports.shops.add_shop(SHOP, brand, "shpss_one").await.unwrap();
     let second = SecretKey::random(&World::real());
     let refused = u.with_keys(&SecretKeys::new(second.clone(), Vec::new())).await.err().unwrap().to_string();
     assert!(refused.contains(&first.id()) && refused.contains("TRIBUTARY_SECRET_KEY"), "{refused}");
     let both = SecretKeys::new(second.clone(), vec![first]);
     let context = u.with_keys(&both).await.unwrap();
-    assert_eq!(context.tenants.shops.shop(SHOP).await.unwrap().unwrap().secret, "shpss_one");
+    assert_eq!(context.brand_ports.shops.shop(SHOP).await.unwrap().unwrap().secret, "shpss_one");
     // From then on the old key is not needed.
     let context = u.with_keys(&SecretKeys::new(second, Vec::new())).await.unwrap();
-    assert_eq!(context.tenants.shops.shop(SHOP).await.unwrap().unwrap().secret, "shpss_one");
+    assert_eq!(context.brand_ports.shops.shop(SHOP).await.unwrap().unwrap().secret, "shpss_one");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_folder_without_its_key_does_not_start_and_its_key_file_rotates() {
     let u = embedded_context().await;
-    let brand = u.context.tenants.brands.add_brand("Acme").await.unwrap();
-    u.context.tenants.shops.add_shop(SHOP, brand, "shpss_one").await.unwrap();
+    let brand = u.context.brand_ports.brands.add_brand("Acme").await.unwrap();
+    u.context.brand_ports.shops.add_shop(SHOP, brand, "shpss_one").await.unwrap();
     let file = u.data().unwrap().join("secret.key");
     let old = std::fs::read_to_string(&file).unwrap();
     std::fs::remove_file(&file).unwrap();
@@ -201,7 +201,7 @@ async fn a_folder_without_its_key_does_not_start_and_its_key_file_rotates() {
     u.opened().await.unwrap();
     std::fs::write(&file, new).unwrap();
     let context = u.opened().await.unwrap();
-    assert_eq!(context.tenants.shops.shop(SHOP).await.unwrap().unwrap().secret, "shpss_one");
+    assert_eq!(context.brand_ports.shops.shop(SHOP).await.unwrap().unwrap().secret, "shpss_one");
 }
 
 #[cfg(unix)]
@@ -222,7 +222,7 @@ async fn nobody_but_its_owner_looks_into_a_data_folder_also_one_that_stood_open(
         assert!(files.len() >= 4, "{files:?}");
         assert!(files.iter().all(|(_, mode)| *mode == 0o600), "{files:?}");
     };
-    u.context.tenants.brands.add_brand("Acme").await.unwrap();
+    u.context.brand_ports.brands.add_brand("Acme").await.unwrap();
     closed(modes());
     for entry in std::fs::read_dir(data).unwrap() {
         std::fs::set_permissions(entry.unwrap().path(), std::fs::Permissions::from_mode(0o644)).unwrap();

@@ -18,16 +18,16 @@ use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::order::{Item, Order, OrderUpdate, Refund};
 use tributary_core::domain::time::{Timestamp, from_ms};
 use tributary_core::domain::version::Version;
+use tributary_core::ports::brands::{KeyGrant, KeyKind};
 use tributary_core::ports::clock::Moment;
 use tributary_core::ports::clock::{Clock, SystemClock};
 use tributary_core::ports::locks::{Acquired, Lock, LockError, Locks};
 use tributary_core::ports::store::BrandIdentifier;
 use tributary_core::ports::store::{Claim, Store, StoreError};
-use tributary_core::ports::tenants::{KeyGrant, KeyKind};
 use tributary_core::ports::world::World;
-use tributary_core::services::brands::BrandRules;
+use tributary_core::services::brand_cache::BrandRules;
 use tributary_core::services::events::{Processed, process};
-use tributary_core::services::tenants::{hash, new_key};
+use tributary_core::services::keys::{hash, new_key};
 
 on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store } [
     an_event_takes_effect_once,
@@ -47,7 +47,7 @@ on_every_adapter!({ sqlite: crate::sqlite_store, postgres: crate::postgres_store
     a_counter_that_ran_backwards_costs_a_run_and_no_merge,
     an_item_that_cannot_be_done_holds_up_no_other,
     a_lock_left_behind_holds_up_no_merge,
-    tenants_keys_and_shops_are_found_again,
+    brands_keys_and_shops_are_found_again,
 ]);
 
 const BRAND: BrandId = BrandId(1);
@@ -563,7 +563,7 @@ async fn an_ordinary_owner_runs_everything_and_stands_before_the_wall_itself() {
     owned.set_password(Some("ordinary")).unwrap();
     let pool = tributary_core::adapters::postgres::db::open(owned.as_str(), 4).await.unwrap();
     let u = StoreUnderTest::on(pool, support::memory_locks().await.locks);
-    tenants_keys_and_shops_are_found_again(&u).await;
+    brands_keys_and_shops_are_found_again(&u).await;
     run(&u, &[event("m1", &["a"]), Event { brand: BrandId(2), ..event("m2", &["b"]) }]).await;
     assert_eq!(customer(&u, "a").await.events_count, 1);
 
@@ -591,29 +591,29 @@ async fn retrying(store: &dyn Store, locks: &dyn Locks, world: &World, events: &
     panic!("fifty conflicts in a row");
 }
 
-async fn tenants_keys_and_shops_are_found_again(u: &StoreUnderTest) {
-    let tenants = &u.tenants;
-    let brand = tenants.brands.add_brand("Acme").await.unwrap();
-    assert_eq!(tenants.brands.brand("Acme").await.unwrap(), Some(brand));
-    assert!(matches!(tenants.brands.add_brand("Acme").await, Err(StoreError::Invalid(_))));
-    let other = tenants.brands.add_brand("Other").await.unwrap();
+async fn brands_keys_and_shops_are_found_again(u: &StoreUnderTest) {
+    let brand_ports = &u.brand_ports;
+    let brand = brand_ports.brands.add_brand("Acme").await.unwrap();
+    assert_eq!(brand_ports.brands.brand("Acme").await.unwrap(), Some(brand));
+    assert!(matches!(brand_ports.brands.add_brand("Acme").await, Err(StoreError::Invalid(_))));
+    let other = brand_ports.brands.add_brand("Other").await.unwrap();
     assert_eq!(
-        tenants.brands.brands().await.unwrap(),
+        brand_ports.brands.brands().await.unwrap(),
         [(brand, "Acme".to_owned()), (other, "Other".to_owned())]
     );
 
-    let key = new_key(tenants, &World::real(), brand, KeyKind::Secret).await.unwrap();
-    assert_eq!(tenants.keys.key(&hash(&key)).await.unwrap(), Some(KeyGrant::new(brand, KeyKind::Secret)));
-    assert_eq!(tenants.keys.key(&hash("sk_unknown")).await.unwrap(), None);
+    let key = new_key(brand_ports, &World::real(), brand, KeyKind::Secret).await.unwrap();
+    assert_eq!(brand_ports.keys.key(&hash(&key)).await.unwrap(), Some(KeyGrant::new(brand, KeyKind::Secret)));
+    assert_eq!(brand_ports.keys.key(&hash("sk_unknown")).await.unwrap(), None);
 
-    tenants.shops.add_shop("a.myshopify.com", brand, "first").await.unwrap();
-    tenants.shops.add_shop("a.myshopify.com", brand, "second").await.unwrap();
-    tenants.shops.add_shop("a.myshopify.com", brand, "second").await.unwrap();
-    let shop = tenants.shops.shop("a.myshopify.com").await.unwrap().unwrap();
+    brand_ports.shops.add_shop("a.myshopify.com", brand, "first").await.unwrap();
+    brand_ports.shops.add_shop("a.myshopify.com", brand, "second").await.unwrap();
+    brand_ports.shops.add_shop("a.myshopify.com", brand, "second").await.unwrap();
+    let shop = brand_ports.shops.shop("a.myshopify.com").await.unwrap().unwrap();
     assert_eq!((shop.secret.as_str(), shop.previous_secret.as_deref()), ("second", Some("first")));
     assert!(matches!(
-        tenants.shops.add_shop("a.myshopify.com", other, "x").await,
+        brand_ports.shops.add_shop("a.myshopify.com", other, "x").await,
         Err(StoreError::Invalid(_))
     ));
-    assert_eq!(tenants.shops.shop("b.myshopify.com").await.unwrap(), None);
+    assert_eq!(brand_ports.shops.shop("b.myshopify.com").await.unwrap(), None);
 }

@@ -7,12 +7,11 @@ use tributary_core::domain::scopes::Scopes;
 use tributary_core::domain::settings::BrandSettings;
 use tributary_core::domain::shopify::{PRIVACY_TOPICS, TOPICS};
 use tributary_core::domain::time::{self, Timestamp};
-use tributary_core::ports::tenants::{KeyGrant, KeyKind, Tenants};
-use tributary_core::services::brands::{SETTINGS_TTL, sender_problem};
+use tributary_core::ports::brands::{BrandPorts, KeyGrant, KeyKind};
+use tributary_core::services::brand_cache::{SETTINGS_TTL, sender_problem};
+use tributary_core::services::keys::{KeyError, Maker, add_key, expiry, limit_key, revoke_key, rotate_key};
 use tributary_core::services::privacy::{Action, entry, note};
-use tributary_core::services::tenants::{
-    KeyError, Maker, add_key, add_shop, expiry, limit_key, revoke_key, rotate_key,
-};
+use tributary_core::services::shops::add_shop;
 
 use workers::settings::Secret;
 
@@ -42,13 +41,13 @@ async fn brands(
     command: BrandCommand,
     is_new: bool,
 ) -> anyhow::Result<()> {
-    let tenants = &context.tenants;
+    let brand_ports = &context.brand_ports;
     match command {
         BrandCommand::Add { name } => {
             if name.trim().is_empty() {
                 bail!("a brand needs a name");
             }
-            let id = tenants.brands.add_brand(name.trim()).await?;
+            let id = brand_ports.brands.add_brand(name.trim()).await?;
             println!("{id}");
             if is_new {
                 eprintln!("there was no data folder, so one is made: start the server on the same one");
@@ -59,27 +58,28 @@ async fn brands(
             );
         }
         BrandCommand::List => {
-            for (id, name) in tenants.brands.brands().await? {
+            for (id, name) in brand_ports.brands.brands().await? {
                 println!("{id}\t{name}");
             }
         }
         BrandCommand::Settings { name } => {
-            let brand = brand_named(tenants, &name).await?;
-            println!("{}", serde_json::to_string_pretty(&tenants.brands.settings(brand).await?)?);
+            let brand = brand_named(brand_ports, &name).await?;
+            println!("{}", serde_json::to_string_pretty(&brand_ports.brands.settings(brand).await?)?);
         }
         BrandCommand::Set { name, settings, all } => {
-            let brand = brand_named(tenants, &name).await?;
-            let before = if all { BrandSettings::default() } else { tenants.brands.settings(brand).await? };
+            let brand = brand_named(brand_ports, &name).await?;
+            let before =
+                if all { BrandSettings::default() } else { brand_ports.brands.settings(brand).await? };
             let changes = serde_json::from_str(&settings).context("the settings are not JSON")?;
             let settings =
                 before.patched(changes).context("the settings have an unknown field or a wrong type")?;
             settings.check()?;
-            if let Some(wrong) = sender_problem(tenants, brand, &settings).await? {
+            if let Some(wrong) = sender_problem(brand_ports, brand, &settings).await? {
                 return Err(wrong.into());
             }
             let action = Action { what: "settings", subject: None, details: settings.in_short() };
             let note = entry(context, brand, ACTOR, action);
-            context.brands.set(brand, &settings, Some(&note)).await?;
+            context.brand_cache.set(brand, &settings, Some(&note)).await?;
             eprintln!("set; every process uses it within {} s", SETTINGS_TTL.as_secs());
         }
         BrandCommand::Domains { name, domains, clear } => {
@@ -90,10 +90,10 @@ async fn brands(
 }
 
 async fn email_domains(context: &Context, name: &str, domains: &[String], clear: bool) -> anyhow::Result<()> {
-    let tenants = &context.tenants;
-    let brand = brand_named(tenants, name).await?;
+    let brand_ports = &context.brand_ports;
+    let brand = brand_named(brand_ports, name).await?;
     if domains.is_empty() && !clear {
-        match tenants.brands.email_domains(brand).await? {
+        match brand_ports.brands.email_domains(brand).await? {
             Some(domains) => domains.iter().for_each(|domain| println!("{domain}")),
             None => {
                 eprintln!("none are named: e-mails may come from any domain while this is the only brand")
@@ -104,18 +104,18 @@ async fn email_domains(context: &Context, name: &str, domains: &[String], clear:
         let details = serde_json::json!({"domains": domains});
         let note = entry(context, brand, ACTOR, Action { what: "email_domains", subject: None, details });
         let named = (!clear).then_some(&domains[..]);
-        tenants.brands.set_email_domains(brand, named, Some(&note)).await?;
+        brand_ports.brands.set_email_domains(brand, named, Some(&note)).await?;
         eprintln!("set; every process uses it within {} s", SETTINGS_TTL.as_secs());
     }
     Ok(())
 }
 
 async fn shops(context: &Context, command: ShopCommand) -> anyhow::Result<()> {
-    let tenants = &context.tenants;
+    let brand_ports = &context.brand_ports;
     match command {
         ShopCommand::List { brand } => {
-            let brand = brand_named(tenants, &brand).await?;
-            for shop in tenants.shops.shops(brand).await? {
+            let brand = brand_named(brand_ports, &brand).await?;
+            for shop in brand_ports.shops.shops(brand).await? {
                 let state = match (shop.redacted_at, shop.uninstalled_at) {
                     (Some(at), _) => format!("erased at {}", time::format(at)),
                     (None, Some(at)) => format!("uninstalled at {}", time::format(at)),
@@ -125,7 +125,7 @@ async fn shops(context: &Context, command: ShopCommand) -> anyhow::Result<()> {
             }
         }
         ShopCommand::Add { brand, domain, secret, secret_file, address } => {
-            let brand = brand_named(tenants, &brand).await?;
+            let brand = brand_named(brand_ports, &brand).await?;
             let domain = shop_domain(&domain)?;
             let secret = Secret {
                 flag: "--secret",
@@ -139,7 +139,7 @@ async fn shops(context: &Context, command: ShopCommand) -> anyhow::Result<()> {
             )?;
             let details = serde_json::json!({"shop": domain});
             note(context, brand, ACTOR, Action { what: "shop_added", subject: None, details }).await?;
-            let known = tenants.shops.shop(&domain).await?.is_some();
+            let known = brand_ports.shops.shop(&domain).await?.is_some();
             add_shop(context, &domain, brand, &secret).await?;
             if known {
                 eprintln!(
@@ -168,14 +168,14 @@ fn maker() -> Maker<'static> {
 }
 
 async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyhow::Result<()> {
-    let tenants = &context.tenants;
+    let brand_ports = &context.brand_ports;
     let what_failed = |error: KeyError| match error {
         KeyError::Unknown(_) => anyhow::anyhow!("{error}; server admin key list shows them"),
         other => other.into(),
     };
     match command {
         KeyCommand::Add { brand, kind, scopes, rate_limit, days } => {
-            let brand = brand_named(tenants, &brand).await?;
+            let brand = brand_named(brand_ports, &brand).await?;
             let kind = KeyKind::from(kind);
             if kind == KeyKind::Write && scopes.is_some() {
                 bail!("a write key has no scopes: it sends events, and nothing else");
@@ -187,8 +187,8 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
             println!("{}", add_key(context, grant, maker()).await.map_err(what_failed)?);
         }
         KeyCommand::List { brand } => {
-            let brand = brand_named(tenants, &brand).await?;
-            for key in tenants.keys.keys(brand).await? {
+            let brand = brand_named(brand_ports, &brand).await?;
+            for key in brand_ports.keys.keys(brand).await? {
                 let at = |at: Option<Timestamp>, never: &str| at.map_or(never.to_owned(), time::format);
                 let limit = key.grant.rate_limit.map_or("no limit".to_owned(), |limit| format!("{limit}/s"));
                 println!(
@@ -204,13 +204,13 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
             }
         }
         KeyCommand::Rotate { brand, id, grace_s } => {
-            let brand = brand_named(tenants, &brand).await?;
+            let brand = brand_named(brand_ports, &brand).await?;
             let grace = std::time::Duration::from_secs(grace_s.into());
             let lives = (grace, args.key_days());
             println!("{}", rotate_key(context, brand, &id, lives, maker()).await.map_err(what_failed)?);
         }
         KeyCommand::Revoke { brand, id, cascade } => {
-            let brand = brand_named(tenants, &brand).await?;
+            let brand = brand_named(brand_ports, &brand).await?;
             let ended = revoke_key(context, brand, &id, cascade, maker()).await.map_err(what_failed)?;
             for id in &ended.also {
                 println!("revoked, too: {id}");
@@ -221,7 +221,7 @@ async fn keys(args: &ServeArgs, context: &Context, command: KeyCommand) -> anyho
             eprintln!("revoked; servers accept it for at most 5 more seconds");
         }
         KeyCommand::Limit { brand, id, rate_limit } => {
-            let brand = brand_named(tenants, &brand).await?;
+            let brand = brand_named(brand_ports, &brand).await?;
             limit_key(context, brand, &id, rate_limit, maker()).await.map_err(what_failed)?;
         }
     }
@@ -245,8 +245,8 @@ fn what_to_configure(domain: &str, address: &str) -> String {
 ///
 /// # Errors
 /// When there is none, or the store's own.
-pub(crate) async fn brand_named(tenants: &Tenants, name: &str) -> anyhow::Result<BrandId> {
-    let brand = tenants.brands.brand(name.trim()).await?;
+pub(crate) async fn brand_named(brand_ports: &BrandPorts, name: &str) -> anyhow::Result<BrandId> {
+    let brand = brand_ports.brands.brand(name.trim()).await?;
     brand.with_context(|| {
         format!("there is no brand named {name:?}; add it with: server admin brand add {name:?}")
     })

@@ -16,13 +16,13 @@ use tributary_core::domain::event::Source;
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::scopes::{Scope, Scopes};
 use tributary_core::domain::time::Timestamp;
+use tributary_core::ports::brands::{BrandPorts, KeyGrant, KeyKind, Shop, key_id};
 use tributary_core::ports::fault::Fault;
 use tributary_core::ports::store::StoreError;
-use tributary_core::ports::tenants::{KeyGrant, KeyKind, Shop, Tenants, key_id};
 use tributary_core::ports::world::World;
 use tributary_core::remembered::{OUTAGE_TTL, Remembered};
 use tributary_core::sampled::Sampled;
-use tributary_core::services::tenants::{Maker, hash};
+use tributary_core::services::keys::{Maker, hash};
 
 use crate::bucket::Bucket;
 use crate::error::ApiError;
@@ -47,7 +47,7 @@ const REMEMBERED: u64 = 10_000;
 
 /// Recognises keys and shops, and remembers those it found.
 pub struct Keys {
-    tenants: Tenants,
+    brand_ports: BrandPorts,
     world: World,
     grants: Remembered<[u8; 32], KeyGrant>,
     shops: Remembered<String, Shop>,
@@ -114,10 +114,10 @@ impl Secret {
 }
 
 impl Keys {
-    /// Asks `tenants`. A write key or a shop without a limit of its own has `sender_limit`.
-    pub fn new(tenants: Tenants, world: World, sender_limit: Option<NonZeroU32>) -> Self {
+    /// Asks `brand_ports`. A write key or a shop without a limit of its own has `sender_limit`.
+    pub fn new(brand_ports: BrandPorts, world: World, sender_limit: Option<NonZeroU32>) -> Self {
         Self {
-            tenants,
+            brand_ports,
             sender_limit,
             unknown: Remembered::new(world.clone(), REMEMBERED),
             strangers: Cache::new(REMEMBERED),
@@ -266,7 +266,7 @@ impl Keys {
     /// 503 when the store is unavailable and the shop is not known from before.
     pub async fn shop(&self, domain: &str) -> Result<Option<Shop>, ApiError> {
         let key = domain.to_owned();
-        self.remembered(&self.shops, key, SHOP_TTL, self.tenants.shops.shop(domain)).await
+        self.remembered(&self.shops, key, SHOP_TTL, self.brand_ports.shops.shop(domain)).await
     }
 
     /// Forgets what it knows of keys: a change of this process' own holds at once.
@@ -282,7 +282,7 @@ impl Keys {
             return;
         }
         let used: Vec<(String, Timestamp)> = drained.iter().map(|(hash, at)| (key_id(hash), *at)).collect();
-        if let Err(error) = self.tenants.keys.keys_used(&used).await {
+        if let Err(error) = self.brand_ports.keys.keys_used(&used).await {
             tracing::debug!(%error, "when keys were last used is written later");
             let mut waiting = self.used.lock().unwrap_or_else(PoisonError::into_inner);
             for (hash, at) in drained {
@@ -297,7 +297,7 @@ impl Keys {
     }
 
     async fn grant(&self, hash: &[u8; 32]) -> Result<Option<KeyGrant>, ApiError> {
-        self.remembered(&self.grants, *hash, KEY_TTL, self.tenants.keys.key(hash)).await
+        self.remembered(&self.grants, *hash, KEY_TTL, self.brand_ports.keys.key(hash)).await
     }
 
     /// Charges the bucket of a key or a shop.

@@ -10,9 +10,9 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tributary_core::context::{Backend, EVENTS_QUEUE};
 use tributary_core::domain::scopes::Scopes;
+use tributary_core::ports::brands::KeyKind;
 use tributary_core::ports::queue::{DeadPlace, MAX_DEAD_PAGE};
-use tributary_core::ports::tenants::KeyKind;
-use tributary_core::services::tenants::{MAX_KEY_DAYS, MAX_ROTATION_GRACE, hash};
+use tributary_core::services::keys::{MAX_KEY_DAYS, MAX_ROTATION_GRACE, hash};
 use workers::http::Bounds;
 use workers::settings::{OutboundArgs, QueueArgs, Secret, ServicesArgs, WorkerArgs};
 

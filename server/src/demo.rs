@@ -1,8 +1,8 @@
 //! The first start of an empty embedded folder: a brand to try things with.
 
 use tributary_core::context::Context;
-use tributary_core::ports::tenants::KeyKind;
-use tributary_core::services::tenants::new_key;
+use tributary_core::ports::brands::KeyKind;
+use tributary_core::services::keys::new_key;
 use workers::telemetry::say;
 
 pub const DEMO_BRAND: &str = "demo";
@@ -13,7 +13,7 @@ pub const DEMO_BRAND: &str = "demo";
 /// # Errors
 /// The store's own.
 pub async fn seed_if_empty(context: &Context, address: &str, show: bool) -> anyhow::Result<()> {
-    if !context.tenants.brands.brands().await?.is_empty() {
+    if !context.brand_ports.brands.brands().await?.is_empty() {
         return Ok(());
     }
     if !show {
@@ -23,9 +23,9 @@ pub async fn seed_if_empty(context: &Context, address: &str, show: bool) -> anyh
         );
         return Ok(());
     }
-    let brand = context.tenants.brands.add_brand(DEMO_BRAND).await?;
-    let write = new_key(&context.tenants, &context.world, brand, KeyKind::Write).await?;
-    let secret = new_key(&context.tenants, &context.world, brand, KeyKind::Secret).await?;
+    let brand = context.brand_ports.brands.add_brand(DEMO_BRAND).await?;
+    let write = new_key(&context.brand_ports, &context.world, brand, KeyKind::Write).await?;
+    let secret = new_key(&context.brand_ports, &context.world, brand, KeyKind::Secret).await?;
     say(format_args!(
         "Made the brand \"{DEMO_BRAND}\". Its keys, shown only now:\n\
          \n  write key   {write}\n  secret key  {secret}\n\

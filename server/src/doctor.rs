@@ -8,7 +8,7 @@ use tributary_core::context::Context;
 use tributary_core::ports::world::World;
 use tributary_core::services::automations::preflight;
 use tributary_core::services::health::{self, Check, Status};
-use tributary_core::services::tenants::warn_of_shared_secrets;
+use tributary_core::services::shops::warn_of_shared_secrets;
 
 use crate::cli::ServeArgs;
 
@@ -78,7 +78,7 @@ pub async fn run(args: &ServeArgs) -> anyhow::Result<()> {
     ] {
         found.check(what, check);
     }
-    let brands = context.tenants.brands.brands().await?;
+    let brands = context.brand_ports.brands.brands().await?;
     found.look(
         "brands",
         match brands.len() {

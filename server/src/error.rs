@@ -12,8 +12,8 @@ use tributary_core::ports::queue::QueueError;
 use tributary_core::ports::store::StoreError;
 use tributary_core::services::automations::api::AutomationError;
 use tributary_core::services::identity::IdentityError;
+use tributary_core::services::keys::KeyError;
 use tributary_core::services::privacy::PrivacyError;
-use tributary_core::services::tenants::KeyError;
 
 use crate::requests;
 

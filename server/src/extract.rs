@@ -5,8 +5,8 @@ use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Que
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
-use tributary_core::ports::tenants::{KeyGrant, KeyKind, key_id};
-use tributary_core::services::tenants::hash;
+use tributary_core::ports::brands::{KeyGrant, KeyKind, key_id};
+use tributary_core::services::keys::hash;
 
 use crate::auth::{Peer, Secret, bearer};
 use crate::body::{self, MAX_BODY_BYTES};

@@ -8,7 +8,7 @@ use axum::http::HeaderMap;
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::Response;
-use tributary_core::services::tenants::hash;
+use tributary_core::services::keys::hash;
 
 use crate::auth::bearer;
 

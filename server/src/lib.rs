@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 use tributary_core::adapters::folder::own_file;
 use tributary_core::context::Context;
 use tributary_core::failpoint;
-use tributary_core::services::tenants::warn_of_shared_secrets;
+use tributary_core::services::shops::warn_of_shared_secrets;
 use workers::{automation, event, http, monitor, shutdown, telemetry};
 
 use crate::cli::{Cli, Command, Import, ServeArgs};

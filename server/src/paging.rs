@@ -1,6 +1,6 @@
 //! Pages: how many entries, and where they begin. A page's `next` is the cursor of the one after it.
 
-use tributary_core::services::directory::MAX_PAGE;
+use tributary_core::services::customer_search::MAX_PAGE;
 use uuid::Uuid;
 
 use crate::error::ApiError;

@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::Response;
 use tributary_core::domain::ids::BrandId;
-use tributary_core::ports::tenants::{Refusal, Tenants};
+use tributary_core::ports::brands::{BrandPorts, Refusal};
 use tributary_core::ports::world::World;
 use tributary_core::sampled::Sampled;
 
@@ -50,7 +50,7 @@ impl Refusals {
     }
 
     /// Writes what waits; what cannot be written waits on.
-    pub async fn write(&self, tenants: &Tenants) {
+    pub async fn write(&self, brand_ports: &BrandPorts) {
         let taken = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         if taken.is_empty() {
             return;
@@ -65,7 +65,7 @@ impl Refusals {
                 last_ms: *last_ms,
             })
             .collect();
-        if let Err(error) = tenants.refusals.add_refusals(&rows).await {
+        if let Err(error) = brand_ports.refusals.add_refusals(&rows).await {
             tracing::debug!(%error, "what was refused is written later");
             for ((brand, source, code), (count, last_ms)) in taken {
                 self.add(brand, &source, code, count, last_ms);

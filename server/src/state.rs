@@ -8,14 +8,14 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tributary_core::context::Context;
 use tributary_core::domain::ids::ProfileId;
+use tributary_core::ports::brands::key_id;
 use tributary_core::ports::clock::Moment;
-use tributary_core::ports::tenants::key_id;
 use tributary_core::ports::world::World;
 use tributary_core::services::health::{self, Alarms, Health};
 use tributary_core::services::ingest::Ingest;
+use tributary_core::services::keys::hash;
 use tributary_core::services::privacy::{Action, note};
 use tributary_core::services::queues::{RateMeter, SAMPLE_EVERY};
-use tributary_core::services::tenants::hash;
 use workers::http::Bounds;
 use workers::telemetry::PrometheusHandle;
 
@@ -73,7 +73,8 @@ impl AppState {
         let started = context.world.monotonic();
         let rates = Arc::new(RateMeter::new(context.world.clone()));
         tokio::spawn(sample(context.clone(), Arc::downgrade(&rates)));
-        let keys = Arc::new(Keys::new(context.tenants.clone(), context.world.clone(), settings.sender_limit));
+        let keys =
+            Arc::new(Keys::new(context.brand_ports.clone(), context.world.clone(), settings.sender_limit));
         tokio::spawn(tell_used(context.world.clone(), Arc::downgrade(&keys)));
         let looks = Arc::new(Looks::default());
         tokio::spawn(tell_looks(context.clone(), Arc::downgrade(&looks)));
@@ -186,7 +187,7 @@ async fn write_refusals(context: Context, refusals: Weak<Refusals>) {
     loop {
         context.world.sleep(WRITTEN_EVERY).await;
         let Some(refusals) = refusals.upgrade() else { return };
-        refusals.write(&context.tenants).await;
+        refusals.write(&context.brand_ports).await;
     }
 }
 

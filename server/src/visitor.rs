@@ -11,7 +11,7 @@ use sha2::Sha256;
 use tributary_core::context::Context;
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::time::{self, Timestamp};
-use tributary_core::services::tenants::add_shop;
+use tributary_core::services::shops::add_shop;
 
 use crate::admin::brand_named;
 use crate::cli::{DemoArgs, Part, ServeArgs};
@@ -30,7 +30,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 pub async fn run(args: &ServeArgs, asked: &DemoArgs) -> anyhow::Result<()> {
     args.refuse_missing_folder()?;
     let context = Context::open(&args.backend()?, args.queue.settings()).await?;
-    let brand = brand_named(&context.tenants, &asked.brand).await?;
+    let brand = brand_named(&context.brand_ports, &asked.brand).await?;
     let secret = secret(&context, brand).await?;
     let http = reqwest::Client::builder().timeout(ANSWER_TIMEOUT).build()?;
     for (topic, body) in deliveries(asked.part, context.world.now()) {
@@ -59,7 +59,7 @@ pub async fn run(args: &ServeArgs, asked: &DemoArgs) -> anyhow::Result<()> {
 
 /// The shop's secret: the one it has, or a new one.
 async fn secret(context: &Context, brand: BrandId) -> anyhow::Result<String> {
-    match context.tenants.shops.shop(SHOP).await? {
+    match context.brand_ports.shops.shop(SHOP).await? {
         Some(shop) if shop.brand == brand => Ok(shop.secret),
         Some(_) => bail!("{SHOP} is another brand's: say which with --brand"),
         None => {

@@ -23,11 +23,11 @@ use tokio::net::TcpStream;
 use tributary_core::domain::addresses::Reach;
 use tributary_core::domain::automation::segment::MAX_SEGMENTS;
 use tributary_core::domain::scopes::Scope;
+use tributary_core::ports::brands::{KeyGrant, KeyKind, key_id};
 use tributary_core::ports::queue::{NewItem, QueueSettings};
-use tributary_core::ports::tenants::{KeyGrant, KeyKind, key_id};
 use tributary_core::services::automations::api::MAX_AUTOMATIONS;
 use tributary_core::services::automations::preflight::{self, Abilities};
-use tributary_core::services::tenants::{hash, new_key};
+use tributary_core::services::keys::{hash, new_key};
 
 /// A route that the document describes.
 #[derive(Clone, Debug)]
@@ -210,11 +210,12 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
         // Of a shop: as of a key.
         "rate_limited" if is_webhook => return None,
         "rate_limited" => {
-            let tenants = &app.context.tenants;
-            let key = new_key(tenants, &app.context.world, app.brand, route.key.unwrap_or(KeyKind::Secret))
-                .await
-                .unwrap();
-            tenants.keys.limit_key(app.brand, &key_id(&hash(&key)), Some(1), None).await.unwrap();
+            let brand_ports = &app.context.brand_ports;
+            let key =
+                new_key(brand_ports, &app.context.world, app.brand, route.key.unwrap_or(KeyKind::Secret))
+                    .await
+                    .unwrap();
+            brand_ports.keys.limit_key(app.brand, &key_id(&hash(&key)), Some(1), None).await.unwrap();
             let once = || plain("").bearer_auth(&key).body(sound_body(route).to_string());
             // More than a second's worth, all at once: the next is refused, however slow the machine.
             let burst = join_all((0..4).map(|_| answer(once()))).await;
@@ -284,7 +285,7 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
         {
             // Of a brand of its own, which no other answer needs.
             let full =
-                app.context.tenants.brands.add_brand(&format!("full of {}", route.path)).await.unwrap();
+                app.context.brand_ports.brands.add_brand(&format!("full of {}", route.path)).await.unwrap();
             let key = key_with(&app.context, KeyGrant::new(full, KeyKind::Secret)).await;
             for number in 0..MAX_AUTOMATIONS {
                 let made = app.http.post(format!("{}/api/automations", app.url)).bearer_auth(&key);
@@ -368,7 +369,7 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
             request(app, route, &filled(&route.path, &with), "").bearer_auth(&app.secret_key)
         }
         "shared_queue" => {
-            let _ = app.context.tenants.brands.add_brand("another").await;
+            let _ = app.context.brand_ports.brands.add_brand("another").await;
             keyed("")
         }
         "missing_header" => plain("").body("{}"),
@@ -726,9 +727,11 @@ async fn no_route_shows_one_brand_anything_of_another() {
         let keys = own("/api/keys").await;
         let key = keys["keys"][0]["id"].as_str().unwrap().to_owned();
 
-        let other = app.context.tenants.brands.add_brand("other").await.unwrap();
-        let write = new_key(&app.context.tenants, &app.context.world, other, KeyKind::Write).await.unwrap();
-        let secret = new_key(&app.context.tenants, &app.context.world, other, KeyKind::Secret).await.unwrap();
+        let other = app.context.brand_ports.brands.add_brand("other").await.unwrap();
+        let write =
+            new_key(&app.context.brand_ports, &app.context.world, other, KeyKind::Write).await.unwrap();
+        let secret =
+            new_key(&app.context.brand_ports, &app.context.world, other, KeyKind::Secret).await.unwrap();
         let before = everything(&app, &ada, &bob).await;
         let mut tried = 0;
         for route in routes() {

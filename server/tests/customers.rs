@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::{On, TestApp, answer};
 use tributary_core::domain::ids::ProfileId;
+use tributary_core::ports::brands::KeyKind;
 use tributary_core::ports::queue::QueueSettings;
-use tributary_core::ports::tenants::KeyKind;
 use tributary_core::services::customer360::answer_key;
 use tributary_core::services::health::{self, Alarms, Status};
-use tributary_core::services::tenants::new_key;
+use tributary_core::services::keys::new_key;
 
 on_both_profiles!(
     an_answer_has_every_field_and_is_found_by_id_and_identifier,
@@ -223,8 +223,8 @@ async fn a_brand_sees_only_its_own_customers(on: On) {
     let app = TestApp::start(on).await;
     send(&app, json!({"event": "E", "userId": "u1"})).await;
     let (_, ours) = cached(&app, "/api/customers/by/user_id/u1/360").await;
-    let other = app.context.tenants.brands.add_brand("other").await.unwrap();
-    let secret = new_key(&app.context.tenants, &app.context.world, other, KeyKind::Secret).await.unwrap();
+    let other = app.context.brand_ports.brands.add_brand("other").await.unwrap();
+    let secret = new_key(&app.context.brand_ports, &app.context.world, other, KeyKind::Secret).await.unwrap();
     for path in [
         "/api/customers/by/user_id/u1/360".to_owned(),
         format!("/api/customers/{}/360", ours["id"].as_str().unwrap()),

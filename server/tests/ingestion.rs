@@ -357,12 +357,12 @@ async fn a_webhook_is_taken_once_however_often_it_comes(on: On) {
 
 async fn a_secret_can_be_rotated_without_losing_a_webhook(on: On) {
     let app = TestApp::start(on).await;
-    app.context.tenants.shops.add_shop(SHOP, app.brand, "new-secret").await.unwrap();
+    app.context.brand_ports.shops.add_shop(SHOP, app.brand, "new-secret").await.unwrap();
     assert_eq!(answer(webhook(&app.client(), "w1", &order())).await.0, 200, "signed with the old secret");
-    app.context.tenants.shops.add_shop(SHOP, app.brand, "newest-secret").await.unwrap();
+    app.context.brand_ports.shops.add_shop(SHOP, app.brand, "newest-secret").await.unwrap();
     let other = TestApp::start(On::Embedded).await;
-    other.context.tenants.shops.add_shop(SHOP, other.brand, "a").await.unwrap();
-    other.context.tenants.shops.add_shop(SHOP, other.brand, "b").await.unwrap();
+    other.context.brand_ports.shops.add_shop(SHOP, other.brand, "a").await.unwrap();
+    other.context.brand_ports.shops.add_shop(SHOP, other.brand, "b").await.unwrap();
     assert_eq!(answer(webhook(&other.client(), "w1", &order())).await.0, 401, "two rotations ago");
     app.stop().await;
     other.stop().await;

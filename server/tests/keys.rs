@@ -8,8 +8,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use support::{On, TestApp, answer, key_with};
 use tributary_core::domain::scopes::{Scope, Scopes};
-use tributary_core::ports::tenants::{KeyGrant, KeyKind, key_id};
-use tributary_core::services::tenants::hash;
+use tributary_core::ports::brands::{KeyGrant, KeyKind, key_id};
+use tributary_core::services::keys::hash;
 
 async fn call(app: &TestApp, key: &str, method: Method, path: &str, body: Value) -> (u16, Value) {
     let body = if body.is_null() { String::new() } else { body.to_string() };
@@ -175,14 +175,14 @@ async fn revoking_a_leaked_key_tells_which_keys_of_it_live_on_or_ends_them(on: O
     }
     // A key that has ended makes no more: whatever a server still believes of it.
     let grant = KeyGrant::new(app.brand, KeyKind::Secret);
-    let maker = tributary_core::services::tenants::Maker {
+    let maker = tributary_core::services::keys::Maker {
         actor: "test",
         key: Some(&id(&leaked)),
         may: Scopes::all(),
         until: None,
         limit: None,
     };
-    assert!(tributary_core::services::tenants::add_key(&app.context, grant, maker).await.is_err());
+    assert!(tributary_core::services::keys::add_key(&app.context, grant, maker).await.is_err());
     app.stop().await;
 }
 
@@ -225,7 +225,7 @@ async fn what_is_done_to_keys_and_settings_stands_in_the_log_or_is_not_done(on: 
 
     // Where the log cannot be written, nothing is done.
     app.break_audit_log().await;
-    let before = app.context.tenants.keys.keys(app.brand).await.unwrap();
+    let before = app.context.brand_ports.keys.keys(app.brand).await.unwrap();
     for (method, path, body) in [
         (Method::POST, "/api/keys".to_owned(), json!({"kind": "secret"})),
         (Method::POST, format!("/api/keys/{}/rotate", id(&key)), json!({})),
@@ -236,11 +236,11 @@ async fn what_is_done_to_keys_and_settings_stands_in_the_log_or_is_not_done(on: 
         let (status, body) = call(&app, &app.secret_key, method.clone(), &path, body).await;
         assert!(status >= 500, "{method} {path}: {body}");
     }
-    let strip = |keys: Vec<tributary_core::ports::tenants::KeyRecord>| {
+    let strip = |keys: Vec<tributary_core::ports::brands::KeyRecord>| {
         keys.into_iter().map(|k| (k.id, k.grant)).collect::<Vec<_>>()
     };
-    assert_eq!(strip(app.context.tenants.keys.keys(app.brand).await.unwrap()), strip(before));
-    assert_eq!(app.context.tenants.brands.settings(app.brand).await.unwrap().default_country, None);
+    assert_eq!(strip(app.context.brand_ports.keys.keys(app.brand).await.unwrap()), strip(before));
+    assert_eq!(app.context.brand_ports.brands.settings(app.brand).await.unwrap().default_country, None);
     app.stop().await;
 }
 
@@ -337,16 +337,16 @@ async fn mail_comes_from_domains_that_the_operator_names_for_a_brand(on: On) {
         call(&app, &app.secret_key, Method::PUT, "/api/settings", json!({"email_from": from})).await
     };
     assert_eq!(set("Shop <hello@shop.example>").await.0, 200, "the only brand, and nothing named");
-    let other = app.context.tenants.brands.add_brand("other").await.unwrap();
+    let other = app.context.brand_ports.brands.add_brand("other").await.unwrap();
     let (status, body) = set("Shop <hello@shop.example>").await;
     assert_eq!((status, body["code"].as_str()), (400, Some("invalid_settings")));
     assert!(body["message"].as_str().unwrap().contains("server admin brand domains"), "{body}");
-    app.context.brands.forget(app.brand);
-    let held = app.context.brands.settings(app.brand).await.unwrap();
+    app.context.brand_cache.forget(app.brand);
+    let held = app.context.brand_cache.settings(app.brand).await.unwrap();
     assert_eq!(held.email_from, None, "what was set before sends nothing any more");
 
     let domains = ["shop.example".to_owned(), "post.example".to_owned()];
-    app.context.tenants.brands.set_email_domains(app.brand, Some(&domains), None).await.unwrap();
+    app.context.brand_ports.brands.set_email_domains(app.brand, Some(&domains), None).await.unwrap();
     for from in ["a@shop.example", "A <a@POST.example>"] {
         assert_eq!(set(from).await.0, 200, "{from}");
     }
@@ -355,9 +355,9 @@ async fn mail_comes_from_domains_that_the_operator_names_for_a_brand(on: On) {
     {
         assert_eq!(set(from).await.0, 400, "{from}");
     }
-    app.context.brands.forget(app.brand);
-    assert!(app.context.brands.settings(app.brand).await.unwrap().email_from.is_some());
-    assert!(app.context.tenants.brands.email_domains(other).await.unwrap().is_none());
+    app.context.brand_cache.forget(app.brand);
+    assert!(app.context.brand_cache.settings(app.brand).await.unwrap().email_from.is_some());
+    assert!(app.context.brand_ports.brands.email_domains(other).await.unwrap().is_none());
     app.stop().await;
 }
 

@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use support::{On, TestApp, answer, key_with};
+use tributary_core::ports::brands::{KeyGrant, KeyKind};
 use tributary_core::ports::clock::{Clock, ManualClock, SystemClock};
 use tributary_core::ports::queue::QueueSettings;
-use tributary_core::ports::tenants::{KeyGrant, KeyKind};
 
 on_both_profiles!(
     a_limit_counts_events_and_bytes_not_requests,
@@ -84,7 +84,7 @@ async fn unknown_keys_of_an_address_are_limited_and_known_ones_are_not(on: On) {
 
 async fn strangers_are_told_nothing_that_concerns_all_brands(on: On) {
     let app = TestApp::start(on).await;
-    let other = app.context.tenants.brands.add_brand("other").await.unwrap();
+    let other = app.context.brand_ports.brands.add_brand("other").await.unwrap();
     assert_eq!(answer(app.post("/v1/track", track("x").to_string())).await.0, 200);
     // As a proxy hands a request on.
     let stranger =
@@ -111,7 +111,7 @@ async fn strangers_are_told_nothing_that_concerns_all_brands(on: On) {
 
 async fn a_brand_over_its_share_is_told_so_and_others_are_not(on: On) {
     let app = TestApp::start_with(on, 0, QueueSettings { max_depth: 100, ..QueueSettings::default() }).await;
-    let other = app.context.tenants.brands.add_brand("other").await.unwrap();
+    let other = app.context.brand_ports.brands.add_brand("other").await.unwrap();
     let other = key_with(&app.context, KeyGrant::new(other, KeyKind::Write)).await;
     let mut taken = 0;
     let refused = loop {
@@ -134,7 +134,7 @@ async fn a_brand_over_its_share_is_told_so_and_others_are_not(on: On) {
 async fn a_flood_of_bad_messages_leaves_few_dead_letters_and_holds_up_nobody(on: On) {
     let settings = QueueSettings { max_dead: 20, ..QueueSettings::default() };
     let app = TestApp::start_with(on, 0, settings).await;
-    let other = app.context.tenants.brands.add_brand("other").await.unwrap();
+    let other = app.context.brand_ports.brands.add_brand("other").await.unwrap();
     let other = key_with(&app.context, KeyGrant::new(other, KeyKind::Write)).await;
     let bad = json!({"type": "track", "userId": "u", "properties": {"x": "z".repeat(3000)}});
     for _ in 0..10 {

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{On, SHOP, TestApp, answer};
+use tributary_core::ports::brands::KeyKind;
 use tributary_core::ports::queue::QueueSettings;
-use tributary_core::ports::tenants::KeyKind;
-use tributary_core::services::tenants::new_key;
+use tributary_core::services::keys::new_key;
 
 on_both_profiles!(
     dead_letters_are_seen_put_back_and_discarded_by_their_brand_alone,
@@ -44,8 +44,9 @@ fn send(app: &TestApp, method: reqwest::Method, path: &str, key: &str) -> reqwes
 async fn dead_letters_are_seen_put_back_and_discarded_by_their_brand_alone(on: On) {
     let app = TestApp::start(on).await;
     bury_two(&app).await;
-    let other = app.context.tenants.brands.add_brand("other").await.unwrap();
-    let stranger = new_key(&app.context.tenants, &app.context.world, other, KeyKind::Secret).await.unwrap();
+    let other = app.context.brand_ports.brands.add_brand("other").await.unwrap();
+    let stranger =
+        new_key(&app.context.brand_ports, &app.context.world, other, KeyKind::Secret).await.unwrap();
 
     let first = letters(&app, "?limit=1").await;
     assert_eq!(first["letters"].as_array().unwrap().len(), 1);
@@ -95,7 +96,7 @@ async fn a_lone_brand_may_pause_its_queue_and_others_may_not(on: On) {
     app.work_off().await;
     assert_eq!(app.context.queue.stats().await.unwrap().acked, 1);
 
-    app.context.tenants.brands.add_brand("other").await.unwrap();
+    app.context.brand_ports.brands.add_brand("other").await.unwrap();
     let (status, refusal) = answer(post("/pause")).await;
     assert_eq!((status, refusal["code"].as_str()), (403, Some("shared_queue")));
     assert!(!app.context.queue.stats().await.unwrap().paused);

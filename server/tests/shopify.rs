@@ -528,7 +528,7 @@ async fn an_uninstalled_shop_is_noted(on: On) {
     )
     .await;
     app.work_off().await;
-    let shops = app.context.tenants.shops.shops(app.brand).await.unwrap();
+    let shops = app.context.brand_ports.shops.shops(app.brand).await.unwrap();
     assert!(shops[0].uninstalled_at.is_some());
     assert_eq!(app.context.store.stats(app.brand).await.unwrap().profiles, 0, "the owner is no customer");
     app.stop().await;

@@ -16,7 +16,7 @@ use tributary_core::ports::queue::QueueSettings;
 use tributary_core::ports::store::BodyRow;
 use tributary_core::ports::world::World;
 use tributary_core::services::privacy::carry_out;
-use tributary_core::services::tenants::{ShopError, add_shop};
+use tributary_core::services::shops::{ShopError, add_shop};
 
 on_both_profiles!(
     a_signed_body_under_another_topic_takes_nothing_away,
@@ -197,7 +197,7 @@ async fn a_redaction_that_ended_can_be_asked_for_again(on: On) {
 
 async fn shops_of_two_brands_share_no_secret(on: On) {
     let app = TestApp::start(on).await;
-    let other = app.context.tenants.brands.add_brand("other").await.unwrap();
+    let other = app.context.brand_ports.brands.add_brand("other").await.unwrap();
     let shared = add_shop(&app.context, "b.myshopify.com", other, SHOP_SECRET).await;
     assert!(matches!(shared, Err(ShopError::SharedSecret)), "{shared:?}");
     add_shop(&app.context, SHOP, app.brand, "newer").await.unwrap();
@@ -241,8 +241,8 @@ async fn what_is_refused_is_told_to_its_brand(on: On) {
         "an answer that there is nobody is no refusal"
     );
     // Nobody else is told, and a stranger's shop is nobody's.
-    let other = app.context.tenants.brands.add_brand("other").await.unwrap();
-    assert_eq!(app.context.tenants.refusals.refusals(other).await.unwrap(), []);
+    let other = app.context.brand_ports.brands.add_brand("other").await.unwrap();
+    assert_eq!(app.context.brand_ports.refusals.refusals(other).await.unwrap(), []);
     let elsewhere = Access { shop_domain: "stranger.myshopify.com".to_owned(), ..client.access().clone() };
     let stranger = Client::new(elsewhere).unwrap();
     let sent = stranger.webhook(stranger.http(), "orders/create", "s", order().to_string());

@@ -32,7 +32,7 @@ use tributary_core::ports::world::World;
 use tributary_core::services::automations::api;
 use tributary_core::services::automations::destinations::Destinations;
 use tributary_core::services::automations::runs::Outbound;
-use tributary_core::services::brands::BrandRules;
+use tributary_core::services::brand_cache::BrandRules;
 use tributary_core::services::events::process;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
 use uuid::Uuid;
@@ -95,7 +95,7 @@ async fn run() {
 
 async fn measure(name: &str, backend: &Backend, database: Option<&str>, rate: usize) {
     let context = Context::open(backend, QueueSettings::default()).await.unwrap();
-    let brand = context.tenants.brands.add_brand("b").await.unwrap();
+    let brand = context.brand_ports.brands.add_brand("b").await.unwrap();
     let definition: Definition = serde_json::from_value(json!({
         "name": "n", "trigger": {"on": "event", "event": "E"},
         "steps": [{"do": "wait", "for": {"days": 30}}, {"do": "webhook", "url": "https://r.example/"}],

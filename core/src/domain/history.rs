@@ -54,7 +54,7 @@ pub struct Merge {
     /// The profile that took in.
     pub survivor: ProfileId,
     /// The profile that was taken in.
-    pub loser: ProfileId,
+    pub absorbed: ProfileId,
     pub at: Timestamp,
     /// The event that linked the two.
     pub message_id: String,

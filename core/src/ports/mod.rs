@@ -4,9 +4,10 @@
 //! caller can do about them.
 
 pub mod automations;
+pub mod brands;
 pub mod cache;
 pub mod clock;
-pub mod directory;
+pub mod customer_search;
 pub mod fault;
 pub mod locks;
 pub mod outbox;
@@ -14,5 +15,4 @@ pub mod privacy;
 pub mod queue;
 pub mod sender;
 pub mod store;
-pub mod tenants;
 pub mod world;

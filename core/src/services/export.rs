@@ -131,7 +131,8 @@ impl Export {
         let mut first = true;
         let mut before: Option<EventKey> = None;
         loop {
-            let page = self.context.directory.timeline(self.brand, self.id, before.as_ref(), PAGE).await?;
+            let page =
+                self.context.customer_search.timeline(self.brand, self.id, before.as_ref(), PAGE).await?;
             before = page.last().map(StoredEvent::key);
             self.list(&page.iter().map(InFull::of).collect::<Vec<_>>(), &mut first).await?;
             if (page.len() as i64) < PAGE {
@@ -164,7 +165,7 @@ impl Export {
                 json!({"name": name, "value": held.value, "at": at, "message_id": held.message_id, "source": held.source})
             })
             .collect();
-        let merges = context.directory.merges(*brand, *id).await?;
+        let merges = context.customer_search.merges(*brand, *id).await?;
         let merges: Vec<MergeEntry> = merges.into_iter().map(MergeEntry::from).collect();
         let automations = automations::api::held(context, *brand, *id).await?;
         let mut head = json!({

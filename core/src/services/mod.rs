@@ -2,14 +2,15 @@
 
 pub mod automations;
 pub mod batches;
-pub mod brands;
+pub mod brand_cache;
 pub mod customer360;
-pub mod directory;
+pub mod customer_search;
 pub mod events;
 pub mod export;
 pub mod health;
 pub mod identity;
 pub mod ingest;
+pub mod keys;
 pub mod locks;
 pub mod merge;
 pub mod outbox;
@@ -18,6 +19,6 @@ pub mod queues;
 pub mod rounds;
 pub mod seal;
 pub mod sealed;
+pub mod shops;
 pub mod spool;
 pub mod store_health;
-pub mod tenants;

@@ -1,4 +1,4 @@
-//! The tenants, with their secrets sealed: a decorator over the port ([`crate::services::seal`]). Beneath it no secret is plain,
+//! The ports of brands, with their secrets sealed: a decorator over the port ([`crate::services::seal`]). Beneath it no secret is plain,
 //! above it none is sealed.
 
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use async_trait::async_trait;
 
 use crate::domain::ids::BrandId;
 use crate::domain::time::Timestamp;
+use crate::ports::brands::{BrandPorts, BrandSecrets, SecretPlace, Secrets, Shop, Shops, StoredSecret};
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
-use crate::ports::tenants::{BrandSecrets, SecretPlace, Secrets, Shop, Shops, StoredSecret, Tenants};
 use crate::services::seal::{SealError, SecretKeys};
 
 /// Shops and secrets, sealed.
@@ -20,12 +20,12 @@ struct Sealed {
     keys: SecretKeys,
 }
 
-/// The tenants of `inner`, with their secrets sealed. Seals what `inner` holds plain or under an older key; returns how many secrets
+/// The ports of `inner`, with their secrets sealed. Seals what `inner` holds plain or under an older key; returns how many secrets
 /// that were. Several processes may do so at once: a secret is replaced only where it is still what was read.
 ///
 /// # Errors
 /// [`StoreError::Invalid`] where a secret was sealed under a key that is not here.
-pub async fn open(inner: Tenants, keys: SecretKeys) -> Result<(Tenants, usize), StoreError> {
+pub async fn open(inner: BrandPorts, keys: SecretKeys) -> Result<(BrandPorts, usize), StoreError> {
     let mut stale = Vec::new();
     for StoredSecret { place, held } in inner.secrets.stored_secrets().await? {
         if keys.is_fresh(&held) {
@@ -40,8 +40,8 @@ pub async fn open(inner: Tenants, keys: SecretKeys) -> Result<(Tenants, usize), 
         inner.secrets.replace_secrets(&stale).await?;
     }
     let sealed = Sealed { shops: inner.shops.clone(), secrets: inner.secrets.clone(), keys };
-    let tenants = Tenants { shops: Arc::new(sealed.clone()), secrets: Arc::new(sealed), ..inner };
-    Ok((tenants, stale.len()))
+    let brand_ports = BrandPorts { shops: Arc::new(sealed.clone()), secrets: Arc::new(sealed), ..inner };
+    Ok((brand_ports, stale.len()))
 }
 
 impl Sealed {

@@ -20,12 +20,13 @@ use tributary_core::adapters::redis::client::RedisClient;
 use tributary_core::adapters::redis::keys::{Layout, LockKeys};
 use tributary_core::adapters::redis::locks::RedisLocks;
 use tributary_core::adapters::redis::queue::RedisQueue;
-use tributary_core::adapters::sql::{Database, SqlStore, SqlTenants};
+use tributary_core::adapters::sql::{Database, SqlBrands, SqlStore};
 use tributary_core::adapters::sqlite::db::Db;
 use tributary_core::adapters::sqlite::queue::SqliteQueue;
 use tributary_core::context::{Backend, Context, OpenError};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::settings::{BrandSettings, Limits};
+use tributary_core::ports::brands::BrandPorts;
 use tributary_core::ports::cache::Cache;
 use tributary_core::ports::clock::ManualClock;
 use tributary_core::ports::locks::Locks;
@@ -35,9 +36,8 @@ use tributary_core::ports::queue::{
     QueueSettings, QueueStats, Reclaimed, Repaired, Scope, Unfinished,
 };
 use tributary_core::ports::store::{Store, SuppressionKey};
-use tributary_core::ports::tenants::Tenants;
 use tributary_core::ports::world::World;
-use tributary_core::services::brands::BrandRules;
+use tributary_core::services::brand_cache::BrandRules;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
 
 static SERVICES: OnceCell<Services> = OnceCell::const_new();
@@ -265,7 +265,7 @@ impl ContextUnderTest {
         }
     }
 
-    /// All that a dump of the tables of tenants and of what is kept of the erased shows; embedded, all that lies in the folder.
+    /// All that a dump of the tables of brands and of what is kept of the erased shows; embedded, all that lies in the folder.
     pub async fn dump(&self) -> String {
         if let Some(data) = self.data() {
             let files =
@@ -399,11 +399,11 @@ pub fn unlimited(brand: BrandId) -> BrandRules {
     BrandRules { settings: HashMap::from([(brand, Arc::new(settings))]), ..BrandRules::default() }
 }
 
-/// A store under test, with its tenants and the locks of its profile.
+/// A store under test, with its ports of brands and the locks of its profile.
 pub struct StoreUnderTest {
     pub store: Arc<dyn Store>,
     pub locks: Arc<dyn Locks>,
-    pub tenants: Tenants,
+    pub brand_ports: BrandPorts,
     _folder: Option<tempfile::TempDir>,
 }
 
@@ -413,7 +413,7 @@ pub async fn sqlite_store() -> StoreUnderTest {
     StoreUnderTest {
         store: Arc::new(SqlStore::new(db.clone(), SuppressionKey::new([7; 32]))),
         locks: Arc::new(MemoryLocks::new(World::real())),
-        tenants: SqlTenants::ports(db),
+        brand_ports: SqlBrands::ports(db),
         _folder: Some(folder),
     }
 }
@@ -431,7 +431,7 @@ impl StoreUnderTest {
         Self {
             store: Arc::new(SqlStore::new(db.clone(), SuppressionKey::new([7; 32]))),
             locks,
-            tenants: SqlTenants::ports(db),
+            brand_ports: SqlBrands::ports(db),
             _folder: None,
         }
     }

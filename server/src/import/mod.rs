@@ -78,7 +78,7 @@ pub async fn shopify_orders(args: &ServeArgs, file: &Path, shop: &str, restart: 
     args.refuse_missing_folder()?;
     let context = Context::open(&args.backend()?, args.queue.settings()).await?;
     let shop = shop.to_lowercase();
-    let known = context.tenants.shops.shop(&shop).await?;
+    let known = context.brand_ports.shops.shop(&shop).await?;
     if known.as_ref().is_some_and(|shop| shop.redacted_at.is_some()) {
         bail!("the customers of {shop} were erased at its owner's request; add the shop again to start over");
     }

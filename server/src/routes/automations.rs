@@ -11,7 +11,7 @@ use tributary_core::domain::automation::run::Status;
 use tributary_core::domain::ids::ProfileId;
 use tributary_core::domain::time::{self, Timestamp};
 use tributary_core::ports::automations::{AutomationStatus, RunFilter};
-use tributary_core::ports::tenants::BrandSecrets;
+use tributary_core::ports::brands::BrandSecrets;
 use tributary_core::services::automations::api::{self, AutomationAnswer, DryAnswer, DryRun, RunAnswer};
 use tributary_core::services::automations::signing;
 use tributary_core::services::automations::trial::{self, Trial, TrialAnswer};

@@ -12,9 +12,9 @@ use tributary_core::domain::customer360::{Customer360, EventKey};
 use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::time::from_ms;
-use tributary_core::ports::directory::{After, Sort};
+use tributary_core::ports::customer_search::{After, Sort};
+use tributary_core::services::customer_search::{self, Listed, Listing};
 use tributary_core::services::customer360::{self, Asked};
-use tributary_core::services::directory::{self, Listed, Listing};
 use tributary_core::services::identity::{self, MergeEntry, Preview, Split};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -151,13 +151,13 @@ pub async fn list(
     });
     let page = PageAsked::of("after", query.after.as_deref(), query.limit, |text| read_place(text, sort))?;
     let listing = Listing {
-        search: query.q.as_deref().and_then(directory::search),
+        search: query.q.as_deref().and_then(customer_search::search),
         with_trait: with_trait.transpose()?,
         sort,
         after: page.cursor,
         limit: page.limit,
     };
-    let page = directory::list(&state.context, secret.brand, &listing).await?;
+    let page = customer_search::list(&state.context, secret.brand, &listing).await?;
     state.looked(&secret, "customers_listed", None).await?;
     Ok(Json(CustomerPage { customers: page.customers, next: page.next.as_ref().map(write_place) }))
 }
@@ -228,7 +228,8 @@ pub async fn timeline(
         Some(EventKey { timestamp: from_ms(ms), message_id: message.replace('\0', "") })
     })?;
     let found =
-        directory::timeline(&state.context, secret.brand, parsed, asked.cursor.as_ref(), asked.limit).await?;
+        customer_search::timeline(&state.context, secret.brand, parsed, asked.cursor.as_ref(), asked.limit)
+            .await?;
     let page = found.ok_or_else(|| nobody(&id))?;
     state.looked(&secret, "timeline_read", Some(parsed)).await?;
     let next = page.next.map(|key| {
@@ -326,7 +327,7 @@ pub(super) async fn identifier(
         ApiError::bad_request("unknown_kind", format!("{kind:?} is no kind of identifier; there are {kinds}"))
     })?;
     // While the store is unavailable the usual rules serve: what is cached can be answered.
-    let rules = state.context.brands.rules(brand).await.unwrap_or_default();
+    let rules = state.context.brand_cache.rules(brand).await.unwrap_or_default();
     Ok(rules.identifier(known, value))
 }
 
@@ -337,6 +338,6 @@ pub(super) async fn identifier_strictly(
     kind: &str,
     value: &str,
 ) -> Result<Option<Identifier>, ApiError> {
-    state.context.brands.rules(brand).await?;
+    state.context.brand_cache.rules(brand).await?;
     identifier(state, brand, kind, value).await
 }

@@ -98,7 +98,7 @@ pub async fn erase(
     secret: Secret,
 ) -> Result<Json<ErasedAnswer>, ApiError> {
     let parsed = customer_id(&id)?;
-    let known = state.context.directory.survivor(secret.brand, parsed).await?;
+    let known = state.context.customer_search.survivor(secret.brand, parsed).await?;
     let known = known.ok_or_else(|| ApiError::not_found(format!("there is no customer {id:?}")))?;
     let what = Erasure { profiles: vec![known], suppress: true, ..Erasure::default() };
     Ok(Json(privacy::erase(&state.context, secret.brand, &what, &secret.actor).await?.into()))

@@ -239,7 +239,7 @@ fn queue<'s>(state: &'s AppState, name: &str) -> Result<&'s Arc<dyn Queue>, ApiE
 
 /// Whether there is no brand but this one.
 async fn has_no_other(state: &AppState, brand: BrandId) -> Result<bool, ApiError> {
-    Ok(state.context.tenants.brands.brands().await?.iter().all(|(other, _)| *other == brand))
+    Ok(state.context.brand_ports.brands.brands().await?.iter().all(|(other, _)| *other == brand))
 }
 
 /// The same; where nobody can say, no.

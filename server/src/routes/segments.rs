@@ -205,7 +205,7 @@ pub async fn of_customer(
 ) -> Result<Json<ChangePage>, ApiError> {
     let page = paging.page()?;
     let asked = customer_id(&id)?;
-    let known = state.context.directory.survivor(secret.brand, asked).await?;
+    let known = state.context.customer_search.survivor(secret.brand, asked).await?;
     let known = known.ok_or_else(|| ApiError::not_found(format!("there is no customer {id:?}")))?;
     changes_of(&state, &secret, None, Some(known), page).await
 }

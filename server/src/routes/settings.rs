@@ -10,11 +10,11 @@ use serde_json::Value;
 use tributary_core::domain::scopes::{Scope, Scopes};
 use tributary_core::domain::settings::BrandSettings;
 use tributary_core::domain::time;
-use tributary_core::ports::tenants::{KeyGrant, KeyKind, KeyRecord, Refusal};
+use tributary_core::ports::brands::{KeyGrant, KeyKind, KeyRecord, Refusal};
 use tributary_core::services::automations::api::{reschedule, segments::refill};
-use tributary_core::services::brands::sender_problem;
+use tributary_core::services::brand_cache::sender_problem;
+use tributary_core::services::keys::{self, MAX_KEY_DAYS, MAX_ROTATION_GRACE, ROTATION_GRACE};
 use tributary_core::services::privacy::{Action, entry};
-use tributary_core::services::tenants::{self, MAX_KEY_DAYS, MAX_ROTATION_GRACE, ROTATION_GRACE};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::auth::Secret;
@@ -38,7 +38,7 @@ errors!(KeyErrors: SECRET, &["invalid_query", "not_found"]);
 #[utoipa::path(get, path = "/api/settings", tag = "Settings", security(("secret_key" = [])),
     responses((status = 200, body = BrandSettings), GetErrors))]
 pub async fn get(State(state): State<AppState>, secret: Secret) -> Result<Json<BrandSettings>, ApiError> {
-    Ok(Json(state.context.tenants.brands.settings(secret.brand).await?))
+    Ok(Json(state.context.brand_ports.brands.settings(secret.brand).await?))
 }
 
 /// Sets all of the brand's settings: what is left out has its usual value. They hold everywhere within 5 s.
@@ -64,7 +64,7 @@ pub async fn patch(
     if !changes.is_object() {
         return Err(wrong("the body must be an object of the settings that change".to_owned()));
     }
-    let before = state.context.tenants.brands.settings(secret.brand).await?;
+    let before = state.context.brand_ports.brands.settings(secret.brand).await?;
     let patched = before.patched(changes).map_err(|error| wrong(error.to_string()))?;
     set(&state, &secret, patched).await
 }
@@ -75,13 +75,13 @@ async fn set(
     settings: BrandSettings,
 ) -> Result<Json<BrandSettings>, ApiError> {
     settings.check()?;
-    if let Some(wrong) = sender_problem(&state.context.tenants, secret.brand, &settings).await? {
+    if let Some(wrong) = sender_problem(&state.context.brand_ports, secret.brand, &settings).await? {
         return Err(wrong.into());
     }
-    let before = state.context.tenants.brands.settings(secret.brand).await?;
+    let before = state.context.brand_ports.brands.settings(secret.brand).await?;
     let action = Action { what: "settings", subject: None, details: settings.in_short() };
     let note = entry(&state.context, secret.brand, &secret.actor, action);
-    state.context.brands.set(secret.brand, &settings, Some(&note)).await?;
+    state.context.brand_cache.set(secret.brand, &settings, Some(&note)).await?;
     if before.rfm != settings.rfm {
         refill(&state.context, secret.brand).await?;
     }
@@ -140,7 +140,7 @@ pub struct KeyList {
 pub async fn keys(State(state): State<AppState>, secret: Secret) -> Result<Json<KeyList>, ApiError> {
     // What this process knows of their use is told now, so that the list is not behind.
     state.keys.tell_used().await;
-    let keys = state.context.tenants.keys.keys(secret.brand).await?;
+    let keys = state.context.brand_ports.keys.keys(secret.brand).await?;
     Ok(Json(KeyList { keys: keys.into_iter().map(KeyAnswer::from).collect() }))
 }
 
@@ -194,14 +194,14 @@ pub async fn add_key(
     if days.is_some_and(|days| !(1..=MAX_KEY_DAYS).contains(&days)) {
         return Err(wrong(format!("expires_in_days may be 1 to {MAX_KEY_DAYS}")));
     }
-    let expires_at = tenants::expiry(state.context.world.now(), asked.kind, days, state.settings.key_days);
+    let expires_at = keys::expiry(state.context.world.now(), asked.kind, days, state.settings.key_days);
     let grant = KeyGrant {
         scopes,
         rate_limit: asked.rate_limit,
         expires_at,
         ..KeyGrant::new(secret.brand, asked.kind)
     };
-    let key = tenants::add_key(&state.context, grant, secret.maker()).await?;
+    let key = keys::add_key(&state.context, grant, secret.maker()).await?;
     Ok((StatusCode::CREATED, Json(KeyText { key })))
 }
 
@@ -232,8 +232,8 @@ pub struct RefusalList {
 #[utoipa::path(get, path = "/api/refusals", tag = "Settings", security(("secret_key" = [])),
     responses((status = 200, body = RefusalList), GetErrors))]
 pub async fn refusals(State(state): State<AppState>, secret: Secret) -> Result<Json<RefusalList>, ApiError> {
-    state.refusals.write(&state.context.tenants).await;
-    let rows = state.context.tenants.refusals.refusals(secret.brand).await?;
+    state.refusals.write(&state.context.brand_ports).await;
+    let rows = state.context.brand_ports.refusals.refusals(secret.brand).await?;
     let meaning =
         |code: &str| CODES.iter().find(|known| known.name == code).map_or("", |known| known.meaning);
     let answer = |row: Refusal| RefusalAnswer {
@@ -265,7 +265,7 @@ pub async fn rotate(
     OptionalJsonBody(rotation): OptionalJsonBody<Rotation>,
 ) -> Result<(StatusCode, Json<KeyText>), ApiError> {
     let lives = (rotation.grace()?, state.settings.key_days);
-    let key = tenants::rotate_key(&state.context, secret.brand, &id, lives, secret.maker()).await?;
+    let key = keys::rotate_key(&state.context, secret.brand, &id, lives, secret.maker()).await?;
     state.keys.forget_keys();
     Ok((StatusCode::CREATED, Json(KeyText { key })))
 }
@@ -301,8 +301,7 @@ pub async fn limit_key(
     JsonBody(KeyLimit { rate_limit }): JsonBody<KeyLimit>,
 ) -> Result<Json<KeyLimitSet>, ApiError> {
     check_limit(rate_limit)?;
-    let rate_limit =
-        tenants::limit_key(&state.context, secret.brand, &id, rate_limit, secret.maker()).await?;
+    let rate_limit = keys::limit_key(&state.context, secret.brand, &id, rate_limit, secret.maker()).await?;
     state.keys.forget_keys();
     Ok(Json(KeyLimitSet { rate_limit }))
 }
@@ -343,7 +342,7 @@ pub async fn revoke(
     secret: Secret,
     QueryOf(asked): QueryOf<Revocation>,
 ) -> Result<Json<Revoked>, ApiError> {
-    let ended = tenants::revoke_key(&state.context, secret.brand, &id, asked.cascade, secret.maker()).await?;
+    let ended = keys::revoke_key(&state.context, secret.brand, &id, asked.cascade, secret.maker()).await?;
     state.keys.forget_keys();
     Ok(Json(Revoked { revoked: id, also_revoked: ended.also, still_living: ended.living }))
 }

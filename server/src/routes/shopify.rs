@@ -20,8 +20,8 @@ use sha2::Sha256;
 use tributary_core::domain::envelope::{Envelope, Origin};
 use tributary_core::domain::shopify::{Delivery, canonical};
 use tributary_core::domain::webhook::{self, Seen};
+use tributary_core::ports::brands::Shop;
 use tributary_core::ports::queue::{Enqueued, Idempotency, NewItem};
-use tributary_core::ports::tenants::Shop;
 use workers::traces;
 
 use super::segment::count;

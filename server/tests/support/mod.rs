@@ -21,18 +21,18 @@ use tributary_core::context::{Backend, Context, Layout};
 use tributary_core::domain::addresses::Reach;
 use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::scopes::Scopes;
+use tributary_core::ports::brands::{KeyGrant, KeyKind};
 use tributary_core::ports::clock::ManualClock;
 use tributary_core::ports::queue::{POLL, QueueSettings};
-use tributary_core::ports::tenants::{KeyGrant, KeyKind};
 use tributary_core::ports::world::World;
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outbound;
 use tributary_core::services::automations::{handle as jobs, scheduler};
 use tributary_core::services::events::handle::handle_batch;
 use tributary_core::services::health::Alarms;
+use tributary_core::services::keys::{Maker, add_key, new_key};
 use tributary_core::services::outbox::drain;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
-use tributary_core::services::tenants::{Maker, add_key, new_key};
 use workers::http::Bounds;
 use workers::{event, telemetry};
 
@@ -133,10 +133,10 @@ impl TestApp {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
-        let brand = context.tenants.brands.add_brand("test").await.unwrap();
-        let write_key = new_key(&context.tenants, &context.world, brand, KeyKind::Write).await.unwrap();
-        let secret_key = new_key(&context.tenants, &context.world, brand, KeyKind::Secret).await.unwrap();
-        context.tenants.shops.add_shop(SHOP, brand, SHOP_SECRET).await.unwrap();
+        let brand = context.brand_ports.brands.add_brand("test").await.unwrap();
+        let write_key = new_key(&context.brand_ports, &context.world, brand, KeyKind::Write).await.unwrap();
+        let secret_key = new_key(&context.brand_ports, &context.world, brand, KeyKind::Secret).await.unwrap();
+        context.brand_ports.shops.add_shop(SHOP, brand, SHOP_SECRET).await.unwrap();
         let routes = Settings {
             cache_ttl: Duration::from_secs(300),
             alarms: Alarms { max_lag: Duration::from_secs(60), dead: 1000 },

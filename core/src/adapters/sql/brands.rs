@@ -1,18 +1,48 @@
 //! Brands, their settings, and what was refused of theirs.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde_json::json;
 use sqlx::FromRow;
 
+use super::audit;
 use super::codec::Json;
+use super::database::{BrandTx, Database};
 use super::read_as;
 use super::statement::Given;
-use super::tenants::{SqlTenants, note_and_commit};
 use crate::domain::ids::BrandId;
 use crate::domain::settings::BrandSettings;
+use crate::ports::brands::{BrandPorts, Brands, REFUSALS_LISTED, Refusal, Refusals};
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
-use crate::ports::tenants::{Brands, REFUSALS_LISTED, Refusal, Refusals};
+
+/// Brands, their keys, shops and secrets.
+#[derive(Clone)]
+pub struct SqlBrands {
+    pub(super) db: Database,
+}
+
+impl SqlBrands {
+    /// Those in an open database.
+    pub fn ports(db: Database) -> BrandPorts {
+        let all = Arc::new(Self { db });
+        BrandPorts {
+            brands: all.clone(),
+            keys: all.clone(),
+            refusals: all.clone(),
+            shops: all.clone(),
+            secrets: all,
+        }
+    }
+}
+
+pub(super) async fn note_and_commit(mut tx: BrandTx, note: Option<&AuditEntry>) -> Result<(), StoreError> {
+    if let Some(entry) = note {
+        audit::add(&mut tx, entry).await?;
+    }
+    tx.commit().await
+}
 
 #[derive(FromRow)]
 struct RefusalRow {
@@ -38,7 +68,7 @@ impl From<RefusalRow> for Refusal {
 }
 
 #[async_trait]
-impl Brands for SqlTenants {
+impl Brands for SqlBrands {
     async fn add_brand(&self, name: &str) -> Result<BrandId, StoreError> {
         let mut tx = self.db.every_brand().await?;
         let add = "insert into brands (name) values ($1) on conflict do nothing returning id";
@@ -96,7 +126,7 @@ impl Brands for SqlTenants {
 }
 
 #[async_trait]
-impl Refusals for SqlTenants {
+impl Refusals for SqlBrands {
     async fn add_refusals(&self, refusals: &[Refusal]) -> Result<(), StoreError> {
         let given = Given::of(refusals)
             .column("brand", |refusal| refusal.brand)

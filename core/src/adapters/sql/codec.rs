@@ -18,7 +18,7 @@ use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::scopes::Scopes;
 use crate::domain::time::{Timestamp, from_ms};
 use crate::ports::automations::AutomationStatus;
-use crate::ports::tenants::KeyKind;
+use crate::ports::brands::KeyKind;
 
 /// The types that columns have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

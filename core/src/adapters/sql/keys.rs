@@ -3,17 +3,17 @@
 use async_trait::async_trait;
 use sqlx::FromRow;
 
+use super::brands::{SqlBrands, note_and_commit};
 use super::codec::Time;
 use super::database::BrandTx;
 use super::read_as;
 use super::statement::Given;
-use super::tenants::{SqlTenants, note_and_commit};
 use crate::domain::ids::BrandId;
 use crate::domain::scopes::Scopes;
 use crate::domain::time::Timestamp;
+use crate::ports::brands::{ApiKeys, Ended, KeyGrant, KeyKind, KeyRecord, NewKey};
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
-use crate::ports::tenants::{ApiKeys, Ended, KeyGrant, KeyKind, KeyRecord, NewKey};
 
 /// The columns of a key's grant, as it is read.
 const GRANT: &str = "brand_id, kind, rate_limit, expires_at, scopes";
@@ -64,7 +64,7 @@ impl From<KeyRow> for KeyRecord {
 }
 
 #[async_trait]
-impl ApiKeys for SqlTenants {
+impl ApiKeys for SqlBrands {
     async fn add_key(
         &self,
         key: &NewKey<'_>,

@@ -40,7 +40,7 @@ impl From<StoredMergeRow> for Merge {
         Self {
             id: row.id.0,
             survivor: row.survivor,
-            loser: row.loser,
+            absorbed: row.loser,
             at: row.at.0,
             message_id: row.message_id,
             state: row.state.0,

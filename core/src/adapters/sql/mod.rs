@@ -8,9 +8,9 @@ mod audit;
 mod automations;
 mod brands;
 pub(in crate::adapters) mod codec;
+mod customer_search;
 mod customers;
 pub(in crate::adapters) mod database;
-mod directory;
 mod erasure;
 pub(in crate::adapters) mod events;
 mod facts;
@@ -28,16 +28,15 @@ mod segments;
 mod shops;
 pub(in crate::adapters) mod statement;
 mod store;
-mod tenants;
 
 pub use self::automations::SqlAutomations;
+pub use self::brands::SqlBrands;
+pub use self::customer_search::SqlCustomerSearch;
 pub use self::database::Database;
-pub use self::directory::SqlDirectory;
 pub use self::outbox::SqlOutbox;
 pub use self::owned::{OWNED, Owned};
 pub use self::privacy::SqlPrivacy;
 pub use self::store::SqlStore;
-pub use self::tenants::SqlTenants;
 
 /// Lets a domain type be read as a row of another type that becomes it.
 macro_rules! read_as {

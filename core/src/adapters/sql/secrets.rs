@@ -3,15 +3,15 @@
 use async_trait::async_trait;
 use sqlx::FromRow;
 
+use super::brands::{SqlBrands, note_and_commit};
 use super::codec::Time;
 use super::read_as;
 use super::shops::SHOP;
-use super::tenants::{SqlTenants, note_and_commit};
 use crate::domain::ids::BrandId;
 use crate::domain::time::Timestamp;
+use crate::ports::brands::{BrandSecrets, SecretPlace, Secrets, Shop, StoredSecret};
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
-use crate::ports::tenants::{BrandSecrets, SecretPlace, Secrets, Shop, StoredSecret};
 
 /// The columns of a brand's secrets, as they are read.
 const SECRETS: &str = "signing_secret, previous_signing_secret, previous_signing_until, link_secret, old_link_secret, old_link_until";
@@ -62,7 +62,7 @@ impl SecretsRow {
     }
 }
 
-impl SqlTenants {
+impl SqlBrands {
     async fn held_suppression_key(&self) -> Result<Option<String>, StoreError> {
         let key = "select secret from system_secrets where name = $1";
         self.db.looking().await?.sql(key).bind(SUPPRESSION).scalar().await
@@ -70,7 +70,7 @@ impl SqlTenants {
 }
 
 #[async_trait]
-impl Secrets for SqlTenants {
+impl Secrets for SqlBrands {
     async fn secrets(&self, brand: BrandId, fresh: &BrandSecrets) -> Result<BrandSecrets, StoreError> {
         let held = format!(
             "select {SECRETS} from brands where id = $1 and signing_secret is not null and link_secret is not null"

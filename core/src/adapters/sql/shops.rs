@@ -3,13 +3,13 @@
 use async_trait::async_trait;
 use sqlx::FromRow;
 
+use super::brands::SqlBrands;
 use super::codec::Time;
 use super::read_as;
-use super::tenants::SqlTenants;
 use crate::domain::ids::BrandId;
 use crate::domain::time::Timestamp;
+use crate::ports::brands::{Shop, Shops};
 use crate::ports::store::StoreError;
-use crate::ports::tenants::{Shop, Shops};
 
 /// The columns of a shop, as it is read.
 pub(super) const SHOP: &str = "domain, brand_id, secret, previous_secret, uninstalled_at, redacted_at";
@@ -40,7 +40,7 @@ impl From<ShopRow> for Shop {
 }
 
 #[async_trait]
-impl Shops for SqlTenants {
+impl Shops for SqlBrands {
     async fn add_shop(&self, domain: &str, brand: BrandId, secret: &str) -> Result<(), StoreError> {
         let add = "insert into shops (domain, brand_id, secret) values ($1, $2, $3)
             on conflict (domain) do update set secret = excluded.secret, uninstalled_at = null, redacted_at = null,

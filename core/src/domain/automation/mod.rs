@@ -15,7 +15,7 @@ mod metered;
 pub mod plan;
 pub mod presets;
 pub mod quiet;
+pub mod rendering;
 pub mod run;
 pub mod segment;
-pub mod template;
 mod unlinked;

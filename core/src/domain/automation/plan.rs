@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::definition::{Action, Definition, EventMatch, Step, Trigger};
 use super::expression::{Expression, Scope, Written};
-use super::template;
+use super::rendering;
 use crate::domain::event::Rejection;
 use crate::domain::profile::MAX_TRAIT_BYTES;
 use crate::domain::settings::BrandSettings;
@@ -323,14 +323,14 @@ pub fn check_url(what: &str, url: &str) -> Result<(), Rejection> {
 fn check(what: &str, action: &Action, written: Written) -> Result<(), Rejection> {
     let more: &[&str] = if matches!(action, Action::Confirm { .. }) { &["confirm_url"] } else { &[] };
     let template = |field: &str, text: &str, escape| {
-        template::check(text, escape, more, written)
+        rendering::check(text, escape, more, written)
             .map_err(|error| wrong(format!("{what}, {field}: {error}")))
     };
     match action {
         Action::Webhook { url, data, .. } => {
             check_url(what, url)?;
             data.as_ref().map_or(Ok(()), |data| {
-                template::check_json(data, written).map_err(|e| wrong(format!("{what}, data: {e}")))
+                rendering::check_json(data, written).map_err(|e| wrong(format!("{what}, data: {e}")))
             })
         }
         Action::Confirm { text, .. } if !text.contains("confirm_url") => {
@@ -353,7 +353,7 @@ fn check(what: &str, action: &Action, written: Written) -> Result<(), Rejection>
             if serde_json::to_vec(value).map_or(0, |json| json.len()) > MAX_TRAIT_BYTES {
                 return Err(wrong(format!("{what}: a trait has at most {MAX_TRAIT_BYTES} bytes")));
             }
-            template::check_json(value, written).map_err(|error| wrong(format!("{what}, value: {error}")))
+            rendering::check_json(value, written).map_err(|error| wrong(format!("{what}, value: {error}")))
         }
         Action::AddTag { tag } => name(&format!("{what}, tag"), tag, MAX_TAG_CHARS),
         Action::EmitEvent { event, properties } => {
@@ -361,7 +361,7 @@ fn check(what: &str, action: &Action, written: Written) -> Result<(), Rejection>
             if !properties.is_object() && !properties.is_null() {
                 return Err(wrong(format!("{what}: properties must be an object")));
             }
-            template::check_json(properties, written)
+            rendering::check_json(properties, written)
                 .map_err(|error| wrong(format!("{what}, properties: {error}")))
         }
     }

@@ -25,21 +25,21 @@ pub struct MergeRow {
 }
 
 impl MergeRow {
-    /// `loser`, as it is now, goes into `survivor`.
+    /// `absorbed`, as it is now, goes into `survivor`.
     pub fn new(
         id: uuid::Uuid,
-        loser: &Profile,
+        absorbed: &Profile,
         survivor: ProfileId,
         message_id: String,
         at: Timestamp,
     ) -> Self {
         Self {
             id,
-            brand: loser.brand,
-            moved: Move { from: loser.id, into: survivor },
+            brand: absorbed.brand,
+            moved: Move { from: absorbed.id, into: survivor },
             at,
             message_id,
-            state: Snapshot::of(loser),
+            state: Snapshot::of(absorbed),
         }
     }
 }

@@ -12,8 +12,8 @@ use crate::domain::ids::{BrandId, ProfileId};
 use crate::ports::outbox::Stage;
 use crate::ports::queue::{NewItem, Priority};
 use crate::ports::store::EventRow;
-use crate::services::brands::BrandRules;
-use crate::services::brands::SETTINGS_TTL;
+use crate::services::brand_cache::BrandRules;
+use crate::services::brand_cache::SETTINGS_TTL;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

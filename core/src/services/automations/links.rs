@@ -8,9 +8,9 @@ use sha2::Sha256;
 
 use crate::context::Context;
 use crate::domain::ids::BrandId;
+use crate::ports::brands::BrandSecrets;
 use crate::ports::queue::QueueError;
 use crate::ports::store::StoreError;
-use crate::ports::tenants::BrandSecrets;
 use crate::services::automations::signing;
 
 /// The longest link that is looked at, in bytes: an address has at most 255 characters.
@@ -61,7 +61,7 @@ impl<'t> Token<'t> {
     /// [`LinkError::Unknown`] for what has not the form of one.
     pub(super) async fn read(context: &Context, token: &'t str) -> Result<Self, LinkError> {
         let (brand, subject, signed) = parts(token).ok_or(LinkError::Unknown)?;
-        if !context.tenants.brands.brands().await?.iter().any(|(id, _)| *id == brand) {
+        if !context.brand_ports.brands.brands().await?.iter().any(|(id, _)| *id == brand) {
             return Err(LinkError::Unknown);
         }
         let secrets = signing::secrets(context, brand).await?;

@@ -43,7 +43,7 @@ pub async fn enqueue_due(context: &Context) -> Result<usize, StoreError> {
         }
         for row in tx.due_schedules(now_ms, SCHEDULES).await? {
             // One brand's settings that cannot be read keep no other brand's schedules from coming up.
-            let settings = match context.brands.settings(row.brand).await {
+            let settings = match context.brand_cache.settings(row.brand).await {
                 Ok(settings) => settings,
                 Err(error @ StoreError::Unavailable(_)) => return Err(error),
                 Err(error) => {

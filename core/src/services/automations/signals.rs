@@ -35,7 +35,7 @@ pub(super) async fn compiled_brands(
 ) -> Result<CompiledBrands, StoreError> {
     let mut all = HashMap::new();
     for brand in brands {
-        all.insert(brand, context.brands.compiled(brand).await?);
+        all.insert(brand, context.brand_cache.compiled(brand).await?);
     }
     Ok(all)
 }
@@ -348,7 +348,7 @@ pub async fn schedule(
     at_ms: i64,
     after: Option<ProfileId>,
 ) -> Result<(), StoreError> {
-    let book = context.brands.compiled(brand).await?;
+    let book = context.brand_cache.compiled(brand).await?;
     // As the store has it: what is remembered may be old.
     let Some(row) = context.automations.automation(brand, automation).await? else { return Ok(()) };
     let Some(plan) = book.plan(&*context.automations, brand, automation, row.version).await? else {
@@ -399,7 +399,7 @@ pub async fn fill(
     segments: &[String],
     after: Option<ProfileId>,
 ) -> Result<(), StoreError> {
-    context.brands.forget(brand);
+    context.brand_cache.forget(brand);
     let ids = context.automations.profiles(brand, after, PAGE).await?;
     let signals: Vec<Signal> =
         ids.iter().map(|id| Signal { brand, profile: *id, events: Vec::new() }).collect();

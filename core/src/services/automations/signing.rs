@@ -9,9 +9,9 @@ use serde_json::json;
 use crate::context::Context;
 use crate::domain::ids::BrandId;
 use crate::domain::time;
+use crate::ports::brands::BrandSecrets;
 use crate::ports::store::StoreError;
-use crate::ports::tenants::BrandSecrets;
-use crate::services::brands::SETTINGS_TTL;
+use crate::services::brand_cache::SETTINGS_TTL;
 use crate::services::privacy::{Action, entry};
 
 /// What a signing secret begins with, by the Standard Webhooks scheme.
@@ -32,7 +32,7 @@ pub async fn secrets(context: &Context, brand: BrandId) -> Result<BrandSecrets, 
         link: random(context, ""),
         ..BrandSecrets::default()
     };
-    let secrets = context.tenants.secrets.secrets(brand, &fresh).await?;
+    let secrets = context.brand_ports.secrets.secrets(brand, &fresh).await?;
     context.known.secrets.put(brand, secrets.clone(), SETTINGS_TTL, SETTINGS_TTL);
     Ok(secrets)
 }
@@ -61,7 +61,7 @@ pub async fn rotate(
     let details = json!({"grace_s": grace.as_secs()});
     let note =
         entry(context, brand, actor, Action { what: "signing_secret_rotated", subject: None, details });
-    context.tenants.secrets.rotate_signing(brand, &random(context, PREFIX), until, Some(&note)).await?;
+    context.brand_ports.secrets.rotate_signing(brand, &random(context, PREFIX), until, Some(&note)).await?;
     context.known.secrets.forget(&brand);
     secrets(context, brand).await
 }

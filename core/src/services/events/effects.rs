@@ -13,7 +13,7 @@ use crate::ports::store::{
     BrandOrder, ConsentRow, EventRow, OrderKey, PrivacyRow, ProductRow, StoreError, StoreTx,
 };
 use crate::ports::world::World;
-use crate::services::brands::BrandRules;
+use crate::services::brand_cache::BrandRules;
 
 /// Reads the orders that the events speak of, takes in what they say, and writes them.
 pub(super) async fn save_orders(

@@ -19,7 +19,7 @@ use crate::ports::store::StoreError;
 use crate::priority::others_first;
 use crate::sampled::Sampled;
 use crate::services::batches::{BatchOutcome, Process, count_panic, in_halves, panicked};
-use crate::services::brands::BrandRules;
+use crate::services::brand_cache::BrandRules;
 use crate::services::events;
 
 /// How long a batch's transaction may take, its reruns included. A connection that died in silence answers nothing, ever.
@@ -75,7 +75,7 @@ async fn decode<'i>(
     let envelopes: Vec<(&Item, Result<Envelope<'_>, Rejection>)> =
         items.iter().map(|item| (item, Envelope::read(&item.payload))).collect();
     let brands = envelopes.iter().filter_map(|(_, envelope)| Some(envelope.as_ref().ok()?.brand));
-    let (of_brands, identity) = context.brands.of(brands.collect()).await?;
+    let (of_brands, identity) = context.brand_cache.of(brands.collect()).await?;
     let mut decoded = Decoded {
         rules: of_brands,
         items: Vec::with_capacity(items.len()),
@@ -134,7 +134,7 @@ async fn process(
 /// Whether an event comes from a shop whose customers were erased: it was in the queue by then, and is dropped.
 async fn is_unwanted(context: &Context, event: &Event) -> Result<bool, StoreError> {
     match &event.shop {
-        Some(shop) if event.ask.is_none() => context.brands.redacted(shop).await,
+        Some(shop) if event.ask.is_none() => context.brand_cache.redacted(shop).await,
         _ => Ok(false),
     }
 }
@@ -153,7 +153,7 @@ async fn note_uninstalled(context: &Context, events: &[Event]) {
     let gone = events.iter().filter(|event| event.name.as_deref() == Some(APP_UNINSTALLED));
     for (event, shop) in gone.filter_map(|event| Some((event, event.shop.as_deref()?))) {
         tracing::warn!(shop, "the app was uninstalled");
-        if let Err(error) = context.tenants.shops.shop_uninstalled(shop, event.timestamp).await {
+        if let Err(error) = context.brand_ports.shops.shop_uninstalled(shop, event.timestamp).await {
             tracing::warn!(%error, shop, "that the app was uninstalled could not be recorded");
         }
     }

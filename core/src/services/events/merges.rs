@@ -112,17 +112,17 @@ pub(super) fn merge(
             let is_trusted = resolution.sources[place].is_trusted() || trusted.contains(&place);
             whole.standing.add(resolution.identifiers[place].identifier.kind, is_trusted);
         }
-        for &loser in group.owners.iter().skip(1) {
-            let moved = Move { from: loser, into: survivor };
+        for &absorbed in group.owners.iter().skip(1) {
+            let moved = Move { from: absorbed, into: survivor };
             merged.moves.push(moved);
             // A minted id that lost its race has identifiers, but no profile.
-            if !resolution.minted.contains(&loser)
-                && let Some(profile) = profiles.get_mut(&loser)
+            if !resolution.minted.contains(&absorbed)
+                && let Some(profile) = profiles.get_mut(&absorbed)
             {
                 merged.related |= profile.standing.related;
                 let linking = group.events.iter().map(|at| &events[*at]);
                 let linking = linking
-                    .filter(|event| links(resolution, event, loser))
+                    .filter(|event| links(resolution, event, absorbed))
                     .map(|event| &event.message_id)
                     .min()
                     .unwrap_or(&first.message_id);

@@ -39,7 +39,7 @@ use crate::ports::store::EventId;
 use crate::ports::store::{EventRow, MergeRow, Move, Relation, Store, StoreError, StoreTx};
 use crate::ports::world::World;
 use crate::services::automations::jobs;
-use crate::services::brands::BrandRules;
+use crate::services::brand_cache::BrandRules;
 use crate::services::merge::{self as locking, LockGuard, LockOptions};
 
 /// How often a batch is run that loses races, before it goes back to the queue.

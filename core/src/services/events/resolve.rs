@@ -10,7 +10,7 @@ use crate::domain::ids::ProfileId;
 use crate::domain::profile::Profile;
 use crate::ports::store::{BrandIdentifier, Claim, RelationKind, StoreError, StoreTx};
 use crate::ports::world::World;
-use crate::services::brands::BrandRules;
+use crate::services::brand_cache::BrandRules;
 
 /// How often a transaction looks again for identifiers that others were faster to claim.
 const MAX_LOOKS: u32 = 4;

@@ -71,7 +71,7 @@ impl From<Merge> for MergeEntry {
         Self {
             id: merge.id,
             survivor: merge.survivor,
-            merged: merge.loser,
+            merged: merge.absorbed,
             at: time::format(merge.at),
             message_id: merge.message_id,
             identifiers: merge.identifiers,
@@ -92,8 +92,8 @@ pub async fn history(
     brand: BrandId,
     id: ProfileId,
 ) -> Result<Option<Vec<MergeEntry>>, StoreError> {
-    let Some(id) = context.directory.survivor(brand, id).await? else { return Ok(None) };
-    let merges = context.directory.merges(brand, id).await?;
+    let Some(id) = context.customer_search.survivor(brand, id).await? else { return Ok(None) };
+    let merges = context.customer_search.merges(brand, id).await?;
     Ok(Some(merges.into_iter().map(MergeEntry::from).collect()))
 }
 
@@ -147,7 +147,7 @@ pub async fn preview(
             Some((name.clone(), [value.clone(), other.clone()]))
         })
         .collect();
-    let (book, _) = context.brands.of(BTreeSet::from([brand])).await?;
+    let (book, _) = context.brand_cache.of(BTreeSet::from([brand])).await?;
     let parts = [(true, one.profile.standing.all), (true, other.profile.standing.all)];
     let limit = over_limit(parts.into_iter(), book.limits(brand));
     let split_before = one.related.iter().any(|r| r.id == merged && r.kind == RelationKind::Split.as_str());
@@ -232,8 +232,9 @@ async fn pair(
     a: ProfileId,
     b: ProfileId,
 ) -> Result<[ProfileId; 2], IdentityError> {
-    let now =
-        async |id| context.directory.survivor(brand, id).await?.ok_or(IdentityError::Unknown("customer"));
+    let now = async |id| {
+        context.customer_search.survivor(brand, id).await?.ok_or(IdentityError::Unknown("customer"))
+    };
     let mut both = [now(a).await?, now(b).await?];
     if both[0] == both[1] {
         return Err(IdentityError::Refused("these two are one customer already".into()));

@@ -43,16 +43,16 @@ pub struct Split {
 pub async fn split(context: &Context, brand: BrandId, id: Uuid, actor: &str) -> Result<Split, IdentityError> {
     let mut tries = 1;
     let done = loop {
-        let merge = context.directory.merge(brand, id).await?.ok_or(IdentityError::Unknown("merge"))?;
+        let merge = context.customer_search.merge(brand, id).await?.ok_or(IdentityError::Unknown("merge"))?;
         if let Some(at) = merge.undone_at {
             return Err(IdentityError::Refused(format!("the merge was undone at {}", time::format(at))));
         }
         let from = context
-            .directory
+            .customer_search
             .survivor(brand, merge.survivor)
             .await?
             .ok_or(IdentityError::Unknown("customer"))?;
-        let names = vec![merge::lock_name(brand, from), merge::lock_name(brand, merge.loser)];
+        let names = vec![merge::lock_name(brand, from), merge::lock_name(brand, merge.absorbed)];
         let above = above(context, brand, &merge, from).await?;
         let work = |guard: LockGuard| split_under(context, brand, (&merge, actor), &above, from, guard);
         match merge::with_merge_lock(&*context.locks, &*context.store, &context.world, names, patient(), work)
@@ -78,14 +78,14 @@ async fn split_under(
     let now = context.world.now();
     let mut tx = context.store.begin_for(brand).await?;
     // Also those between the two: another split of the same chain must not move what this one gives back.
-    let between: Vec<ProfileId> = above.iter().map(|merge| merge.loser).collect();
-    let mut held = locked(&mut *tx, &[&[from, merge.loser], &between[..]].concat()).await?;
+    let between: Vec<ProfileId> = above.iter().map(|merge| merge.absorbed).collect();
+    let mut held = locked(&mut *tx, &[&[from, merge.absorbed], &between[..]].concat()).await?;
     let (rest, back) = parted(&mut held, merge, above, from)?;
-    let mut ids = [from, merge.loser];
+    let mut ids = [from, merge.absorbed];
     ids.sort();
     tx.fence(&ids, guard.fence).await?;
     tx.undo_merge(merge.id, now).await?;
-    let given = tx.give_back(from, merge.loser).await?;
+    let given = tx.give_back(from, merge.absorbed).await?;
     let counts: Counts = given.identifiers.iter().collect();
     let events = i64::try_from(given.events).unwrap_or(i64::MAX);
     let (rest, back) = both_rebuilt(&mut *tx, merge, (rest, back), (counts, events)).await?;
@@ -106,11 +106,11 @@ async fn split_under(
     let details = serde_json::json!({
         "merge": merge.id, "from": from, "events": given.events, "orders": given.orders,
     });
-    let action = Action { what: "split", subject: Some(merge.loser), details };
+    let action = Action { what: "split", subject: Some(merge.absorbed), details };
     tx.append_audit(&entry(context, brand, actor, action)).await?;
     committed(tx, &guard).await?;
     Ok(Split {
-        restored: merge.loser,
+        restored: merge.absorbed,
         from,
         identifiers: given.identifiers,
         events: given.events,
@@ -126,9 +126,9 @@ fn parted(
     from: ProfileId,
 ) -> Result<(Profile, Profile), StoreError> {
     let led =
-        above.iter().all(|one| held.get(&one.loser).is_some_and(|p| p.merged_into == Some(one.survivor)));
+        above.iter().all(|one| held.get(&one.absorbed).is_some_and(|p| p.merged_into == Some(one.survivor)));
     let end = above.last().map_or(merge.survivor, |one| one.survivor);
-    let (Some(rest), Some(back)) = (held.remove(&from), held.remove(&merge.loser)) else {
+    let (Some(rest), Some(back)) = (held.remove(&from), held.remove(&merge.absorbed)) else {
         return Err(StoreError::Conflict("a customer was erased concurrently".into()));
     };
     if !led || end != from || rest.merged_into.is_some() || back.merged_into != Some(merge.survivor) {
@@ -187,11 +187,11 @@ async fn above(
     merge: &Merge,
     from: ProfileId,
 ) -> Result<Vec<Merge>, StoreError> {
-    let all = context.directory.merges(brand, from).await?;
+    let all = context.customer_search.merges(brand, from).await?;
     let mut path = Vec::new();
     let mut at = merge.survivor;
     while at != from {
-        let Some(next) = all.iter().find(|one| one.loser == at && one.undone_at.is_none()) else { break };
+        let Some(next) = all.iter().find(|one| one.absorbed == at && one.undone_at.is_none()) else { break };
         at = next.survivor;
         path.push(next.clone());
     }
@@ -253,9 +253,9 @@ async fn rebuilt(
 
 /// Ways that led to the profile that was split lead elsewhere now.
 async fn forget_ways(context: &Context, brand: BrandId, split: &Split) -> Result<(), StoreError> {
-    let merges = context.directory.merges(brand, split.restored).await?;
+    let merges = context.customer_search.merges(brand, split.restored).await?;
     let ids: BTreeSet<ProfileId> =
-        merges.iter().flat_map(|merge| [merge.loser, merge.survivor]).chain([split.restored]).collect();
+        merges.iter().flat_map(|merge| [merge.absorbed, merge.survivor]).chain([split.restored]).collect();
     let ids: Vec<ProfileId> = ids.into_iter().filter(|id| *id != split.from).collect();
     let keys = customer360::ways(&context.suppression, brand, &ids, &split.identifiers);
     if let Err(error) = context.cache.remove(&keys).await {

@@ -120,14 +120,15 @@ async fn gathered(context: &Context, brand: BrandId, what: &Erasure) -> Result<S
         profiles.extend(context.store.owner(brand, identifier).await?);
     }
     for id in profiles.clone() {
-        profiles.extend(context.directory.survivor(brand, id).await?);
+        profiles.extend(context.customer_search.survivor(brand, id).await?);
     }
     let ids: Vec<ProfileId> = profiles.iter().copied().collect();
     for id in &ids {
-        let merges = context.directory.merges(brand, *id).await?;
-        profiles.extend(merges.iter().filter(|merge| merge.undone_at.is_none()).map(|merge| merge.loser));
+        let merges = context.customer_search.merges(brand, *id).await?;
+        profiles.extend(merges.iter().filter(|merge| merge.undone_at.is_none()).map(|merge| merge.absorbed));
     }
-    identifiers.extend(context.directory.identifiers(brand, &ids).await?.into_iter().map(|(_, own)| own));
+    identifiers
+        .extend(context.customer_search.identifiers(brand, &ids).await?.into_iter().map(|(_, own)| own));
     Ok(Subject { identifiers: identifiers.into_iter().collect(), profiles: profiles.into_iter().collect() })
 }
 
@@ -144,7 +145,7 @@ async fn forget(
     context.queue.stats().await?;
     context.automation_queue.stats().await?;
     context.cache.ping().await.map_err(away)?;
-    let rules = context.brands.rules(brand).await?;
+    let rules = context.brand_cache.rules(brand).await?;
     let what = Erasure {
         profiles: subject.profiles.clone(),
         identifiers: if suppress { subject.identifiers.clone() } else { Vec::new() },
@@ -260,7 +261,7 @@ pub async fn subjects(context: &Context, request: &PrivacyRequest) -> Result<Vec
         found.extend(context.store.owner(request.brand, identifier).await?);
     }
     for id in subject.profiles {
-        found.extend(context.directory.survivor(request.brand, id).await?);
+        found.extend(context.customer_search.survivor(request.brand, id).await?);
     }
     Ok(found.into_iter().collect())
 }
@@ -371,11 +372,11 @@ async fn erase_shop(
 ) -> Result<Option<Value>, PrivacyError> {
     let ShopSubject { shop, begun, mut dead_letters } = subject_of(request)?;
     if !begun {
-        context.tenants.shops.shop_redacted(&shop, context.world.now()).await?;
+        context.brand_ports.shops.shop_redacted(&shop, context.world.now()).await?;
         let begun = ShopSubject { shop: shop.clone(), begun: true, dead_letters };
         context.privacy.save_subject(request.id, &json!(begun).to_string()).await?;
     }
-    let known = context.tenants.shops.shop(&shop).await?;
+    let known = context.brand_ports.shops.shop(&shop).await?;
     let since = known.as_ref().and_then(|shop| shop.redacted_at);
     if known.is_some() && since.is_none() {
         // Added again meanwhile: what it tells now is new.
@@ -442,7 +443,7 @@ pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
         tracing::warn!(%error, "old dead letters of no brand could not be dropped; they stay for now");
         failed.get_or_insert(error);
     }
-    for (brand, _) in context.tenants.brands.brands().await? {
+    for (brand, _) in context.brand_ports.brands.brands().await? {
         match AssertUnwindSafe(retain_of(context, brand)).catch_unwind().await {
             Ok(Ok(events)) => deleted += events,
             Ok(Err(error)) => {
@@ -460,7 +461,7 @@ pub async fn retain(context: &Context) -> Result<u64, PrivacyError> {
 
 async fn retain_of(context: &Context, brand: BrandId) -> Result<u64, PrivacyError> {
     let mut deleted = 0;
-    let settings = context.tenants.brands.settings(brand).await?;
+    let settings = context.brand_ports.brands.settings(brand).await?;
     letters::drop_old(context, Some(brand), settings.retention_days).await?;
     let Some(days) = settings.retention_days else { return Ok(0) };
     let before = time::minus(context.world.now(), time::days(i64::from(days)));

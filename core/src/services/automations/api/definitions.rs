@@ -19,7 +19,7 @@ use crate::ports::automations::{AutomationRow, AutomationStatus};
 use crate::ports::store::StoreError;
 use crate::services::automations::preflight;
 use crate::services::automations::scheduler::fires;
-use crate::services::brands::sender_problem;
+use crate::services::brand_cache::sender_problem;
 
 /// How often an edit is tried that others were faster than.
 const MAX_TRIES: u32 = 5;
@@ -129,11 +129,11 @@ pub(super) async fn unready(
         "no automation worker has reported for a minute: whether e-mails and webhooks can be sent is unknown"
             .to_owned()
     });
-    let sender = match context.tenants.brands.settings(brand).await? {
+    let sender = match context.brand_ports.brands.settings(brand).await? {
         BrandSettings { email_from: None, .. } => {
             Err("the brand's setting email_from is not set: PATCH /api/settings".to_owned())
         }
-        set => match sender_problem(&context.tenants, brand, &set).await? {
+        set => match sender_problem(&context.brand_ports, brand, &set).await? {
             Some(wrong) => Err(wrong.message),
             None => Ok(()),
         },
@@ -193,7 +193,7 @@ pub async fn create(
         updated_ms: now_ms,
     };
     context.automations.add_automation(&row).await?;
-    context.brands.forget(brand);
+    context.brand_cache.forget(brand);
     answer(row)
 }
 
@@ -234,7 +234,7 @@ pub async fn edit(
             ..row
         };
         if context.automations.edit_automation(&row, old).await? {
-            context.brands.forget(brand);
+            context.brand_cache.forget(brand);
             return automation(context, brand, id).await;
         }
     }
@@ -251,7 +251,7 @@ async fn next_fire(
     if status != AutomationStatus::Active {
         return Ok(None);
     }
-    let settings = context.brands.settings(brand).await?;
+    let settings = context.brand_cache.settings(brand).await?;
     Ok(fires(definition, &settings, now).map(|at| at.timestamp_millis()))
 }
 
@@ -282,7 +282,7 @@ pub async fn set_status(
     if !context.automations.set_status(brand, id, status, fires_ms, now.timestamp_millis()).await? {
         return Err(AutomationError::NotFound("automation"));
     }
-    context.brands.forget(brand);
+    context.brand_cache.forget(brand);
     Ok(AutomationAnswer { warning, ..automation(context, brand, id).await? })
 }
 
@@ -294,7 +294,7 @@ pub async fn delete(context: &Context, brand: BrandId, id: Uuid) -> Result<(), A
     if !context.automations.delete_automation(brand, id, context.world.now_ms()).await? {
         return Err(AutomationError::NotFound("automation"));
     }
-    context.brands.forget(brand);
+    context.brand_cache.forget(brand);
     Ok(())
 }
 

@@ -105,7 +105,7 @@ pub async fn dry_run(
     let record =
         context.store.customer(brand, customer).await?.ok_or(AutomationError::NotFound("customer"))?;
     let profile = record.profile.id;
-    let settings = context.brands.settings(brand).await?;
+    let settings = context.brand_cache.settings(brand).await?;
     let now = context.world.now();
     let mut tx = context.automations.begin_reading(brand).await?;
     let facts =

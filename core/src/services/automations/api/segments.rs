@@ -111,7 +111,7 @@ pub async fn put(
     let fill = Job::Fill { brand, segments: vec![name.to_owned()], after: None };
     tx.stage(&[fill.stage()], now_ms).await?;
     tx.commit().await?;
-    context.brands.forget(brand);
+    context.brand_cache.forget(brand);
     get(context, brand, name).await
 }
 
@@ -143,7 +143,7 @@ pub async fn delete(context: &Context, brand: BrandId, name: &str) -> Result<(),
     if !context.automations.delete_segment(brand, name).await? {
         return Err(AutomationError::NotFound("segment"));
     }
-    context.brands.forget(brand);
+    context.brand_cache.forget(brand);
     Ok(())
 }
 
@@ -170,7 +170,7 @@ pub struct Preview {
 #[tracing::instrument(name = "preview_segment", skip_all, fields(brand = brand.0))]
 pub async fn preview(context: &Context, brand: BrandId, text: &str) -> Result<Preview, AutomationError> {
     let expression = parse_expression(context, brand, text).await?;
-    let settings = context.brands.settings(brand).await?;
+    let settings = context.brand_cache.settings(brand).await?;
     let now = context.world.now();
     let mut preview = Preview::default();
     let mut after = None;

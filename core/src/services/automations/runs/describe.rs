@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use super::render::template_values;
 use crate::domain::automation::definition::Action;
 use crate::domain::automation::facts::{Facts, Trigger};
-use crate::domain::automation::template;
+use crate::domain::automation::rendering;
 
 /// What an action would send or change, with its texts as they would be.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
@@ -42,9 +42,9 @@ pub(in crate::services::automations) fn describe(
     if matches!(action, Action::Confirm { .. }) {
         values["confirm_url"] = "(a link of its own)".into();
     }
-    let text = |template: &str| template::render(template, &values, false).unwrap_or_else(failed);
+    let text = |template: &str| rendering::render(template, &values, false).unwrap_or_else(failed);
     let data =
-        |value: &Value| template::render_json(value, &values).unwrap_or_else(|error| failed(error).into());
+        |value: &Value| rendering::render_json(value, &values).unwrap_or_else(|error| failed(error).into());
     match action {
         Action::Webhook { url, data: custom, .. } => (
             format!("would post to {url}"),
@@ -78,7 +78,8 @@ pub(in crate::services::automations) fn describe(
 }
 
 fn email(facts: &Facts, values: &Value, subject: &str, text: &str, html: Option<&str>) -> Effect {
-    let rendered = |template: &str, markup| template::render(template, values, markup).unwrap_or_else(failed);
+    let rendered =
+        |template: &str, markup| rendering::render(template, values, markup).unwrap_or_else(failed);
     Effect {
         to: facts.email(),
         subject: Some(rendered(subject, false)),

@@ -11,17 +11,17 @@ use crate::domain::automation::definition::Action;
 use crate::domain::automation::emitted;
 use crate::domain::automation::facts::{Facts, Trigger};
 use crate::domain::automation::plan::{Op, Plan};
+use crate::domain::automation::rendering;
 use crate::domain::automation::run::RunOf;
 use crate::domain::automation::run::{Cause, Doing, Run, action_key};
-use crate::domain::automation::template;
 use crate::domain::event::{Channel, UNDELIVERABLE};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::time::{self, Timestamp};
+use crate::ports::brands::BrandSecrets;
 use crate::ports::outbox::Stage;
 use crate::ports::queue::NewItem;
 use crate::ports::sender::{Email, MessageContent};
 use crate::ports::store::StoreError;
-use crate::ports::tenants::BrandSecrets;
 use crate::ports::world::World;
 use crate::services::automations::compiled::CompiledBrand;
 use crate::services::automations::{confirm, unsubscribe};
@@ -63,15 +63,15 @@ pub(super) fn render_action(of: &ActionContext<'_>, run: &Run, doing: &Doing) ->
     let values = template_values(&doing.action, of.facts, of.trigger);
     match &doing.action {
         Action::SetTrait { name, value } => {
-            inside(of, run, doing, &emitted::set_trait(name, &template::render_json(value, &values)?))
+            inside(of, run, doing, &emitted::set_trait(name, &rendering::render_json(value, &values)?))
         }
         Action::AddTag { tag } => inside(of, run, doing, &emitted::add_tag(tag)),
         Action::EmitEvent { event, properties } => {
-            inside(of, run, doing, &emitted::event(event, &template::render_json(properties, &values)?))
+            inside(of, run, doing, &emitted::event(event, &rendering::render_json(properties, &values)?))
         }
         Action::Webhook { url, data, .. } => webhook(of, run, url, data.as_ref(), &values),
         Action::Chat { url, text } => {
-            let body = json!({"text": template::render(text, &values, false)?}).to_string();
+            let body = json!({"text": rendering::render(text, &values, false)?}).to_string();
             let content = MessageContent::Chat { url: url.clone(), body };
             Ok(Rendered::Outside { destination: host(url)?, content })
         }
@@ -108,7 +108,7 @@ fn webhook(
     data: Option<&Value>,
     values: &Value,
 ) -> Result<Rendered, String> {
-    let custom = data.map(|data| template::render_json(data, values)).transpose()?;
+    let custom = data.map(|data| rendering::render_json(data, values)).transpose()?;
     let name = of.book.automations.get(&run.automation).map(|own| own.plan.definition.name.clone());
     let body = json!({
         "type": "automation.action",
@@ -177,11 +177,11 @@ impl ActionContext<'_> {
         let from = self.book.settings.email_from.clone().ok_or(
             "the brand's setting email_from is not set, or of a domain that the operator does not let it send from",
         )?;
-        let html = html.map(|html| template::render(html, values, true)).transpose()?;
+        let html = html.map(|html| rendering::render(html, values, true)).transpose()?;
         // A subject is one line.
-        let subject = template::render(subject, values, false)?;
+        let subject = rendering::render(subject, values, false)?;
         let subject = subject.split_whitespace().collect::<Vec<_>>().join(" ");
-        let text = template::render(text, values, false)?;
+        let text = rendering::render(text, values, false)?;
         let (name, campaign) = (full_name(self.facts), run.automation.to_string());
         let email = Email { from, to, name, campaign, subject, text, html, unsubscribe };
         Ok(Rendered::Outside { destination: SMTP.to_owned(), content: MessageContent::Email(email) })
@@ -221,8 +221,8 @@ fn host(url: &str) -> Result<String, String> {
 /// The values that an action's templates may name.
 pub(super) fn template_values(action: &Action, facts: &Facts, trigger: Option<&Trigger>) -> Value {
     match action {
-        Action::Email { .. } | Action::Confirm { .. } => template::mail_context(facts, trigger),
-        _ => template::context(facts, trigger),
+        Action::Email { .. } | Action::Confirm { .. } => rendering::mail_context(facts, trigger),
+        _ => rendering::context(facts, trigger),
     }
 }
 

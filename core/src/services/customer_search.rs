@@ -9,7 +9,7 @@ use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
 use crate::domain::time::{Timestamp, iso};
-use crate::ports::directory::{After, Search, Sort};
+use crate::ports::customer_search::{After, Search, Sort};
 use crate::ports::store::StoreError;
 
 /// The most customers, or events, of a page.
@@ -105,7 +105,7 @@ pub async fn list(context: &Context, brand: BrandId, listing: &Listing) -> Resul
             None => limit as i64,
         };
         let page = context
-            .directory
+            .customer_search
             .list(brand, listing.search.as_ref(), listing.sort, after.as_ref(), want)
             .await?;
         let last_page = (page.len() as i64) < want;
@@ -135,7 +135,7 @@ pub async fn list(context: &Context, brand: BrandId, listing: &Listing) -> Resul
         }
     };
     let ids: Vec<ProfileId> = found.iter().map(|profile| profile.id).collect();
-    let mut identifiers = context.directory.identifiers(brand, &ids).await?;
+    let mut identifiers = context.customer_search.identifiers(brand, &ids).await?;
     let customers = found
         .into_iter()
         .map(|profile| {
@@ -185,9 +185,9 @@ pub async fn timeline(
     before: Option<&EventKey>,
     limit: usize,
 ) -> Result<Option<TimelinePage>, StoreError> {
-    let Some(id) = context.directory.survivor(brand, id).await? else { return Ok(None) };
+    let Some(id) = context.customer_search.survivor(brand, id).await? else { return Ok(None) };
     let limit = limit.clamp(1, MAX_PAGE);
-    let page = context.directory.timeline(brand, id, before, limit as i64).await?;
+    let page = context.customer_search.timeline(brand, id, before, limit as i64).await?;
     let last = page.last().filter(|_| page.len() == limit);
     let next = last.map(StoredEvent::key);
     Ok(Some(TimelinePage { events: page.iter().map(event_json).collect(), next }))

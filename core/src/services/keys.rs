@@ -1,6 +1,5 @@
 //! Making and recognising API keys.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::json;
@@ -10,8 +9,8 @@ use crate::context::Context;
 use crate::domain::ids::BrandId;
 use crate::domain::scopes::Scopes;
 use crate::domain::time::{self, Timestamp};
+use crate::ports::brands::{BrandPorts, Ended, KeyGrant, KeyKind, KeyRecord, NewKey, key_id};
 use crate::ports::store::StoreError;
-use crate::ports::tenants::{Ended, KeyGrant, KeyKind, KeyRecord, NewKey, Shop, Tenants, key_id};
 use crate::ports::world::World;
 use crate::services::privacy::{Action, entry};
 
@@ -85,14 +84,14 @@ pub enum KeyError {
 /// # Errors
 /// The store's own.
 pub async fn new_key(
-    tenants: &Tenants,
+    brand_ports: &BrandPorts,
     world: &World,
     brand: BrandId,
     kind: KeyKind,
 ) -> Result<String, StoreError> {
     let text = random(world, kind);
     let key = NewKey { hash: &hash(&text), grant: KeyGrant::new(brand, kind), made_by: None, replaces: None };
-    tenants.keys.add_key(&key, Timestamp::UNIX_EPOCH, None).await?;
+    brand_ports.keys.add_key(&key, Timestamp::UNIX_EPOCH, None).await?;
     Ok(text)
 }
 
@@ -119,7 +118,7 @@ pub async fn rotate_key(
 ) -> Result<String, KeyError> {
     let now = context.world.now();
     let works = |key: &KeyRecord| key.id == id && key.grant.expires_at.is_none_or(|end| end > now);
-    let old = context.tenants.keys.keys(brand).await?.into_iter().find(works);
+    let old = context.brand_ports.keys.keys(brand).await?.into_iter().find(works);
     let old = old.ok_or_else(|| KeyError::Unknown(id.to_owned()))?;
     let expires_at = expiry(now, old.grant.kind, None, usual);
     make(context, KeyGrant { expires_at, ..old.grant }, maker, Some((id, grace))).await
@@ -139,7 +138,8 @@ pub async fn revoke_key(
     within(context, brand, id, maker).await?;
     let details = json!({"key": id, "cascade": cascade});
     let note = entry(context, brand, maker.actor, Action { what: "key_revoked", subject: None, details });
-    let ended = context.tenants.keys.revoke_key(brand, id, context.world.now(), cascade, Some(&note)).await?;
+    let ended =
+        context.brand_ports.keys.revoke_key(brand, id, context.world.now(), cascade, Some(&note)).await?;
     ended.ok_or_else(|| KeyError::Unknown(id.to_owned()))
 }
 
@@ -159,7 +159,7 @@ pub async fn limit_key(
     let limit = maker.limited(kind, limit);
     let details = json!({"key": id, "rate_limit": limit});
     let note = entry(context, brand, maker.actor, Action { what: "key_limited", subject: None, details });
-    match context.tenants.keys.limit_key(brand, id, limit, Some(&note)).await? {
+    match context.brand_ports.keys.limit_key(brand, id, limit, Some(&note)).await? {
         true => Ok(limit),
         false => Err(KeyError::Unknown(id.to_owned())),
     }
@@ -167,63 +167,10 @@ pub async fn limit_key(
 
 /// The kind of a key that may do no more than whoever asks.
 async fn within(context: &Context, brand: BrandId, id: &str, maker: Maker<'_>) -> Result<KeyKind, KeyError> {
-    let key = context.tenants.keys.keys(brand).await?.into_iter().find(|key| key.id == id);
+    let key = context.brand_ports.keys.keys(brand).await?.into_iter().find(|key| key.id == id);
     let KeyGrant { kind, scopes, .. } = key.ok_or_else(|| KeyError::Unknown(id.to_owned()))?.grant;
     maker.covers(scopes)?;
     Ok(kind)
-}
-
-/// Why a shop was not added.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum ShopError {
-    /// The app's secret is that of another brand's shop: whoever sends for one could send for the other.
-    #[error(
-        "another brand's shop has this secret; each brand needs an app of its own, because a webhook's signature tells apps apart, not shops"
-    )]
-    SharedSecret,
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Adds a shop, or gives it a new secret.
-///
-/// # Errors
-/// [`ShopError::SharedSecret`] where another brand's shop has the secret.
-pub async fn add_shop(
-    context: &Context,
-    domain: &str,
-    brand: BrandId,
-    secret: &str,
-) -> Result<(), ShopError> {
-    let tenants = &context.tenants;
-    for (other, _) in tenants.brands.brands().await?.into_iter().filter(|(other, _)| *other != brand) {
-        let shared = |shop: Shop| shop.secret == secret || shop.previous_secret.as_deref() == Some(secret);
-        if tenants.shops.shops(other).await?.into_iter().any(shared) {
-            return Err(ShopError::SharedSecret);
-        }
-    }
-    Ok(tenants.shops.add_shop(domain, brand, secret).await?)
-}
-
-/// Warns of shops of two brands that share a secret: from before that was refused.
-///
-/// # Errors
-/// The store's own.
-pub async fn warn_of_shared_secrets(context: &Context) -> Result<(), StoreError> {
-    let mut first: HashMap<String, Shop> = HashMap::new();
-    for (brand, _) in context.tenants.brands.brands().await? {
-        for shop in context.tenants.shops.shops(brand).await? {
-            let other = first.entry(shop.secret.clone()).or_insert_with(|| shop.clone());
-            if other.brand != shop.brand {
-                tracing::warn!(
-                    shop = shop.domain,
-                    other = other.domain,
-                    "shops of two brands share a secret: whoever sends for one can send for the other; give each brand an app of its own"
-                );
-            }
-        }
-    }
-    Ok(())
 }
 
 async fn make(
@@ -256,7 +203,7 @@ async fn make(
     let note = entry(context, grant.brand, maker.actor, Action { what, subject: None, details });
     let replaces = replaces.map(|(old, grace)| (old, now + grace.min(MAX_ROTATION_GRACE)));
     let key = NewKey { hash: &hash, grant, made_by: maker.key, replaces };
-    match context.tenants.keys.add_key(&key, now, Some(&note)).await? {
+    match context.brand_ports.keys.add_key(&key, now, Some(&note)).await? {
         true => Ok(text),
         false => Err(KeyError::Unknown(
             replaces.map_or(maker.key, |(old, _)| Some(old)).unwrap_or_default().to_owned(),

@@ -1,6 +1,6 @@
 //! Brands, and what they have: keys, shops, secrets.
 
-mod brands;
+mod brand;
 mod keys;
 mod refusals;
 mod secrets;
@@ -8,7 +8,7 @@ mod shops;
 
 use std::sync::Arc;
 
-pub use self::brands::Brands;
+pub use self::brand::Brands;
 pub use self::keys::{ApiKeys, Ended, KeyGrant, KeyKind, KeyRecord, NewKey, key_id};
 pub use self::refusals::{REFUSALS_LISTED, Refusal, Refusals};
 pub use self::secrets::{BrandSecrets, SecretPlace, Secrets, StoredSecret};
@@ -16,7 +16,7 @@ pub use self::shops::{Shop, Shops};
 
 /// The ports of brands and of what they have.
 #[derive(Clone)]
-pub struct Tenants {
+pub struct BrandPorts {
     /// Brands and their settings.
     pub brands: Arc<dyn Brands>,
     pub keys: Arc<dyn ApiKeys>,

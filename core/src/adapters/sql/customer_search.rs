@@ -14,18 +14,18 @@ use crate::domain::history::Merge;
 use crate::domain::identity::{Identifier, IdentifierKind};
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::domain::profile::Profile;
-use crate::ports::directory::{After, Directory, MAX_FOUND, MAX_HISTORY, Search, Sort};
+use crate::ports::customer_search::{After, CustomerSearch, MAX_FOUND, MAX_HISTORY, Search, Sort};
 use crate::ports::store::StoreError;
 
 /// The last character there is: a text that begins with another sorts before that other followed by it.
 const LAST: char = char::MAX;
 
 /// The directory of customers.
-pub struct SqlDirectory {
+pub struct SqlCustomerSearch {
     db: Database,
 }
 
-impl SqlDirectory {
+impl SqlCustomerSearch {
     /// The directory in an open database.
     pub fn new(db: Database) -> Self {
         Self { db }
@@ -33,7 +33,7 @@ impl SqlDirectory {
 }
 
 #[async_trait]
-impl Directory for SqlDirectory {
+impl CustomerSearch for SqlCustomerSearch {
     async fn list(
         &self,
         brand: BrandId,

@@ -60,7 +60,7 @@ impl After {
 }
 
 #[async_trait]
-pub trait Directory: Send + Sync {
+pub trait CustomerSearch: Send + Sync {
     /// A page of a brand's customers, at most `limit`.
     async fn list(
         &self,

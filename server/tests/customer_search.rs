@@ -263,7 +263,7 @@ async fn what_is_old_is_deleted_where_the_brand_says_so(on: On) {
     app.work_off().await;
     assert_eq!(retain(&app.context).await.unwrap(), 0, "nothing, unless the brand says so");
     let settings = serde_json::from_value(json!({"retention_days": 30})).unwrap();
-    app.context.brands.set(app.brand, &settings, None).await.unwrap();
+    app.context.brand_cache.set(app.brand, &settings, None).await.unwrap();
     assert_eq!(retain(&app.context).await.unwrap(), 0, "all of it came today");
     // As if it had come long ago.
     let later = from_ms(app.context.world.now_ms() + 1000);

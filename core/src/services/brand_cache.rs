@@ -10,9 +10,9 @@ use crate::domain::identity::Rules;
 use crate::domain::ids::BrandId;
 use crate::domain::settings::{BrandSettings, Limits};
 use crate::ports::automations::Automations;
+use crate::ports::brands::BrandPorts;
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
-use crate::ports::tenants::Tenants;
 use crate::ports::world::World;
 use crate::remembered::{OUTAGE_TTL, Remembered};
 use crate::services::automations::compiled::{self, CompiledBrand, Plans};
@@ -45,8 +45,8 @@ struct Found {
 
 /// The settings of brands.
 #[derive(Clone)]
-pub struct Brands {
-    tenants: Tenants,
+pub struct BrandCache {
+    brand_ports: BrandPorts,
     automations: Arc<dyn Automations>,
     plans: Plans,
     found: Remembered<BrandId, Found>,
@@ -61,15 +61,15 @@ pub struct Brands {
 /// # Errors
 /// The store's own.
 pub async fn sender_problem(
-    tenants: &Tenants,
+    brand_ports: &BrandPorts,
     brand: BrandId,
     settings: &BrandSettings,
 ) -> Result<Option<Rejection>, StoreError> {
     let Some(domain) = settings.sender_domain() else { return Ok(None) };
-    let named = tenants.brands.email_domains(brand).await?;
+    let named = brand_ports.brands.email_domains(brand).await?;
     let allowed = match &named {
         Some(domains) => domains.contains(&domain),
-        None => tenants.brands.brands().await?.iter().all(|(other, _)| *other == brand),
+        None => brand_ports.brands.brands().await?.iter().all(|(other, _)| *other == brand),
     };
     if allowed {
         return Ok(None);
@@ -84,11 +84,11 @@ pub async fn sender_problem(
     Ok(Some(Rejection::new("invalid_settings", message)))
 }
 
-impl Brands {
-    /// Asks `tenants` and `automations`.
-    pub fn new(tenants: Tenants, automations: Arc<dyn Automations>, world: &World) -> Self {
+impl BrandCache {
+    /// Asks `brand_ports` and `automations`.
+    pub fn new(brand_ports: BrandPorts, automations: Arc<dyn Automations>, world: &World) -> Self {
         Self {
-            tenants,
+            brand_ports,
             automations,
             plans: Plans::default(),
             found: Remembered::new(world.clone(), REMEMBERED),
@@ -152,7 +152,8 @@ impl Brands {
         if let Some(redacted) = self.redacted.fresh(&shop) {
             return Ok(redacted);
         }
-        let redacted = self.tenants.shops.shop(&shop).await?.is_some_and(|shop| shop.redacted_at.is_some());
+        let redacted =
+            self.brand_ports.shops.shop(&shop).await?.is_some_and(|shop| shop.redacted_at.is_some());
         self.redacted.put(shop, redacted, SETTINGS_TTL, SETTINGS_TTL);
         Ok(redacted)
     }
@@ -167,7 +168,7 @@ impl Brands {
         settings: &BrandSettings,
         note: Option<&AuditEntry>,
     ) -> Result<(), StoreError> {
-        self.tenants.brands.set_settings(brand, settings, note).await?;
+        self.brand_ports.brands.set_settings(brand, settings, note).await?;
         self.found.forget(&brand);
         Ok(())
     }
@@ -177,8 +178,8 @@ impl Brands {
             return Ok(held);
         }
         let read = async {
-            let mut settings = self.tenants.brands.settings(brand).await?;
-            if let Some(why) = sender_problem(&self.tenants, brand, &settings).await? {
+            let mut settings = self.brand_ports.brands.settings(brand).await?;
+            if let Some(why) = sender_problem(&self.brand_ports, brand, &settings).await? {
                 // Set before its domain was taken back, or before domains were named: nothing is sent from there.
                 tracing::warn!(%brand, why = why.message, "a brand may not send e-mail as its settings say");
                 settings.email_from = None;
