@@ -17,10 +17,8 @@ use tributary_core::domain::ids::BrandId;
 use tributary_core::domain::scopes::{Scope, Scopes};
 use tributary_core::domain::time::Timestamp;
 use tributary_core::ports::brands::{BrandPorts, KeyGrant, KeyKind, Shop, key_id};
-use tributary_core::ports::fault::Fault;
-use tributary_core::ports::store::StoreError;
 use tributary_core::ports::world::World;
-use tributary_core::remembered::{OUTAGE_TTL, Remembered};
+use tributary_core::remembered::Remembered;
 use tributary_core::sampled::Sampled;
 use tributary_core::services::keys::{Maker, hash};
 
@@ -34,10 +32,6 @@ const KEY_TTL: Duration = Duration::from_secs(5);
 pub const USED_EVERY: Duration = Duration::from_secs(30);
 /// How long a shop that was found is believed: its secret may rotate.
 const SHOP_TTL: Duration = Duration::from_secs(5);
-/// How long the store may take to refresh what is remembered.
-const REFRESH_PATIENCE: Duration = Duration::from_millis(500);
-/// How long after it did not answer it is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How long a key is refused without asking the store that it did not know.
 const UNKNOWN_TTL: Duration = Duration::from_secs(1);
 /// Keys that the store does not know, a second, that one address may try: each of them costs a statement.
@@ -266,7 +260,7 @@ impl Keys {
     /// 503 when the store is unavailable and the shop is not known from before.
     pub async fn shop(&self, domain: &str) -> Result<Option<Shop>, ApiError> {
         let key = domain.to_owned();
-        self.remembered(&self.shops, key, SHOP_TTL, self.brand_ports.shops.shop(domain)).await
+        Ok(self.shops.refreshed(key, SHOP_TTL, self.brand_ports.shops.shop(domain)).await?)
     }
 
     /// Forgets what it knows of keys: a change of this process' own holds at once.
@@ -297,7 +291,7 @@ impl Keys {
     }
 
     async fn grant(&self, hash: &[u8; 32]) -> Result<Option<KeyGrant>, ApiError> {
-        self.remembered(&self.grants, *hash, KEY_TTL, self.brand_ports.keys.key(hash)).await
+        Ok(self.grants.refreshed(*hash, KEY_TTL, self.brand_ports.keys.key(hash)).await?)
     }
 
     /// Charges the bucket of a key or a shop.
@@ -312,49 +306,6 @@ impl Keys {
             metrics::counter!("tributary_over_limit_total").increment(1);
             ApiError::rate_limited(wait, &format!("{limit} {what} a second may come"))
         })
-    }
-
-    /// What is remembered under `key`, while that is fresh; else what `ask` finds now. While the store is unavailable, what was found
-    /// before stays good. What is not found is asked for every time, so that a new key works at once.
-    async fn remembered<K, T>(
-        &self,
-        found: &Remembered<K, T>,
-        key: K,
-        ttl: Duration,
-        ask: impl Future<Output = Result<Option<T>, StoreError>>,
-    ) -> Result<Option<T>, ApiError>
-    where
-        K: std::hash::Hash + Eq + Send + Sync + 'static,
-        T: Clone + Send + Sync + 'static,
-    {
-        if let Some(value) = found.fresh(&key) {
-            return Ok(Some(value));
-        }
-        let held = found.kept(&key);
-        // With a copy in hand nobody waits long: a store that is unavailable may take its time to say so.
-        let asked = match &held {
-            Some(_) => self
-                .world
-                .timeout(REFRESH_PATIENCE, ask)
-                .await
-                .unwrap_or_else(|_| Err(StoreError::Unavailable(Fault::no_answer(REFRESH_PATIENCE)))),
-            None => ask.await,
-        };
-        match (asked, held) {
-            (Ok(Some(value)), _) => {
-                found.put(key, value.clone(), ttl, OUTAGE_TTL);
-                Ok(Some(value))
-            }
-            (Ok(None), _) => {
-                found.forget(&key);
-                Ok(None)
-            }
-            (Err(StoreError::Unavailable(_)), Some(held)) => {
-                found.trust(key, ASK_AGAIN);
-                Ok(Some(held))
-            }
-            (Err(error), _) => Err(error.into()),
-        }
     }
 }
 

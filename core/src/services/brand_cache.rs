@@ -14,7 +14,7 @@ use crate::ports::brands::BrandPorts;
 use crate::ports::privacy::AuditEntry;
 use crate::ports::store::StoreError;
 use crate::ports::world::World;
-use crate::remembered::{OUTAGE_TTL, Remembered};
+use crate::remembered::Remembered;
 use crate::services::automations::compiled::{self, CompiledBrand, Plans};
 
 /// How long settings are believed without asking: a change holds everywhere after that time.
@@ -174,9 +174,6 @@ impl BrandCache {
     }
 
     async fn found(&self, brand: BrandId) -> Result<Found, StoreError> {
-        if let Some(held) = self.found.fresh(&brand) {
-            return Ok(held);
-        }
         let read = async {
             let mut settings = self.brand_ports.brands.settings(brand).await?;
             if let Some(why) = sender_problem(&self.brand_ports, brand, &settings).await? {
@@ -184,17 +181,11 @@ impl BrandCache {
                 tracing::warn!(%brand, why = why.message, "a brand may not send e-mail as its settings say");
                 settings.email_from = None;
             }
-            compiled::read(&*self.automations, &self.plans, brand, Arc::new(settings)).await
+            let compiled = compiled::read(&*self.automations, &self.plans, brand, Arc::new(settings)).await?;
+            let rules = Arc::new(Rules::of(&compiled.settings));
+            Ok(Some(Found { compiled: Arc::new(compiled), rules }))
         };
-        let compiled = match read.await {
-            Ok(compiled) => Arc::new(compiled),
-            // Old rules serve better than none.
-            Err(error @ StoreError::Unavailable(_)) => return self.found.kept(&brand).ok_or(error),
-            Err(error) => return Err(error),
-        };
-        let rules = Arc::new(Rules::of(&compiled.settings));
-        let found = Found { compiled, rules };
-        self.found.put(brand, found.clone(), SETTINGS_TTL, OUTAGE_TTL);
-        Ok(found)
+        let found = self.found.refreshed(brand, SETTINGS_TTL, read).await?;
+        found.ok_or_else(|| StoreError::Invalid("a brand without settings".into()))
     }
 }
