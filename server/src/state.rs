@@ -1,6 +1,7 @@
 //! What the routes work with.
 
 use std::num::NonZeroU32;
+use std::ops::Deref;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -40,9 +41,20 @@ pub struct Settings {
     pub key_days: Option<u32>,
 }
 
-/// Shared by all requests.
+/// Shared by all requests. A clone is a pointer: routes and layers clone their state several times a request.
 #[derive(Clone)]
-pub struct AppState {
+pub struct AppState(Arc<Shared>);
+
+impl Deref for AppState {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// What all requests work with.
+pub struct Shared {
     pub context: Context,
     /// Takes items into the queue.
     pub ingest: Ingest,
@@ -58,7 +70,7 @@ pub struct AppState {
     /// What the queue did lately.
     pub rates: Arc<RateMeter>,
     /// The last verdict that a stranger asked for, and when.
-    health: Arc<Mutex<Recent>>,
+    health: Mutex<Recent>,
 }
 
 /// A verdict, and when it was made.
@@ -80,18 +92,18 @@ impl AppState {
         tokio::spawn(tell_looks(context.clone(), Arc::downgrade(&looks)));
         let refusals = Arc::new(Refusals::default());
         tokio::spawn(write_refusals(context.clone(), Arc::downgrade(&refusals)));
-        Self {
+        Self(Arc::new(Shared {
             looks,
             refusals,
             rates,
-            health: Arc::default(),
+            health: Mutex::default(),
             ingest: Ingest::start(context.queue.clone()),
             keys,
             context,
             settings,
             metrics,
             started,
-        }
+        }))
     }
 }
 
