@@ -345,10 +345,15 @@ fn for_sqlite(text: &str, before: usize) -> String {
         ("least(", "min("),
         ("json_array_elements(", "json_each("),
     ];
+    /// What one of the words, a text, a parameter or a cast may begin with: between them the text is copied as it is.
+    const BEGINNINGS: [char; 9] = [' ', '=', '<', 'g', 'l', 'j', '\'', '$', ':'];
     let mut out = String::with_capacity(text.len() + 64);
     let mut rest = text;
-    'text: while let Some(next) = rest.chars().next() {
-        for (word, other) in WORDS {
+    'text: while let Some(at) = rest.find(BEGINNINGS) {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let next = rest.as_bytes()[0];
+        for (word, other) in WORDS.iter().filter(|(word, _)| word.as_bytes()[0] == next) {
             let Some(after) = rest.strip_prefix(word) else { continue };
             let Some(other) = other.strip_suffix('$') else {
                 out.push_str(other);
@@ -361,26 +366,27 @@ fn for_sqlite(text: &str, before: usize) -> String {
             rest = after.strip_prefix(')').unwrap_or(after);
             continue 'text;
         }
-        rest = &rest[next.len_utf8()..];
+        rest = &rest[1..];
         match next {
-            '\'' => {
+            b'\'' => {
                 let end = rest.find('\'').map_or(rest.len(), |at| at + 1);
                 out.push('\'');
                 out.push_str(&rest[..end]);
                 rest = &rest[end..];
             }
-            '$' => {
+            b'$' => {
                 let (number, after) = digits(rest);
                 let _ = write!(out, "?{}", number + before);
                 rest = after;
             }
-            ':' if rest.starts_with(':') => {
+            b':' if rest.starts_with(':') => {
                 let name = |c: char| c.is_ascii_alphanumeric() || "_[]".contains(c);
                 rest = rest[1..].trim_start_matches(name);
             }
-            other => out.push(other),
+            other => out.push(char::from(other)),
         }
     }
+    out.push_str(rest);
     out
 }
 
