@@ -14,3 +14,5 @@ pub mod remembered;
 pub mod sampled;
 pub mod services;
 pub mod stopwatch;
+#[cfg(feature = "testing")]
+pub mod testing;

@@ -4,19 +4,15 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use support::{ContextUnderTest, embedded_context, services_context};
 use tributary_core::context::Context;
 use tributary_core::domain::addresses::Reach;
 use tributary_core::domain::automation::definition::Definition;
 use tributary_core::domain::automation::run::Status;
-use tributary_core::domain::envelope::{Envelope, Origin};
 use tributary_core::domain::event::Source;
 use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
@@ -26,15 +22,16 @@ use tributary_core::ports::automations::{AutomationStatus, RunFilter};
 use tributary_core::ports::clock::{Clock, ManualClock, SystemClock};
 use tributary_core::ports::privacy::Erasure;
 use tributary_core::ports::queue::{NewItem, Scope, Then};
-use tributary_core::ports::sender::{MessageContent, OutboundMessage, SendOutcome, Sender};
+use tributary_core::ports::sender::SendOutcome;
 use tributary_core::ports::world::World;
 use tributary_core::services::automations::api::{self, DryRun, segments};
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outbound;
 use tributary_core::services::automations::{handle as jobs, scheduler, unsubscribe};
 use tributary_core::services::events::handle::handle_batch;
-use tributary_core::services::outbox::drain;
+use tributary_core::services::outbox;
 use tributary_core::services::{identity, privacy};
+use tributary_core::testing::{RecordingSender, drain, segment_item, shopify_item};
 use uuid::Uuid;
 
 const MIN: i64 = 60_000;
@@ -42,35 +39,6 @@ const HOUR: i64 = 60 * MIN;
 const DAY: i64 = 24 * HOUR;
 /// How long a slow receiver takes.
 const SLOW: Duration = Duration::from_secs(3);
-
-/// Sends nothing, and remembers what it was given. What it answers can be set by destination.
-struct RecordingSender {
-    clock: ManualClock,
-    carried: Mutex<Vec<OutboundMessage>>,
-    answers: Mutex<BTreeMap<String, SendOutcome>>,
-}
-
-#[async_trait]
-impl Sender for RecordingSender {
-    async fn send(&self, message: &OutboundMessage) -> SendOutcome {
-        self.carried.lock().unwrap().push(message.clone());
-        let to = match &message.content {
-            MessageContent::Webhook { url, .. } | MessageContent::Chat { url, .. } => url.clone(),
-            MessageContent::Email(email) => email.to.clone(),
-        };
-        let answer = self.answers.lock().unwrap().get(&to).cloned();
-        match answer {
-            // Never answers: whoever waits for it is dropped.
-            Some(SendOutcome::Later { error, .. }) if error == "hang" => std::future::pending().await,
-            Some(SendOutcome::Done(how)) if how == "slowly" => {
-                self.clock.sleep(SLOW).await;
-                SendOutcome::Done(how)
-            }
-            Some(answer) => answer,
-            None => SendOutcome::Done("taken".into()),
-        }
-    }
-}
 
 struct Harness {
     _u: ContextUnderTest,
@@ -87,11 +55,7 @@ impl Harness {
         let mut context = u.context.clone();
         context.world = World::on(clock.clone());
         let brand = context.brand_ports.brands.add_brand("b").await.unwrap();
-        let sender = Arc::new(RecordingSender {
-            clock: clock.clone(),
-            carried: Mutex::default(),
-            answers: Mutex::default(),
-        });
+        let sender = RecordingSender::new(context.world.clone());
         let outbound = Outbound {
             sends_mail: true,
             reach: Reach { private: true, http: true },
@@ -117,26 +81,11 @@ impl Harness {
         if body["messageId"].is_null() {
             body["messageId"] = self.context.world.id().to_string().into();
         }
-        let body = serde_json::value::to_raw_value(&body).unwrap();
-        let origin = Origin::Segment {
-            kind: None,
-            message_id: None,
-            sent_at: None,
-            place: 0,
-            shared: None,
-            source: Source::Secret,
-        };
-        self.enqueue(origin, &body).await;
+        self.enqueue(segment_item(self.brand, self.clock.now_ms(), Source::Secret, &body)).await;
     }
 
-    async fn enqueue(&self, origin: Origin<'_>, body: &RawValue) {
-        let envelope =
-            Envelope { brand: self.brand, received_ms: self.clock.now_ms(), trace: None, origin, body };
-        self.context
-            .queue
-            .enqueue(&[NewItem { payload: envelope.encode().into(), ..NewItem::default() }])
-            .await
-            .unwrap();
+    async fn enqueue(&self, item: NewItem) {
+        self.context.queue.enqueue(&[item]).await.unwrap();
     }
 
     async fn send(&self, user: &str, body: Value) {
@@ -159,44 +108,16 @@ impl Harness {
         let at = time::format(from_ms(self.clock.now_ms() - ago));
         let order = json!({"id": id, "email": format!("{user}@example.com"), "total_price": total, "currency": "EUR",
             "created_at": at, "updated_at": at});
-        let body = serde_json::value::to_raw_value(&order).unwrap();
-        let origin = Origin::Shopify {
-            shop: "s.example".into(),
-            topic: "orders/create".into(),
-            message_id: format!("order-{id}").into(),
-            triggered_at: None,
-        };
-        self.enqueue(origin, &body).await;
+        let delivery = format!("order-{id}");
+        let webhook = ("s.example", "orders/create", delivery.as_str());
+        self.enqueue(shopify_item(self.brand, self.clock.now_ms(), webhook, &order)).await;
     }
 
-    /// Processes everything that is due, until nothing is. Answers what became of jobs that were not done.
+    /// Processes everything that is due, until nothing is. Returns what became of jobs that were not done.
     async fn settle(&self) -> Vec<Then> {
-        self.clock.drive(self.process_all()).await
-    }
-
-    async fn process_all(&self) -> Vec<Then> {
-        let mut undone = Vec::new();
-        loop {
-            let mut done = 0;
-            while let Some(batch) = self.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
-                let worked = handle_batch(&self.context, &batch.items).await;
-                assert!(worked.unfinished.is_empty(), "{:?}", worked.unfinished);
-                self.context.queue.ack(&batch, &worked.unfinished).await.unwrap();
-                done += batch.items.len();
-            }
-            done += scheduler::enqueue_due(&self.context).await.unwrap();
-            done += drain(&self.context).await.unwrap();
-            while let Some(batch) = self.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap() {
-                let worked = jobs::handle_batch(&self.context, &self.outbound, &batch.items).await;
-                assert!(worked.store_unavailable.is_none(), "{:?}", worked.store_unavailable);
-                undone.extend(worked.unfinished.iter().map(|one| one.then.clone()));
-                self.context.automation_queue.ack(&batch, &worked.unfinished).await.unwrap();
-                done += batch.items.len();
-            }
-            if done == 0 {
-                return undone;
-            }
-        }
+        let undone = self.clock.drive(drain(&self.context, &self.outbound)).await;
+        assert!(undone.events.is_empty(), "{:?}", undone.events);
+        undone.jobs.into_iter().map(|one| one.then).collect()
     }
 
     /// The same, with the time that retries wait for.
@@ -230,20 +151,11 @@ impl Harness {
     }
 
     fn subjects(&self) -> Vec<String> {
-        let carried = self.sender.carried.lock().unwrap();
-        let email = |message: &OutboundMessage| match &message.content {
-            MessageContent::Email(email) => Some(format!("{}: {}", email.to, email.subject)),
-            _ => None,
-        };
-        carried.iter().filter_map(email).collect()
+        self.sender.emails().iter().map(|email| format!("{}: {}", email.to, email.subject)).collect()
     }
 
     fn keys(&self) -> Vec<String> {
-        self.sender.carried.lock().unwrap().iter().map(|message| message.key.clone()).collect()
-    }
-
-    fn answer(&self, to: &str, delivery: SendOutcome) {
-        self.sender.answers.lock().unwrap().insert(to.into(), delivery);
+        self.sender.keys()
     }
 
     async fn id_of(&self, user: &str) -> ProfileId {
@@ -451,7 +363,7 @@ async fn what_is_delivered_twice_happens_once(w: Harness) {
             w.context.queue.ack(&batch, &[]).await.unwrap();
         }
         scheduler::enqueue_due(&w.context).await.unwrap();
-        drain(&w.context).await.unwrap();
+        outbox::drain(&w.context).await.unwrap();
         while let Some(batch) = w.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap() {
             let (one, two) = tokio::join!(
                 jobs::handle_batch(&w.context, &w.outbound, &batch.items),
@@ -473,14 +385,14 @@ async fn what_is_delivered_twice_happens_once(w: Harness) {
 async fn a_message_that_was_begun_is_sent_again_under_its_key(w: Harness) {
     let id =
         w.active(on("E", json!([hook("https://r.example/slow"), {"do": "add_tag", "tag": "after"}]))).await;
-    w.answer("https://r.example/slow", SendOutcome::Later { error: "hang".into(), after: None });
+    w.sender.never_answers("https://r.example/slow");
     w.track("ada", "E").await;
     while let Some(batch) = w.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
         handle_batch(&w.context, &batch.items).await;
         w.context.queue.ack(&batch, &[]).await.unwrap();
     }
     for _ in 0..2 {
-        drain(&w.context).await.unwrap();
+        outbox::drain(&w.context).await.unwrap();
         let batch = w.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap().unwrap();
         // The worker dies while the receiver has it.
         let dies = tokio::time::timeout(
@@ -495,7 +407,7 @@ async fn a_message_that_was_begun_is_sent_again_under_its_key(w: Harness) {
         let run = &w.runs(id).await[0];
         let (_, actions) = w.context.automations.run(w.brand, run.id).await.unwrap().unwrap();
         assert_eq!((actions[0].status.as_str(), actions[0].attempts), ("started", 1), "recorded before");
-        w.answer("https://r.example/slow", SendOutcome::Done("taken".into()));
+        w.sender.says("https://r.example/slow", SendOutcome::Done("taken".into()));
         let worked = jobs::handle_batch(&w.context, &w.outbound, &batch.items).await;
         assert!(worked.unfinished.is_empty());
         w.context.automation_queue.ack(&batch, &[]).await.unwrap();
@@ -512,38 +424,38 @@ async fn a_message_that_was_begun_is_sent_again_under_its_key(w: Harness) {
 async fn a_receiver_that_is_away_is_tried_again_and_one_that_refuses_is_not(w: Harness) {
     let id = w.active(on("E", json!([hook("https://r.example/x")]))).await;
     let later = SendOutcome::Later { error: "answered 503".into(), after: Some(Duration::from_secs(3600)) };
-    w.answer("https://r.example/x", later);
+    w.sender.says("https://r.example/x", later);
     w.track("ada", "E").await;
     let undone = w.settle().await;
     assert!(
         matches!(&undone[..], [Then::Retry { delay, .. }] if *delay == Duration::from_secs(3600)),
         "Retry-After: {undone:?}"
     );
-    w.answer("https://r.example/x", SendOutcome::Later { error: "answered 500".into(), after: None });
+    w.sender.says("https://r.example/x", SendOutcome::Later { error: "answered 500".into(), after: None });
     w.track("bob", "E").await;
     let undone = w.settle().await;
     assert!(
         matches!(&undone[..], [Then::Retry { delay, .. }] if *delay <= Duration::from_secs(1)),
         "{undone:?}"
     );
-    w.answer("https://r.example/x", SendOutcome::Done("taken".into()));
+    w.sender.says("https://r.example/x", SendOutcome::Done("taken".into()));
     w.settle_retries().await;
     assert_eq!(w.keys().len(), 3);
-    w.answer("https://r.example/x", SendOutcome::Refused("answered 410".into()));
+    w.sender.says("https://r.example/x", SendOutcome::Refused("answered 410".into()));
     w.track("eve", "E").await;
     let undone = w.settle().await;
     assert!(matches!(&undone[..], [Then::Bury { .. }]), "{undone:?}");
     let failed = w.runs(id).await.into_iter().find(|run| run.status == Status::Failed).unwrap();
     assert!(api::cancel(&w.context, w.brand, w.runs(id).await[1].id, "me").await.is_err(), "bob's has ended");
-    w.answer("https://r.example/x", SendOutcome::Done("taken".into()));
+    w.sender.says("https://r.example/x", SendOutcome::Done("taken".into()));
     api::retry(&w.context, w.brand, failed.id, "me").await.unwrap();
     w.settle().await;
     assert_eq!(api::run(&w.context, w.brand, failed.id).await.unwrap().status, Status::Done);
     // By its dead letter, as well.
-    w.answer("https://r.example/x", SendOutcome::Refused("answered 410".into()));
+    w.sender.says("https://r.example/x", SendOutcome::Refused("answered 410".into()));
     w.track("kim", "E").await;
     w.settle().await;
-    w.answer("https://r.example/x", SendOutcome::Done("taken".into()));
+    w.sender.says("https://r.example/x", SendOutcome::Done("taken".into()));
     let letters = w.context.automation_queue.dead(Scope::All, None, 10).await.unwrap();
     let ids: Vec<String> = letters.iter().map(|letter| letter.item.id.clone()).collect();
     w.context.automation_queue.retry_dead(&ids).await.unwrap();
@@ -559,7 +471,8 @@ async fn a_receiver_that_is_away_is_tried_again_and_one_that_refuses_is_not(w: H
 async fn a_dead_destination_starves_nobody(w: Harness) {
     let dead = w.active(on("D", json!([hook("https://dead.example/")]))).await;
     let alive = w.active(on("A", json!([hook("https://alive.example/")]))).await;
-    w.answer("https://dead.example/", SendOutcome::Later { error: "no answer in 10 s".into(), after: None });
+    w.sender
+        .says("https://dead.example/", SendOutcome::Later { error: "no answer in 10 s".into(), after: None });
     for user in 0..40 {
         w.track(&format!("u{user}"), "D").await;
         w.track(&format!("u{user}"), "A").await;
@@ -571,13 +484,7 @@ async fn a_dead_destination_starves_nobody(w: Harness) {
         w.track(&format!("u{user}"), "A").await;
     }
     w.settle().await;
-    let to_dead = |w: &Harness| {
-        let carried = w.sender.carried.lock().unwrap();
-        carried
-            .iter()
-            .filter(|p| matches!(&p.content, MessageContent::Webhook { url, .. } if url.contains("dead")))
-            .count()
-    };
+    let to_dead = |w: &Harness| w.sender.posts().iter().filter(|(url, _)| url.contains("dead")).count();
     assert!(to_dead(&w) <= 40, "once it is known to be dead, nothing more goes there: {}", to_dead(&w));
     assert_eq!(w.statuses(alive).await, [Status::Done; 80]);
     let left: Vec<Status> = w.statuses(dead).await;
@@ -607,16 +514,9 @@ async fn edits_touch_no_run_under_way_and_a_pause_holds_all_of_them(w: Harness) 
     );
     api::set_status(&w.context, w.brand, id, AutomationStatus::Active).await.unwrap();
     w.settle().await;
-    let carried = w.sender.carried.lock().unwrap().clone();
-    let mut texts: Vec<String> = carried
-        .iter()
-        .filter_map(|message| match &message.content {
-            MessageContent::Chat { body, .. } => Some(body.clone()),
-            _ => None,
-        })
-        .collect();
-    texts.sort();
-    assert_eq!(texts, [r#"{"text":"first"}"#, r#"{"text":"second"}"#]);
+    let mut texts: Vec<Value> = w.sender.posts().into_iter().map(|(_, body)| body).collect();
+    texts.sort_by_key(Value::to_string);
+    assert_eq!(texts, [json!({"text": "first"}), json!({"text": "second"})]);
     w.track("kim", "E").await;
     w.settle().await;
     api::delete(&w.context, w.brand, id).await.unwrap();
@@ -647,10 +547,7 @@ async fn a_run_goes_with_its_customer_through_a_merge_and_ends_with_an_erasure(w
     w.settle().await;
     let runs = w.runs(id).await;
     assert_eq!((runs.len(), runs[0].status, w.keys().len()), (1, Status::Done, 1));
-    let MessageContent::Webhook { body, .. } = w.sender.carried.lock().unwrap()[0].content.clone() else {
-        panic!()
-    };
-    let body: Value = serde_json::from_str(&body).unwrap();
+    let (_, body) = w.sender.posts().remove(0);
     assert_eq!(body["data"]["customer"]["id"], json!(old));
     assert_eq!(body["data"]["event"]["name"], "E");
 }
@@ -658,11 +555,7 @@ async fn a_run_goes_with_its_customer_through_a_merge_and_ends_with_an_erasure(w
 async fn a_slow_receiver_holds_up_no_other_of_its_batch(w: Harness) {
     let slow = w.active(on("Slow", json!([hook("https://slow.example/")]))).await;
     let quick = w.active(on("Quick", json!([hook("https://a.example/"), hook("https://b.example/")]))).await;
-    w.sender
-        .answers
-        .lock()
-        .unwrap()
-        .insert("https://slow.example/".into(), SendOutcome::Done("slowly".into()));
+    w.sender.says_after("https://slow.example/", SLOW, SendOutcome::Done("slowly".into()));
     w.subscriber("ada").await;
     w.track("ada", "Slow").await;
     w.track("ada", "Quick").await;
@@ -731,10 +624,7 @@ async fn tags_traits_and_events_go_the_way_of_all_events(w: Harness) {
     assert_eq!(record.profile.traits["greeting"].value, "Hello ada@example.com");
     assert_eq!(record.profile.traits["tag:seen"].value, true);
     assert_eq!(w.statuses(chained).await, [Status::Done]);
-    let MessageContent::Webhook { body, .. } = w.sender.carried.lock().unwrap()[0].content.clone() else {
-        panic!()
-    };
-    assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["data"]["event"]["properties"]["by"], "E");
+    assert_eq!(w.sender.posts()[0].1["data"]["event"]["properties"]["by"], "E");
 }
 
 async fn a_link_unsubscribes_and_only_its_own(w: Harness) {
@@ -744,8 +634,7 @@ async fn a_link_unsubscribes_and_only_its_own(w: Harness) {
     }
     w.track("ada", "E").await;
     w.settle().await;
-    let MessageContent::Email(email) = w.sender.carried.lock().unwrap()[0].content.clone() else { panic!() };
-    let link = email.unsubscribe.unwrap();
+    let link = w.sender.emails().remove(0).unsubscribe.unwrap();
     let token = link.strip_prefix("https://t.example/unsubscribe/").unwrap().to_owned();
     let bobs = token.replace(&w.id_of("ada").await.to_string(), &w.id_of("bob").await.to_string());
     assert!(unsubscribe::unsubscribe(&w.context, &bobs).await.is_err());
@@ -772,18 +661,18 @@ async fn a_dry_run_says_what_would_happen_and_does_nothing(w: Harness) {
     w.subscriber("ada").await;
     let customer = w.id_of("ada").await;
     let asked = DryRun { customer: Some(customer), email: None, message_id: None };
-    let told = api::dry_run(&w.context, w.brand, id, &asked).await.unwrap();
-    assert!(!told.starts && told.why.unwrap().contains("value"), "a made-up event has no value");
+    let dry_run = api::dry_run(&w.context, w.brand, id, &asked).await.unwrap();
+    assert!(!dry_run.starts && dry_run.why.unwrap().contains("value"), "a made-up event has no value");
     w.send("ada", json!({"type": "track", "event": "E", "messageId": "m", "properties": {"value": 20}}))
         .await;
     w.settle().await;
-    let told = api::dry_run(&w.context, w.brand, id, &asked).await.unwrap();
-    let log: Vec<String> = told
+    let dry_run = api::dry_run(&w.context, w.brand, id, &asked).await.unwrap();
+    let log: Vec<String> = dry_run
         .log
         .iter()
         .map(|entry| format!("{} {}", entry.step.clone().unwrap_or_default(), entry.what))
         .collect();
     assert_eq!(log, [" started", "1 waiting", "1 done", "2 otherwise", "2.otherwise.1 done", " ended"]);
-    assert_eq!(told.log[4].why.as_deref(), Some("would write to ada@example.com: \"Hi ada\""));
+    assert_eq!(dry_run.log[4].why.as_deref(), Some("would write to ada@example.com: \"Hi ada\""));
     assert!(w.keys().is_empty() && w.runs(id).await.is_empty());
 }

@@ -150,7 +150,7 @@ fn update(said: &OrderSaid, message: &str) -> OrderUpdate {
 }
 
 /// Works a stream off, as workers do that are killed now and then.
-async fn work_off(u: &StoreUnderTest, brand: BrandId, stream: &[Event], delivery: &Delivery) {
+async fn process_all(u: &StoreUnderTest, brand: BrandId, stream: &[Event], delivery: &Delivery) {
     let batches: Vec<Vec<Event>> = delivery
         .order
         .chunks(delivery.batch)
@@ -227,7 +227,7 @@ async fn any_stream_ends_as_the_oracle_says(u: &StoreUnderTest) {
                 let brand = BrandId(brands.get());
                 let (wanted, found) = runtime.block_on(async {
                     let events: Vec<Event> = stream.iter().map(|said| event(brand, said)).collect();
-                    work_off(u, brand, &events, &delivery).await;
+                    process_all(u, brand, &events, &delivery).await;
                     (people(&stream), found(u, brand, &stream).await)
                 });
                 prop_assert_eq!(found, wanted);
@@ -283,7 +283,7 @@ async fn what_trusted_sources_say_stands_whatever_public_keys_say_before_between
                     .map(|(said, _)| said.clone())
                     .collect();
                 let (wanted, owners) = runtime.block_on(async {
-                    work_off(u, brand, &events, &delivery).await;
+                    process_all(u, brand, &events, &delivery).await;
                     // Everybody is somebody, and what is counted is what is there.
                     found(u, brand, &stream).await;
                     (people(&told), owners(u, brand, &told).await)

@@ -12,11 +12,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use support::{LocksUnderTest, memory_locks, redis_locks, sqlite_store};
-use tributary_core::ports::clock::Moment;
-use tributary_core::ports::locks::{Acquired, Lock, LockError, Locks};
+use tributary_core::ports::locks::{Acquired, Lock};
 use tributary_core::ports::store::StoreError;
 use tributary_core::ports::world::World;
 use tributary_core::services::merge::{LockOptions, with_merge_lock};
+use tributary_core::testing::UnavailableLocks;
 
 on_every_adapter!({ memory: crate::memory_locks, redis: crate::redis_locks } [
     one_holder_at_a_time_all_or_nothing,
@@ -263,32 +263,18 @@ async fn work_runs_alone_and_is_dropped_when_its_lock_is_lost(u: &LocksUnderTest
     assert!(matches!(busy.await, Err(StoreError::Conflict(_))));
 }
 
-/// Locks that are unavailable.
-struct Away;
-
-#[async_trait::async_trait]
-impl Locks for Away {
-    async fn acquire(&self, _: &[String], _: Duration, _: Option<i64>) -> Result<Acquired, LockError> {
-        Err(LockError("away".into()))
-    }
-
-    async fn extend(&self, _: &Lock, _: Duration) -> Result<Option<Moment>, LockError> {
-        Err(LockError("away".into()))
-    }
-
-    async fn release(&self, _: &Lock) -> Result<bool, LockError> {
-        Err(LockError("away".into()))
-    }
-}
-
 #[tokio::test]
 async fn without_reachable_locks_work_goes_on_under_the_stores_own_tokens() {
     let on = sqlite_store().await;
     let store = on.store.clone();
     let world = World::real();
-    let worked =
-        with_merge_lock(&Away, &*store, &world, names(&["x"]), LockOptions::default(), |guard| async move {
-            Ok((guard.fence, guard.is_valid()))
-        });
+    let worked = with_merge_lock(
+        &UnavailableLocks,
+        &*store,
+        &world,
+        names(&["x"]),
+        LockOptions::default(),
+        |guard| async move { Ok((guard.fence, guard.is_valid())) },
+    );
     assert_eq!(worked.await, Ok((None, true)));
 }

@@ -18,6 +18,7 @@ use tributary_core::ports::queue::{
 use tributary_core::ports::world::World;
 use tributary_core::services::outbox::{DrainError, check, drain, ended};
 use tributary_core::services::spool::SpooledQueue;
+use tributary_core::testing::UnavailableQueue;
 
 on_every_adapter!({ embedded: crate::embedded_context, services: crate::services_context } [
     what_is_staged_is_there_if_and_only_if_the_transaction_commits,
@@ -216,7 +217,7 @@ async fn a_queue_that_is_away_or_unknown_loses_nothing(u: &ContextUnderTest) {
     u.context.outbox.add("nowhere", &[item("x")], NOW).await.unwrap();
     add(u, &[item("1")]).await;
     let mut away = u.context.clone();
-    away.outbox_targets = OutboxTargets(vec![(EVENTS_QUEUE, Arc::new(support::AwayQueue) as Arc<dyn Queue>)]);
+    away.outbox_targets = OutboxTargets(vec![(EVENTS_QUEUE, Arc::new(UnavailableQueue) as Arc<dyn Queue>)]);
     let error = drain(&away).await.unwrap_err();
     assert!(matches!(error, DrainError::Queue(QueueError::Unavailable(_))), "{error}");
     assert_eq!(drain(&u.context).await.unwrap(), 1);
@@ -266,7 +267,7 @@ async fn a_brand_over_its_share_waits_and_holds_up_nobody(u: &ContextUnderTest) 
 async fn what_waits_for_a_queue_that_is_away_has_shares_too(u: &ContextUnderTest) {
     let world = World::real();
     let spooled =
-        SpooledQueue::new(Arc::new(support::AwayQueue), EVENTS_QUEUE, u.context.outbox.clone(), world, 40);
+        SpooledQueue::new(Arc::new(UnavailableQueue), EVENTS_QUEUE, u.context.outbox.clone(), world, 40);
     let of = |brand: i64, public: bool| NewItem { brand: Some(BrandId(brand)), public, ..item("x") };
     let mut taken = 0;
     for _ in 0..40 {

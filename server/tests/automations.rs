@@ -64,7 +64,7 @@ impl Shop {
 
     /// Processes everything, and what is due by then.
     async fn settle(&self) {
-        self.app.work_off().await;
+        self.app.drain().await;
     }
 
     fn subjects(&self) -> Vec<String> {
@@ -218,7 +218,7 @@ async fn what_goes_out_is_signed_and_comes_back_in(on: On) {
     let dry = shop
         .ask(Method::POST, &format!("/api/automations/{id}/dry-run"), &json!({"customer": customer}))
         .await;
-    assert_eq!((dry["starts"].as_bool(), shop.receiver.hooks().len()), (Some(false), 0), "{dry}");
+    assert_eq!(json!([dry["starts"], shop.receiver.hooks().len()]), json!([false, 0]), "{dry}");
     for (user, value) in [("ada", 5), ("ada", 10), ("gone", 11)] {
         let event = json!({"event": "E", "userId": user, "properties": {"value": value}, "messageId": format!("{user}{value}")});
         assert_eq!(answer(shop.app.post("/api/events", event.to_string())).await.0, 202);
@@ -263,8 +263,8 @@ async fn what_goes_out_is_signed_and_comes_back_in(on: On) {
         shop.ask(Method::GET, &format!("/api/runs/{}", run["id"].as_str().unwrap()), &json!({})).await;
     // The address takes no mail: nothing more is sent there.
     assert_eq!(
-        (again["status"].as_str(), again["actions"][2]["status"].as_str()),
-        (Some("done"), Some("skipped")),
+        json!([again["status"], again["actions"][2]["status"]]),
+        json!(["done", "skipped"]),
         "{again}"
     );
     assert!(again["actions"][2]["error"].as_str().unwrap().contains("for good"), "{again}");

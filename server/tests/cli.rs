@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use backends::guard::Guarded;
+use serde_json::json;
 
 const START: Duration = Duration::from_secs(60);
 
@@ -197,15 +198,8 @@ async fn orders_from_before_are_imported_once_and_bad_lines_are_named() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let ada = read("ada@example.com").await;
-    assert_eq!(
-        (ada["revenue"]["USD"].as_str(), ada["refunded"]["USD"].as_str()),
-        (Some("37.00"), Some("5.00"))
-    );
-    assert_eq!(
-        (ada["events_count"].as_u64(), ada["traits"]["lastName"].as_str()),
-        (Some(2), Some("Lovelace")),
-        "each once"
-    );
+    assert_eq!(json!([ada["revenue"]["USD"], ada["refunded"]["USD"]]), json!(["37.00", "5.00"]));
+    assert_eq!(json!([ada["events_count"], ada["traits"]["lastName"]]), json!([2, "Lovelace"]), "each once");
     assert_eq!(ada["consent"]["email"]["allowed"], true);
     assert!(!file.with_extension("csv.progress").exists());
     running.stop().unwrap();

@@ -137,7 +137,7 @@ async fn ended_run(app: &TestApp, event: &str, user: &str) -> String {
     secretly(app, Method::POST, &format!("/api/automations/{id}/activate"), &json!({})).await;
     let message = json!({"event": event, "userId": user, "messageId": format!("{event}-{user}")});
     assert_eq!(answer(app.post("/api/events", message.to_string())).await.0, 202);
-    app.work_off().await;
+    app.drain().await;
     let runs = secretly(app, Method::GET, &format!("/api/automations/{id}/runs"), &json!({})).await;
     assert_eq!(runs["runs"][0]["status"], "done", "{runs}");
     runs["runs"][0]["id"].as_str().unwrap().to_owned()
@@ -358,7 +358,7 @@ async fn provoke(app: &TestApp, route: &Route, code: &str) -> Option<RequestBuil
             let done =
                 answer(app.post("/api/events", json!({"event": "E", "userId": "one"}).to_string())).await;
             assert_eq!(done.0, 202);
-            app.work_off().await;
+            app.drain().await;
             let (_, one) = answer(app.get("/api/customers/by/user_id/one/360")).await;
             let id = one["id"].as_str().unwrap().to_owned();
             let merge = match route.path.contains("/split") {
@@ -431,7 +431,7 @@ async fn undone_merge(app: &TestApp) -> String {
     for (at, user) in ["left", "right"].into_iter().enumerate() {
         let event = json!({"event": "E", "userId": user, "messageId": format!("side{at}")});
         assert_eq!(answer(app.post("/api/events", event.to_string())).await.0, 202);
-        app.work_off().await;
+        app.drain().await;
     }
     let mut ids = Vec::new();
     for user in ["left", "right"] {
@@ -489,7 +489,7 @@ async fn every_documented_error_is_returned() {
         }
     }
     let (status, body) = answer(app.http.delete(format!("{}/openapi.json", app.url))).await;
-    assert_eq!((status, body["code"].as_str()), (405, Some("method_not_allowed")));
+    assert_eq!(json!([status, body["code"]]), json!([405, "method_not_allowed"]));
     // What needs a broken body, a full queue or an outage is provoked below; a defect by a hand in the data.
     let elsewhere = [
         "invalid_body",
@@ -573,7 +573,7 @@ async fn a_full_queue_is_named() {
         let response = response.send().await.unwrap();
         assert!(response.headers().contains_key("retry-after"));
         let (status, body): (u16, Value) = (response.status().as_u16(), response.json().await.unwrap());
-        assert_eq!((status, body["code"].as_str()), (503, Some("queue_full")), "{route:?}");
+        assert_eq!(json!([status, body["code"]]), json!([503, "queue_full"]), "{route:?}");
         tried += 1;
     }
     assert!(tried > 10);
@@ -600,7 +600,7 @@ async fn what_is_away_is_named() {
     };
     // Known from before, for the time that the store is unavailable.
     assert_eq!(answer(app.post("/v1/track", r#"{"event": "E", "userId": "u"}"#)).await.0, 200);
-    app.work_off().await;
+    app.drain().await;
     let (_, customer) = answer(app.get("/api/customers/by/user_id/u/360")).await;
     let id = customer["id"].as_str().unwrap().to_owned();
     assert_eq!(answer(webhook(&app, "known", "{}")).await.0, 200);
@@ -613,7 +613,7 @@ async fn what_is_away_is_named() {
     // Taking events in goes on without Redis: only where the store is unavailable, too, there is nothing to be done.
     let refused = async |route: &Route, request: RequestBuilder| {
         let (status, body) = answer(request).await;
-        assert_eq!((status, body["code"].as_str()), (503, Some("queue_unavailable")), "{route:?}: {body}");
+        assert_eq!(json!([status, body["code"]]), json!([503, "queue_unavailable"]), "{route:?}: {body}");
     };
     let looked = looking.iter().map(async |route| {
         let here = match route.path.starts_with("/api/customers") {
@@ -644,7 +644,7 @@ async fn what_is_away_is_named() {
             _ => plain(route, "sk_new"),
         };
         let (status, body) = answer(request).await;
-        assert_eq!((status, body["code"].as_str()), (503, Some("store_unavailable")), "{route:?}: {body}");
+        assert_eq!(json!([status, body["code"]]), json!([503, "store_unavailable"]), "{route:?}: {body}");
     });
     assert!(join_all(unknown).await.len() > 30);
     postgres.restart().await.unwrap();
@@ -701,7 +701,7 @@ async fn no_route_shows_one_brand_anything_of_another() {
         );
         let bad = json!({"batch": [{"type": "track", "userId": user("bad")}, {"type": "page", "userId": user("bob")}]});
         assert_eq!(answer(app.post("/v1/batch", bad.to_string())).await.0, 200);
-        app.work_off().await;
+        app.drain().await;
         tributary_core::services::privacy::carry_out(&app.context).await.unwrap();
         let settings = json!({"blocked_identifiers": [MARK]}).to_string();
         let put =
@@ -712,7 +712,7 @@ async fn no_route_shows_one_brand_anything_of_another() {
         let own_automation = own_automation(&app).await;
         let gold = json!({"expression": format!("traits.firstName == '{MARK}'"), "description": MARK});
         secretly(&app, Method::PUT, "/api/segments/marked", &gold).await;
-        app.work_off().await;
+        app.drain().await;
         let own = async |path: &str| answer(app.get(path)).await.1;
         let ada = own(&format!("/api/customers/by/user_id/{}/360", user("ada"))).await["id"]
             .as_str()
@@ -784,7 +784,7 @@ async fn no_route_shows_one_brand_anything_of_another() {
             tried += 1;
         }
         assert!(tried > 50);
-        app.work_off().await;
+        app.drain().await;
         assert_eq!(everything(&app, &ada, &bob).await, before, "and nothing was changed");
         app.stop().await;
     }
@@ -820,7 +820,7 @@ async fn everything(app: &TestApp, ada: &str, bob: &str) -> Vec<Value> {
 async fn the_document_is_served_with_a_page_and_names_every_route() {
     let app = TestApp::start(On::Embedded).await;
     let (status, served) = answer(app.http.get(format!("{}/openapi.json", app.url))).await;
-    assert_eq!((status, served["openapi"].as_str()), (200, Some("3.1.0")));
+    assert_eq!(json!([status, served["openapi"]]), json!([200, "3.1.0"]));
     let page = app.http.get(format!("{}/docs", app.url)).send().await.unwrap();
     assert!(page.headers()["content-type"].to_str().unwrap().starts_with("text/html"));
     let tags: Vec<&str> =
@@ -854,12 +854,12 @@ async fn a_defect_is_500_and_says_nothing_of_the_inside() {
 
     let app = TestApp::start(On::Embedded).await;
     assert_eq!(answer(app.post("/v1/track", r#"{"event": "E", "userId": "u"}"#)).await.0, 200);
-    app.work_off().await;
+    app.drain().await;
     let file = format!("sqlite://{}", app.data().join("store.db").display());
     let mut store = sqlx::SqliteConnection::connect(&file).await.unwrap();
     sqlx::query("update profiles set traits = 'a hand was here'").execute(&mut store).await.unwrap();
     let (status, body) = answer(app.get("/api/customers/by/user_id/u/360")).await;
-    assert_eq!((status, body["code"].as_str()), (500, Some("internal")));
+    assert_eq!(json!([status, body["code"]]), json!([500, "internal"]));
     assert!(!body.to_string().contains("hand"), "{body}");
     app.stop().await;
 }

@@ -21,7 +21,7 @@ on_both_profiles!(
 async fn send(app: &TestApp, body: Value) {
     let (status, found) = answer(app.post("/api/events", body.to_string())).await;
     assert_eq!((status, &found["rejected"]), (202, &json!([])), "{found}");
-    app.work_off().await;
+    app.drain().await;
 }
 
 async fn get(app: &TestApp, path: &str) -> Value {
@@ -49,7 +49,7 @@ async fn customers_are_found_by_what_people_type(on: On) {
     let order = json!({"id": 5, "name": "#1001", "phone": "+49 170 1234567", "email": "bob.2@example.com", "total_price": "1.00"});
     let client = app.client();
     assert_eq!(answer(client.webhook(client.http(), "orders/create", "w", order.to_string())).await.0, 200);
-    app.work_off().await;
+    app.drain().await;
     for (typed, found) in [
         ("ada", vec!["u003", "u001"]),
         ("Ada Love", vec!["u001"]),
@@ -78,8 +78,8 @@ async fn customers_are_found_by_what_people_type(on: On) {
     }
     let page = get(&app, "/api/customers?q=lovelace").await;
     assert_eq!(
-        (page["customers"][0]["name"].as_str(), page["customers"][0]["events_count"].as_u64()),
-        (Some("Ada Lovelace"), Some(1))
+        json!([page["customers"][0]["name"], page["customers"][0]["events_count"]]),
+        json!(["Ada Lovelace", 1])
     );
     app.stop().await;
 }
@@ -155,8 +155,8 @@ async fn settings_change_who_is_who(on: On) {
         "limits": {"kinds": {"user_id": 1}}});
     let (status, set) = secret(&app, reqwest::Method::PUT, "/api/settings", own).await;
     assert_eq!(
-        (status, set["limits"]["merges"].as_u64()),
-        (200, Some(200)),
+        json!([status, set["limits"]["merges"]]),
+        json!([200, 200]),
         "what is left out has its usual value"
     );
     assert_eq!(get(&app, "/api/settings").await, set);
@@ -237,7 +237,7 @@ async fn a_key_is_rotated_limited_and_revoked(on: On) {
     let (status, _) = secret(&app, reqwest::Method::DELETE, &format!("/api/keys/{id}"), json!({})).await;
     assert_eq!(status, 200);
     let (status, refused) = answer(track(&key)).await;
-    assert_eq!((status, refused["code"].as_str()), (401, Some("invalid_key")));
+    assert_eq!(json!([status, refused["code"]]), json!([401, "invalid_key"]));
     assert_eq!(track(fresh).send().await.unwrap().status(), 200);
     let (status, _) = secret(&app, reqwest::Method::POST, &format!("/api/keys/{id}/rotate"), json!({})).await;
     assert_eq!(status, 404, "a key that has ended is not rotated");
@@ -260,7 +260,7 @@ async fn what_is_old_is_deleted_where_the_brand_says_so(on: On) {
     let order = json!({"id": 5, "email": "buyer@example.com", "total_price": "1.00", "created_at": "2026-01-01T00:00:00Z"});
     let client = app.client();
     assert_eq!(answer(client.webhook(client.http(), "orders/create", "w", order.to_string())).await.0, 200);
-    app.work_off().await;
+    app.drain().await;
     assert_eq!(retain(&app.context).await.unwrap(), 0, "nothing, unless the brand says so");
     let settings = serde_json::from_value(json!({"retention_days": 30})).unwrap();
     app.context.brand_cache.set(app.brand, &settings, None).await.unwrap();
@@ -272,9 +272,6 @@ async fn what_is_old_is_deleted_where_the_brand_says_so(on: On) {
     let forgotten = app.context.privacy.inactive_profiles(app.brand, later, 10).await.unwrap();
     assert_eq!(forgotten.len(), 2, "who has ordered stays");
     let kept = get(&app, "/api/customers/by/email/buyer@example.com/360").await;
-    assert_eq!(
-        (kept["orders_count"].as_u64(), kept["recent_events"].as_array().unwrap().len()),
-        (Some(1), 0)
-    );
+    assert_eq!(json!([kept["orders_count"], kept["recent_events"].as_array().unwrap().len()]), json!([1, 0]));
     app.stop().await;
 }

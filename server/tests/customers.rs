@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use support::{On, TestApp, answer};
 use tributary_core::domain::ids::ProfileId;
 use tributary_core::ports::brands::KeyKind;
+use tributary_core::ports::clock::ManualClock;
 use tributary_core::ports::queue::QueueSettings;
 use tributary_core::services::customer360::answer_key;
 use tributary_core::services::health::{self, Alarms, Status};
@@ -30,7 +31,7 @@ on_both_profiles!(
 async fn send(app: &TestApp, body: Value) {
     let (status, found) = answer(app.post("/api/events", body.to_string())).await;
     assert_eq!(status, 202, "{found}");
-    app.work_off().await;
+    app.drain().await;
 }
 
 async fn cached(app: &TestApp, path: &str) -> (String, Value) {
@@ -40,7 +41,8 @@ async fn cached(app: &TestApp, path: &str) -> (String, Value) {
 }
 
 async fn an_answer_has_every_field_and_is_found_by_id_and_identifier(on: On) {
-    let app = TestApp::start(on).await;
+    // The third of February 2026: what is counted in days is counted from there.
+    let app = TestApp::start_at(on, &ManualClock::at(1_770_076_800_000)).await;
     let identify = json!({"type": "identify", "userId": "u1", "anonymousId": "a1", "messageId": "m1",
         "timestamp": "2026-01-01T10:00:00.123Z", "traits": {"email": "Ada@Example.com", "age": 36, "gone": null}});
     let view = json!({"type": "track", "event": "Product Viewed", "anonymousId": "a1", "messageId": "m2",
@@ -53,39 +55,13 @@ async fn an_answer_has_every_field_and_is_found_by_id_and_identifier(on: On) {
     let client = app.client();
     let delivery = client.webhook(client.http(), "orders/create", "w1", order.to_string());
     assert_eq!(answer(delivery).await.0, 200);
-    app.work_off().await;
+    app.drain().await;
 
     let (_, found) = cached(&app, "/api/customers/by/email/ADA@example.com/360").await;
     let id = found["id"].as_str().unwrap();
     assert_eq!(cached(&app, &format!("/api/customers/{id}/360")).await.1, found);
-    let expected = json!({
-        "id": id,
-        "identifiers": [{"kind": "user_id", "value": "u1"}, {"kind": "email", "value": "ada@example.com"},
-                        {"kind": "anonymous_id", "value": "a1"}],
-        // As Shopify's order has it: it outweighs what a public key says.
-        "traits": {"email": "ada@example.com", "age": 36},
-        "first_seen": "2026-01-01T09:00:00.000Z",
-        "last_seen": "2026-01-02T00:00:00.000Z",
-        "events_count": 3,
-        "orders_count": 1,
-        "revenue": {"USD": "10.01"},
-        "refunded": {"USD": "4.00"},
-        "average_order": {"USD": "10.01"},
-        "last_order_at": "2026-01-02T00:00:00.000Z",
-    });
-    for (field, value) in expected.as_object().unwrap() {
-        assert_eq!(&found[field], value, "{field}");
-    }
-    // A buyer belongs to one of the segments that every brand has, and the answer from before that is not served.
-    let segments = found["segments"].as_array().unwrap();
-    assert!(segments.len() == 1 && segments[0].as_str().unwrap().starts_with("rfm_"), "{segments:?}");
-    assert_eq!(found["tags"], json!([]));
-    let names: Vec<_> =
-        found["recent_events"].as_array().unwrap().iter().map(|e| e["name"].as_str()).collect();
-    assert_eq!(names, [Some("Order Created"), None, Some("Product Viewed")]);
-    assert_eq!(found["recent_events"][2]["properties"], json!({"sku": "x"}));
-    assert_eq!(found["recent_orders"][0]["total"], "10.01");
-    assert_eq!(found["recent_orders"][0]["items"][0]["title"], "Mug");
+    // The same on both profiles. Shopify's word on the e-mail address outweighs what a public key says.
+    assert_same_json!("customer_360", found, {".id" => "[id]"});
     app.stop().await;
 }
 
@@ -118,7 +94,7 @@ async fn no_hit_is_older_than_the_last_commit_whatever_the_cache_has_kept(on: On
     };
     let webhook = async |topic: &str, id: &str, body: &Value| {
         assert_eq!(answer(client.webhook(client.http(), topic, id, body.to_string())).await.0, 200);
-        app.work_off().await;
+        app.drain().await;
     };
     webhook("orders/create", "w1", &order("2026-01-01T00:00:00Z", "10.00")).await;
     let path = "/api/customers/by/email/ada@example.com/360";
@@ -147,7 +123,7 @@ async fn no_hit_is_older_than_the_last_commit_whatever_the_cache_has_kept(on: On
                     json!({"type": "identify", "userId": "u1", "traits": {"email": "ada@example.com"}});
                 let sent = app.http.post(format!("{}/api/events", app.url)).bearer_auth(&app.secret_key);
                 assert_eq!(answer(sent.body(link.to_string())).await.0, 202);
-                app.work_off().await;
+                app.drain().await;
             }
             _ => {
                 let mut other = order("2026-01-03T00:00:00Z", "10.00");
@@ -207,11 +183,11 @@ async fn nobody_is_404_and_a_write_key_reads_nobody(on: On) {
         "/api/customers/by/email/not-an-address/360",
     ] {
         let (status, found) = answer(app.get(path)).await;
-        assert_eq!((status, found["code"].as_str()), (404, Some("not_found")), "{path}");
+        assert_eq!(json!([status, found["code"]]), json!([404, "not_found"]), "{path}");
         assert!(found["message"].is_string());
     }
     let (status, found) = answer(app.get("/api/customers/by/shoe_size/44/360")).await;
-    assert_eq!((status, found["code"].as_str()), (400, Some("unknown_kind")));
+    assert_eq!(json!([status, found["code"]]), json!([400, "unknown_kind"]));
     let url = format!("{}/api/customers/by/user_id/u/360", app.url);
     assert_eq!(answer(app.http.get(&url)).await.0, 401);
     assert_eq!(answer(app.http.get(&url).bearer_auth("sk_wrong")).await.0, 401);
@@ -241,9 +217,9 @@ async fn monitoring_counts_and_judges(on: On) {
     let app = TestApp::start(on).await;
     assert_eq!(answer(app.http.get(format!("{}/healthz", app.url))).await.0, 200);
     let (status, ready) = answer(app.http.get(format!("{}/readyz", app.url))).await;
-    assert_eq!((status, ready["status"].as_str()), (200, Some("ok")));
+    assert_eq!(json!([status, ready["status"]]), json!([200, "ok"]));
     let (status, health) = answer(app.http.get(format!("{}/api/monitoring/health", app.url))).await;
-    assert_eq!((status, health["lag"]["status"].as_str()), (200, Some("ok")), "{health}");
+    assert_eq!(json!([status, health["lag"]["status"]]), json!([200, "ok"]), "{health}");
     answer(app.post(
         "/api/events",
         json!([{"event": "E", "userId": "u"}, {"event": "F", "userId": "u"}]).to_string(),
@@ -262,7 +238,7 @@ async fn monitoring_counts_and_judges(on: On) {
         (Status::Degraded, Status::Degraded),
         "everything answers, but nobody works"
     );
-    app.work_off().await;
+    app.drain().await;
     assert_eq!(
         health::check(&app.context, Alarms { max_lag: Duration::from_millis(50), dead: 0 }).await.status,
         Status::Ok
@@ -307,7 +283,7 @@ async fn an_export_takes_no_more_memory_than_its_pages(on: On) {
             .collect();
         assert_eq!(answer(app.post("/v1/batch", json!({"batch": events}).to_string())).await.0, 200);
     }
-    app.work_off().await;
+    app.drain().await;
     let id = answer(app.get("/api/customers/by/user_id/many/360")).await.1["id"].as_str().unwrap().to_owned();
     let mut reply = app.get(&format!("/api/customers/{id}/export")).send().await.unwrap();
     assert_eq!(reply.status(), 200);

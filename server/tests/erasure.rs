@@ -135,11 +135,11 @@ async fn nothing_of_a_person_is_found_after_an_erasure(on: On) {
     let made = secretly(&app, Method::POST, "/api/automations", &definition).await;
     let path = format!("/api/automations/{}/activate", made["id"].as_str().unwrap());
     secretly(&app, Method::POST, &path, &json!({})).await;
-    app.work_off().await;
+    app.drain().await;
     app.outbound.sender = Arc::new(Quoting);
     let go = json!({"type": "track", "event": "Go", "userId": format!("{MARK}-id"), "messageId": "go"});
     assert_eq!(answer(app.post("/api/events", go.to_string())).await.0, 202);
-    app.work_off().await;
+    app.drain().await;
     assert!(app.context.automation_queue.stats().await.unwrap().dead > 0, "the mail is a dead letter");
 
     // A row of the outbox that its queue refused.
@@ -173,7 +173,7 @@ async fn nothing_of_a_person_is_found_after_an_erasure(on: On) {
     assert_eq!(status, 200, "{erased}");
     assert_eq!(answer(app.get(&format!("/api/customers/{id}/360"))).await.0, 404);
     // What was under way does not come back.
-    app.work_off().await;
+    app.drain().await;
 
     match on {
         On::Embedded => {

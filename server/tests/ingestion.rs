@@ -61,7 +61,7 @@ async fn every_segment_route_answers_exactly_success(on: On) {
         assert_eq!(answer(request).await, (200, json!({"success": true})), "{path}");
     }
     assert_eq!(waiting(&app).await, 2 * names.len() as u64 + 4);
-    app.work_off().await;
+    app.drain().await;
     let (_, stats) = answer(app.get("/api/monitoring/stats")).await;
     assert_eq!(stats["brand"]["events"], 2 * names.len() + 1, "one message id came four times: {stats}");
     assert_eq!(stats["events"]["dead"], 0);
@@ -98,7 +98,7 @@ async fn keys_are_taken_from_basic_bearer_and_body_and_others_refused(on: On) {
     }
     let batch = json!({"batch": [track("u", "m")], "writeKey": write}).to_string();
     assert_eq!(answer(app.http.post(format!("{}/v1/batch", app.url)).body(batch)).await.0, 200);
-    app.work_off().await;
+    app.drain().await;
     let (_, found) = answer(app.get("/api/customers/by/user_id/u/360")).await;
     assert_eq!(found["events_count"], 2);
     app.stop().await;
@@ -118,12 +118,12 @@ async fn a_bad_message_is_refused_with_code_and_message(on: On) {
         ("/v1/batch", r#"{"batch":[{"type":"nothing","userId":"u"}]}"#, "invalid_type"),
     ] {
         let (status, found) = answer(app.post(path, body)).await;
-        assert_eq!((status, found["code"].as_str()), (400, Some(code)), "{path} {body}: {found}");
+        assert_eq!(json!([status, found["code"]]), json!([400, code]), "{path} {body}: {found}");
         assert!(found["message"].as_str().is_some_and(|text| text.len() > 10), "{found}");
     }
     let large = json!({"userId": "u", "x": "x".repeat(33 * 1024)}).to_string();
     let (status, found) = answer(app.post("/v1/page", large)).await;
-    assert_eq!((status, found["code"].as_str()), (400, Some("event_too_large")), "{found}");
+    assert_eq!(json!([status, found["code"]]), json!([400, "event_too_large"]), "{found}");
     assert_eq!(waiting(&app).await, 0);
     app.stop().await;
 }
@@ -135,7 +135,7 @@ async fn a_bad_message_in_a_batch_takes_nobody_along_and_is_found_among_the_dead
         r#"{"type":"track","event":"E","userId":"u","messageId":"m3","properties":{"a":"\u0000\ud800"}}"#;
     let batch = format!(r#"{{"batch":[{},{bad},{unstorable},{}]}}"#, track("u", "m1"), track("u", "m2"));
     assert_eq!(answer(app.post("/v1/batch", batch)).await, (200, json!({"success": true})));
-    app.work_off().await;
+    app.drain().await;
     let (_, found) = answer(app.get("/api/customers/by/user_id/u/360")).await;
     assert_eq!(found["events_count"], 3, "{found}");
     let dead = app.context.queue.dead(Scope::All, None, 10).await.unwrap();
@@ -156,9 +156,9 @@ async fn gzip_is_unpacked_and_its_bombs_are_not(on: On) {
     let batch = json!({"batch": [track("u", "m1")]}).to_string();
     assert_eq!(answer(packed(gzip(batch.as_bytes()))).await.0, 200);
     let (status, found) = answer(packed(gzip(&vec![b' '; 64 << 20]))).await;
-    assert_eq!((status, found["code"].as_str()), (400, Some("payload_too_large")));
+    assert_eq!(json!([status, found["code"]]), json!([400, "payload_too_large"]));
     let (status, found) = answer(packed(b"not gzip".to_vec())).await;
-    assert_eq!((status, found["code"].as_str()), (400, Some("invalid_gzip")));
+    assert_eq!(json!([status, found["code"]]), json!([400, "invalid_gzip"]));
     assert_eq!(waiting(&app).await, 1);
     app.stop().await;
 }
@@ -172,10 +172,10 @@ async fn batches_over_the_limits_are_refused_whole(on: On) {
     };
     assert_eq!(answer(app.post("/v1/batch", batch(2500))).await.0, 200);
     let (status, found) = answer(app.post("/v1/batch", batch(2501))).await;
-    assert_eq!((status, found["code"].as_str()), (400, Some("too_many_events")));
+    assert_eq!(json!([status, found["code"]]), json!([400, "too_many_events"]));
     let large = json!({"batch": [track("u", "m")], "pad": "x".repeat(4 * 1024 * 1024)}).to_string();
     let (status, found) = answer(app.post("/v1/batch", large)).await;
-    assert_eq!((status, found["code"].as_str()), (400, Some("payload_too_large")));
+    assert_eq!(json!([status, found["code"]]), json!([400, "payload_too_large"]));
     assert_eq!(waiting(&app).await, 2500);
     app.stop().await;
 }
@@ -187,7 +187,7 @@ async fn a_small_request_cannot_become_a_large_one_or_stop_a_worker(on: On) {
     let (status, found) =
         answer(app.post("/v1/batch", json!({"context": {"pad": context}, "batch": messages}).to_string()))
             .await;
-    assert_eq!((status, found["code"].as_str()), (400, Some("context_too_large")), "{found}");
+    assert_eq!(json!([status, found["code"]]), json!([400, "context_too_large"]), "{found}");
     // Over the limit of one event with what the batch adds: dropped, its neighbour taken.
     let large = json!({"type": "page", "userId": "u", "messageId": "large", "pad": "x".repeat(15_000)});
     let batch = json!({"context": {"pad": context}, "batch": [large, track("u", "m1")]}).to_string();
@@ -213,7 +213,7 @@ async fn a_batchs_context_is_merged_into_its_messages(on: On) {
         "batch": [track("u", "m1")],
     });
     assert_eq!(answer(app.post("/v1/batch", batch.to_string())).await.0, 200);
-    app.work_off().await;
+    app.drain().await;
     let (status, found) = answer(app.get("/api/customers/by/email/shared@example.com/360")).await;
     assert_eq!((status, &found["events_count"]), (200, &json!(1)));
     app.stop().await;
@@ -296,7 +296,7 @@ async fn a_webhook_is_verified_before_anything_else(on: On) {
         "x-shopify-webhook-id",
     ] {
         let (status, found) = answer(request(&without(name), &body)).await;
-        assert_eq!((status, found["code"].as_str()), (400, Some("missing_header")), "{name}");
+        assert_eq!(json!([status, found["code"]]), json!([400, "missing_header"]), "{name}");
         assert!(found["message"].as_str().unwrap().contains(name));
     }
     for change in [
@@ -305,10 +305,10 @@ async fn a_webhook_is_verified_before_anything_else(on: On) {
         with("x-shopify-shop-domain", "other.myshopify.com"),
     ] {
         let (status, found) = answer(request(&change, "{broken")).await;
-        assert_eq!((status, found["code"].as_str()), (401, Some("invalid_hmac")), "{found}");
+        assert_eq!(json!([status, found["code"]]), json!([401, "invalid_hmac"]), "{found}");
     }
     let (status, found) = answer(request(&|_| {}, "{broken")).await;
-    assert_eq!((status, found["code"].as_str()), (400, Some("invalid_json")), "signed, but not JSON");
+    assert_eq!(json!([status, found["code"]]), json!([400, "invalid_json"]), "signed, but not JSON");
     let got = app.http.get(format!("{}/api/webhooks/shopify", app.url));
     assert_eq!(answer(got).await.0, 405);
     assert_eq!(waiting(&app).await, 0);
@@ -347,7 +347,7 @@ async fn a_webhook_is_taken_once_however_often_it_comes(on: On) {
         let sent = client.webhook(client.http(), "orders/create", "w6", unreadable.clone());
         assert_eq!(answer(sent).await, taken(duplicate), "signed, so it is kept, for people to look at");
     }
-    app.work_off().await;
+    app.drain().await;
     assert_eq!(app.context.queue.stats().await.unwrap().dead, 1);
     let (_, found) = answer(app.get("/api/customers/by/shopify_customer_id/7/360")).await;
     assert_eq!((&found["orders_count"], &found["revenue"]), (&json!(2), &json!({"USD": "21.00"})));
@@ -371,9 +371,9 @@ async fn a_secret_can_be_rotated_without_losing_a_webhook(on: On) {
 async fn the_routes_answer_errors_as_json(on: On) {
     let app = TestApp::start(on).await;
     let (status, found) = answer(app.get("/nowhere")).await;
-    assert_eq!((status, found["code"].as_str()), (404, Some("not_found")));
+    assert_eq!(json!([status, found["code"]]), json!([404, "not_found"]));
     let (status, found) = answer(app.get("/v1/track")).await;
-    assert_eq!((status, found["code"].as_str()), (405, Some("method_not_allowed")));
+    assert_eq!(json!([status, found["code"]]), json!([405, "method_not_allowed"]));
     app.stop().await;
 }
 
@@ -389,12 +389,12 @@ async fn what_is_nested_deep_makes_no_customer_unreadable(on: On) {
     }
     for depth in [99, 127, 10_000] {
         let (status, refused) = answer(app.post("/v1/identify", identify(depth))).await;
-        assert_eq!((status, refused["code"].as_str()), (400, Some("too_deep")), "{depth}");
+        assert_eq!(json!([status, refused["code"]]), json!([400, "too_deep"]), "{depth}");
     }
     let properties = format!(r#"{{"a":{}}}"#, nested(97));
     let track = format!(r#"{{"userId":"u","event":"E","messageId":"d","properties":{properties}}}"#);
     assert_eq!(answer(app.post("/v1/track", track)).await.0, 200);
-    app.work_off().await;
+    app.drain().await;
     let (status, found) = answer(app.get("/api/customers/by/user_id/u/360")).await;
     assert_eq!((status, &found["events_count"], &found["traits"]["plan"]), (200, &json!(5), &json!("gold")));
     assert_eq!(found["traits"]["deep98"], nested(98), "as text");

@@ -91,7 +91,7 @@ async fn strangers_are_told_nothing_that_concerns_all_brands(on: On) {
         |path: &str| app.http.get(format!("{}{path}", app.url)).header("x-forwarded-for", "203.0.113.7");
     for path in ["/metrics", "/api/monitoring/health", "/api/monitoring/queues", "/api/monitoring/stats"] {
         let (status, body) = answer(stranger(path)).await;
-        assert_eq!((status, body["code"].as_str()), (401, Some("no_key")), "{path}");
+        assert_eq!(json!([status, body["code"]]), json!([401, "no_key"]), "{path}");
         assert_eq!(answer(app.http.get(format!("{}{path}", app.url))).await.0, 200, "{path}, from here");
     }
     assert_eq!(answer(stranger("/readyz")).await, (200, json!("ready\n")));
@@ -141,7 +141,7 @@ async fn a_flood_of_bad_messages_leaves_few_dead_letters_and_holds_up_nobody(on:
         let messages = [vec![track("x")], vec![bad.clone(); 15]].concat();
         assert_eq!(answer(batch(&app, &app.write_key, messages)).await.0, 200);
     }
-    app.work_off().await;
+    app.drain().await;
     let stats = app.context.queue.stats().await.unwrap();
     assert_eq!((stats.dead, stats.buried, stats.dropped), (20, 150, 130));
     let (_, page) = answer(app.get("/api/queues/events/dead?limit=100")).await;

@@ -73,7 +73,7 @@ async fn without_redis_events_wait_in_the_store_and_come_through_once_when_it_is
     assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
     assert_eq!(answer(app.get("/readyz")).await.0, 200, "it takes events in");
     let (status, health) = answer(app.get("/api/monitoring/health")).await;
-    assert_eq!((status, health["status"].as_str()), (503, Some("degraded")), "and says what is wrong");
+    assert_eq!(json!([status, health["status"]]), json!([503, "degraded"]), "and says what is wrong");
 
     // Both away: nothing could keep an event, so none is accepted.
     postgres.kill().unwrap();
@@ -111,7 +111,7 @@ async fn without_postgresql_ingestion_goes_on_and_customers_are_answered_from_th
     let stale = app.get(C360).send().await.unwrap();
     assert_eq!((stale.status().as_u16(), stale.headers()["x-cache"].to_str().unwrap()), (200, "stale"));
     let (status, found) = answer(app.get("/api/customers/by/user_id/never-seen/360")).await;
-    assert_eq!((status, found["code"].as_str()), (503, Some("store_unavailable")));
+    assert_eq!(json!([status, found["code"]]), json!([503, "store_unavailable"]));
 
     postgres.restart().await.unwrap();
     app.client().drain(Duration::from_secs(30), |_| {}).await.expect("the worker goes on by itself");

@@ -28,7 +28,7 @@ async fn bury_two(app: &TestApp) {
         {"type": "track", "userId": "u", "messageId": "bad-2"},
     ]});
     assert_eq!(answer(app.post("/v1/batch", batch.to_string())).await.0, 200);
-    app.work_off().await;
+    app.drain().await;
 }
 
 async fn letters(app: &TestApp, query: &str) -> Value {
@@ -72,13 +72,13 @@ async fn dead_letters_are_seen_put_back_and_discarded_by_their_brand_alone(on: O
 
     let retry = send(&app, Method::POST, &format!("{path}/retry"), &app.secret_key);
     assert_eq!(answer(retry).await, (200, json!({"retried": 1})));
-    app.work_off().await;
+    app.drain().await;
     let again = letters(&app, "").await;
     assert_eq!(again["letters"][0]["history"].as_array().unwrap().len(), 3, "failed, put back, failed");
     assert_eq!(answer(send(&app, Method::DELETE, &path, &app.secret_key)).await.1["discarded"], 1);
     assert_eq!(answer(send(&app, Method::DELETE, &path, &app.secret_key)).await.0, 404);
     assert_eq!(answer(send(&app, Method::POST, "/dead/retry", &app.secret_key)).await.1["retried"], 1);
-    app.work_off().await;
+    app.drain().await;
     assert_eq!(answer(send(&app, Method::DELETE, "/dead", &app.secret_key)).await.1["discarded"], 1);
     assert_eq!(letters(&app, "").await["letters"], json!([]));
 }
@@ -89,16 +89,16 @@ async fn a_lone_brand_may_pause_its_queue_and_others_may_not(on: On) {
     assert_eq!(answer(post("/pause")).await, (200, json!({"paused": true})));
     let event = json!({"event": "E", "userId": "u", "messageId": "m"}).to_string();
     assert_eq!(answer(app.post("/v1/track", event)).await.0, 200, "a pause holds nobody up at the door");
-    app.work_off().await;
+    app.drain().await;
     let (_, numbers) = answer(app.get("/api/queues/events")).await;
     assert_eq!((&numbers["paused"], &numbers["pending"]), (&json!(true), &json!(1)));
     assert_eq!(answer(post("/resume")).await, (200, json!({"paused": false})));
-    app.work_off().await;
+    app.drain().await;
     assert_eq!(app.context.queue.stats().await.unwrap().acked, 1);
 
     app.context.brand_ports.brands.add_brand("other").await.unwrap();
     let (status, refusal) = answer(post("/pause")).await;
-    assert_eq!((status, refusal["code"].as_str()), (403, Some("shared_queue")));
+    assert_eq!(json!([status, refusal["code"]]), json!([403, "shared_queue"]));
     assert!(!app.context.queue.stats().await.unwrap().paused);
 }
 
@@ -111,18 +111,18 @@ async fn a_webhook_is_remembered_with_its_outcome_and_another_body_is_a_conflict
     let asked = format!("/api/queues/events/claims?shop={SHOP}&webhook_id=w1");
     let (status, open) = answer(app.get(&asked)).await;
     assert_eq!((status, &open["finished"]), (200, &Value::Null));
-    app.work_off().await;
+    app.drain().await;
     let (_, ended) = answer(app.get(&asked)).await;
     assert_eq!(ended["finished"]["outcome"], "done");
     assert!(ended["finished"]["by"].as_str().unwrap().contains(':'), "host and process: {ended}");
     assert_eq!(answer(webhook("w1", body)).await, (200, json!({"success": true, "duplicate": true})));
 
     let (status, conflict) = answer(webhook("w1", r#"{"id": 8, "email": null}"#)).await;
-    assert_eq!((status, conflict["code"].as_str()), (409, Some("idempotency_conflict")));
+    assert_eq!(json!([status, conflict["code"]]), json!([409, "idempotency_conflict"]));
     assert_eq!(app.context.queue.stats().await.unwrap().pending, 0);
     assert_eq!(answer(app.get("/api/queues/events/claims?shop=a.b&webhook_id=w1")).await.0, 404);
     let (status, missing) = answer(app.get(&format!("/api/queues/events/claims?shop={SHOP}"))).await;
-    assert_eq!((status, missing["code"].as_str()), (400, Some("invalid_query")));
+    assert_eq!(json!([status, missing["code"]]), json!([400, "invalid_query"]));
 }
 
 async fn an_order_takes_effect_once_also_when_the_claims_are_forgotten(on: On) {
@@ -139,7 +139,7 @@ async fn an_order_takes_effect_once_also_when_the_claims_are_forgotten(on: On) {
             (200, json!({"success": true, "duplicate": duplicate})),
             "the queue forgets, and the store remembers"
         );
-        app.work_off().await;
+        app.drain().await;
         tokio::time::sleep(claim_ttl * 2).await;
     }
     let (_, found) = answer(app.get("/api/customers/by/shopify_customer_id/7/360")).await;

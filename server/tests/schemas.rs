@@ -189,7 +189,7 @@ async fn filled(app: &TestApp) -> String {
     let (status, found) =
         answer(client.webhook(client.http(), "orders/create", "o1", order.to_string())).await;
     assert_eq!(status, 200, "{found}");
-    app.work_off().await;
+    app.drain().await;
     let (status, found) = answer(app.get("/api/customers/by/email/ada@example.com/360")).await;
     assert_eq!(status, 200, "{found}");
     found["id"].as_str().unwrap().to_owned()
@@ -219,7 +219,7 @@ async fn answers_are_what_their_types_say() {
     check(post.clone(), "/api/automations/{id}/activate", &format!("{own}/activate"), None).await;
     let again = json!({"batch": [{"type": "track", "userId": "ada", "event": "Seen", "messageId": "again"}]});
     assert_eq!(answer(app.post("/v1/batch", again.to_string())).await.0, 200);
-    app.work_off().await;
+    app.drain().await;
     let customer = format!("/api/customers/{id}");
     for (route, path) in [
         ("/api/customers", "/api/customers?limit=1".to_owned()),

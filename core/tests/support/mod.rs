@@ -31,10 +31,7 @@ use tributary_core::ports::cache::Cache;
 use tributary_core::ports::clock::ManualClock;
 use tributary_core::ports::locks::Locks;
 use tributary_core::ports::outbox::Staged;
-use tributary_core::ports::queue::{
-    Acked, Batch, BatchId, Claim, DeadLetter, DeadPlace, Enqueued, Holding, NewItem, Queue, QueueError,
-    QueueSettings, QueueStats, Reclaimed, Repaired, Scope, Unfinished,
-};
+use tributary_core::ports::queue::{Queue, QueueSettings};
 use tributary_core::ports::store::{Store, SuppressionKey};
 use tributary_core::ports::world::World;
 use tributary_core::services::brand_cache::BrandRules;
@@ -333,65 +330,6 @@ pub async fn services_context() -> ContextUnderTest {
     };
     let context = Context::open(&backend, QueueSettings::default()).await.unwrap();
     ContextUnderTest { context, store, backend, _folder: None }
-}
-
-/// A queue that is unavailable.
-pub struct AwayQueue;
-
-fn away<T>() -> Result<T, QueueError> {
-    Err(QueueError::Unavailable("away".into()))
-}
-
-#[async_trait::async_trait]
-impl Queue for AwayQueue {
-    async fn enqueue(&self, _: &[NewItem]) -> Result<Vec<Enqueued>, QueueError> {
-        away()
-    }
-    async fn fetch(&self, _: usize, _: Duration) -> Result<Option<Batch>, QueueError> {
-        away()
-    }
-    async fn ack(&self, _: &Batch, _: &[Unfinished]) -> Result<Acked, QueueError> {
-        away()
-    }
-    async fn beat(&self, _: &[BatchId]) -> Result<Vec<BatchId>, QueueError> {
-        away()
-    }
-    async fn reclaim(&self) -> Result<Reclaimed, QueueError> {
-        away()
-    }
-    async fn stats(&self) -> Result<QueueStats, QueueError> {
-        away()
-    }
-    async fn dead(&self, _: Scope, _: Option<&DeadPlace>, _: usize) -> Result<Vec<DeadLetter>, QueueError> {
-        away()
-    }
-    async fn dead_letter(&self, _: &str) -> Result<Option<DeadLetter>, QueueError> {
-        away()
-    }
-    async fn retry_dead(&self, _: &[String]) -> Result<u64, QueueError> {
-        away()
-    }
-    async fn discard_dead(&self, _: &[String]) -> Result<u64, QueueError> {
-        away()
-    }
-    async fn drop_dead(&self, _: Option<BrandId>, _: i64) -> Result<u64, QueueError> {
-        away()
-    }
-    async fn held_by(&self, _: BrandId) -> Result<Holding, QueueError> {
-        away()
-    }
-    async fn set_paused(&self, _: bool) -> Result<(), QueueError> {
-        away()
-    }
-    async fn claim(&self, _: &str) -> Result<Option<Claim>, QueueError> {
-        away()
-    }
-    async fn repair(&self) -> Result<Repaired, QueueError> {
-        away()
-    }
-    fn lease(&self) -> Duration {
-        LEASE
-    }
 }
 
 pub fn unlimited(brand: BrandId) -> BrandRules {

@@ -27,12 +27,10 @@ use tributary_core::ports::queue::{POLL, QueueSettings};
 use tributary_core::ports::world::World;
 use tributary_core::services::automations::destinations::{DEFAULT_RATE, Destinations};
 use tributary_core::services::automations::runs::Outbound;
-use tributary_core::services::automations::{handle as jobs, scheduler};
-use tributary_core::services::events::handle::handle_batch;
 use tributary_core::services::health::Alarms;
 use tributary_core::services::keys::{Maker, add_key, new_key};
-use tributary_core::services::outbox::drain;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
+use tributary_core::testing::drain;
 use workers::http::Bounds;
 use workers::{event, telemetry};
 
@@ -69,7 +67,7 @@ pub const SHOP: &str = "stack.myshopify.com";
 pub const SHOP_SECRET: &str = "test-secret";
 
 impl TestApp {
-    /// A server without workers: call [`TestApp::work_off`].
+    /// A server without workers: call [`TestApp::drain`].
     pub async fn start(on: On) -> Self {
         Self::start_with(on, 0, QueueSettings::default()).await
     }
@@ -238,33 +236,13 @@ impl TestApp {
         Client::new(access).unwrap()
     }
 
-    /// Processes the queues in the test itself, until they are empty.
-    pub async fn work_off(&self) {
+    /// Processes what is due in the test itself, until nothing is left.
+    pub async fn drain(&self) {
+        let drained = drain(&self.context, &self.outbound);
         match &self.clock {
-            Some(clock) => clock.drive(self.process_all()).await,
-            None => self.process_all().await,
-        }
-    }
-
-    async fn process_all(&self) {
-        loop {
-            let mut done = 0;
-            while let Some(batch) = self.context.queue.fetch(100, Duration::ZERO).await.unwrap() {
-                let worked = handle_batch(&self.context, &batch.items).await;
-                self.context.queue.ack(&batch, &worked.unfinished).await.unwrap();
-                done += batch.items.len();
-            }
-            done += scheduler::enqueue_due(&self.context).await.unwrap();
-            done += drain(&self.context).await.unwrap();
-            while let Some(batch) = self.context.automation_queue.fetch(100, Duration::ZERO).await.unwrap() {
-                let worked = jobs::handle_batch(&self.context, &self.outbound, &batch.items).await;
-                self.context.automation_queue.ack(&batch, &worked.unfinished).await.unwrap();
-                done += batch.items.len();
-            }
-            if done == 0 {
-                return;
-            }
-        }
+            Some(clock) => clock.drive(drained).await,
+            None => drained.await,
+        };
     }
 
     /// `POST path` with the write key.
@@ -322,6 +300,16 @@ pub async fn answer(request: reqwest::RequestBuilder) -> (u16, serde_json::Value
     let status = response.status().as_u16();
     let text = response.text().await.unwrap();
     (status, serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
+}
+
+/// Compares JSON with a snapshot in `snapshots/`, the same for both profiles. `INSTA_UPDATE=always cargo test` writes what is now.
+#[macro_export]
+macro_rules! assert_same_json {
+    ($name:literal, $value:expr, $redactions:tt) => {
+        insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+            insta::assert_json_snapshot!($name, $value, $redactions);
+        })
+    };
 }
 
 /// Each test once a profile.
