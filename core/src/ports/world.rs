@@ -78,6 +78,11 @@ impl World {
         self.clock.monotonic()
     }
 
+    /// The same in milliseconds, from the beginning of its clock.
+    pub fn uptime_ms(&self) -> i64 {
+        i64::try_from(self.monotonic().since_origin().as_millis()).unwrap_or(i64::MAX)
+    }
+
     /// How long ago `then` was, on the monotonic scale.
     pub fn since(&self, then: Moment) -> Duration {
         self.clock.monotonic().since(then)

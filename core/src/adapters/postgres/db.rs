@@ -68,7 +68,7 @@ async fn migrate(options: &PgConnectOptions) -> Result<(), StoreError> {
             }
             other => failed(other),
         })?;
-    sqlx::migrate!("migrations/postgres").run(&mut connection).await.map_err(migration)?;
+    sqlx_macros::migrate!("migrations/postgres").run(&mut connection).await.map_err(migration)?;
     connection.close().await.map_err(failed)
 }
 

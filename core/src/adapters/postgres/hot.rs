@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use sqlx::FromRow;
+use sqlx_macros::FromRow;
 
 use crate::adapters::sql::codec::{Money, Time};
 use crate::adapters::sql::database::Tx;

@@ -1,6 +1,6 @@
 //! The audit log.
 
-use sqlx::FromRow;
+use sqlx_macros::FromRow;
 use uuid::Uuid;
 
 use super::codec::{Id, Time};

@@ -105,6 +105,10 @@ pub(in crate::adapters) struct Money(pub(in crate::adapters) Decimal);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::adapters) struct Id(pub(in crate::adapters) Uuid);
 
+/// A number that is never negative: `integer`.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::adapters) struct Count(pub(in crate::adapters) u32);
+
 /// JSON as it was written, byte for byte: `json` or `text`.
 #[derive(Clone, Debug)]
 pub(in crate::adapters) struct Text(pub(in crate::adapters) String);
@@ -151,6 +155,7 @@ macro_rules! decoded {
 }
 
 decoded!(Time, Timestamp, |at| Ok(Self(at)), i64, |ms| Ok(Self(from_ms(ms))));
+decoded!(Count, i32, |count| Ok(Self(count.try_into()?)), i32, |count| Ok(Self(count.try_into()?)));
 decoded!(Money, Decimal, |amount| Ok(Self(amount)), &str, |text| Ok(Self(text.parse()?)));
 decoded!(Id, Uuid, |id| Ok(Self(id)), &str, |text| Ok(Self(text.parse()?)));
 decoded!(ProfileId, Uuid, |id| Ok(Self(id)), &str, |text| Ok(Self(text.parse()?)));

@@ -1,6 +1,6 @@
 //! Reading one customer.
 
-use sqlx::FromRow;
+use sqlx_macros::FromRow;
 
 use super::codec::{Text, Time};
 use super::database::{BrandTx, Tx};

@@ -1,7 +1,7 @@
 //! API keys.
 
 use async_trait::async_trait;
-use sqlx::FromRow;
+use sqlx_macros::FromRow;
 
 use super::brands::{SqlBrands, note_and_commit};
 use super::codec::Time;

@@ -63,7 +63,7 @@ use crate::domain::ids::ProfileId;
 pub(in crate::adapters) type Totals = HashMap<ProfileId, Vec<OrderTotals>>;
 
 /// An event, and whose it is.
-#[derive(sqlx::FromRow)]
+#[derive(sqlx_macros::FromRow)]
 pub(in crate::adapters) struct ProfileEvent {
     pub(in crate::adapters) profile_id: ProfileId,
     #[sqlx(flatten)]

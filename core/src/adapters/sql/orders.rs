@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use rust_decimal::Decimal;
-use sqlx::FromRow;
+use sqlx_macros::FromRow;
 
 use super::codec::{Json, Money, Time};
 use super::read_as;

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
 use serde_json::json;
-use sqlx::FromRow;
+use sqlx_macros::FromRow;
 
-use super::codec::{Json, Time};
+use super::codec::{Count, Json, Time};
 use super::database::Tx;
 use super::read_as;
 use super::statement::Given;
@@ -36,8 +36,7 @@ pub(super) struct ProfileRow {
 #[derive(FromRow)]
 pub(super) struct StandingRow {
     counts: Json<Counts>,
-    #[sqlx(try_from = "i32")]
-    merges: u32,
+    merges: Count,
     limited: Option<String>,
     related: bool,
     known: bool,
@@ -64,7 +63,7 @@ impl From<ProfileRow> for Profile {
 impl From<StandingRow> for Standing {
     fn from(row: StandingRow) -> Self {
         Self {
-            all: Tally { counts: row.counts.0, merges: row.merges },
+            all: Tally { counts: row.counts.0, merges: row.merges.0 },
             trusted: row.trusted.0,
             limited: row.limited,
             related: row.related,

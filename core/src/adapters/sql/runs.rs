@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use async_trait::async_trait;
 use serde_json::json;
-use sqlx::FromRow;
+use sqlx_macros::FromRow;
 use uuid::Uuid;
 
 use super::automations::{SqlAutomations, SqlAutomationsTx};
-use super::codec::{Id, Json};
+use super::codec::{Count, Id, Json};
 use super::database::Tx;
 use super::read_as;
 use super::statement::Given;
@@ -42,8 +42,7 @@ struct RunRow {
 #[derive(FromRow)]
 struct StoredActionRow {
     run_id: Id,
-    #[sqlx(try_from = "i32")]
-    node: u32,
+    node: Count,
     brand_id: BrandId,
     automation_id: Id,
     profile_id: ProfileId,
@@ -51,8 +50,7 @@ struct StoredActionRow {
     destination: Option<String>,
     marketing: bool,
     status: ActionStatus,
-    #[sqlx(try_from = "i32")]
-    attempts: u32,
+    attempts: Count,
     first_ms: i64,
     last_ms: i64,
     error: Option<String>,
@@ -92,7 +90,7 @@ impl From<StoredActionRow> for ActionRow {
     fn from(row: StoredActionRow) -> Self {
         Self {
             run: row.run_id.0,
-            node: row.node as usize,
+            node: row.node.0 as usize,
             brand: row.brand_id,
             automation: row.automation_id.0,
             profile: row.profile_id,
@@ -100,7 +98,7 @@ impl From<StoredActionRow> for ActionRow {
             destination: row.destination,
             marketing: row.marketing,
             status: row.status,
-            attempts: row.attempts,
+            attempts: row.attempts.0,
             first_ms: row.first_ms,
             last_ms: row.last_ms,
             error: row.error,

@@ -1,7 +1,7 @@
 //! Shops that send webhooks.
 
 use async_trait::async_trait;
-use sqlx::FromRow;
+use sqlx_macros::FromRow;
 
 use super::brands::SqlBrands;
 use super::codec::Time;

@@ -82,7 +82,7 @@ impl Db {
     pub async fn open_store(path: &Path) -> Result<Self, StoreError> {
         let db = Self::open(path).await.map_err(failed)?;
         db.scrub_once().await?;
-        sqlx::migrate!("migrations/sqlite").run(&db.write).await.map_err(migration)?;
+        sqlx_macros::migrate!("migrations/sqlite").run(&db.write).await.map_err(migration)?;
         Ok(db)
     }
 
@@ -93,7 +93,7 @@ impl Db {
     pub async fn open_queue(path: &Path) -> Result<Self, StoreError> {
         let db = Self::open(path).await.map_err(failed)?;
         db.scrub_once().await?;
-        sqlx::migrate!("migrations/sqlite_queue").run(&db.write).await.map_err(migration)?;
+        sqlx_macros::migrate!("migrations/sqlite_queue").run(&db.write).await.map_err(migration)?;
         Ok(db)
     }
 

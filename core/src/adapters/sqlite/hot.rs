@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sqlx::FromRow;
+use sqlx_macros::FromRow;
 
 use crate::adapters::sql::Totals;
 use crate::adapters::sql::codec::{Money, Time};

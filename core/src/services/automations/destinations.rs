@@ -51,7 +51,7 @@ const REMEMBERED: usize = 10_000;
 struct State {
     failures: u32,
     in_flight: u32,
-    /// Until when it is left alone, in milliseconds since 1970.
+    /// Until when it is left alone, in milliseconds of the world's uptime.
     open_until_ms: Option<i64>,
     probing: bool,
     /// When the next message that has to wait may come: each gets a time of its own, so that they do not come in a crowd.
@@ -69,7 +69,7 @@ struct Share {
     unproven: u32,
     /// See [`State::next_free_us`].
     next_free_us: i64,
-    /// The batches that its messages are of: since when, in milliseconds since 1970, and how many.
+    /// The batches that its messages are of: since when, in milliseconds of the world's uptime, and how many.
     batches: BTreeMap<u64, (i64, u32)>,
 }
 
@@ -147,7 +147,7 @@ impl Destinations {
         self.next_batch.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Lets a message of a batch and a brand go, or says when it may.
+    /// Lets a message of a batch and a brand go, or says when it may. `uptime_ms` is [`World::uptime_ms`]: a wall clock that is set back holds up nobody.
     ///
     /// # Errors
     /// When to try again.
@@ -156,14 +156,14 @@ impl Destinations {
         batch: u64,
         brand: BrandId,
         destination: &str,
-        now_ms: i64,
+        uptime_ms: i64,
     ) -> Result<Permit, Later> {
         // A brand's failures are its own.
         let destination = format!("{brand}:{destination}");
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Known { states, shares } = &mut *known;
         if states.len() > REMEMBERED {
-            forget_idle(states, shares, now_ms);
+            forget_idle(states, shares, uptime_ms);
             self.rate.retain_recent();
         }
         let state = states.entry(destination.clone()).or_default();
@@ -171,47 +171,47 @@ impl Destinations {
         let mut probe = false;
         if let Some(until) = state.open_until_ms {
             let why = || format!("the destination failed {} times in a row", state.failures);
-            if now_ms < until {
+            if uptime_ms < until {
                 let why = why();
-                return later(&mut state.next_free_us, self.apart_us, now_ms, until, why);
+                return later(&mut state.next_free_us, self.apart_us, uptime_ms, until, why);
             }
             if state.probing {
-                let (why, probed) = (why(), now_ms.saturating_add(ms(TRIED_FOR)));
-                return later(&mut state.next_free_us, self.apart_us, now_ms, probed, why);
+                let (why, probed) = (why(), uptime_ms.saturating_add(ms(TRIED_FOR)));
+                return later(&mut state.next_free_us, self.apart_us, uptime_ms, probed, why);
             }
             probe = true;
         }
-        let crowded = now_ms.saturating_add(ms(CROWDED));
+        let crowded = uptime_ms.saturating_add(ms(CROWDED));
         let slow_apart_us = SLOW_APART_US.max(self.apart_us);
         let most = if state.failures > 0 { MAX_TO_FAILING } else { MAX_IN_FLIGHT };
         if state.in_flight >= most {
             let why = format!("{} messages are on their way to the destination", state.in_flight);
-            return later(&mut state.next_free_us, self.apart_us, now_ms, crowded, why);
+            return later(&mut state.next_free_us, self.apart_us, uptime_ms, crowded, why);
         }
         if share.in_flight >= MAX_BRAND_IN_FLIGHT {
             let why = format!("{MAX_BRAND_IN_FLIGHT} messages of the brand are on their way");
-            return later(&mut share.next_free_us, self.apart_us, now_ms, crowded, why);
+            return later(&mut share.next_free_us, self.apart_us, uptime_ms, crowded, why);
         }
-        let is_slow = |(since, _): &&(i64, u32)| now_ms - since > ms(SLOW_AFTER);
+        let is_slow = |(since, _): &&(i64, u32)| uptime_ms - since > ms(SLOW_AFTER);
         let waits_anyway = share.batches.contains_key(&batch);
         if !waits_anyway && share.batches.values().filter(is_slow).count() >= MAX_SLOW_BATCHES {
             let why = format!("{MAX_SLOW_BATCHES} batches wait for slow destinations of the brand");
-            return later(&mut share.next_free_us, slow_apart_us, now_ms, crowded, why);
+            return later(&mut share.next_free_us, slow_apart_us, uptime_ms, crowded, why);
         }
         let counts = !state.proven && !state.counted;
         if counts && share.unproven >= MAX_UNPROVEN {
             let why =
                 format!("{MAX_UNPROVEN} destinations of the brand are being tried that have not answered");
-            return later(&mut share.next_free_us, slow_apart_us, now_ms, crowded, why);
+            return later(&mut share.next_free_us, slow_apart_us, uptime_ms, crowded, why);
         }
         if self.rate.check_key(&destination).is_err() {
             let why = "the destination's rate limit is reached".to_owned();
-            return later(&mut state.next_free_us, self.apart_us, now_ms, now_ms, why);
+            return later(&mut state.next_free_us, self.apart_us, uptime_ms, uptime_ms, why);
         }
         state.counted |= counts;
         share.unproven += u32::from(counts);
         share.in_flight += 1;
-        share.batches.entry(batch).or_insert((now_ms, 0)).1 += 1;
+        share.batches.entry(batch).or_insert((uptime_ms, 0)).1 += 1;
         state.probing |= probe;
         state.in_flight += 1;
         Ok(Permit { all: self.clone(), brand, destination, batch, probe })
@@ -220,10 +220,10 @@ impl Destinations {
 
 /// Forgets destinations and shares that nothing is known of. Also those that failed, once their time is over: a brand may name any number
 /// of them.
-fn forget_idle(states: &mut HashMap<String, State>, shares: &mut HashMap<BrandId, Share>, now_ms: i64) {
-    let later = |us: i64| us > now_ms.saturating_mul(1000);
+fn forget_idle(states: &mut HashMap<String, State>, shares: &mut HashMap<BrandId, Share>, uptime_ms: i64) {
+    let later = |us: i64| us > uptime_ms.saturating_mul(1000);
     states.retain(|_, state| {
-        let open = state.open_until_ms.is_some_and(|until| until > now_ms);
+        let open = state.open_until_ms.is_some_and(|until| until > uptime_ms);
         open || state.in_flight > 0 || later(state.next_free_us)
     });
     shares.retain(|_, share| share.in_flight > 0 || later(share.next_free_us));
@@ -233,12 +233,12 @@ fn forget_idle(states: &mut HashMap<String, State>, shares: &mut HashMap<BrandId
 fn later<T>(
     next_free_us: &mut i64,
     apart_us: i64,
-    now_ms: i64,
+    uptime_ms: i64,
     from_ms: i64,
     why: String,
 ) -> Result<T, Later> {
     *next_free_us = (*next_free_us).max(from_ms.saturating_mul(1000)).saturating_add(apart_us);
-    let wait = u64::try_from((*next_free_us / 1000).saturating_sub(now_ms)).unwrap_or_default();
+    let wait = u64::try_from((*next_free_us / 1000).saturating_sub(uptime_ms)).unwrap_or_default();
     Err(Later { wait: Duration::from_millis(wait.max(1)), why })
 }
 
@@ -249,7 +249,7 @@ impl Permit {
     }
 
     /// Tells whether the destination was there.
-    pub fn tell(self, was_there: bool, now_ms: i64) {
+    pub fn tell(self, was_there: bool, uptime_ms: i64) {
         let mut known = self.all.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(state) = known.states.get_mut(&self.destination) else { return };
         state.proven = was_there;
@@ -261,7 +261,7 @@ impl Permit {
         }
         state.failures = state.failures.saturating_add(1);
         if state.failures >= OPENS_AFTER {
-            state.open_until_ms = Some(now_ms.saturating_add(ms(OPEN_FOR)));
+            state.open_until_ms = Some(uptime_ms.saturating_add(ms(OPEN_FOR)));
             metrics::counter!("tributary_destination_opened_total").increment(1);
         }
     }

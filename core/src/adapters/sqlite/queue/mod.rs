@@ -203,7 +203,7 @@ mod tests {
     async fn what_an_older_version_left_is_served_with_its_payload() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("queue.db");
-        let mut before = sqlx::migrate!("migrations/sqlite_queue");
+        let mut before = sqlx_macros::migrate!("migrations/sqlite_queue");
         before.migrations = Cow::Owned(before.iter().filter(|step| step.version <= 3).cloned().collect());
         let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).create_if_missing(true);
         let mut file = options.connect().await.unwrap();

@@ -353,7 +353,12 @@ impl Round<'_> {
             }
             Rendered::Outside { destination, content } => {
                 let (outbound, batch) = self.outbound;
-                let permit = match outbound.destinations.go(batch, run.brand, &destination, now_ms) {
+                let permit = match outbound.destinations.go(
+                    batch,
+                    run.brand,
+                    &destination,
+                    self.context.world.uptime_ms(),
+                ) {
                     Ok(permit) => permit,
                     Err(later) => {
                         let wait = i64::try_from(later.wait.as_millis()).unwrap_or(i64::MAX / 2);

@@ -63,7 +63,7 @@ pub(super) async fn send(
             "messages of automations do not reach their destination and are retried; this is the last"
         );
     }
-    permit.tell(reachable, context.world.now_ms());
+    permit.tell(reachable, context.world.uptime_ms());
     let label = match outcome {
         SendOutcome::Done(_) => "done",
         SendOutcome::Later { .. } => "later",
