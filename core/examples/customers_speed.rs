@@ -27,7 +27,7 @@ use tributary_core::ports::store::{Store, SuppressionKey};
 use tributary_core::ports::world::World;
 use tributary_core::services::brand_cache::BrandRules;
 use tributary_core::services::customer_search::{Listing, list, search};
-use tributary_core::services::customer360::{Asked, answer};
+use tributary_core::services::customer360::{CustomerRef, answer};
 use tributary_core::services::events::process;
 use tributary_core::services::seal::{SecretKey, SecretKeys};
 
@@ -64,8 +64,9 @@ async fn run() {
     let mut database = PgConnection::connect(&url).await.unwrap();
     sqlx::query("analyze").execute(&mut database).await.unwrap();
 
-    let name =
-        |n: usize| Asked::Identifier(Identifier::new(IdentifierKind::UserId, &format!("user-{n}")).unwrap());
+    let name = |n: usize| {
+        CustomerRef::Identifier(Identifier::new(IdentifierKind::UserId, &format!("user-{n}")).unwrap())
+    };
     let ttl = Duration::from_secs(300);
     let picks: Vec<usize> = (0..ASKED).map(|_| rand::rng().random_range(0..customers)).collect();
     let mut cold = Vec::with_capacity(ASKED);
@@ -218,8 +219,8 @@ fn order(n: usize, at_ms: i64) -> OrderUpdate {
 }
 
 /// The plans of what Customer360 asks, for one customer.
-async fn plans(database: &mut PgConnection, context: &Context, asked: &Asked) {
-    let Asked::Identifier(identifier) = asked else { return };
+async fn plans(database: &mut PgConnection, context: &Context, asked: &CustomerRef) {
+    let CustomerRef::Identifier(identifier) = asked else { return };
     let id: ProfileId = context.store.owner(BRAND, identifier).await.unwrap().unwrap();
     println!("\nplans");
     for (what, statement) in [

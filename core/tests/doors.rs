@@ -15,7 +15,7 @@ use tributary_core::adapters::sql::{
 };
 use tributary_core::adapters::{postgres, sqlite};
 use tributary_core::domain::automation::run::Status;
-use tributary_core::domain::customer360::Asked;
+use tributary_core::domain::customer360::CustomerRef;
 use tributary_core::domain::identity::{Identifier, IdentifierKind};
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::time::from_ms;
@@ -244,7 +244,7 @@ async fn what_is_asked_for_a_brand_is_read_in_a_transaction_for_that_brand() {
 
     let store = SqlStore::new(db.clone(), key.clone());
     assert_eq!(store.owner(BRAND, &user).await.unwrap(), Some(own.profile));
-    let asked = Asked::Identifier(user);
+    let asked = CustomerRef::Identifier(user);
     assert_eq!(store.revision(BRAND, &asked).await.unwrap().unwrap().id, own.profile);
     let record = store.customer(BRAND, own.profile).await.unwrap().unwrap();
     assert_eq!((record.recent_events.len(), record.orders.len(), record.segments.len()), (1, 1, 1));

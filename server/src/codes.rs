@@ -90,7 +90,7 @@ pub const ANYWHERE: [&str; 6] = [
 pub const SECRET: &[&str] =
     &["no_key", "invalid_key", "wrong_key", "missing_scope", "rate_limited", "store_unavailable"];
 pub const BODY: &[&str] = &["payload_too_large", "invalid_body", "body_timeout", "invalid_json"];
-pub const TAKING: &[&str] = &[
+pub const INGEST: &[&str] = &[
     "payload_too_large",
     "invalid_gzip",
     "invalid_body",
@@ -178,7 +178,7 @@ mod tests {
         for (at, code) in CODES.iter().enumerate() {
             assert!(CODES[at + 1..].iter().all(|other| other.name != code.name), "{}", code.name);
         }
-        for name in [SECRET, BODY, TAKING, EVENT, &ANYWHERE].concat() {
+        for name in [SECRET, BODY, INGEST, EVENT, &ANYWHERE].concat() {
             assert!(of(name).is_some(), "{name}");
         }
     }

@@ -86,11 +86,11 @@ pub async fn run(args: &ServeArgs) -> anyhow::Result<()> {
             some => Ok(some.to_string()),
         },
     );
-    let heard = preflight::reported_abilities(&context).await;
+    let abilities = preflight::reported_abilities(&context).await;
     // The embedded profile's cache is in the server's own process.
     if !args.embedded {
         let missing = || "none has reported for a minute: start workers automation".to_owned();
-        found.look("automation workers", heard.map(|_| "there".to_owned()).ok_or_else(missing));
+        found.look("automation workers", abilities.map(|_| "there".to_owned()).ok_or_else(missing));
     }
     found.look("clock", clock(&context).await);
     found.look("e-mail", mail(args).await);

@@ -13,7 +13,7 @@ use serde_json::json;
 use sqlx::{Connection, SqliteConnection};
 use support::{On, TestApp, answer};
 use tokio_util::sync::CancellationToken;
-use tributary_core::domain::customer360::{Asked, CustomerRecord, Revision};
+use tributary_core::domain::customer360::{CustomerRecord, CustomerRef, Revision};
 use tributary_core::domain::identity::Identifier;
 use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::ports::clock::{Clock, ManualClock};
@@ -50,7 +50,7 @@ impl Store for Slow {
     async fn owner(&self, brand: BrandId, identifier: &Identifier) -> Result<Option<ProfileId>, StoreError> {
         self.inner.owner(brand, identifier).await
     }
-    async fn revision(&self, brand: BrandId, asked: &Asked) -> Result<Option<Revision>, StoreError> {
+    async fn revision(&self, brand: BrandId, asked: &CustomerRef) -> Result<Option<Revision>, StoreError> {
         self.inner.revision(brand, asked).await
     }
 

@@ -51,7 +51,7 @@ pub async fn beside_events(context: Context, queue: Arc<dyn Queue>, stop: Cancel
     let own = queue.clone();
     loops.begin(Pace::even("reclaim", RECLAIM_EVERY), move |_| reclaim(own.clone()));
     loops.begin(Pace::spread("audit", AUDIT_EVERY), move |context| audit(context, queue.clone(), "audit"));
-    loops.begin(Pace::even("outbox", DRAIN_EVERY), bring);
+    loops.begin(Pace::even("outbox", DRAIN_EVERY), drain_outbox);
     loops.begin(Pace::spread("outbox_check", CHECK_EVERY), look_after);
     loops.begin(Pace::even("privacy", PRIVACY_EVERY), carry);
     loops.begin(Pace::spread("retention", RETAIN_EVERY), retain);
@@ -71,7 +71,7 @@ pub async fn beside_automations(
     loops.begin(Pace::spread("audit_automations", AUDIT_EVERY), move |context| {
         audit(context, queue.clone(), "audit-automations")
     });
-    loops.begin(Pace::even("outbox_automations", DRAIN_EVERY), bring);
+    loops.begin(Pace::even("outbox_automations", DRAIN_EVERY), drain_outbox);
     loops.begin(Pace::spread("outbox_check_automations", CHECK_EVERY), look_after);
     loops.begin(Pace::even("fill", PRIVACY_EVERY), move |context| fill(context, filled.clone()));
     loops.begin(Pace::even("wake", WAKE_EVERY), enqueue_due_runs);
@@ -197,7 +197,7 @@ async fn reclaim(queue: Arc<dyn Queue>) -> anyhow::Result<()> {
 }
 
 /// What waits in the outbox goes to its queue. While it waits, health says for how long.
-async fn bring(context: Context) -> anyhow::Result<()> {
+async fn drain_outbox(context: Context) -> anyhow::Result<()> {
     let items = drain(&context).await?;
     if items > 0 {
         tracing::debug!(items, "brought items from the outbox to their queue");

@@ -82,7 +82,7 @@ impl StoredConsent {
 
 /// Whom a question is about.
 #[derive(Clone, Debug)]
-pub enum Asked {
+pub enum CustomerRef {
     /// A profile, by its id or that of a profile merged into it.
     Id(ProfileId),
     /// Whoever has this identifier.

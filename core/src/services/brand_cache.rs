@@ -104,14 +104,14 @@ impl BrandCache {
         &self,
         brands: BTreeSet<BrandId>,
     ) -> Result<(BrandRules, HashMap<BrandId, Arc<Rules>>), StoreError> {
-        let (mut book, mut rules) = (BrandRules::default(), HashMap::new());
+        let (mut brand_rules, mut rules) = (BrandRules::default(), HashMap::new());
         for brand in brands {
             let found = self.found(brand).await?;
-            book.settings.insert(brand, found.compiled.settings.clone());
-            book.interests.insert(brand, found.compiled.interests.clone());
+            brand_rules.settings.insert(brand, found.compiled.settings.clone());
+            brand_rules.interests.insert(brand, found.compiled.interests.clone());
             rules.insert(brand, found.rules);
         }
-        Ok((book, rules))
+        Ok((brand_rules, rules))
     }
 
     /// A brand's rules of identity.

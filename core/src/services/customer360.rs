@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::context::Context;
-pub use crate::domain::customer360::Asked;
+pub use crate::domain::customer360::CustomerRef;
 use crate::domain::customer360::{Customer360, Revision};
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
@@ -33,14 +33,14 @@ const CACHE_PATIENCE: Duration = Duration::from_millis(4);
 
 /// Where an answer came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freshness {
+pub enum CacheStatus {
     Hit,
     Miss,
     /// The last known copy: the store is unavailable.
     Stale,
 }
 
-impl Freshness {
+impl CacheStatus {
     /// The value of the header `x-cache`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -62,11 +62,11 @@ fn last_copy_key(brand: BrandId, id: ProfileId) -> String {
 }
 
 /// The key of what a question led to: asked only while the store is unavailable.
-fn way_key(key: &SuppressionKey, brand: BrandId, asked: &Asked) -> String {
+fn alias_key(key: &SuppressionKey, brand: BrandId, asked: &CustomerRef) -> String {
     match asked {
-        Asked::Id(id) => format!("{brand}:c360-way:id:{id}"),
+        CustomerRef::Id(id) => format!("{brand}:c360-way:id:{id}"),
         // Hashed: a key stays for some seconds after an erasure, and says nothing of the person then.
-        Asked::Identifier(i) => {
+        CustomerRef::Identifier(i) => {
             format!("{brand}:c360-way:{}", hex::encode(key.hash(brand, i)))
         }
     }
@@ -87,7 +87,7 @@ pub(crate) async fn forget(
     ids: &[ProfileId],
     identifiers: &[Identifier],
 ) -> Result<(), CacheError> {
-    let mut keys = ways(&context.suppression, brand, ids, identifiers);
+    let mut keys = aliases(&context.suppression, brand, ids, identifiers);
     for id in ids {
         context.cache.put(&gone_key(brand, *id), Bytes::from_static(b"1"), LAST_COPY_TTL).await?;
         keys.extend([answer_key(brand, *id), last_copy_key(brand, *id)]);
@@ -99,14 +99,16 @@ pub(crate) async fn forget(
 }
 
 /// The keys of what may lead to these profiles, or from these identifiers.
-pub(crate) fn ways(
+pub(crate) fn aliases(
     key: &SuppressionKey,
     brand: BrandId,
     ids: &[ProfileId],
     identifiers: &[Identifier],
 ) -> Vec<String> {
-    let by_id = ids.iter().map(|id| way_key(key, brand, &Asked::Id(*id)));
-    by_id.chain(identifiers.iter().map(|i| way_key(key, brand, &Asked::Identifier(i.clone())))).collect()
+    let by_id = ids.iter().map(|id| alias_key(key, brand, &CustomerRef::Id(*id)));
+    by_id
+        .chain(identifiers.iter().map(|i| alias_key(key, brand, &CustomerRef::Identifier(i.clone()))))
+        .collect()
 }
 
 /// The answer, as JSON; `None` when nobody of this brand is meant.
@@ -122,13 +124,13 @@ pub async fn answer(
     context: &Context,
     ttl: Duration,
     brand: BrandId,
-    asked: &Asked,
-) -> Result<Option<(Bytes, Freshness)>, StoreError> {
+    asked: &CustomerRef,
+) -> Result<Option<(Bytes, CacheStatus)>, StoreError> {
     let began = context.world.monotonic();
     let read = async {
         let Some(now) = context.store.revision(brand, asked).await? else { return Ok(None) };
         if let Some(held) = held(context, brand, &now).await {
-            return Ok(Some((held, Freshness::Hit)));
+            return Ok(Some((held, CacheStatus::Hit)));
         }
         let Some(record) = context.store.customer(brand, now.id).await? else { return Ok(None) };
         // Read after the revision, it is as new or newer: what is kept as of the revision is never older.
@@ -137,21 +139,21 @@ pub async fn answer(
         let json = Bytes::from(json);
         // Merged meanwhile, it is another's.
         if found.id == now.id {
-            let leads_on = !matches!(asked, Asked::Id(own) if *own == now.id);
-            let way = leads_on.then(|| way_key(&context.suppression, brand, asked));
+            let leads_on = !matches!(asked, CustomerRef::Id(own) if *own == now.id);
+            let alias = leads_on.then(|| alias_key(&context.suppression, brand, asked));
             // Beside the answer, which need not wait for it.
-            tokio::spawn(remember(context.cache.clone(), ttl, brand, now, json.clone(), way));
+            tokio::spawn(remember(context.cache.clone(), ttl, brand, now, json.clone(), alias));
         }
-        Ok(Some((json, Freshness::Miss)))
+        Ok(Some((json, CacheStatus::Miss)))
     };
     let mut read = std::pin::pin!(read);
     // Nobody waits long for a store that is unavailable where there is a copy; least of all whoever asks after somebody has found out.
-    let is_away = context.store_health.was_unavailable();
-    let patience = if is_away { STALE_SOON } else { STALE_AFTER };
+    let is_unavailable = context.store_health.was_unavailable();
+    let patience = if is_unavailable { STALE_SOON } else { STALE_AFTER };
     let in_time = context.world.timeout(patience, &mut read).await;
     if in_time.is_err() {
         // Found out by whoever waited long: a store that is only slow must not be taken to be unavailable for good.
-        if !is_away {
+        if !is_unavailable {
             context.store_health.note_unavailable();
         }
         if let Some(copy) = last_copy(context, brand, asked).await {
@@ -198,22 +200,26 @@ async fn remember(
     brand: BrandId,
     revision: Revision,
     json: Bytes,
-    way: Option<String>,
+    alias: Option<String>,
 ) {
     let id = revision.id;
     let (answer, copy) = (answer_key(brand, id), last_copy_key(brand, id));
     let stamped: Bytes = [stamp(&revision).as_bytes(), &json[..]].concat().into();
     let kept = async move {
-        let way_kept = async {
-            match &way {
-                Some(way) => cache.put(way, id.to_string().into(), LAST_COPY_TTL).await,
+        let alias_kept = async {
+            match &alias {
+                Some(alias) => cache.put(alias, id.to_string().into(), LAST_COPY_TTL).await,
                 None => Ok(()),
             }
         };
-        tokio::try_join!(cache.put(&answer, stamped, ttl), cache.put(&copy, json, LAST_COPY_TTL), way_kept)?;
+        tokio::try_join!(
+            cache.put(&answer, stamped, ttl),
+            cache.put(&copy, json, LAST_COPY_TTL),
+            alias_kept
+        )?;
         // Read before the customer was erased, and written after: it must go again.
         if cache.get(&gone_key(brand, id)).await?.is_some() {
-            let keys: Vec<String> = [answer, copy].into_iter().chain(way).collect();
+            let keys: Vec<String> = [answer, copy].into_iter().chain(alias).collect();
             cache.remove(&keys).await?;
         }
         Ok::<(), CacheError>(())
@@ -230,14 +236,14 @@ async fn cached(context: &Context, key: &str) -> Option<Bytes> {
     })
 }
 
-/// The last known copy, by the way that the question led before.
-async fn last_copy(context: &Context, brand: BrandId, asked: &Asked) -> Option<(Bytes, Freshness)> {
-    let way = cached(context, &way_key(&context.suppression, brand, asked)).await;
-    let led = way.and_then(|noted| ProfileId::parse(std::str::from_utf8(&noted).ok()?));
+/// The last known copy, by the alias that the question had before.
+async fn last_copy(context: &Context, brand: BrandId, asked: &CustomerRef) -> Option<(Bytes, CacheStatus)> {
+    let alias = cached(context, &alias_key(&context.suppression, brand, asked)).await;
+    let led = alias.and_then(|noted| ProfileId::parse(std::str::from_utf8(&noted).ok()?));
     let id = match (led, asked) {
         (Some(id), _) => id,
-        (None, Asked::Id(id)) => *id,
-        (None, Asked::Identifier(_)) => return None,
+        (None, CustomerRef::Id(id)) => *id,
+        (None, CustomerRef::Identifier(_)) => return None,
     };
-    Some((cached(context, &last_copy_key(brand, id)).await?, Freshness::Stale))
+    Some((cached(context, &last_copy_key(brand, id)).await?, CacheStatus::Stale))
 }

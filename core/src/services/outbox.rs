@@ -95,7 +95,7 @@ async fn drain_one(context: &Context, queue: &'static str) -> Result<usize, Drai
             };
         let done = async {
             let page = in_time(context, context.outbox.oldest(&[queue], &over, PAGE)).await?;
-            bring(context, page, &mut over).await
+            bring_page(context, page, &mut over).await
         };
         let done = done.await;
         if let Some(lock) = lock {
@@ -118,7 +118,11 @@ async fn in_time<T>(
 
 /// Brings one page, in pieces that a queue can take at once; answers how many items their queue has. Notes brands that hold their
 /// share.
-async fn bring(context: &Context, page: Vec<Staged>, over: &mut Vec<BrandId>) -> Result<usize, DrainError> {
+async fn bring_page(
+    context: &Context,
+    page: Vec<Staged>,
+    over: &mut Vec<BrandId>,
+) -> Result<usize, DrainError> {
     let (outbox, now_ms) = (&context.outbox, context.world.now_ms());
     let mut done = 0;
     let mut rest = page;
@@ -203,12 +207,12 @@ fn later(now_ms: i64, wait: Duration) -> i64 {
 /// # Errors
 /// When the store cannot be reached: [`check`] removes them later.
 pub async fn ended(context: &Context, items: &[Item], unfinished: &[Unfinished]) -> Result<(), StoreError> {
-    let go_on: HashSet<&str> = unfinished
+    let unfinished_ids: HashSet<&str> = unfinished
         .iter()
         .filter(|other| !matches!(other.then, Then::Bury { .. }))
         .map(|other| other.item.id.as_str())
         .collect();
-    let ended = items.iter().filter(|item| !go_on.contains(item.id.as_str()));
+    let ended = items.iter().filter(|item| !unfinished_ids.contains(item.id.as_str()));
     let ids: Vec<Uuid> = ended.filter_map(Item::staged).collect();
     if ids.is_empty() {
         return Ok(());

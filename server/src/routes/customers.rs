@@ -14,7 +14,7 @@ use tributary_core::domain::ids::{BrandId, ProfileId};
 use tributary_core::domain::time::from_ms;
 use tributary_core::ports::customer_search::{After, Sort};
 use tributary_core::services::customer_search::{self, Listed, Listing};
-use tributary_core::services::customer360::{self, Asked};
+use tributary_core::services::customer360::{self, CustomerRef};
 use tributary_core::services::identity::{self, MergeEntry, Preview, Split};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -43,7 +43,7 @@ pub async fn by_id(
     secret: Secret,
 ) -> Result<Response, ApiError> {
     let parsed = customer_id(&id)?;
-    answer(&state, &secret, &Asked::Id(parsed)).await?.ok_or_else(|| nobody(&id))
+    answer(&state, &secret, &CustomerRef::Id(parsed)).await?.ok_or_else(|| nobody(&id))
 }
 
 /// Customer360 of the customer who has an identifier.
@@ -61,10 +61,14 @@ pub async fn by_identifier(
         ))
     };
     let identifier = identifier(&state, secret.brand, &kind, &value).await?.ok_or_else(nobody)?;
-    answer(&state, &secret, &Asked::Identifier(identifier)).await?.ok_or_else(nobody)
+    answer(&state, &secret, &CustomerRef::Identifier(identifier)).await?.ok_or_else(nobody)
 }
 
-async fn answer(state: &AppState, secret: &Secret, asked: &Asked) -> Result<Option<Response>, ApiError> {
+async fn answer(
+    state: &AppState,
+    secret: &Secret,
+    asked: &CustomerRef,
+) -> Result<Option<Response>, ApiError> {
     let found = customer360::answer(&state.context, state.settings.cache_ttl, secret.brand, asked).await?;
     if let Some((json, _)) = &found {
         let who: Option<Whom> = serde_json::from_slice(json).ok();

@@ -17,13 +17,13 @@ use crate::answers::{EventRejected, Events, EventsAccepted};
 use crate::auth::{Peer, Sender};
 use crate::body::{self, MAX_BATCH_BYTES};
 use crate::bucket::cost;
-use crate::codes::TAKING;
+use crate::codes::INGEST;
 use crate::error::ApiError;
 use crate::errors;
 use crate::refusals;
 use crate::state::AppState;
 
-errors!(TakeErrors: TAKING, &["too_many_events"]);
+errors!(TakeErrors: INGEST, &["too_many_events"]);
 
 /// Takes events: 202 `{"accepted", "rejected": [{"index", "code", "error"}]}`, also when all are rejected.
 #[utoipa::path(post, path = "/api/events", tag = "Events", security(("write_key" = [])),

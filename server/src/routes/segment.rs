@@ -27,7 +27,7 @@ use crate::answers::{Accepted, TrackingBatch, TrackingMessage};
 use crate::auth::{self, Peer, Sender};
 use crate::body::{self, MAX_BATCH_BYTES};
 use crate::bucket::cost;
-use crate::codes::{EVENT, TAKING};
+use crate::codes::{EVENT, INGEST};
 use crate::error::ApiError;
 use crate::errors;
 use crate::refusals;
@@ -133,8 +133,8 @@ pub(super) fn key_in(message: &RawValue) -> Option<String> {
 /// Events that were too large.
 static DROPPED: Sampled = Sampled::new();
 
-errors!(OneErrors: TAKING, EVENT);
-errors!(BatchErrors: TAKING, EVENT, &["too_many_events", "context_too_large", "no_type", "invalid_type"]);
+errors!(OneErrors: INGEST, EVENT);
+errors!(BatchErrors: INGEST, EVENT, &["too_many_events", "context_too_large", "no_type", "invalid_type"]);
 
 /// One message, whose kind the route says.
 #[utoipa::path(post, path = "/v1/track", tag = "Events", security(("write_key" = [])),

@@ -10,7 +10,7 @@ use super::profiles::PROFILE;
 use super::read_as;
 use crate::adapters::{postgres, sqlite};
 use crate::domain::customer360::{
-    Asked, CustomerRecord, GROUPS, RECENT_EVENTS, RelatedProfile, Revision, StoredConsent, StoredEvent,
+    CustomerRecord, CustomerRef, GROUPS, RECENT_EVENTS, RelatedProfile, Revision, StoredConsent, StoredEvent,
 };
 use crate::domain::event::EventKind;
 use crate::domain::identity::{Identifier, IdentifierKind};
@@ -122,11 +122,11 @@ pub(super) async fn owner(
 }
 
 /// Whom a question is about now, and of which revision. One profile may have been merged into another, and that into a third.
-pub(super) async fn revision(tx: &mut BrandTx, asked: &Asked) -> Result<Option<Revision>, StoreError> {
+pub(super) async fn revision(tx: &mut BrandTx, asked: &CustomerRef) -> Result<Option<Revision>, StoreError> {
     let brand = tx.brand();
     let (id, identifier) = match asked {
-        Asked::Id(id) => (Some(*id), None),
-        Asked::Identifier(identifier) => (None, Some(identifier)),
+        CustomerRef::Id(id) => (Some(*id), None),
+        CustomerRef::Identifier(identifier) => (None, Some(identifier)),
     };
     let row: Option<(ProfileId, i64, i64, i64)> = tx
         .sql(

@@ -7,7 +7,7 @@ use super::customers;
 use super::database::{Database, Tx};
 use super::{outbox, privacy};
 use crate::adapters::{postgres, sqlite};
-use crate::domain::customer360::{Asked, CustomerRecord, Revision};
+use crate::domain::customer360::{CustomerRecord, CustomerRef, Revision};
 use crate::domain::identity::Identifier;
 use crate::domain::ids::{BrandId, ProfileId};
 use crate::ports::outbox::Stage;
@@ -43,7 +43,7 @@ impl Store for SqlStore {
         customers::owner(&mut self.db.looking_at(brand).await?, identifier).await
     }
 
-    async fn revision(&self, brand: BrandId, asked: &Asked) -> Result<Option<Revision>, StoreError> {
+    async fn revision(&self, brand: BrandId, asked: &CustomerRef) -> Result<Option<Revision>, StoreError> {
         customers::revision(&mut self.db.looking_at(brand).await?, asked).await
     }
 

@@ -236,12 +236,12 @@ impl Expression {
             kinds::check(text, program.expression(), program.source_info()).map_err(wrong)?;
         }
         let read = Self { paying: metered::paying(program.expression()), variables, functions };
-        read.rehearse()?;
+        read.type_check()?;
         Ok(read)
     }
 
     /// Tries it on a made-up customer: an expression that is never true or false is found before anybody depends on it.
-    fn rehearse(&self) -> Result<(), Rejection> {
+    fn type_check(&self) -> Result<(), Rejection> {
         let facts = Facts::example();
         let trigger = Trigger::example();
         let answered = self.value(&facts, Some(&trigger), &BrandSettings::default(), Timestamp::default());
@@ -256,19 +256,19 @@ impl Expression {
             }
             // A trait or property that the made-up customer has not got, or of another type: it says nothing of the real ones.
             Err(ExecutionError::NoSuchKey(_) | ExecutionError::IndexOutOfBounds(_)) => Ok(()),
-            Err(_) if ["traits", "events", "revenue", EVENT].iter().any(|own| self.speaks_of(own)) => Ok(()),
+            Err(_) if ["traits", "events", "revenue", EVENT].iter().any(|own| self.references(own)) => Ok(()),
             Err(error) => Err(wrong(error.to_string())),
         }
     }
 
     /// Whether it speaks of a variable.
-    pub fn speaks_of(&self, variable: &str) -> bool {
+    pub fn references(&self, variable: &str) -> bool {
         self.variables.contains(variable)
     }
 
     /// Whether time alone may make it come out otherwise.
     pub fn is_timed(&self) -> bool {
-        self.speaks_of("rfm") || FUNCTIONS.iter().any(|own| self.functions.contains(*own))
+        self.references("rfm") || FUNCTIONS.iter().any(|own| self.functions.contains(*own))
     }
 
     /// Whether it holds for a customer.

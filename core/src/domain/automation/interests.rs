@@ -42,11 +42,11 @@ impl Interests {
     }
 
     fn listen(&mut self, expression: &Expression) {
-        self.everything |= expression.speaks_of("events") || expression.speaks_of("seen");
-        self.traits |= expression.speaks_of("traits") || expression.speaks_of("tags");
-        self.orders |= ["orders", "revenue", "rfm"].iter().any(|own| expression.speaks_of(own));
-        self.consent |= expression.speaks_of("consent");
-        self.identifiers |= expression.speaks_of("email") || expression.speaks_of("phone");
+        self.everything |= expression.references("events") || expression.references("seen");
+        self.traits |= expression.references("traits") || expression.references("tags");
+        self.orders |= ["orders", "revenue", "rfm"].iter().any(|own| expression.references(own));
+        self.consent |= expression.references("consent");
+        self.identifiers |= expression.references("email") || expression.references("phone");
     }
 
     /// Whether an event concerns any of them.

@@ -19,7 +19,7 @@ pub use self::identifiers::{BrandIdentifier, Claim, IdentifiersTx, Owned, Suppre
 pub use self::merges::{GivenBack, MergeRow, MergesTx, Move, Relation, RelationKind};
 pub use self::orders::{BrandOrder, ConsentRow, OrderKey, OrdersTx, ProductRow};
 pub use self::profiles::ProfilesTx;
-use crate::domain::customer360::{Asked, CustomerRecord, Revision};
+use crate::domain::customer360::{CustomerRecord, CustomerRef, Revision};
 use crate::domain::event::ShopSubject;
 use crate::domain::event::Subject;
 use crate::domain::identity::Identifier;
@@ -109,7 +109,7 @@ pub trait Store: Send + Sync {
     async fn owner(&self, brand: BrandId, identifier: &Identifier) -> Result<Option<ProfileId>, StoreError>;
 
     /// Whom a question is about now, and of which revision; `None` for nobody of this brand.
-    async fn revision(&self, brand: BrandId, asked: &Asked) -> Result<Option<Revision>, StoreError>;
+    async fn revision(&self, brand: BrandId, asked: &CustomerRef) -> Result<Option<Revision>, StoreError>;
 
     /// All of a customer; follows a merged-away profile to where it went. `None` for nobody of this brand.
     async fn customer(&self, brand: BrandId, id: ProfileId) -> Result<Option<CustomerRecord>, StoreError>;

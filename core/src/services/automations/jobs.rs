@@ -107,19 +107,19 @@ impl Job {
 
 /// The signals of a batch: of events that took effect, and of profiles whose orders changed, or that others were merged into.
 pub(crate) fn signals(
-    book: &BrandRules,
+    rules: &BrandRules,
     effective: &[EventRow<'_>],
     changed: &BTreeSet<(BrandId, ProfileId)>,
 ) -> Vec<Stage> {
     let mut of: BTreeMap<(BrandId, ProfileId), BTreeSet<&str>> = BTreeMap::new();
     for EventRow { event, profile } in effective {
-        let (Some(profile), Some(interests)) = (profile, book.interests.get(&event.brand)) else { continue };
+        let (Some(profile), Some(interests)) = (profile, rules.interests.get(&event.brand)) else { continue };
         if interests.concern(event) {
             of.entry((event.brand, *profile)).or_default().insert(&event.message_id);
         }
     }
     for (brand, profile) in changed {
-        if book.interests.get(brand).is_some_and(|interests| interests.any()) {
+        if rules.interests.get(brand).is_some_and(|interests| interests.any()) {
             of.entry((*brand, *profile)).or_default();
         }
     }

@@ -70,10 +70,10 @@ pub async fn process_signals(
     let mut checks: Vec<Check> = Vec::new();
     let mut entering = Entering::new(&context.world, now);
     for (id, (brand, message_ids)) in &signalled {
-        let (Some(book), Some(facts)) = (compiled_brands.get(brand), facts.get_mut(id)) else { continue };
+        let (Some(of_brand), Some(facts)) = (compiled_brands.get(brand), facts.get_mut(id)) else { continue };
         let mut ask = || {
             let from = changes.len();
-            let next = evaluate_segments(&context.world, book, *brand, facts, now, &mut changes);
+            let next = evaluate_segments(&context.world, of_brand, *brand, facts, now, &mut changes);
             checks.push(Check { brand: *brand, profile: *id, due_ms: next.map(|at| at.timestamp_millis()) });
             let counted_changes: Vec<Change> =
                 changes[from..].iter().filter(|change| !quiet.contains(&change.segment)).cloned().collect();
@@ -82,10 +82,10 @@ pub async fn process_signals(
             happened.sort_by(|a, b| (a.timestamp, &a.message_id).cmp(&(b.timestamp, &b.message_id)));
             // As the store has it: what is remembered may be old.
             let active = |own: &&CompiledAutomation| statuses.get(&own.id) == Some(&AutomationStatus::Active);
-            for compiled in book.automations.values().filter(active) {
+            for compiled in of_brand.automations.values().filter(active) {
                 for (cause, event) in starting_causes(compiled, &happened, &counted_changes, now) {
                     let trigger = event.cloned().map(Trigger);
-                    entering.consider(book, compiled, *brand, facts, cause, trigger.as_ref());
+                    entering.consider(of_brand, compiled, *brand, facts, cause, trigger.as_ref());
                 }
             }
         };
@@ -117,7 +117,7 @@ pub async fn process_signals(
 
 /// The automations that start runs, as they are remembered.
 fn starting(compiled_brands: &CompiledBrands) -> Vec<Uuid> {
-    let all = compiled_brands.values().flat_map(|book| book.automations.values());
+    let all = compiled_brands.values().flat_map(|of_brand| of_brand.automations.values());
     all.filter(|own| own.status == AutomationStatus::Active).map(|own| own.id).collect()
 }
 
@@ -136,10 +136,10 @@ fn by_survivor(
 }
 
 /// Whether any of a brand's expressions looks at events.
-fn needs_events(book: &Arc<CompiledBrand>) -> bool {
-    let of_plans = book.automations.values().flat_map(|compiled| compiled.plan.condition.as_ref());
-    let of_segments = book.segments.iter().map(|segment| &segment.expression);
-    of_segments.chain(of_plans).any(|expression| expression.speaks_of("events"))
+fn needs_events(of_brand: &Arc<CompiledBrand>) -> bool {
+    let of_plans = of_brand.automations.values().flat_map(|compiled| compiled.plan.condition.as_ref());
+    let of_segments = of_brand.segments.iter().map(|segment| &segment.expression);
+    of_segments.chain(of_plans).any(|expression| expression.references("events"))
 }
 
 fn count_changes(changes: &[Change]) {
@@ -151,7 +151,7 @@ fn count_changes(changes: &[Change]) {
 /// What a customer evaluate_segments to now: changes are added, and the facts say so from then on. Answers when time may next change it.
 fn evaluate_segments(
     world: &World,
-    book: &CompiledBrand,
+    of_brand: &CompiledBrand,
     brand: BrandId,
     facts: &mut Facts,
     now: Timestamp,
@@ -159,8 +159,8 @@ fn evaluate_segments(
 ) -> Option<Timestamp> {
     let mut next: Option<Timestamp> = None;
     let mut of: Vec<(&str, bool)> = Vec::new();
-    for segment in &book.segments {
-        let verdict = segment.expression.holds(facts, None, &book.settings, now);
+    for segment in &of_brand.segments {
+        let verdict = segment.expression.holds(facts, None, &of_brand.settings, now);
         next = [next, verdict.next].into_iter().flatten().min();
         // What could not be answered because it took too much stays as it was.
         if !verdict.overrun {
@@ -240,7 +240,7 @@ impl<'w> Entering<'w> {
     /// Notes a run, if the condition holds.
     fn consider(
         &mut self,
-        book: &CompiledBrand,
+        of_brand: &CompiledBrand,
         compiled: &CompiledAutomation,
         brand: BrandId,
         facts: &Facts,
@@ -248,7 +248,8 @@ impl<'w> Entering<'w> {
         trigger: Option<&Trigger>,
     ) {
         let condition = compiled.plan.condition.as_ref();
-        if condition.is_some_and(|condition| !condition.holds(facts, trigger, &book.settings, self.now).holds)
+        if condition
+            .is_some_and(|condition| !condition.holds(facts, trigger, &of_brand.settings, self.now).holds)
         {
             return;
         }
@@ -309,11 +310,12 @@ async fn wake_waiting_runs(
         if run.status != Status::Waiting || run.due_ms.is_none() {
             continue;
         }
-        let (Some(book), Some((brand, ids))) = (compiled_brands.get(&run.brand), signalled.get(&run.profile))
+        let (Some(of_brand), Some((brand, ids))) =
+            (compiled_brands.get(&run.brand), signalled.get(&run.profile))
         else {
             continue;
         };
-        let Some(plan) = book.plan(&*context.automations, run.brand, run.automation, run.version).await?
+        let Some(plan) = of_brand.plan(&*context.automations, run.brand, run.automation, run.version).await?
         else {
             continue;
         };
@@ -348,10 +350,10 @@ pub async fn schedule(
     at_ms: i64,
     after: Option<ProfileId>,
 ) -> Result<(), StoreError> {
-    let book = context.brand_cache.compiled(brand).await?;
+    let of_brand = context.brand_cache.compiled(brand).await?;
     // As the store has it: what is remembered may be old.
     let Some(row) = context.automations.automation(brand, automation).await? else { return Ok(()) };
-    let Some(plan) = book.plan(&*context.automations, brand, automation, row.version).await? else {
+    let Some(plan) = of_brand.plan(&*context.automations, brand, automation, row.version).await? else {
         return Ok(());
     };
     let Starts::Schedule { segment, .. } = &plan.definition.trigger else { return Ok(()) };
@@ -367,7 +369,7 @@ pub async fn schedule(
     let mut tx = context.automations.begin_for(brand).await?;
     let there: BTreeSet<ProfileId> = tx.lock(&ids).await?.into_values().collect();
     let there: Vec<ProfileId> = there.into_iter().collect();
-    let sees = compiled.plan.condition.as_ref().is_some_and(|condition| condition.speaks_of("events"));
+    let sees = compiled.plan.condition.as_ref().is_some_and(|condition| condition.references("events"));
     let facts = tx.facts(&there, sees).await?;
     let mut entering = Entering::new(&context.world, now);
     let consider = || {
@@ -375,7 +377,7 @@ pub async fn schedule(
             let Some(facts) = facts.get(id) else { continue };
             let why = format!("the schedule, in the segment {segment}");
             let cause = Cause { key: format!("schedule:{at_ms}:{id}"), message_id: None, at_ms, why };
-            meter::within(CUSTOMER, || entering.consider(&book, compiled, brand, facts, cause, None));
+            meter::within(CUSTOMER, || entering.consider(&of_brand, compiled, brand, facts, cause, None));
         }
     };
     let considered = context.languages.work(brand, consider);

@@ -147,9 +147,9 @@ pub async fn preview(
             Some((name.clone(), [value.clone(), other.clone()]))
         })
         .collect();
-    let (book, _) = context.brand_cache.of(BTreeSet::from([brand])).await?;
+    let (brand_rules, _) = context.brand_cache.of(BTreeSet::from([brand])).await?;
     let parts = [(true, one.profile.standing.all), (true, other.profile.standing.all)];
-    let limit = over_limit(parts.into_iter(), book.limits(brand));
+    let limit = over_limit(parts.into_iter(), brand_rules.limits(brand));
     let split_before = one.related.iter().any(|r| r.id == merged && r.kind == RelationKind::Split.as_str());
     let (mut whole, mut gone) = (one.profile, other.profile);
     whole.absorb(&mut gone);

@@ -257,7 +257,7 @@ async fn forget_ways(context: &Context, brand: BrandId, split: &Split) -> Result
     let ids: BTreeSet<ProfileId> =
         merges.iter().flat_map(|merge| [merge.absorbed, merge.survivor]).chain([split.restored]).collect();
     let ids: Vec<ProfileId> = ids.into_iter().filter(|id| *id != split.from).collect();
-    let keys = customer360::ways(&context.suppression, brand, &ids, &split.identifiers);
+    let keys = customer360::aliases(&context.suppression, brand, &ids, &split.identifiers);
     if let Err(error) = context.cache.remove(&keys).await {
         tracing::warn!(%error, "cached aliases could not be removed; they expire");
     }

@@ -178,7 +178,7 @@ pub async fn preview(context: &Context, brand: BrandId, text: &str) -> Result<Pr
         let ids = context.automations.profiles(brand, after, PAGE).await?;
         after = ids.last().copied();
         // The connection is given back before anything is evaluated.
-        let sees = expression.speaks_of("events");
+        let sees = expression.references("events");
         let facts = context.automations.begin_reading(brand).await?.facts(&ids, sees).await?;
         let (expression, settings) = (expression.clone(), settings.clone());
         let full = ids.len() as i64 == PAGE;

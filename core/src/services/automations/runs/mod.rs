@@ -103,10 +103,11 @@ impl Rules {
         let of: HashMap<Uuid, BrandId> = jobs.iter().map(|job| (job.run, job.brand)).collect();
         let mut automations = BTreeSet::new();
         for peek in context.automations.peek(&of.keys().copied().collect::<Vec<_>>()).await? {
-            let Some(book) = of.get(&peek.run).and_then(|brand| rules.compiled_brands.get(brand)) else {
+            let Some(of_brand) = of.get(&peek.run).and_then(|brand| rules.compiled_brands.get(brand)) else {
                 continue;
             };
-            let plan = book.plan(&*context.automations, peek.brand, peek.automation, peek.version).await?;
+            let plan =
+                of_brand.plan(&*context.automations, peek.brand, peek.automation, peek.version).await?;
             rules.plans.insert(peek.run, plan);
             rules.profiles.insert(peek.run, peek.profile);
             automations.insert(peek.automation);

@@ -34,7 +34,7 @@ pub(super) struct ActionContext<'a> {
     pub(super) world: &'a World,
     pub(super) outbound: &'a Outbound,
     pub(super) rules: &'a Rules,
-    pub(super) book: &'a CompiledBrand,
+    pub(super) of_brand: &'a CompiledBrand,
     pub(super) facts: &'a Facts,
     pub(super) trigger: Option<&'a Trigger>,
     pub(super) now: Timestamp,
@@ -109,7 +109,7 @@ fn webhook(
     values: &Value,
 ) -> Result<Rendered, String> {
     let custom = data.map(|data| rendering::render_json(data, values)).transpose()?;
-    let name = of.book.automations.get(&run.automation).map(|own| own.plan.definition.name.clone());
+    let name = of.of_brand.automations.get(&run.automation).map(|own| own.plan.definition.name.clone());
     let body = json!({
         "type": "automation.action",
         "timestamp": time::format(of.now),
@@ -174,7 +174,7 @@ impl ActionContext<'_> {
         values: &Value,
         unsubscribe: Option<String>,
     ) -> Result<Rendered, String> {
-        let from = self.book.settings.email_from.clone().ok_or(
+        let from = self.of_brand.settings.email_from.clone().ok_or(
             "the brand's setting email_from is not set, or of a domain that the operator does not let it send from",
         )?;
         let html = html.map(|html| rendering::render(html, values, true)).transpose()?;
@@ -243,12 +243,12 @@ pub(in crate::services::automations) async fn render_emails(
 ) -> Result<Vec<(String, Result<Email, String>)>, StoreError> {
     let now = context.world.now();
     let rules = Rules::of_brands(context, BTreeSet::from([brand])).await?;
-    let Some(book) = rules.compiled_brands.get(&brand) else { return Ok(Vec::new()) };
+    let Some(of_brand) = rules.compiled_brands.get(&brand) else { return Ok(Vec::new()) };
     let of = ActionContext {
         world: &context.world,
         outbound,
         rules: &rules,
-        book,
+        of_brand,
         facts,
         trigger: Some(trigger),
         now,

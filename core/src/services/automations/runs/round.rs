@@ -92,7 +92,7 @@ impl Seen {
         let needs_events = runs
             .iter()
             .filter_map(|run| rules.plan(run.id))
-            .any(|plan| plan.expressions().any(|expression| expression.speaks_of("events")));
+            .any(|plan| plan.expressions().any(|expression| expression.references("events")));
         let facts = tx.facts(&ids, needs_events).await?;
         let triggers: Vec<(BrandId, String)> =
             runs.iter().filter_map(|run| Some((run.brand, run.state.message_id.clone()?))).collect();
@@ -213,7 +213,7 @@ impl Round<'_> {
         let now_ms = self.now_ms;
         run.updated_ms = now_ms;
         let plan = self.rules.plan(run.id);
-        let (Some(plan), Some(book), true) =
+        let (Some(plan), Some(of_brand), true) =
             (plan, self.rules.compiled_brands.get(&run.brand), seen.facts.contains_key(&run.profile))
         else {
             self.cannot_read(run);
@@ -238,7 +238,7 @@ impl Round<'_> {
             }
             Some(_) => {
                 let (trigger, events) = (seen.trigger(run), seen.events_of(run));
-                while let Step::Again = self.step(run, (&plan, book), seen, trigger.as_ref(), &events)? {}
+                while let Step::Again = self.step(run, (&plan, of_brand), seen, trigger.as_ref(), &events)? {}
             }
         }
         Ok(())
@@ -283,7 +283,7 @@ impl Round<'_> {
     fn step(
         &mut self,
         run: &mut Run,
-        (plan, book): (&Plan, &CompiledBrand),
+        (plan, of_brand): (&Plan, &CompiledBrand),
         seen: &mut Seen,
         trigger: Option<&Trigger>,
         events: &[StoredEvent],
@@ -295,7 +295,7 @@ impl Round<'_> {
             facts,
             trigger,
             events,
-            settings: &book.settings,
+            settings: &of_brand.settings,
             sent: &marketing,
             now: self.now,
         };
@@ -308,7 +308,7 @@ impl Round<'_> {
             world: &self.context.world,
             outbound: self.outbound.0,
             rules: self.rules,
-            book,
+            of_brand,
             facts,
             trigger,
             now: self.now,
