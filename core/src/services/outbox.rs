@@ -151,14 +151,8 @@ async fn bring_page(
         };
         let (accepted, known, refused) =
             (of(&[Enqueued::Accepted]), of(&[Enqueued::Duplicate]), of(&[Enqueued::Conflict]));
-        let (mut brought, mut elsewhere) = (accepted, Vec::new());
-        for id in known {
-            // Known by the outbox's own key, it was brought before; by another of its keys, the same delivery came another way.
-            match queue.claim(&staged_key(id)).await? {
-                Some(_) => brought.push(id),
-                None => elsewhere.push(id),
-            }
-        }
+        let (ours, elsewhere) = sort_known(&**queue, known).await?;
+        let brought = [accepted, ours].concat();
         let waiting: HashSet<Uuid> = of(&[Enqueued::OverShare]).into_iter().collect();
         if !refused.is_empty() {
             tracing::error!(
@@ -191,6 +185,19 @@ async fn bring_page(
         });
     }
     Ok(done)
+}
+
+/// Items that a queue knows already: those that the outbox brought before, by its own key, and those whose delivery came another way, by another
+/// of their keys.
+async fn sort_known(queue: &dyn Queue, known: Vec<Uuid>) -> Result<(Vec<Uuid>, Vec<Uuid>), QueueError> {
+    let (mut ours, mut elsewhere) = (Vec::new(), Vec::new());
+    for id in known {
+        match queue.claim(&staged_key(id)).await? {
+            Some(_) => ours.push(id),
+            None => elsewhere.push(id),
+        }
+    }
+    Ok((ours, elsewhere))
 }
 
 fn first_check(queue: &Arc<dyn Queue>) -> Duration {
