@@ -107,7 +107,7 @@ impl SqliteQueue {
             .await
             .map_err(failed)?;
         let more: bool = sqlx::query_scalar(
-            "select exists (select 1 from items where batch is null and not_before_ms = 0)",
+            "select exists (select 1 from items indexed by items_ready where batch is null and not_before_ms = 0)",
         )
         .fetch_one(&mut *tx)
         .await
@@ -124,7 +124,7 @@ impl SqliteQueue {
     async fn anything_ready(&self, now: i64) -> Result<bool, QueueError> {
         sqlx::query_scalar(
             "select not exists (select 1 from paused) and (
-                exists (select 1 from items where batch is null and not_before_ms = 0)
+                exists (select 1 from items indexed by items_ready where batch is null and not_before_ms = 0)
                 or exists (select 1 from items where batch is null and not_before_ms > 0 and not_before_ms <= ?1))",
         )
         .bind(now)
