@@ -134,9 +134,12 @@ impl CustomerSearch for SqlCustomerSearch {
                 select id from profiles where id = $1 and brand_id = $2
                 union
                 select p.id from profiles p join tree on p.merged_into = tree.id
+            ), theirs as (
+                select id from merges where survivor in (select id from tree)
+                union
+                select id from merges where loser in (select id from tree)
             )
-            select {MERGE} from merges
-            where brand_id = $2 and (survivor in (select id from tree) or loser in (select id from tree))
+            select {MERGE} from merges where brand_id = $2 and id in (select id from theirs)
             order by at desc, id desc limit $3"
         );
         let mut tx = self.db.looking_at(brand).await?;

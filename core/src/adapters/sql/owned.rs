@@ -179,18 +179,20 @@ pub(super) async fn merge(tx: &mut Tx, moves: &[Move], related: bool) -> Result<
         let delete = || format!("delete from {table} where {}", owned.is_theirs());
         match owned.merge {
             OnMerge::Move(also) => {
+                // The list says the same once more: without statistics PostgreSQL would read the whole table beside the given rows.
                 let moved = format!(
                     "update {table} set profile_id = given.target{also} from {{given}}
-                    where {table}.profile_id = given.source"
+                    where {table}.profile_id = given.source and {table}.profile_id = any($1)"
                 );
-                tx.sql(moved).given(&given).run().await?;
+                tx.sql(moved).list(from()).given(&given).run().await?;
             }
             OnMerge::Unite => {
                 tx.sql(
                     "insert into segment_members (brand_id, segment, profile_id, since_ms)
                     select brand_id, segment, given.target, since_ms from {given}
-                    join segment_members on profile_id = given.source where true on conflict do nothing",
+                    join segment_members on profile_id = given.source where profile_id = any($1) on conflict do nothing",
                 )
+                .list(from())
                 .given(&given)
                 .run()
                 .await?;
