@@ -1,6 +1,6 @@
 //! The queue alone, on a private Redis (lists and streams, `appendfsync` everysec and always) and on SQLite:
 //! items a second through enqueue, fetch and ack, by batch size; how soon an idle worker has an item; how soon the items
-//! of a worker that was killed come again. `cargo run --release -p tributary-core --example queue_speed`
+//! of a worker that was killed are delivered again. `cargo run --release -p tributary-core --example queue_speed`
 
 use std::io::BufRead;
 use std::process::{Command, Stdio};

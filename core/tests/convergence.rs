@@ -161,13 +161,13 @@ async fn process_all(u: &StoreUnderTest, brand: BrandId, stream: &[Event], deliv
     let worker = async || {
         loop {
             let Some((at, batch)) = waiting.lock().await.next() else { return };
-            let book = unlimited(brand);
-            let run = || process(&*u.store, &*u.locks, &world, &book, &batch);
+            let rules = unlimited(brand);
+            let run = || process(&*u.store, &*u.locks, &world, &rules, &batch);
             if let Some(after) = delivery.kills[at % delivery.kills.len()] {
                 // Dropped wherever it is: its connection closes, its locks stay behind until their time is over.
                 let _ = tokio::time::timeout(Duration::from_micros(after), run()).await;
             }
-            // What was lost comes again, also if it had been committed.
+            // What was lost is delivered again, also if it had been committed.
             loop {
                 match run().await {
                     Err(StoreError::Conflict(_) | StoreError::Fenced(_)) => {}

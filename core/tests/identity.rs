@@ -121,29 +121,29 @@ fn order(message: &str, names: &str, id: &str, total: i64) -> Event {
     Event { order: Some(update), shop: Some("s.example.com".into()), ..event(message, names) }
 }
 
-fn book(limits: Limits) -> BrandRules {
+fn rules_of(limits: Limits) -> BrandRules {
     let settings = Arc::new(BrandSettings { limits, ..BrandSettings::default() });
     BrandRules { settings: HashMap::from([(BRAND, settings)]), ..BrandRules::default() }
 }
 
 fn at_most(kind: IdentifierKind, most: u32) -> BrandRules {
-    book(Limits { kinds: BTreeMap::from([(kind, most)]), ..Limits::default() })
+    rules_of(Limits { kinds: BTreeMap::from([(kind, most)]), ..Limits::default() })
 }
 
-async fn run_by(u: &ContextUnderTest, book: &BrandRules, events: &[Event]) {
+async fn run_by(u: &ContextUnderTest, rules: &BrandRules, events: &[Event]) {
     let c = &u.context;
-    process(&*c.store, &*c.locks, &c.world, book, events).await.unwrap();
+    process(&*c.store, &*c.locks, &c.world, rules, events).await.unwrap();
 }
 
 async fn run(u: &ContextUnderTest, events: &[Event]) {
     run_by(u, &BrandRules::default(), events).await;
 }
 
-/// As the queue would: what lost too many races comes again.
-async fn retrying(u: &ContextUnderTest, book: &BrandRules, events: &[Event]) {
+/// As the queue would: what lost too many races is delivered again.
+async fn retrying(u: &ContextUnderTest, rules: &BrandRules, events: &[Event]) {
     let c = &u.context;
     for _ in 0..100 {
-        match process(&*c.store, &*c.locks, &c.world, book, events).await {
+        match process(&*c.store, &*c.locks, &c.world, rules, events).await {
             Err(StoreError::Conflict(_) | StoreError::Fenced(_)) => {}
             outcome => {
                 outcome.unwrap();
@@ -262,19 +262,19 @@ async fn a_phone_used_again_by_another_joins_nobody_beyond_the_limit(u: &Context
 }
 
 async fn fifty_profiles_merge_at_once_from_eight_workers(u: &ContextUnderTest) {
-    let book = Arc::new(book(Limits::none()));
+    let rules = Arc::new(rules_of(Limits::none()));
     let seeds: Vec<Event> = (0..50).map(|n| event(&format!("s{n}"), &format!("a:browser{n}"))).collect();
     for seed in seeds.chunks(7) {
-        run_by(u, &book, seed).await;
+        run_by(u, &rules, seed).await;
     }
     let work = (0..8).map(|worker| {
-        let book = book.clone();
+        let rules = rules.clone();
         async move {
             for n in 0..50 {
                 // Every worker links each browser to the same user, in another order.
                 let at = (n * 7 + worker * 11) % 50;
                 let link = event(&format!("l{worker}-{at}"), &format!("u:ada a:browser{at}"));
-                retrying(u, &book, &[link]).await;
+                retrying(u, &rules, &[link]).await;
             }
         }
     });
@@ -328,7 +328,7 @@ async fn segments_own_example_of_demotion(u: &ContextUnderTest) {
 }
 
 async fn a_limit_on_merges_stops_and_flags(u: &ContextUnderTest) {
-    let two = book(Limits { merges: 2, ..Limits::default() });
+    let two = rules_of(Limits { merges: 2, ..Limits::default() });
     for n in 0..5 {
         run_by(u, &two, &[event(&format!("s{n}"), &format!("a:b{n}"))]).await;
     }
@@ -349,7 +349,7 @@ async fn what_public_keys_add_fills_no_limit_of_trusted_sources(u: &ContextUnder
         let junk = event(&format!("j{n}"), &format!("p:+491701234567 e:t{n}@thief.example"));
         run(u, &[junk]).await;
     }
-    let few = book(Limits { merges: 2, identifiers: 14, ..Limits::default() });
+    let few = rules_of(Limits { merges: 2, identifiers: 14, ..Limits::default() });
     for n in 0..5 {
         run_by(u, &few, &[event(&format!("b{n}"), &format!("a:thief{n}"))]).await;
         run_by(u, &few, &[event(&format!("l{n}"), &format!("a:thief{n} e:ada@example.com"))]).await;
@@ -567,7 +567,7 @@ async fn an_erased_customers_order_stands_without_them(u: &ContextUnderTest) {
 async fn a_refund_beside_a_merge_leaves_the_order_where_it_went(u: &ContextUnderTest) {
     for round in 0..12 {
         let (one, ada, number) = (format!("a:one{round}"), format!("u:ada{round}"), format!("{round}"));
-        let book = BrandRules::default();
+        let rules = BrandRules::default();
         run(u, &[event(&format!("s{round}"), &ada)]).await;
         run(u, &[order(&format!("o{round}"), &one, &number, 10)]).await;
         // It names only the order, so it locks no profile.
@@ -578,7 +578,7 @@ async fn a_refund_beside_a_merge_leaves_the_order_where_it_went(u: &ContextUnder
         let paid = Refund { at_ms: T0, amount: 4.into(), currency: None, version };
         update.refunds.insert("1".into(), paid);
         let (refund, link) = ([refund], [event(&format!("l{round}"), &format!("{one} {ada}"))]);
-        tokio::join!(retrying(u, &book, &link), retrying(u, &book, &refund));
+        tokio::join!(retrying(u, &rules, &link), retrying(u, &rules, &refund));
         let found = customer(u, &ada).await;
         assert_eq!((found.orders_count, found.refunded["USD"].as_str()), (1, "4.00"), "round {round}");
     }

@@ -1,4 +1,4 @@
-//! Working off a batch on a real store: what becomes of each item, whatever its neighbours are.
+//! Processing a batch on a real store: what becomes of each item, whatever its neighbours are.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -163,7 +163,7 @@ async fn whoever_has_the_signing_secret_can_make_no_link_and_links_of_old_stay_v
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_key_is_refused_in_words_and_the_old_one_beside_a_new_one_opens_and_seals_anew() {
+async fn another_key_is_refused_in_words_and_the_old_one_beside_a_new_one_opens_and_seals_again() {
     let u = services_context().await;
     let brand = u.context.brand_ports.brands.add_brand("Acme").await.unwrap();
     let first = SecretKey::random(&World::real());

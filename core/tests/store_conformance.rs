@@ -577,7 +577,7 @@ async fn an_ordinary_owner_runs_everything_and_stands_before_the_wall_itself() {
     }
 }
 
-/// As the queue would: a batch that lost too many races comes again.
+/// As the queue would: a batch that lost too many races is delivered again.
 async fn retrying(store: &dyn Store, locks: &dyn Locks, world: &World, events: &[Event]) {
     for _ in 0..50 {
         match process(store, locks, world, &unlimited(BRAND), events).await {

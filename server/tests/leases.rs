@@ -133,7 +133,7 @@ async fn a_worker_beats_while_it_works_and_stops_when_its_lease_is_lost() {
     clock.sleep(SLOW + LEASE).await;
     assert_eq!(slow.opened.load(Ordering::SeqCst), 1, "nothing was opened under a lost lease");
     assert_eq!(app.context.queue.repair().await.unwrap().strays, 1, "and what it held is found");
-    until("it comes again", &|| slow.opened.load(Ordering::SeqCst) == 2).await;
+    until("it is delivered again", &|| slow.opened.load(Ordering::SeqCst) == 2).await;
     app.client().drain(Duration::from_secs(10), |_| {}).await.unwrap();
     stop.cancel();
     worker.await.unwrap();

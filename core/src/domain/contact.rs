@@ -1,7 +1,7 @@
 //! Where a customer is written to, and whether they want to be.
 //!
-//! An address is written to because a trusted source told it: the newest that one told. Only where none did, the one that a public
-//! key told, as a newsletter's form does. Consent is about an address, not about whoever has it: what was said of one address says
+//! An address is written to because a trusted source stated it: the newest that one stated. Only where none did, the one that a public
+//! key stated, as a newsletter's form does. Consent is about an address, not about whoever has it: what was said of one address says
 //! nothing of another. What a trusted source says of consent names no address where it is about all of a customer's.
 
 use super::customer360::StoredConsent;
@@ -14,7 +14,7 @@ use super::profile::Profile;
 pub struct Address {
     /// The e-mail address or telephone number, normalised.
     pub value: String,
-    /// Whether a trusted source told it.
+    /// Whether a trusted source stated it.
     pub trusted: bool,
 }
 
@@ -28,7 +28,7 @@ pub fn address(
     let held = profile.traits.get(kind.as_str());
     let stated = held.and_then(|held| Rules::default().identifier(kind, held.value.as_str()?));
     for (of, is_trusted) in [(trusted, true), (identifiers, false)] {
-        // The trait is the newest that was said; one that a public key told says nothing where trusted addresses are there.
+        // The trait is the newest that was said; one that a public key stated says nothing where trusted addresses are there.
         let newest = stated
             .as_ref()
             .filter(|stated| of.contains(stated))
@@ -49,7 +49,7 @@ pub fn holding<'c>(
 ) -> Option<&'c StoredConsent> {
     let about = |consent: &StoredConsent| match &consent.address {
         Some(of) => address.is_some_and(|address| address.value == *of),
-        // A public key names the address that it gives consent for, and where one told the address, a trusted source does, too; to take it
+        // A public key names the address that it gives consent for, and where one stated the address, a trusted source does, too; to take it
         // back nobody need.
         None => !consent.is_given() || (consent.source.is_trusted() && address.is_none_or(|at| at.trusted)),
     };
@@ -135,7 +135,7 @@ mod tests {
         assert!(!of(&[shop.clone(), link.clone()], "a@x.example"));
         assert!(of(&[said("subscribed", Some("a@x.example"), Source::Shopify, 8), link], "a@x.example"));
         assert!(!allows(&[form], Channel::Sms, None));
-        // What a trusted source says without an address is not about one that a public key told.
+        // What a trusted source says without an address is not about one that a public key stated.
         let all = [said("subscribed", None, Source::Shopify, 5)];
         assert!(!of(&all, "thief@x.example"));
         let trusted = Address { value: "a@x.example".into(), trusted: true };

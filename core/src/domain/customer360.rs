@@ -403,7 +403,7 @@ pub fn event_json(event: &StoredEvent) -> Value {
     })
 }
 
-/// A message that is too long to be held, with what is read of it: only a webhook's can be told in short.
+/// A message that is too long to be held, with what is read of it: only a webhook's can be said in short.
 pub(crate) fn in_short(event: &StoredEvent) -> Option<String> {
     (event.kind == EventKind::Shopify.as_str()).then(|| properties(event).to_string())
 }

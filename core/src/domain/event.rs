@@ -57,7 +57,7 @@ impl EventKind {
     }
 }
 
-/// Who told something. What a [trusted](Source::is_trusted) source told is never overridden by what a public key says.
+/// Who stated something. What a [trusted](Source::is_trusted) source stated is never overridden by what a public key says.
 #[derive(
     Clone,
     Copy,

@@ -50,7 +50,7 @@ pub struct Activity {
     pub product: Option<ProductEvent>,
 }
 
-/// A product as webhooks have told of it.
+/// A product as webhooks have described it.
 #[derive(Clone, Debug)]
 pub struct KnownProduct {
     pub id: String,

@@ -29,7 +29,7 @@ pub struct Order {
     pub currency: String,
     /// What was sold in all, in `currency`, whatever was taken out or paid back later.
     pub total: Decimal,
-    /// The total without what was taken out and what was returned, where that is told.
+    /// The total without what was taken out and what was returned, where that is stated.
     pub current_total: Option<Decimal>,
     /// The total in the currency that the customer saw, where that is another.
     pub presentment: Option<Amount>,
@@ -247,7 +247,7 @@ impl OrderUpdate {
     }
 }
 
-/// The id under which refunds stand of which only their sum is known. Once they are told one by one, it counts no more.
+/// The id under which refunds stand of which only their sum is known. Once they are reported one by one, it counts no more.
 pub const SUM: &str = "sum";
 
 /// All that is known of an order.

@@ -207,7 +207,7 @@ fn list_of(list: &Value, each: impl Fn(&Value) -> Value) -> Value {
     list.as_array().map_or(Value::Null, |list| list.iter().map(each).collect())
 }
 
-/// An object of what is told.
+/// An object of what is reported.
 fn stated<const N: usize>(fields: [(&str, Value); N]) -> Value {
     let is_empty =
         |value: &Value| value.is_null() || value == "" || value.as_object().is_some_and(Map::is_empty);

@@ -1,6 +1,6 @@
 //! A customer's profile: how events change it, and how two become one.
 //!
-//! Invariant: both operations commute. Traits keep the newest value that a trusted source told, or else the newest of all, by
+//! Invariant: both operations commute. Traits keep the newest value that a trusted source stated, or else the newest of all, by
 //! its [`Version`](super::version::Version); times keep their extremes, counters add up; so any order of events and merges ends in the same profile.
 
 use std::collections::BTreeMap;

@@ -55,7 +55,7 @@ pub struct BrandSettings {
     pub frequency_cap: Option<Cap>,
     /// Whom e-mails come from, like `Shop <hello@shop.example>`. Without it none are sent.
     pub email_from: Option<String>,
-    /// Whether an address that only a public key told must be confirmed (the step `confirm`) before it gets any other e-mail.
+    /// Whether an address that only a public key stated must be confirmed (the step `confirm`) before it gets any other e-mail.
     pub confirm_addresses: bool,
 }
 

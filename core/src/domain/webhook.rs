@@ -82,7 +82,7 @@ struct Shape {
 }
 
 /// Whether what is done under a topic cannot be taken back, and Shopify sends its bodies under no other. (An order that is
-/// cancelled is told under several topics.)
+/// cancelled is reported under several topics.)
 pub fn is_destructive(topic: &str) -> bool {
     topic.ends_with("/delete") || topic.ends_with("/redact") || topic == "app/uninstalled"
 }

@@ -172,9 +172,9 @@ pub async fn answer(
         }
     };
     match answer {
-        Err(away) if !matches!(away, StoreError::Invalid(_)) => {
+        Err(error) if !matches!(error, StoreError::Invalid(_)) => {
             context.store_health.note_unavailable();
-            last_copy(context, brand, asked).await.ok_or(away).map(Some)
+            last_copy(context, brand, asked).await.ok_or(error).map(Some)
         }
         answer => answer,
     }

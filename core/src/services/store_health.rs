@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::ports::clock::Moment;
 use crate::ports::world::World;
 
-/// How long a store that was found away is taken to be so, and how long a question waits for it meanwhile.
+/// How long a store that was found unavailable is taken to be so, and how long a question waits for it meanwhile.
 const STALE_FOR: Duration = Duration::from_secs(1);
 
 /// When the store was last found unavailable.

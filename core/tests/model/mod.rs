@@ -34,7 +34,7 @@ pub struct Entry {
     pub suspect: bool,
     pub losses: u32,
     pub history: usize,
-    /// The key under which it may come again.
+    /// The key under which it may be delivered again.
     pub key: Option<u8>,
     /// Whose it is; 0: nobody's.
     pub brand: i64,

@@ -35,7 +35,7 @@ use crate::cli::ServeArgs;
 
 /// Orders that are enqueued at once.
 const BATCH: usize = 500;
-/// How long to wait when the queue is full or away, and how often.
+/// How long to wait when the queue is full or unavailable, and how often.
 const WAIT: Duration = Duration::from_secs(2);
 /// See [`WAIT`]: ten minutes in all.
 const WAITS: u32 = 300;

@@ -112,7 +112,7 @@ pub(super) async fn writer(
     Ok(sender)
 }
 
-/// What was read of a body. Where it could not be, the key in the headers still says whose it is, and its owner is told.
+/// What was read of a body. Where it could not be, the key in the headers still says whose it is, and its owner is informed.
 pub(super) async fn of_whom<T>(
     state: &AppState,
     headers: &HeaderMap,

@@ -373,8 +373,8 @@ pub enum Action {
         #[serde(default = "yes")]
         marketing: bool,
     },
-    /// Asks whoever reads an e-mail address that only a public key told whether it is theirs and whether they want marketing there
-    /// (double opt-in). Only where the public key told of consent for it, too. The template's `confirm_url` is the link.
+    /// Asks whoever reads an e-mail address that only a public key stated whether it is theirs and whether they want marketing there
+    /// (double opt-in). Only where the public key stated consent for it, too. The template's `confirm_url` is the link.
     Confirm {
         /// The subject, a template.
         subject: String,

@@ -54,8 +54,8 @@ pub fn context(facts: &Facts, trigger: Option<&Trigger>) -> Value {
     serde_json::json!({"customer": facts.json(), "event": trigger.map(Trigger::json)})
 }
 
-/// What a template of an e-mail may speak of: traits that a public key told carry no links, and where only a public key told the
-/// address, neither does an event that one told.
+/// What a template of an e-mail may speak of: traits that a public key stated carry no links, and where only a public key stated the
+/// address, neither does an event that one sent.
 pub fn mail_context(facts: &Facts, trigger: Option<&Trigger>) -> Value {
     let mut values = context(facts, trigger);
     let address = facts.address(Channel::Email);

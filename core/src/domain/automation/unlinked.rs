@@ -1,4 +1,4 @@
-//! What a public key told, without what mail programs make links of.
+//! What a public key stated, without what mail programs make links of.
 //!
 //! Whoever has a page of the shop open can give a customer a trait, or write an address into a newsletter's form together with words
 //! of their own. A mail would carry these in the brand's name: so they lead nowhere.

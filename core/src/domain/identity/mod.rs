@@ -120,7 +120,7 @@ mod tests {
         // What the first has by a public word goes to the second, if a trusted source says so; not if it says it of both.
         assert_eq!(taken(&[vec![1, 2]]), BTreeSet::from([1]));
         assert_eq!((taken(&[vec![0, 1]]), taken(&[vec![0, 1], vec![1, 2]])), <_>::default());
-        // Whom nobody trusted knew is one of the two people that are told of now, not both.
+        // Whom nobody trusted knew is one of the two people that are named now, not both.
         assert_eq!((taken(&[vec![3, 4]]).len(), taken(&[vec![3, 4], vec![5]])), (0, BTreeSet::from([5])));
         let limits = Limits::default();
         let known = Standing { known: true, ..Standing::default() };

@@ -22,7 +22,7 @@ pub struct Pruned {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     Split,
-    /// Only a public key told of it.
+    /// Only a public key stated it.
     Untrusted,
     /// What they would have become is over this limit.
     Limit(String),
@@ -108,7 +108,7 @@ pub fn disowned<'e>(
 ) -> BTreeSet<usize> {
     let mut firm = Firm::of(firm_events.clone(), identifiers, known);
     let mut taken = BTreeSet::new();
-    // Somebody whom nobody trusted knows yet is whoever is told of first.
+    // Somebody whom nobody trusted knows yet is whoever is named first.
     let mut becomes: BTreeMap<ProfileId, usize> = BTreeMap::new();
     for &place in firm_events.flatten() {
         let held = &identifiers[place];

@@ -55,7 +55,7 @@ pub(super) fn order_update(
             left_out: left_out(body, topic),
             ..blank(about("id")?)
         },
-        // What else is told of an order is its own: it goes when the order's customer is erased.
+        // What else is reported of an order is its own: it goes when the order's customer is erased.
         _ => match id_in(body, "order_id").or_else(|| id_in(&body["order"], "id")) {
             Some(id) => blank(id),
             None => return Ok(None),
@@ -118,7 +118,7 @@ fn order(body: &Value, topic: &str, updated_at: Timestamp) -> Result<Order, Reje
 }
 
 /// What was bought: without what was taken out of the order, and with what was returned. Both are less in the current quantity; which it
-/// was the refunds say, where they are told line by line.
+/// was the refunds say, where they are reported line by line.
 fn items(body: &Value) -> Result<Vec<Item>, Rejection> {
     let paid_back: Vec<&Value> = list(body, "refunds")
         .iter()
@@ -191,7 +191,7 @@ fn paid_back(refund: &Value, updated_at: Timestamp, version: &Version) -> Result
     let mut sum = Decimal::ZERO;
     let mut currency = None;
     for transaction in list(refund, "transactions").iter().filter(|one| is_paid_back(one)) {
-        // The amount in the shop's money, where it is told; else in the money it was paid with.
+        // The amount in the shop's money, where it is stated; else in the money it was paid with.
         match money_in(transaction, "amount_set", "shop_money")? {
             Some(shop) => sum += shop.amount,
             None => {

@@ -1,5 +1,5 @@
 //! Links by which whoever reads an e-mail address confirms that it is theirs and that they want marketing there (double opt-in).
-//! From then on the address is as good as one that the brand itself told.
+//! From then on the address is as good as one that the brand itself stated.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -118,8 +118,8 @@ pub async fn ask(
     }
     let trial_id = context.world.id();
     let asked = serde_json::to_vec(&Asked { automation: id, trial }).unwrap_or_default();
-    let away = |error| StoreError::Unavailable(format!("{error}").into());
-    context.cache.put(&asked_key(brand, trial_id), asked.into(), KEPT).await.map_err(away)?;
+    let unavailable = |error| StoreError::Unavailable(format!("{error}").into());
+    context.cache.put(&asked_key(brand, trial_id), asked.into(), KEPT).await.map_err(unavailable)?;
     let mut tx = context.automations.begin_for(brand).await?;
     tx.stage(&[Job::Trial { brand, trial: trial_id }.stage()], context.world.now_ms()).await?;
     tx.commit().await?;

@@ -232,7 +232,7 @@ async fn rebuilt(
         .map(|held| Event::new(brand, held.message_id.clone(), EventKind::Identify, Timestamp::default()))
         .collect();
     let known = if said.is_empty() { Default::default() } else { tx.known_events(&said).await? };
-    // What an event of this profile said stands; what nobody's event says any more was retained, and stands unless it is told.
+    // What an event of this profile said stands; what nobody's event says any more was retained, and stands unless it is stated.
     let of = |message: &String| EventId { brand, message_id: message.clone() };
     elsewhere.retain(|message| known.get(&of(message)).is_none_or(|owner| *owner != Some(id)));
     elsewhere

@@ -144,7 +144,7 @@ async fn forget(
     // Before anything is gone: both are needed afterwards.
     context.queue.stats().await?;
     context.automation_queue.stats().await?;
-    context.cache.ping().await.map_err(away)?;
+    context.cache.ping().await.map_err(unavailable)?;
     let rules = context.brand_cache.rules(brand).await?;
     let what = Erasure {
         profiles: subject.profiles.clone(),
@@ -159,7 +159,7 @@ async fn forget(
         erased.identifiers.iter().chain(&subject.identifiers).cloned().collect();
     let (profiles, names): (Vec<ProfileId>, Vec<Identifier>) =
         (profiles.into_iter().collect(), known.iter().cloned().collect());
-    customer360::forget(context, brand, &profiles, &names).await.map_err(away)?;
+    customer360::forget(context, brand, &profiles, &names).await.map_err(unavailable)?;
     let mut letters = 0;
     if suppress {
         let person = Person { brand, rules: &rules, identifiers: &known, profiles: &profiles };
@@ -183,7 +183,7 @@ async fn forget(
     Ok(erased)
 }
 
-fn away(error: CacheError) -> StoreError {
+fn unavailable(error: CacheError) -> StoreError {
     StoreError::Unavailable(Fault::of(error))
 }
 
@@ -363,7 +363,7 @@ async fn carry_out_one(
     }
 }
 
-/// Forgets every customer that a shop told of, and everything else that it told. Their identifiers are not suppressed: nobody
+/// Forgets every customer that a shop reported, and everything else that it reported. Their identifiers are not suppressed: nobody
 /// has asked for that. It is done once nobody can believe any more that the shop is as it was: what was under way then is gone, too.
 async fn erase_shop(
     context: &Context,
@@ -481,7 +481,9 @@ async fn retain_of(context: &Context, brand: BrandId) -> Result<u64, PrivacyErro
             // Nobody asked to be forgotten: who comes back is known again, and who has come back meanwhile stays.
             let what = Erasure { profiles: vec![id], only_empty: true, ..Erasure::default() };
             let gone = erased(context, brand, &what).await?;
-            customer360::forget(context, brand, &gone.profiles, &gone.identifiers).await.map_err(away)?;
+            customer360::forget(context, brand, &gone.profiles, &gone.identifiers)
+                .await
+                .map_err(unavailable)?;
         }
     }
     Ok(deleted)

@@ -487,7 +487,7 @@ mod tests {
         world.settings.frequency_cap = None;
         world.facts.consents.clear();
         assert!(why(&world).2.unwrap().contains("not consented"));
-        // An address that only a public key told gets mail under a consent for it, and where the brand asks for no more.
+        // An address that only a public key stated gets mail under a consent for it, and where the brand asks for no more.
         world.facts.trusted.clear();
         assert!(why(&world).2.unwrap().contains("the address comes from a public key only"));
         world.facts.consents.push(StoredConsent {
